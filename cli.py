@@ -1,0 +1,83 @@
+"""What every entry script shares: one-line errors, common arguments, the device.
+
+Bad input ends a script with exit status 2 and ONE line on stderr, ``script.py: error: what is wrong; what to do``,
+without a traceback. Library code raises :class:`UserError` for that; scripts pass their ``main`` to :func:`run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+
+class UserError(Exception):
+    """Something the user can put right. The message names the culprit and the remedy, in one line."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with defaults shown in ``--help`` and errors on a single line."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call ``main`` and exit: 0, or 2 with one line on stderr for a :class:`UserError`."""
+    try:
+        main()
+    except UserError as error:
+        one_line = " ".join(str(error).split())
+        print(f"{Path(sys.argv[0]).name}: error: {one_line}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `script | head`: the reader left, which is no error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(0)
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto: the GPU if there is one")
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a device that exists. Raises UserError otherwise."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name!r} is not a device; use cpu, cuda, cuda:N or auto") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"--device {name}: this machine shows {torch.cuda.device_count()} GPU(s); use --device cpu or auto")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name!r} is not supported; use cpu, cuda, cuda:N or auto")
+    return device
+
+
+def make_output_dir(path: str | Path) -> Path:
+    """Create ``path`` (and parents) and prove that files can be written there. Raises UserError."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write_test_{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to the output folder {path}: {error.strerror}; choose another with --output_dir") from None
+    return path
+
+
+def seed_range(start: int, end: int) -> Sequence[int]:
+    """Seeds ``start <= seed < end``. Raises UserError where that is empty or negative."""
+    if start < 0 or end <= start:
+        raise UserError(f"seeds {start} to {end}: --seeds_end must be greater than --seeds_start, and neither may be negative")
+    return range(start, end)

@@ -1,0 +1,381 @@
+"""Curricula: all settings of a run, the published ones and our own, validated when made.
+
+A :class:`Curriculum` is frozen. Its defaults are the values the published runs have in common, so an entry of
+:data:`CURRICULUMS` states only what is its own. To add one, add an entry. ``Curriculum.from_dict`` also reads the
+published dictionaries (stage settings under integer keys, the last key being the end), as found in an ``options.txt``.
+
+Angles are radians, except ``fov`` (degrees, full angle). Distances are along the unit ray: the camera sits at
+distance 1 from the origin, so the object lies around t = 1.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cli import UserError
+
+MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN128", "EmbeddingPiGAN256")
+SAMPLE_DISTS = ("gaussian", "uniform", "truncated_gaussian", "hybrid", "spherical_uniform", None)
+MAX_DISC_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Settings that hold from ``start_step`` until the next stage. Batch sizes are per process (GPU)."""
+
+    start_step: int
+    batch_size: int
+    img_size: int
+    gen_lr: float
+    disc_lr: float
+    batch_split: int = 1
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Every setting of a run; see the module docstring. Invalid values raise :class:`cli.UserError`."""
+
+    name: str
+    dataset: str
+    stages: tuple[Stage, ...]
+    end_step: int
+
+    # Cameras and rays
+    fov: float = 12.0
+    ray_start: float = 0.88
+    ray_end: float = 1.12
+    h_stddev: float = 0.3
+    v_stddev: float = 0.155
+    h_mean: float = math.pi / 2
+    v_mean: float = math.pi / 2
+    sample_dist: str | None = "gaussian"
+
+    # Networks
+    model: str = "SPATIALSIRENBASELINE"
+    generator: str = "ImplicitGenerator3d"
+    discriminator: str = "ProgressiveEncoderDiscriminator"
+    latent_dim: int = 256
+    z_dist: str = "gaussian"
+    hidden_dim: int = 256
+    num_layers: int = 8
+    disc_channels: tuple[int, ...] = (16, 32, 64, 128, 256, 400, 400, 400, 400)
+
+    # Rendering
+    pred_occ: bool = True  # True: alpha = sigmoid(logit) (GOF). False: radiance field (pi-GAN).
+    surface_sample: bool = True
+    hierarchical_sample: bool = True
+    num_steps_coarse: int = 9
+    num_steps_surface: int = 9
+    num_steps_fine: int = 6
+    tau: float = 0.5
+    root_method: str = "secant"
+    n_secant_steps: int = 4
+    interval_max: float = 0.12
+    interval_min: float = 0.03
+    decay_beta: float = 1e-5
+    clamp_mode: str = "relu"
+    last_back: bool = False
+    eval_last_back: bool = True
+    white_back: bool = False
+
+    # Losses
+    r1_lambda: float = 1.0
+    z_lambda: float = 0.0
+    pos_lambda: float = 15.0
+    topk_interval: int = 2000
+    topk_v: float = 0.6
+    with_opacprior: bool = True
+    opacprior_lambda_init: float = 0.05
+    opacprior_growth_rate: float = 0.5e-5
+    with_normal_loss: bool = True
+    get_normal_with_pred_depth: bool = True  # published key; the surface point is always the predicted root
+    normal_lambda: float = 0.05
+    h_sample: float = 0.01
+
+    # Optimisation
+    betas: tuple[float, float] = (0.0, 0.9)
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    unique_lr: bool = True  # True: one rate for all of G, as the published results have it. False: mapping at 5%.
+    fade_steps: int = 10000
+    init_ball_radius: float = 0.0  # > 0: fit the field to a ball of this radius before adversarial training
+
+    # Evaluation
+    num_eval_imgs: int = 8000
+
+    def __post_init__(self) -> None:
+        problem = next(_problems(self), None)
+        if problem:
+            raise UserError(f"curriculum {self.name}: {problem}")
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage that holds at ``step``."""
+        return [stage for stage in self.stages if stage.start_step <= max(step, 0)][-1]
+
+    @property
+    def max_img_size(self) -> int:
+        return max(stage.img_size for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers only: what checkpoints hold and :meth:`from_dict` reads."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[Any, Any], name: str | None = None) -> Curriculum:
+        """From :meth:`to_dict`'s output or a published dictionary. Unknown or missing keys raise UserError."""
+        settings = dict(settings)
+        label = name or settings.get("name") or "(unnamed)"
+        stage_keys = sorted(key for key in settings if isinstance(key, int))
+        if stage_keys:
+            stage_dicts = [{"start_step": key, **settings.pop(key)} for key in stage_keys]
+            end = stage_dicts.pop() if set(stage_dicts[-1]) == {"start_step"} else None
+            settings["stages"] = stage_dicts
+            if end is not None:
+                settings["end_step"] = end["start_step"]
+        settings["name"] = label
+        _reject_unknown(label, settings, {f.name for f in dataclasses.fields(cls)}, "setting")
+        _reject_missing(label, settings, ("dataset", "stages", "end_step"))
+        stages = []
+        stage_fields = {f.name for f in dataclasses.fields(Stage)}
+        for stage in settings["stages"]:
+            if isinstance(stage, Stage):
+                stage = dataclasses.asdict(stage)
+            if not isinstance(stage, Mapping):
+                raise UserError(f"curriculum {label}: a stage must be a dictionary of settings, not {stage!r}")
+            _reject_unknown(label, stage, stage_fields, "stage setting")
+            _reject_missing(label, stage, [name for name in stage_fields if name != "batch_split"])
+            stages.append(Stage(**stage))
+        settings["stages"] = tuple(stages)
+        for key in ("betas", "disc_channels"):
+            if isinstance(settings.get(key), list):
+                settings[key] = tuple(settings[key])
+        return cls(**settings)
+
+    def with_overrides(self, assignments: Iterable[str]) -> Curriculum:
+        """Apply ``key=value`` strings (Python literals). A stage's key (``img_size=16``) applies to every stage."""
+        settings = self.to_dict()
+        stage_keys = {f.name for f in dataclasses.fields(Stage)} - {"start_step"}
+        for assignment in assignments:
+            key, separator, text = assignment.partition("=")
+            if not separator:
+                raise UserError(f"--set {assignment!r}: write key=value")
+            try:
+                value = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                value = text
+            if key in stage_keys:
+                settings["stages"] = [{**stage, key: value} for stage in settings["stages"]]
+            else:
+                settings[key] = value
+        return Curriculum.from_dict(settings, self.name)
+
+
+def _reject_unknown(label: str, settings: Mapping[str, Any], known: set[str], kind: str) -> None:
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise UserError(f"curriculum {label}: unknown {kind} {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _reject_missing(label: str, settings: Mapping[str, Any], required: Iterable[str]) -> None:
+    for key in required:
+        if key not in settings:
+            raise UserError(f"curriculum {label}: the setting {key!r} is missing")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_POSITIVE = ("fov", "interval_max", "interval_min", "h_sample", "grad_clip", "ray_start", "ray_end", "opacprior_lambda_init")
+_NON_NEGATIVE = (
+    *("h_stddev", "v_stddev", "decay_beta", "r1_lambda", "z_lambda", "pos_lambda", "normal_lambda"),
+    *("weight_decay", "opacprior_growth_rate", "init_ball_radius", "h_mean", "v_mean"),
+)
+_COUNTS = ("latent_dim", "hidden_dim", "num_layers", "num_steps_coarse", "topk_interval", "fade_steps", "end_step", "num_eval_imgs")
+_COUNTS_OR_ZERO = ("num_steps_surface", "num_steps_fine", "n_secant_steps")
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "sample_dist": SAMPLE_DISTS,
+    "model": MODELS,
+    "generator": ("ImplicitGenerator3d",),
+    "discriminator": ("ProgressiveEncoderDiscriminator",),
+    "clamp_mode": ("relu", "softplus"),
+    "z_dist": ("gaussian", "uniform"),
+    "root_method": ("secant", "bisection"),
+}
+
+
+def _problems(c: Curriculum) -> Iterable[str]:
+    """What is impossible about the settings, in words."""
+    for f in dataclasses.fields(c):
+        if f.type == "bool" and not isinstance(getattr(c, f.name), bool):
+            yield f"{f.name} must be True or False, not {getattr(c, f.name)!r}"
+    for key in (*_POSITIVE, *_NON_NEGATIVE, "tau", "topk_v"):
+        if not _is_number(getattr(c, key)):
+            yield f"{key} must be a finite number, not {getattr(c, key)!r}"
+    for key in _POSITIVE:
+        if getattr(c, key) <= 0:
+            yield f"{key} must be positive, not {getattr(c, key)!r}"
+    for key in _NON_NEGATIVE:
+        if getattr(c, key) < 0:
+            yield f"{key} must not be negative, not {getattr(c, key)!r}"
+    for keys, least in ((_COUNTS, 1), (_COUNTS_OR_ZERO, 0)):
+        for key in keys:
+            value = getattr(c, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                yield f"{key} must be a whole number of at least {least}, not {value!r}"
+    for key, choices in _CHOICES.items():
+        if getattr(c, key) not in choices:
+            yield f"{key} must be one of {', '.join(map(str, choices))}, not {getattr(c, key)!r}"
+    if not 0 < c.fov < 180:
+        yield f"fov must lie between 0 and 180 degrees, not {c.fov!r}"
+    if c.ray_end <= c.ray_start:
+        yield f"ray_end ({c.ray_end}) must be greater than ray_start ({c.ray_start})"
+    if c.interval_min > c.interval_max:
+        yield f"interval_min ({c.interval_min}) must not exceed interval_max ({c.interval_max})"
+    if c.surface_sample and c.interval_max > (c.ray_end - c.ray_start) / 2 + 1e-9:
+        yield f"interval_max ({c.interval_max}) must not exceed half the ray, {(c.ray_end - c.ray_start) / 2:.4g}"
+    if not 0 < c.tau < 1:
+        yield f"tau must lie between 0 and 1, not {c.tau!r}"
+    if not 0 < c.topk_v <= 1:
+        yield f"topk_v must lie in (0, 1], not {c.topk_v!r}"
+    if c.num_steps_coarse < 2:
+        yield f"num_steps_coarse must be at least 2, not {c.num_steps_coarse}"
+    if c.surface_sample and not c.pred_occ:
+        yield "surface_sample needs pred_occ: a radiance field has no surface to find"
+    if c.surface_sample and c.num_steps_surface < 2:
+        yield f"num_steps_surface must be at least 2 with surface_sample, not {c.num_steps_surface}"
+    if (c.with_opacprior or c.with_normal_loss) and not c.pred_occ:
+        yield "with_opacprior and with_normal_loss need pred_occ"
+    if not (isinstance(c.betas, tuple) and len(c.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in c.betas)):
+        yield f"betas must be two numbers in [0, 1), not {c.betas!r}"
+    if not (isinstance(c.disc_channels, tuple) and len(c.disc_channels) == 9 and all(isinstance(n, int) and n > 0 for n in c.disc_channels)):
+        yield f"disc_channels must be 9 positive whole numbers (512 px down to 2 px), not {c.disc_channels!r}"
+    yield from _stage_problems(c)
+
+
+def _stage_problems(c: Curriculum) -> Iterable[str]:
+    if not c.stages or c.stages[0].start_step != 0:
+        yield "the first stage must start at step 0"
+    starts = [stage.start_step for stage in c.stages] + [c.end_step]
+    if any(later <= earlier for earlier, later in zip(starts, starts[1:], strict=False)):
+        yield f"stages must start at rising steps and before the end, not at {starts}"
+    for stage in c.stages:
+        where = f"stage from step {stage.start_step}:"
+        for key in ("batch_size", "img_size", "batch_split"):
+            value = getattr(stage, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                yield f"{where} {key} must be a whole number of at least 1, not {value!r}"
+        for key in ("gen_lr", "disc_lr"):
+            if not _is_number(getattr(stage, key)) or getattr(stage, key) <= 0:
+                yield f"{where} {key} must be positive, not {getattr(stage, key)!r}"
+        if stage.batch_size % stage.batch_split:
+            yield f"{where} batch_size {stage.batch_size} is not divisible by batch_split {stage.batch_split}"
+        if stage.img_size & (stage.img_size - 1) or not 4 <= stage.img_size <= MAX_DISC_SIZE:
+            yield f"{where} img_size {stage.img_size} has no discriminator layer; use a power of two from 4 to {MAX_DISC_SIZE}"
+
+
+def _three_stages(second: int, third: int, lr: float, end: int) -> dict[str, Any]:
+    """The published progression 32 -> 64 -> 128 px."""
+    return {
+        "stages": (
+            Stage(0, 16, 32, lr, 2e-4),
+            Stage(second, 8, 64, lr, 2e-4),
+            Stage(third, 4, 128, 4e-6, 2e-5, batch_split=2),
+        ),
+        "end_step": end,
+    }
+
+
+_PIGAN: dict[str, Any] = {  # a radiance field: the same code with the surface switched off
+    "pred_occ": False,
+    "surface_sample": False,
+    "with_opacprior": False,
+    "with_normal_loss": False,
+    "num_steps_coarse": 12,
+    "num_steps_surface": 0,
+    "num_steps_fine": 12,
+}
+
+
+def _published() -> Iterable[Curriculum]:
+    yield Curriculum(
+        name="BFM",
+        dataset="BFM",
+        **_three_stages(second=10_000, third=60_000, lr=5e-5, end=80_000),
+        **{"decay_beta": 3e-5, "interval_min": 0.02, "opacprior_lambda_init": 0.1, "opacprior_growth_rate": 4e-5},
+        **{"normal_lambda": 0.01, "h_sample": 1e-3, "num_steps_surface": 12, "num_steps_fine": 3},
+    )
+    yield Curriculum(
+        name="CelebA",
+        dataset="CelebA",
+        **_three_stages(second=20_000, third=160_000, lr=5e-5, end=200_000),
+    )
+    yield Curriculum(
+        name="CATS",
+        dataset="Cats",
+        **_three_stages(second=5_000, third=30_000, lr=4e-5, end=40_000),
+        **{"ray_start": 0.8, "ray_end": 1.2, "h_stddev": 0.5, "v_stddev": 0.4, "sample_dist": "uniform"},
+        **{"decay_beta": 2e-5, "interval_max": 0.2, "interval_min": 0.1, "opacprior_growth_rate": 1e-5, "num_eval_imgs": 6444},
+    )
+    yield Curriculum(
+        name="PIGAN_CelebA",
+        dataset="CelebA",
+        stages=(Stage(0, 32, 32, 6e-5, 2e-4), Stage(20_000, 16, 64, 6e-5, 2e-4)),
+        end_step=200_000,
+        **{"r1_lambda": 0.2, "grad_clip": 10.0},
+        **_PIGAN,
+    )
+
+
+_SYNTH_CAMERA: dict[str, Any] = {"h_stddev": 0.7, "v_stddev": 0.25, "sample_dist": "uniform", "dataset": "Heads"}
+
+
+def _our_own() -> Iterable[Curriculum]:
+    yield Curriculum(
+        name="SYNTH",
+        stages=(Stage(0, 32, 32, 5e-5, 2e-4), Stage(8_000, 16, 64, 5e-5, 2e-4)),
+        end_step=30_000,
+        **{"decay_beta": 1e-4, "init_ball_radius": 0.08, "num_eval_imgs": 2048},
+        **_SYNTH_CAMERA,
+    )
+    yield Curriculum(
+        name="SYNTH_TINY",
+        stages=(Stage(0, 16, 32, 4e-4, 8e-4),),
+        end_step=20_000,
+        **{"decay_beta": 3e-4, "init_ball_radius": 0.08, "num_eval_imgs": 512, "fade_steps": 1000},
+        **{"hidden_dim": 64, "num_layers": 4, "latent_dim": 64, "disc_channels": (4, 8, 16, 32, 48, 64, 96, 96, 96)},
+        **{"topk_interval": 1000, "opacprior_growth_rate": 2e-4},
+        **_SYNTH_CAMERA,
+    )
+
+
+CURRICULUMS: dict[str, Curriculum] = {c.name: c for c in (*_published(), *_our_own())}
+
+
+def get_curriculum(name_or_path: str) -> Curriculum:
+    """A curriculum by name, or from a .json file that :meth:`Curriculum.to_dict` could have written.
+
+    Raises UserError for an unknown name, naming the known ones.
+    """
+    if name_or_path in CURRICULUMS:
+        return CURRICULUMS[name_or_path]
+    if name_or_path.endswith(".json"):
+        try:
+            settings = json.loads(Path(name_or_path).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the curriculum file {name_or_path}: {error}") from None
+        if not isinstance(settings, dict):
+            raise UserError(f"the curriculum file {name_or_path} must hold a dictionary of settings")
+        return Curriculum.from_dict(settings, settings.get("name", Path(name_or_path).stem))
+    near = difflib.get_close_matches(name_or_path.lower(), [n.lower() for n in CURRICULUMS], n=1)
+    hint = f"; did you mean {next(n for n in CURRICULUMS if n.lower() == near[0])}?" if near else ""
+    raise UserError(f"unknown curriculum {name_or_path!r}{hint} (known: {', '.join(CURRICULUMS)}, or a .json file)")

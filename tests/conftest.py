@@ -1,0 +1,29 @@
+"""Shared fixtures. The repo root is put on the path as running a script from it does."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO))
+os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
+torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with recorded reference numbers and real data, beside the checkout; it is not part of the project."""
+    path = REPO.parent / "shared"
+    if not path.is_dir():
+        pytest.skip(f"the folder {path.name}/ with reference numbers is not beside this checkout")
+    return path
