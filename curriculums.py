@@ -200,7 +200,16 @@ _NON_NEGATIVE = (
     *("h_stddev", "v_stddev", "decay_beta", "r1_lambda", "z_lambda", "pos_lambda", "normal_lambda"),
     *("weight_decay", "opacprior_growth_rate", "init_ball_radius", "h_mean", "v_mean"),
 )
-_COUNTS = ("latent_dim", "hidden_dim", "num_layers", "num_steps_coarse", "topk_interval", "fade_steps", "end_step", "num_eval_imgs")
+_COUNTS = (
+    "latent_dim",
+    "hidden_dim",
+    "num_layers",
+    "num_steps_coarse",
+    "topk_interval",
+    "fade_steps",
+    "end_step",
+    "num_eval_imgs",
+)
 _COUNTS_OR_ZERO = ("num_steps_surface", "num_steps_fine", "n_secant_steps")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "sample_dist": SAMPLE_DISTS,
@@ -257,7 +266,11 @@ def _problems(c: Curriculum) -> Iterable[str]:
         yield "with_opacprior and with_normal_loss need pred_occ"
     if not (isinstance(c.betas, tuple) and len(c.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in c.betas)):
         yield f"betas must be two numbers in [0, 1), not {c.betas!r}"
-    if not (isinstance(c.disc_channels, tuple) and len(c.disc_channels) == 9 and all(isinstance(n, int) and n > 0 for n in c.disc_channels)):
+    if not (
+        isinstance(c.disc_channels, tuple)
+        and len(c.disc_channels) == 9
+        and all(isinstance(n, int) and n > 0 for n in c.disc_channels)
+    ):
         yield f"disc_channels must be 9 positive whole numbers (512 px down to 2 px), not {c.disc_channels!r}"
     yield from _stage_problems(c)
 

@@ -1,0 +1,62 @@
+"""The generator: a latent in, a field out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from curriculums import Curriculum
+from siren.field import SirenField
+from siren.mapping import FilmParameters
+from siren.siren import Siren
+
+NUM_TRUNCATION_LATENTS = 10_000
+
+
+def latent_from_seed(seed: int, latent_dim: int, z_dist: str = "gaussian") -> Tensor:
+    """The latent of a seed, (1, latent_dim), drawn on the CPU so that it is the same whatever the device."""
+    generator = torch.Generator().manual_seed(seed)
+    return draw_latents(1, latent_dim, z_dist, generator)
+
+
+def draw_latents(num: int, latent_dim: int, z_dist: str, generator: torch.Generator) -> Tensor:
+    """(num, latent_dim): standard normal, or uniform in [-1, 1]."""
+    if z_dist == "gaussian":
+        return torch.randn(num, latent_dim, generator=generator)
+    return torch.rand(num, latent_dim, generator=generator) * 2 - 1
+
+
+class ImplicitGenerator3d(nn.Module):
+    """Mapping network and SIREN, with parameter names as in published files (``siren.network.0.layer.weight``, ...)."""
+
+    def __init__(self, curriculum: Curriculum) -> None:
+        super().__init__()
+        self.curriculum = curriculum
+        self.siren = Siren(curriculum)
+        self.truncation_mean: FilmParameters | None = None
+
+    def film(self, z: Tensor, psi: float = 1.0) -> FilmParameters:
+        """FiLM parameters of z (B, latent_dim), pulled toward their mean over latents: mean + psi * (film - mean)."""
+        film = self.siren.mapping_network(z)
+        if psi == 1:
+            return film
+        if self.truncation_mean is None:
+            self.compute_truncation_mean()
+        assert self.truncation_mean is not None
+        return self.truncation_mean.to(z.device).lerp(film, psi)
+
+    def field(self, film: FilmParameters) -> SirenField:
+        """The field of B latents, with FiLM folded into the weights once."""
+        return self.siren.bind(film)
+
+    @torch.no_grad()
+    def compute_truncation_mean(self, num: int = NUM_TRUNCATION_LATENTS, seed: int = 0) -> FilmParameters:
+        """Mean FiLM parameters over ``num`` latents from a fixed seed, (1, ...); kept here and with saved weights.
+
+        The published code draws them afresh at every call, so that its images change from call to call.
+        """
+        device = next(self.parameters()).device
+        z = draw_latents(num, self.curriculum.latent_dim, self.curriculum.z_dist, torch.Generator().manual_seed(seed))
+        film = self.siren.mapping_network(z.to(device))
+        self.truncation_mean = FilmParameters(*(part.mean(dim=0, keepdim=True) for part in film))
+        return self.truncation_mean

@@ -1,0 +1,196 @@
+"""The one render path: coarse samples -> surface -> samples -> field -> weights -> colour and depth.
+
+Training, evaluation and every script come through :func:`render`. It knows the field only through
+:class:`siren.field.Field`, so anything that answers points can be rendered.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from curriculums import Curriculum
+from generators import samplers, volume_rendering
+from generators.cameras import Rays
+from generators.root_finding import Surface, find_surface
+from generators.samplers import RenderNoise
+from siren.field import Field
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """How a batch is rendered. ``interval`` is Delta, the half width around the surface; others as in the curriculum."""
+
+    t_near: float
+    t_far: float
+    num_coarse: int
+    num_surface: int
+    num_fine: int
+    interval: float
+    pred_occ: bool = True
+    surface_sample: bool = True
+    tau: float = 0.5
+    root_method: str = "secant"
+    num_root_steps: int = 4
+    clamp_mode: str = "relu"
+    density_noise: float = 0.0
+    last_back: bool = False
+    white_back: bool = False
+
+    @classmethod
+    def from_curriculum(cls, curriculum: Curriculum, interval: float | None = None, **changes: object) -> RenderSettings:
+        """The curriculum's settings; ``interval`` None is the final, narrowest one. ``changes`` go to the fields above."""
+        settings = cls(
+            t_near=curriculum.ray_start,
+            t_far=curriculum.ray_end,
+            num_coarse=curriculum.num_steps_coarse,
+            num_surface=curriculum.num_steps_surface if curriculum.surface_sample else 0,
+            num_fine=curriculum.num_steps_fine if curriculum.hierarchical_sample else 0,
+            interval=curriculum.interval_min if interval is None else interval,
+            pred_occ=curriculum.pred_occ,
+            surface_sample=curriculum.surface_sample,
+            tau=curriculum.tau,
+            root_method=curriculum.root_method,
+            num_root_steps=curriculum.n_secant_steps,
+            clamp_mode=curriculum.clamp_mode,
+            last_back=curriculum.last_back,
+            white_back=curriculum.white_back,
+        )
+        return replace(settings, **changes)  # type: ignore[arg-type]
+
+    def multiply_steps(self, factor: int) -> RenderSettings:
+        """``ray_step_multiplier``: all sample counts times ``factor``."""
+        return replace(
+            self, num_coarse=self.num_coarse * factor, num_surface=self.num_surface * factor, num_fine=self.num_fine * factor
+        )
+
+
+@dataclass
+class RenderOutput:
+    """``rgb`` (B, R, 3) in [0, 1]; ``depth`` (B, R); composited samples ``t``, ``alphas``, ``weights`` (B, R, S) front to
+    back; ``surface`` with t and hit_mask (B, R), without gradient (no ray of a radiance field hits)."""
+
+    rgb: Tensor
+    depth: Tensor
+    t: Tensor
+    alphas: Tensor
+    weights: Tensor
+    surface: Surface
+
+
+def draw_noise(
+    batch: int, rays: int, settings: RenderSettings, device: torch.device, generator: torch.Generator | None = None
+) -> RenderNoise:
+    """The random numbers that :func:`render` uses for a batch, drawn on the generator's device and moved to ``device``."""
+    source = generator.device if generator is not None else device
+
+    def uniform(num: int) -> Tensor | None:
+        return torch.rand(batch, rays, num, generator=generator, device=source).to(device) if num else None
+
+    def normal(num: int) -> Tensor | None:
+        if not settings.density_noise:
+            return None
+        return torch.randn(batch, rays, num, generator=generator, device=source).to(device)
+
+    if settings.surface_sample:
+        return RenderNoise(surface_jitter=uniform(settings.num_surface), importance=uniform(settings.num_fine))
+    return RenderNoise(
+        coarse_jitter=uniform(settings.num_coarse),
+        importance=uniform(settings.num_fine),
+        coarse_density=normal(settings.num_coarse),
+        density=normal(settings.num_coarse + settings.num_fine),
+    )
+
+
+def ray_points(rays: Rays, t: Tensor) -> Tensor:
+    """Points (B, R * S, 3) at distances t (B, R, S)."""
+    points = torch.addcmul(rays.origins.unsqueeze(2), rays.directions.unsqueeze(2), t.unsqueeze(-1))
+    return points.flatten(1, 2)
+
+
+def render(field: Field, rays: Rays, settings: RenderSettings, noise: RenderNoise | None = None) -> RenderOutput:
+    """Render rays (B, R) of a field of B latents. Without ``noise`` the result is deterministic: nothing is jittered.
+
+    With ``surface_sample`` the coarse queries carry no gradient and are not composited; without it (pi-GAN) they are
+    composited together with the importance samples. Source: METHOD section 4.
+    """
+    noise = noise or RenderNoise()
+    batch, num_rays = rays.directions.shape[:2]
+    t_coarse = samplers.coarse_samples(
+        settings.t_near, settings.t_far, settings.num_coarse, batch, num_rays, rays.directions.device
+    )
+    if settings.surface_sample:
+        with torch.no_grad():
+            logits = query_logits(field, rays, t_coarse)
+            surface = _surface(field, rays, settings, t_coarse, logits)
+            low, high = samplers.surface_interval(surface.t, surface.hit_mask, settings.interval, settings.t_near, settings.t_far)
+            t = samplers.surface_samples(low, high, settings.num_surface, noise.surface_jitter)
+            if settings.num_fine:
+                coarse_weights = volume_rendering.compute_weights(volume_rendering.alphas_from_logits(logits))
+                fine = samplers.importance_samples(t_coarse, coarse_weights, settings.num_fine, noise.importance)
+                t = torch.cat([t, fine], dim=-1).sort(dim=-1).values
+        logits, colors = query_logits_and_colors(field, rays, t)
+    else:
+        t = samplers.jitter(t_coarse, noise.coarse_jitter)
+        logits, colors = query_logits_and_colors(field, rays, t)
+        surface = _surface(field, rays, settings, t, logits.detach())
+        if settings.num_fine:
+            with torch.no_grad():
+                coarse_alphas = _alphas(logits, t, settings, noise.coarse_density)
+                coarse_weights = volume_rendering.compute_weights(coarse_alphas)
+                fine = samplers.importance_samples(t, coarse_weights, settings.num_fine, noise.importance)
+            fine_logits, fine_colors = query_logits_and_colors(field, rays, fine)
+            t, order = torch.cat([t, fine], dim=-1).sort(dim=-1)
+            logits = torch.cat([logits, fine_logits], dim=-1).gather(-1, order)
+            colors = torch.cat([colors, fine_colors], dim=-2).gather(-2, order.unsqueeze(-1).expand(*order.shape, 3))
+    alphas = _alphas(logits, t, settings, noise.density)
+    return composite(t, alphas, colors, surface, settings)
+
+
+def composite(t: Tensor, alphas: Tensor, colors: Tensor, surface: Surface, settings: RenderSettings) -> RenderOutput:
+    """Composite sorted samples: t, alphas (B, R, S), colors (B, R, S, 3) in [0, 1]."""
+    weights = volume_rendering.compute_weights(alphas)
+    if settings.last_back:
+        weights = volume_rendering.give_rest_to_last(weights)
+    rgb = volume_rendering.composite_colors(weights, colors, settings.white_back)
+    # An empty ray's expected distance is 0 / 1e-5; the recorded pictures show such rays at the near end.
+    depth = volume_rendering.composite_depth(weights, t).clamp(settings.t_near, settings.t_far)
+    return RenderOutput(rgb, depth, t, alphas, weights, surface)
+
+
+def query_logits(field: Field, rays: Rays, t: Tensor) -> Tensor:
+    """Occupancy logits at t (B, R, S), no colour work. (B, R, S)"""
+    return field.occupancy_logits(ray_points(rays, t)).view(t.shape)
+
+
+def query_logits_and_colors(field: Field, rays: Rays, t: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, R, S) and (B, R, S, 3) at t (B, R, S)."""
+    directions = rays.directions.unsqueeze(2).expand(*t.shape, 3).flatten(1, 2)
+    logits, colors = field.logits_and_colors(ray_points(rays, t), directions)
+    return logits.view(t.shape), colors.view(*t.shape, 3)
+
+
+def _alphas(logits: Tensor, t: Tensor, settings: RenderSettings, normal: Tensor | None) -> Tensor:
+    if settings.pred_occ:
+        return volume_rendering.alphas_from_logits(logits)
+    if normal is not None:
+        logits = logits + settings.density_noise * normal
+    return volume_rendering.alphas_from_densities(logits, t, settings.clamp_mode)
+
+
+@torch.no_grad()
+def _surface(field: Field, rays: Rays, settings: RenderSettings, t: Tensor, logits: Tensor) -> Surface:
+    if not settings.pred_occ:  # a density has no level at which it turns solid
+        far = torch.full_like(t[..., 0], settings.t_far)
+        return Surface(far, torch.zeros_like(far, dtype=torch.bool))
+    threshold = math.log(settings.tau / (1 - settings.tau))
+    return find_surface(
+        t,
+        logits - threshold,
+        lambda t_ray: query_logits(field, rays, t_ray.unsqueeze(-1)).squeeze(-1) - threshold,
+        num_steps=settings.num_root_steps,
+        method=settings.root_method,
+    )

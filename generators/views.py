@@ -1,0 +1,134 @@
+"""One view of one latent: what evaluation, pictures, videos and metrics ask for. Deterministic: nothing is jittered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curriculums import Curriculum
+from generators.cameras import CameraPoses, Rays, camera_rays
+from generators.renderer import RenderOutput, RenderSettings, ray_points, render
+from siren.field import Field
+
+RAYS_PER_CHUNK = 1 << 15
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How pictures are made; None stands for the curriculum's value (``interval``: its final, narrowest one)."""
+
+    image_size: int = 256
+    ray_step_multiplier: int = 2
+    lock_view_dependence: bool = False
+    interval: float | None = None
+    fov_degrees: float | None = None
+    last_back: bool | None = None
+
+    def render_settings(self, curriculum: Curriculum) -> RenderSettings:
+        last_back = curriculum.eval_last_back if self.last_back is None else self.last_back
+        settings = RenderSettings.from_curriculum(curriculum, self.interval, last_back=last_back)
+        return settings.multiply_steps(self.ray_step_multiplier)
+
+
+@dataclass
+class View:
+    """One picture, on the CPU, float32. H = W = image size.
+
+    ``image`` and ``surface_image`` (3, H, W) in [-1, 1]; ``depth`` and ``surface_depth`` (H, W), distance along the ray
+    (``surface_depth`` is the curriculum's ray_end without a surface); ``hit_mask`` (H, W), True where the ray enters the
+    surface; ``normals`` (3, H, W), unit, world coordinates, 0 without a surface; ``yaw`` and ``pitch`` in radians.
+    """
+
+    image: Tensor
+    depth: Tensor
+    surface_depth: Tensor
+    hit_mask: Tensor
+    normals: Tensor
+    surface_image: Tensor
+    yaw: float
+    pitch: float
+
+    def save_raw(self, path: str | Path, seed: int) -> None:
+        """One .npz with every array under its field's name, and ``yaw``, ``pitch`` and ``seed``."""
+        arrays = {name: value.numpy() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        np.savez_compressed(path, **arrays, yaw=np.float64(self.yaw), pitch=np.float64(self.pitch), seed=np.int64(seed))
+
+
+def make_pose(yaw: float, pitch: float, device: torch.device | str = "cpu") -> CameraPoses:
+    """One pose, (1,) each, radians."""
+    return CameraPoses(torch.tensor([pitch], device=device), torch.tensor([yaw], device=device))
+
+
+class LockedDirections:
+    """A field whose colours are those seen from straight ahead (``--lock_view_dependence``)."""
+
+    def __init__(self, field: Field) -> None:
+        self._field = field
+        self.batch_size = field.batch_size
+
+    def occupancy_logits(self, points: Tensor) -> Tensor:
+        return self._field.occupancy_logits(points)
+
+    def normals(self, points: Tensor) -> Tensor:
+        return self._field.normals(points)
+
+    def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        ahead = torch.zeros_like(directions)
+        ahead[..., 2] = -1
+        return self._field.logits_and_colors(points, ahead)
+
+
+@torch.no_grad()
+def render_view(field: Field, pose: CameraPoses, curriculum: Curriculum, settings: ViewSettings) -> View:
+    """The picture of a field of one latent from one pose (1,), with depth, surface, normals and mask."""
+    return render_views(field, pose, curriculum, settings)[0]
+
+
+@torch.no_grad()
+def render_views(field: Field, poses: CameraPoses, curriculum: Curriculum, settings: ViewSettings) -> list[View]:
+    """The pictures of a field of B latents, one from each of B poses."""
+    if settings.lock_view_dependence:
+        field = LockedDirections(field)
+    size = settings.image_size
+    rays = camera_rays(poses, size, curriculum.fov if settings.fov_degrees is None else settings.fov_degrees)
+    render_settings = settings.render_settings(curriculum)
+    chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
+    chunks = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)
+    columns = [_view_columns(field, Rays(*part), render_settings) for part in chunks]
+    image, depth, surface_depth, hit_mask, normals, surface_image = (
+        torch.cat(column, dim=1).cpu().unflatten(1, (size, size)) for column in zip(*columns, strict=True)
+    )
+    return [
+        View(
+            image=image[i].permute(2, 0, 1).contiguous() * 2 - 1,
+            depth=depth[i],
+            surface_depth=surface_depth[i],
+            hit_mask=hit_mask[i],
+            normals=normals[i].permute(2, 0, 1).contiguous(),
+            surface_image=surface_image[i].permute(2, 0, 1).contiguous() * 2 - 1,
+            yaw=float(poses.yaw[i]),
+            pitch=float(poses.pitch[i]),
+        )
+        for i in range(field.batch_size)
+    ]
+
+
+def _view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Tensor, ...]:
+    output = render(field, rays, settings)
+    normals, surface_colors = surface_appearance(field, rays, output)
+    return output.rgb, output.depth, output.surface.t, output.surface.hit_mask, normals, surface_colors
+
+
+def surface_appearance(field: Field, rays: Rays, output: RenderOutput) -> tuple[Tensor, Tensor]:
+    """Normals (B, R, 3) and colours (B, R, 3) in [0, 1] at the roots alone; 0 where a ray has none."""
+    hit = output.surface.hit_mask.unsqueeze(-1)
+    if not bool(hit.any()):
+        zeros = torch.zeros_like(rays.directions)
+        return zeros, zeros
+    points = ray_points(rays, output.surface.t.unsqueeze(-1))
+    colors = field.logits_and_colors(points, rays.directions)[1]
+    return field.normals(points) * hit, colors * hit

@@ -1,0 +1,52 @@
+"""Compositing along rays. Shapes: B batch, R rays, S samples. Source: METHOD section 4; NeRF; GOF, section 3.1.
+
+alpha_i   = sigmoid(logit_i)                        occupancy (GOF)
+          = 1 - exp(-delta_i * clamp(density_i))    radiance (pi-GAN, NeRF)
+weight_i  = alpha_i * transmittance_i,  transmittance_i = prod_{j<i} (1 - alpha_j + 1e-10)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LAST_DELTA = 1e10
+
+
+def alphas_from_logits(occupancy_logits: Tensor) -> Tensor:
+    """(..., S) -> (..., S) in [0, 1]."""
+    return torch.sigmoid(occupancy_logits)
+
+
+def alphas_from_densities(densities: Tensor, t: Tensor, clamp_mode: str = "relu") -> Tensor:
+    """densities (noise already added) and sorted t: (B, R, S). ``clamp_mode``: relu or softplus."""
+    deltas = torch.cat([t[..., 1:] - t[..., :-1], torch.full_like(t[..., :1], LAST_DELTA)], dim=-1)
+    clamped = F.softplus(densities) if clamp_mode == "softplus" else F.relu(densities)
+    return 1 - torch.exp(-deltas * clamped)
+
+
+def compute_weights(alphas: Tensor) -> Tensor:
+    """alphas in [0, 1], (B, R, S), front to back -> weights (B, R, S), which sum to at most 1."""
+    survival = 1 - alphas + 1e-10
+    transmittance = torch.cumprod(torch.cat([torch.ones_like(alphas[..., :1]), survival[..., :-1]], dim=-1), dim=-1)
+    return alphas * transmittance
+
+
+def give_rest_to_last(weights: Tensor) -> Tensor:
+    """``last_back``: the weight missing to 1 goes to the last sample."""
+    rest = 1 - weights.sum(dim=-1, keepdim=True)
+    return torch.cat([weights[..., :-1], weights[..., -1:] + rest], dim=-1)
+
+
+def composite_colors(weights: Tensor, colors: Tensor, white_back: bool = False) -> Tensor:
+    """weights (B, R, S), colors (B, R, S, 3) in [0, 1] -> (B, R, 3). ``white_back`` adds the missing weight as white."""
+    color = (weights.unsqueeze(-2) @ colors).squeeze(-2)
+    if white_back:
+        color = color + 1 - weights.sum(dim=-1, keepdim=True)
+    return color
+
+
+def composite_depth(weights: Tensor, t: Tensor) -> Tensor:
+    """Expected distance: sum w t / (sum w + 1e-5). (B, R)"""
+    return (weights * t).sum(dim=-1) / (weights.sum(dim=-1) + 1e-5)

@@ -1,0 +1,52 @@
+"""z -> FiLM parameters (METHOD section 3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+LEAKY_SLOPE = 0.2
+
+
+class FilmParameters(NamedTuple):
+    """Frequencies and phase shifts of all FiLM layers: (B, num_film_layers * hidden_dim) each, layer after layer.
+
+    The colour layer comes last. A layer computes ``sin(gamma * (W x + b) + beta)`` with ``gamma = 15 f + 30`` and
+    ``beta`` the phase shift.
+    """
+
+    frequencies: Tensor
+    phase_shifts: Tensor
+
+    def lerp(self, other: FilmParameters, weight: float) -> FilmParameters:
+        """``self`` at weight 0, ``other`` at weight 1; batch sizes broadcast."""
+        return FilmParameters(
+            self.frequencies + weight * (other.frequencies - self.frequencies),
+            self.phase_shifts + weight * (other.phase_shifts - self.phase_shifts),
+        )
+
+    def to(self, device: torch.device | str) -> FilmParameters:
+        return FilmParameters(self.frequencies.to(device), self.phase_shifts.to(device))
+
+
+class MappingNetwork(nn.Module):
+    """Three hidden layers with LeakyReLU, then one linear layer to the FiLM parameters."""
+
+    def __init__(self, latent_dim: int, hidden_dim: int, num_film_layers: int) -> None:
+        super().__init__()
+        widths = [latent_dim, hidden_dim, hidden_dim, hidden_dim]
+        layers: list[nn.Module] = []
+        for num_in, num_out in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(num_in, num_out), nn.LeakyReLU(LEAKY_SLOPE)]
+        self.network = nn.Sequential(*layers, nn.Linear(hidden_dim, 2 * num_film_layers * hidden_dim))
+        for module in self.network:
+            if isinstance(module, nn.Linear):
+                nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")
+        with torch.no_grad():
+            self.network[-1].weight.mul_(0.25)
+
+    def forward(self, z: Tensor) -> FilmParameters:
+        """z: (B, latent_dim)."""
+        return FilmParameters(*self.network(z).chunk(2, dim=-1))
