@@ -27,3 +27,21 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"the folder {path.name}/ with reference numbers is not beside this checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_generator_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An inference file whose fields are coloured balls of radius 0.07 (tests/small_models.py)."""
+    import small_models
+
+    return small_models.save_generator(small_models.make_tiny_generator(), tmp_path_factory.mktemp("tiny") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def empty_generator_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An inference file whose fields have no surface."""
+    import small_models
+
+    return small_models.save_generator(
+        small_models.make_empty_generator(), tmp_path_factory.mktemp("empty") / "empty.safetensors"
+    )
