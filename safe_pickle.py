@@ -1,0 +1,356 @@
+"""Reads pickles as data: a small stack machine that knows containers and numbers, and has no way to import or call.
+
+A pickle is a program. Python's own unpickler resolves the names in it to real objects and calls them; restricting it
+still leaves real functions, classes and attributes within its reach. This machine resolves a name to a
+:class:`GlobalName`, which is two strings, and "calls" only what the reader put into a table of its own functions.
+Instances of known classes become :class:`PickledObject`: a class path and a state, nothing more.
+
+All sizes are bounded: the number of instructions, what they copy, the nesting of the result, and by them the memory.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+MAX_INSTRUCTIONS = 2_000_000  # a whole pickled generator has 5,000; each instruction makes at most a few hundred bytes
+MAX_COPIED = 4_000_000  # entries that calls and states may copy in all: without it, copies of copies fill the memory
+MAX_DEPTH = 100
+
+_PYTHON2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2, which torch uses, keeps Python 2's names
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_SCALARS = (str, int, float, bytes, type(None))
+
+
+class PickleRefused(Exception):
+    """The pickle asks for something that this reader does not do. The message completes "this file ..."."""
+
+
+@dataclass(frozen=True)
+class GlobalName:
+    """A name that stands in the pickle. It refers to nothing."""
+
+    module: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False)
+class PickledObject:
+    """An instance of a class that was not loaded: what it was called and what it held."""
+
+    class_path: str
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def class_name(self) -> str:
+        return self.class_path.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a pickle may name.
+
+    calls: class path -> our own function, which gets the pickled arguments and must check them itself.
+    constants: class path -> value (torch dtypes, for instance).
+    tags: names that stay names (storage types).
+    is_known_class: whether instances of a (module, name) become :class:`PickledObject`.
+    """
+
+    calls: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    tags: frozenset[str] = frozenset()
+    is_known_class: Callable[[str, str], bool] = lambda module, name: False
+
+    def resolve(self, module: str, name: str) -> Any:
+        """The stand-in for a global. Raises PickleRefused where it is not known."""
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise PickleRefused("names a class by something other than text; refused")
+        module = _PYTHON2_MODULES.get(module, module)
+        path = f"{module}.{name}"
+        if path in self.constants:
+            return self.constants[path]
+        if path in self.calls or path in self.tags:
+            return GlobalName(module, name)
+        if _IDENTIFIER.fullmatch(name) and self.is_known_class(module, name):
+            return GlobalName(module, name)
+        raise PickleRefused(f"asks to run {printable(path)}; refused")
+
+
+def printable(text: object, limit: int = 120) -> str:
+    """Text out of an untrusted file, fit for a one-line message: ASCII, no control characters, not long."""
+    shown = ascii(str(text))[1:-1]
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def read_pickle(stream: BinaryIO, vocabulary: Vocabulary, persistent_load: Callable[[Any], Any] | None = None) -> Any:
+    """Read one pickle from ``stream`` (left just behind it) and return plain containers, scalars and stand-ins.
+
+    stream: must not hand out more bytes than it has, whatever is asked for (an io.BytesIO does not).
+    persistent_load: turns a persistent id into a value; without it such ids are refused.
+    Raises PickleRefused, and ValueError or another plain exception where the bytes are no pickle.
+    """
+    machine = _Machine(vocabulary, persistent_load)
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if count >= MAX_INSTRUCTIONS:
+            raise PickleRefused(f"has a pickle of more than {MAX_INSTRUCTIONS} instructions; refused")
+        if opcode.name == "STOP":
+            break
+        machine.step(opcode.name, argument)
+    result = machine.pop()
+    _check_nesting(result)
+    return result
+
+
+def _check_nesting(root: Any) -> None:
+    """Refuse cycles and deep nesting, so that whoever walks the result may do so recursively."""
+    height: dict[int, int] = {}  # id -> containers below it, itself included
+    open_ids: set[int] = set()
+    stack = [(root, False)]
+    while stack:
+        value, is_done = stack.pop()
+        if id(value) in height:
+            continue
+        children = _children(value)
+        if is_done:
+            open_ids.discard(id(value))
+            height[id(value)] = 1 + max((height.get(id(child), 0) for child in children), default=0)
+            if height[id(value)] > MAX_DEPTH:
+                raise PickleRefused(f"nests containers more than {MAX_DEPTH} deep; refused")
+        elif children:
+            if id(value) in open_ids:
+                raise PickleRefused("holds a container that contains itself; refused")
+            open_ids.add(id(value))
+            stack.append((value, True))
+            stack.extend((child, False) for child in children)
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, PickledObject):
+        return [value.state]
+    return []
+
+
+def checked_key(key: Any) -> Any:
+    """A dictionary key or set member. Only scalars: hashing a tuple nested a million deep would end the process."""
+    if not isinstance(key, _SCALARS):
+        raise PickleRefused(f"uses a {type(key).__name__} as a dictionary key or set member; refused")
+    return key
+
+
+_LITERALS = frozenset(
+    ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING")
+    + ("SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
+)
+_MEMO_PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
+_MEMO_GET = frozenset(("GET", "BINGET", "LONG_BINGET"))
+_SMALL_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
+_SINGLETONS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+
+
+class _Machine:
+    """The stack, the marks and the memo of one pickle."""
+
+    def __init__(self, vocabulary: Vocabulary, persistent_load: Callable[[Any], Any] | None) -> None:
+        self.vocabulary = vocabulary
+        self.persistent_load = persistent_load
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.num_copied = 0
+
+    def pop(self) -> Any:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise ValueError("the pickle takes more than it put")
+        return self.stack.pop()
+
+    def top(self) -> Any:
+        value = self.pop()
+        self.stack.append(value)
+        return value
+
+    def pop_to_mark(self) -> list[Any]:
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def account_for(self, value: Any) -> None:
+        """Count what is about to be copied."""
+        if isinstance(value, (str, bytes, list, tuple, dict, set, frozenset)):
+            self.num_copied += len(value)
+            if self.num_copied > MAX_COPIED:
+                raise PickleRefused("copies too much data inside its pickle; refused")
+
+    def step(self, name: str, argument: Any) -> None:
+        """Carry out one instruction. Anything that is not listed here is refused."""
+        if name in _LITERALS:
+            self.stack.append(argument)
+        elif name in _SINGLETONS:
+            self.stack.append(_SINGLETONS[name])
+        elif name in _EMPTY:
+            self.stack.append(_EMPTY[name]())
+        elif name in _SMALL_TUPLES:
+            items = [self.pop() for _ in range(_SMALL_TUPLES[name])]
+            self.stack.append(tuple(reversed(items)))
+        elif name in _MEMO_PUT:
+            self.memo[argument] = self.top()
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.top()
+        elif name in _MEMO_GET:
+            self.stack.append(self.memo[argument])
+        elif name not in ("PROTO", "FRAME"):  # these two say nothing that matters here
+            handler = _HANDLERS.get(name)
+            if handler is None:
+                raise PickleRefused(f"uses the pickle instruction {name}, which saved weights do not need; refused")
+            handler(self, argument)
+
+    def mark(self, _: Any) -> None:
+        self.marks.append(len(self.stack))
+
+    def make_tuple(self, _: Any) -> None:
+        self.stack.append(tuple(self.pop_to_mark()))
+
+    def make_list(self, _: Any) -> None:
+        self.stack.append(self.pop_to_mark())
+
+    def make_dict(self, _: Any) -> None:
+        items = self.pop_to_mark()
+        self.stack.append({})
+        self._set_items(items)
+
+    def make_frozenset(self, _: Any) -> None:
+        self.stack.append(frozenset(checked_key(item) for item in self.pop_to_mark()))
+
+    def append(self, _: Any) -> None:
+        self._extend([self.pop()])
+
+    def appends(self, _: Any) -> None:
+        self._extend(self.pop_to_mark())
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self.top()
+        if type(target) is not list:
+            raise PickleRefused(f"appends to a {type(target).__name__}; refused")
+        target.extend(items)
+
+    def set_item(self, _: Any) -> None:
+        value, key = self.pop(), self.pop()
+        self._set_items([key, value])
+
+    def set_items(self, _: Any) -> None:
+        self._set_items(self.pop_to_mark())
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self.top()
+        if type(target) not in (dict, OrderedDict):
+            raise PickleRefused(f"sets items of a {type(target).__name__}; refused")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[checked_key(key)] = value
+
+    def add_items(self, _: Any) -> None:
+        items = self.pop_to_mark()
+        target = self.top()
+        if type(target) is not set:
+            raise PickleRefused(f"adds members to a {type(target).__name__}; refused")
+        target.update(checked_key(item) for item in items)
+
+    def named_global(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        self.stack.append(self.vocabulary.resolve(module, name))
+
+    def stack_global(self, _: Any) -> None:
+        name, module = self.pop(), self.pop()
+        self.stack.append(self.vocabulary.resolve(module, name))
+
+    def inst(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        self.vocabulary.resolve(module, name)  # so that the refusal names the culprit, where it is one
+        raise PickleRefused("uses the pickle instruction INST, which saved weights do not need; refused")
+
+    def reduce(self, _: Any) -> None:
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(function, GlobalName):
+            raise PickleRefused(f"asks to call a {type(function).__name__}; refused")
+        if type(arguments) is not tuple:
+            raise PickleRefused(f"asks to call {printable(function.path)} without a list of arguments; refused")
+        if function.path not in self.vocabulary.calls:
+            raise PickleRefused(f"asks to run {printable(function.path)}; refused")
+        for argument in arguments:
+            self.account_for(argument)
+        self.stack.append(self.vocabulary.calls[function.path](*arguments))
+
+    def new_object(self, _: Any) -> None:
+        arguments, kind = self.pop(), self.pop()
+        if not isinstance(kind, GlobalName) or not self.vocabulary.is_known_class(kind.module, kind.name):
+            shown = kind.path if isinstance(kind, GlobalName) else type(kind).__name__
+            raise PickleRefused(f"asks to make a {printable(shown)}; refused")
+        if arguments != ():
+            raise PickleRefused(f"asks to make a {printable(kind.path)} with arguments; refused")
+        self.stack.append(PickledObject(kind.path))
+
+    def build(self, _: Any) -> None:
+        state, target = self.pop(), self.top()
+        if type(target) is OrderedDict:
+            return  # a state dict's _metadata: versions of torch's modules, of no use here
+        if not isinstance(target, PickledObject):
+            raise PickleRefused(f"sets the state of a {type(target).__name__}; refused")
+        parts = state if type(state) is tuple else (state,)
+        for part in parts:  # a tuple is (the instance's dictionary, its slots)
+            if part is not None and type(part) not in (dict, OrderedDict):
+                raise PickleRefused(f"gives a {printable(target.class_path)} a state that is no dictionary; refused")
+            self.account_for(part)
+            target.state.update(part or {})
+
+    def persistent_id(self, _: Any) -> None:
+        if self.persistent_load is None:
+            raise PickleRefused("refers to data outside its pickle; refused")
+        self.stack.append(self.persistent_load(self.pop()))
+
+    def discard(self, _: Any) -> None:
+        if self.marks and self.marks[-1] == len(self.stack):
+            self.marks.pop()
+        else:
+            self.pop()
+
+    def discard_to_mark(self, _: Any) -> None:
+        self.pop_to_mark()
+
+    def duplicate(self, _: Any) -> None:
+        self.stack.append(self.top())
+
+
+_HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
+    "MARK": _Machine.mark,
+    "TUPLE": _Machine.make_tuple,
+    "LIST": _Machine.make_list,
+    "DICT": _Machine.make_dict,
+    "FROZENSET": _Machine.make_frozenset,
+    "APPEND": _Machine.append,
+    "APPENDS": _Machine.appends,
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": _Machine.set_items,
+    "ADDITEMS": _Machine.add_items,
+    "GLOBAL": _Machine.named_global,
+    "STACK_GLOBAL": _Machine.stack_global,
+    "INST": _Machine.inst,
+    "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.new_object,
+    "BUILD": _Machine.build,
+    "BINPERSID": _Machine.persistent_id,
+    "POP": _Machine.discard,
+    "POP_MARK": _Machine.discard_to_mark,
+    "DUP": _Machine.duplicate,
+}
