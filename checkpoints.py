@@ -82,16 +82,16 @@ class _Content:
 def resolve_generator_path(path: str | Path) -> Path:
     """``path``, or the file of that name under ``pretrained/`` where it is a bare name. Raises UserError if there is none."""
     path = Path(path)
+    shipped = PRETRAINED_DIR / f"{path.name}.safetensors"
     try:
+        if path.exists() and not path.is_dir():
+            return path
+        if path.name == str(path) and shipped.is_file():  # also where a folder happens to have that name
+            return shipped
         if path.is_dir():
             raise UserError(f"{path} is a folder; name the generator file inside it")
-        if path.exists():
-            return path
     except OSError as error:  # a name too long, a folder one may not enter
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    shipped = PRETRAINED_DIR / f"{path.name}.safetensors"
-    if path.name == str(path) and shipped.is_file():
-        return shipped
     known = ", ".join(sorted(file.stem for file in PRETRAINED_DIR.glob("*.safetensors")))
     raise UserError(f"there is no generator file {path}" + (f" (shipped with the project: {known})" if known else ""))
 
