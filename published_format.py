@@ -71,6 +71,8 @@ def module_state(module: PickledObject) -> OrderedDict[str, Tensor]:
         if not _is_module(part):
             raise UserError(f"the pickled module's part {printable(prefix.rstrip('.')) or '(whole)'} is not a torch module")
         skipped = part.state.get("_non_persistent_buffers_set", set())
+        if not isinstance(skipped, (set, frozenset)):
+            raise UserError("the pickled module lists its buffers in an unknown way; refused")
         tensors = list(part.state["_parameters"].items())
         tensors += [(name, value) for name, value in part.state.get("_buffers", {}).items() if name not in skipped]
         for name, value in tensors:

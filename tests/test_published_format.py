@@ -239,6 +239,13 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         read_torch_file(many)
 
 
+def test_module_with_parts_of_the_wrong_kind() -> None:
+    good: dict[str, Any] = {"_parameters": {}, "_modules": {}, "_buffers": {"a": torch.ones(1)}}
+    for change in ({"_non_persistent_buffers_set": 3}, {"_parameters": []}, {"_modules": {"0": "text"}}, {"_buffers": None}):
+        with pytest.raises(UserError):
+            module_state(PickledObject("torch.nn.modules.linear.Linear", {**good, **change}))
+
+
 def test_module_that_holds_itself_many_times_is_refused() -> None:
     module = PickledObject("torch.nn.modules.linear.Linear", {"_parameters": {"weight": torch.ones(1)}, "_modules": {}})
     for _ in range(60):
@@ -375,6 +382,7 @@ class _Embedding(nn.Module):
         self.register_buffer("kept", torch.ones(2))
         self.register_buffer("dropped", torch.ones(2), persistent=False)
         self.absent = None
+        self.device = torch.device("cuda", 0)  # as a module trained on a GPU remembers it
         self.register_parameter("nothing", None)
         self.again = self.first[0]
 
@@ -392,7 +400,7 @@ def test_whole_module_flattens_as_its_state_dict(tmp_path: Path, monkeypatch: py
     torch.save(module, path, _use_new_zipfile_serialization=zipped)
     monkeypatch.undo()  # from here on the class cannot be imported
     read = read_torch_file(path)
-    assert read.class_path == "siren.siren.EmbeddingPiGAN128"
+    assert read.class_path == "siren.siren.EmbeddingPiGAN128" and read.state["device"] == "cuda:0"
     flat, expected = module_state(read), module.state_dict()
     assert list(flat) == list(expected) and all(torch.equal(flat[name], expected[name]) for name in expected)
     assert next(iter(flat)) == "spatial_embeddings"
