@@ -1,0 +1,59 @@
+"""Pictures of seeds from five sides: image, depth, surface depth, mask, normals, surface image, and a grid of all.
+
+    python render_multiview_images.py pretrained/heads.safetensors --seeds_start 0 --seeds_end 4
+
+Writes ``{quantity}_{seed}_{i}.png`` with i the view's number (yaw -0.5, -0.25, 0, 0.25, 0.5 rad from the mean pose) and
+``grid_{seed}.png``: a row per quantity, a column per view. How quantities are coloured stands in imaging.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+import cli
+import trajectories
+from imaging import QUANTITIES, picture_grid, save_picture, view_picture
+from scripts_common import (
+    add_generator_arguments,
+    add_view_arguments,
+    field_from_seed,
+    open_generator,
+    render_pose,
+    save_raw,
+    seed_number,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.ArgumentParser(__doc__)
+    add_generator_arguments(parser, output_dir="imgs")
+    parser.add_argument("--seeds_start", type=seed_number, default=0, help="the first seed")
+    parser.add_argument("--seeds_end", type=seed_number, default=100, help="one past the last seed")
+    add_view_arguments(parser)
+    args = parser.parse_args(argv)
+    seeds = cli.seed_range(args.seeds_start, args.seeds_end)
+    loaded, output_dir = open_generator(args)
+    depth_range = loaded.curriculum.ray_start, loaded.curriculum.ray_end
+    poses = trajectories.multiview(loaded.curriculum)
+
+    progress = tqdm(total=len(seeds) * len(poses), unit="view")
+    for seed in seeds:
+        field = field_from_seed(loaded, seed, args.psi)
+        columns = []
+        for i, pose in enumerate(poses):
+            view = render_pose(loaded, field, pose, args)
+            columns.append([view_picture(view, quantity, *depth_range) for quantity in QUANTITIES])
+            for quantity, picture in zip(QUANTITIES, columns[-1], strict=True):
+                save_picture(output_dir / f"{quantity}_{seed}_{i}.png", picture)
+            if args.save_raw:
+                save_raw(view, output_dir, seed, i)
+            progress.update()
+        save_picture(output_dir / f"grid_{seed}.png", picture_grid(list(zip(*columns, strict=True))))
+    progress.close()
+    print(f"wrote {len(seeds) * len(poses)} views of {len(seeds)} seeds to {output_dir}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,36 @@
+"""A video of a seed: the camera goes once round an ellipse in front of it.
+
+    python render_video.py pretrained/heads.safetensors --seed 0
+
+Writes ``{seed}.mp4`` (H.264) with its frames in ``{seed}_frames/``; other quantities than the image come out as
+``{seed}_{quantity}.mp4``. The loop closes, so it can be played on repeat. Colours are explained in imaging.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cli
+import trajectories
+from scripts_common import add_generator_arguments, add_view_arguments, field_from_seed, open_generator, positive_int, seed_number
+from video_rendering import Shot, add_video_arguments, render_shots
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.ArgumentParser(__doc__)
+    add_generator_arguments(parser, output_dir="vids")
+    parser.add_argument("--seed", "--seeds", dest="seeds", type=seed_number, nargs="+", default=[0], help="a video each")
+    parser.add_argument("--num_frames", type=positive_int, default=36, help="frames of the whole loop")
+    add_video_arguments(parser)
+    add_view_arguments(parser)
+    args = parser.parse_args(argv)
+    loaded, output_dir = open_generator(args)
+
+    for seed in args.seeds:
+        field = field_from_seed(loaded, seed, args.psi)
+        shots = [Shot(field, pose, seed) for pose in trajectories.ellipse(args.num_frames, loaded.curriculum)]
+        render_shots(shots, str(seed), loaded, output_dir, args)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,130 @@
+"""What the scripts that look at a trained generator share: their arguments, loading, and the field of a seed."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+from checkpoints import LoadedGenerator, load_generator
+from cli import UserError, add_device_argument, make_output_dir, resolve_device
+from curriculums import get_curriculum
+from generators.generator import latent_from_seed
+from generators.views import View, ViewSettings, make_pose, render_view
+from siren.field import Field
+from siren.mapping import FilmParameters
+from trajectories import TrajectoryPose
+
+MAX_SEED = 2**63 - 1
+
+
+def positive_int(text: str) -> int:
+    """For argparse: a whole number of at least 1."""
+    value = _number(int, text, "a whole number")
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """For argparse: a finite number above 0."""
+    value = finite_float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be greater than 0")
+    return value
+
+
+def finite_float(text: str) -> float:
+    """For argparse: a finite number."""
+    value = _number(float, text, "a number")
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} must be finite")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """For argparse: a seed, 0 <= seed < 2^63."""
+    value = _number(int, text, "a seed (a whole number)")
+    if not 0 <= value <= MAX_SEED:
+        raise argparse.ArgumentTypeError(f"seed {text!r} must lie between 0 and {MAX_SEED}")
+    return value
+
+
+def _number(kind: type, text: str, what: str):
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+
+
+def add_generator_arguments(parser: argparse.ArgumentParser, output_dir: str, psi: float = 0.7) -> None:
+    """PATH, --curriculum, --psi, --device and --output_dir, with this script's defaults."""
+    parser.add_argument("path", metavar="PATH", help="a generator file of this project, or a published generator.pth")
+    parser.add_argument("--curriculum", help="name or .json file; needed where the file does not carry its own settings")
+    parser.add_argument("--psi", type=finite_float, default=psi, help="truncation: 1 is the full variety, 0 the mean")
+    parser.add_argument("--output_dir", default=output_dir, help="where files go; created where it is missing")
+    add_device_argument(parser)
+
+
+def add_view_arguments(parser: argparse.ArgumentParser) -> None:
+    """--image_size, --ray_step_multiplier, --lock_view_dependence and --save_raw."""
+    parser.add_argument("--image_size", type=positive_int, default=256, help="side of a picture in pixels")
+    parser.add_argument("--ray_step_multiplier", type=positive_int, default=2, help="times the curriculum's samples per ray")
+    parser.add_argument("--lock_view_dependence", action="store_true", help="colours as seen from straight ahead")
+    parser.add_argument("--save_raw", action="store_true", help="also write raw_SEED_I.npz: the view's arrays and its pose")
+
+
+def open_generator(args: argparse.Namespace) -> tuple[LoadedGenerator, Path]:
+    """Check the arguments of :func:`add_generator_arguments`, load the generator, make the output folder.
+
+    What the user should know about the weights goes to stderr. Raises UserError.
+    """
+    device = resolve_device(args.device)
+    curriculum = get_curriculum(args.curriculum) if args.curriculum else None
+    output_dir = make_output_dir(args.output_dir)
+    loaded = load_generator(args.path, curriculum, device)
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return loaded, output_dir
+
+
+@torch.no_grad()
+def film_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> FilmParameters:
+    """The FiLM parameters of a seed's latent, (1, ...), the same on every device and at every call."""
+    curriculum = loaded.curriculum
+    z = latent_from_seed(seed, curriculum.latent_dim, curriculum.z_dist)
+    return loaded.generator.film(z.to(next(loaded.generator.parameters()).device), psi)
+
+
+def field_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Field:
+    """The field of a seed's latent, bound once: ask it for as many views as needed."""
+    return bind_field(loaded, film_from_seed(loaded, seed, psi))
+
+
+@torch.no_grad()
+def bind_field(loaded: LoadedGenerator, film: FilmParameters) -> Field:
+    return loaded.generator.field(film)
+
+
+def render_pose(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, args: argparse.Namespace) -> View:
+    """The view of a field from a trajectory's pose, with the settings of :func:`add_view_arguments`."""
+    settings = ViewSettings(
+        image_size=args.image_size,
+        ray_step_multiplier=args.ray_step_multiplier,
+        lock_view_dependence=args.lock_view_dependence,
+        fov_degrees=pose.fov_degrees,
+    )
+    device = next(loaded.generator.parameters()).device
+    return render_view(field, make_pose(pose.yaw, pose.pitch, device), loaded.curriculum, settings)
+
+
+def save_raw(view: View, output_dir: Path, seed: int, index: int) -> None:
+    """``raw_{seed}_{index}.npz`` in ``output_dir``. Raises UserError where it cannot be written."""
+    path = output_dir / f"raw_{seed}_{index}.npz"
+    try:
+        view.save_raw(path, seed)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
