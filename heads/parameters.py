@@ -19,7 +19,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "scale_z": (0.95, 1.04),
     # skull and jaw
     "jaw_width": (0.37, 0.46),
-    "chin_y": (-0.585, -0.50),
+    "chin_y": (-0.60, -0.53),
     "chin_z": (0.30, 0.38),
     "chin_radius": (0.10, 0.16),
     "cheek_size": (0.10, 0.17),
@@ -38,16 +38,16 @@ RANGES: dict[str, tuple[float, float]] = {
     "brow_tilt": (-0.16, 0.12),
     "brow_thickness": (0.020, 0.040),
     # nose
-    "nose_length": (0.21, 0.31),
+    "nose_length": (0.20, 0.28),
     "nose_tip_z": (0.60, 0.70),
     "nose_tip_radius": (0.060, 0.092),
     "nose_bridge_z": (0.475, 0.53),
     "nose_width": (0.055, 0.095),
     # mouth
-    "mouth_y": (-0.36, -0.325),
+    "mouth_y": (-0.385, -0.345),
     "mouth_width": (0.135, 0.205),
     "lip_fullness": (0.028, 0.052),
-    "smile": (-0.6, 1.6),
+    "smile": (-0.3, 1.9),
     # ears and neck
     "ear_size": (0.8, 1.2),
     "ear_out": (0.00, 0.05),

@@ -50,13 +50,13 @@ def _skin_colour(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> tup
     tip_y = t["eye_y"] - t["nose_length"]
     blush = blush + 0.7 * torch.exp(-((ax / 0.08) ** 2) - ((y - tip_y) / 0.07) ** 2)
     base = _paint(base, params.skin * torch.tensor((1.0, 0.62, 0.60), device=x.device), 0.38 * blush.clamp(max=1) * front)
-    jaw = _step(-0.10, -0.20, y + 0.30 * _step(0.12, 0.30, z) * (ax < 10)) * _step(-0.02, 0.10, z + 0.25 * ax)
-    base = _paint(base, params.hair * 0.8, t["beard"] * jaw * _step(-0.74, -0.66, y) * 0.85)
+    jaw = _step(-0.10, -0.20, y + 0.30 * _step(0.12, 0.30, z)) * _step(-0.02, 0.10, z + 0.25 * ax)
+    base = _paint(base, params.hair * 0.8, t["beard"] * jaw * _step(-0.66, -0.57, y) * 0.85)
     my = y - t["mouth_y"] - t["smile"] * ax * ax
     lip_half = t["lip_fullness"] * 1.75 * (1 - (ax / (t["mouth_width"] * 1.02)) ** 2).clamp(min=0).sqrt()
     base = _paint(base, params.lips, _step(-0.008, 0.012, lip_half - my.abs()) * (lip_half > 0) * front)
-    seam = _step(0.024, 0.008, my.abs()) * _step(1.0, 0.9, ax / t["mouth_width"])
-    base = _paint(base, params.lips * 0.45, seam * front)
+    seam = _step(0.020, 0.006, my.abs()) * _step(1.0, 0.9, ax / t["mouth_width"])
+    base = _paint(base, params.lips * 0.5, seam * front)
     nostril = torch.exp(-(((ax - 0.05) / 0.03) ** 2) - ((y - tip_y + 0.07) / 0.022) ** 2)
     base = _paint(base, params.skin * 0.40, 0.8 * nostril * front)
     arch = t["brow_y"] + 0.025 + t["brow_tilt"] * (ax - 0.2) - t["brow_arch"] * ((ax - 0.2) / 0.12) ** 2
