@@ -1,0 +1,157 @@
+"""Pictures to train on: a folder (searched recursively), a glob or a zip of images, of any mode and size.
+
+    python dataset.py --check PATH --dataset Images --image_size 64 --output contact.png
+
+says what is in PATH before a run depends on it. A data set known by name is one entry in DATASETS. Pictures are decoded
+once (loading/cache.py), so that a batch is a gather; BatchStream (loading/batches.py) is what training reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import cli
+from loading.cache import build_cache, default_cache_dir
+from loading.files import DatasetSpec, ImageSource, find_images, open_member
+
+__all__ = [
+    *("DATASETS", "BatchStream", "DatasetSpec", "ImageDataset", "batch_at", "build_cache", "default_cache_dir"),
+    *("epoch_order", "find_images", "get_dataset_spec"),
+]
+
+# Adding a data set is one entry here; a curriculum's `dataset` names it.
+DATASETS: dict[str, DatasetSpec] = {
+    "CelebA": DatasetSpec(320, 256, "aligned CelebA photos, 178 x 218 (GOF's crop)"),
+    "BFM": DatasetSpec(None, 170, "renders of the Basel Face Model (GOF's crop)"),
+    "Cats": DatasetSpec(None, None, "cat faces, whole images"),
+    "Heads": DatasetSpec(None, None, "the built-in procedural heads (synthetic_heads.py), whole images"),
+    "Images": DatasetSpec(None, None, "any photos: the central square"),
+}
+
+
+def get_dataset_spec(preset: str) -> DatasetSpec:
+    """A preset by name. Raises UserError for an unknown one."""
+    if preset not in DATASETS:
+        raise cli.UserError(f"unknown dataset {preset!r} (known: {', '.join(DATASETS)})")
+    return DATASETS[preset]
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Readable pictures of ``path``, square at ``size`` pixels.
+
+    ``preset``: a name in DATASETS. ``cache_dir``: ``"default"``, a folder, or None to decode into memory without a file.
+    Unreadable pictures are skipped and named in ``unreadable_names``; more than ``max_unreadable`` of all (and more than
+    one) raise UserError, as does a path without pictures.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        size: int,
+        preset: str = "Images",
+        cache_dir: str | Path | None = "default",
+        max_unreadable: float = 0.05,
+        num_workers: int | None = None,
+    ) -> None:
+        if size < 1:
+            raise cli.UserError(f"image size {size}: must be at least 1")
+        self.source, self.size, self.preset = find_images(path), size, preset
+        where = default_cache_dir() if cache_dir == "default" else cache_dir
+        self.pixels, unreadable = build_cache(self.source, get_dataset_spec(preset), size, where, num_workers)
+        self.unreadable_names = [self.source.names[i] for i in unreadable]
+        skip = set(unreadable)
+        self.names = [name for i, name in enumerate(self.source.names) if i not in skip]
+        raise_if_unreadable(self.unreadable_names, len(self.source.names), str(path), max_unreadable)
+
+    @property
+    def num_unreadable(self) -> int:
+        return len(self.unreadable_names)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """(3, size, size) uint8."""
+        return torch.from_numpy(np.array(self.pixels[index])).permute(2, 0, 1).contiguous()
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """Pictures (B, 3, size, size), uint8, of ``indices`` (B,)."""
+        return torch.from_numpy(np.ascontiguousarray(self.pixels[indices.numpy()])).permute(0, 3, 1, 2)
+
+
+def raise_if_unreadable(names: Sequence[str], num: int, path: str, max_unreadable: float) -> None:
+    """UserError with the first names when too many of ``num`` pictures, or all, could not be read."""
+    if names and (len(names) == num or len(names) > max(1, max_unreadable * num)):
+        first = ", ".join(Path(name).name for name in names[:5]) + (", ..." if len(names) > 5 else "")
+        raise cli.UserError(f"{len(names)} of {num} pictures in {path} cannot be read: {first}; repair or remove them")
+
+
+def check(path: str, preset: str, size: int, output: str | Path) -> None:
+    """Print what ``path`` holds and write a sheet of up to 64 pictures, spread over the set, as training sees them."""
+    source, spec = find_images(path), get_dataset_spec(preset)
+    dataset = ImageDataset(path, size, preset, max_unreadable=1.0)
+    sizes, hashes = _survey(source)
+    print(f"{path}: {len(source.names)} pictures, {len(dataset)} readable, {dataset.num_unreadable} not")
+    for name in dataset.unreadable_names[:20]:
+        print(f"  unreadable: {name}")
+    for (width, height), count in sizes.most_common(8):
+        print(f"  {width} x {height}: {count}")
+    if len(sizes) > 8:
+        print(f"  and {len(sizes) - 8} other sizes")
+    smallest = min((min(wh) for wh in sizes), default=0)
+    if smallest < size:
+        print(f"  the smallest side is {smallest} px: pictures below {size} px are enlarged")
+    copies = [names for names in hashes.values() if len(names) > 1]
+    print(f"  exact duplicates: {sum(len(names) - 1 for names in copies)}")
+    for names in copies[:5]:
+        print(f"    {' = '.join(names[:4])}")
+    print(f"  squares at {size} px as {preset}: {spec.description}")
+    shown = dataset.gather(torch.linspace(0, len(dataset) - 1, min(64, len(dataset))).round().long())
+    columns = min(8, len(shown))
+    rows = -(-len(shown) // columns)
+    sheet = np.zeros((rows * size, columns * size, 3), np.uint8)
+    for i, picture in enumerate(shown):
+        top, left = i // columns * size, i % columns * size
+        sheet[top : top + size, left : left + size] = picture.permute(1, 2, 0).numpy()
+    try:
+        Image.fromarray(sheet).save(output)
+    except (OSError, ValueError) as error:
+        raise cli.UserError(f"cannot write {output}: {error}; choose another file with --output") from None
+    print(f"  {len(shown)} of them: {output}")
+
+
+def _survey(source: ImageSource) -> tuple[Counter[tuple[int, int]], dict[str, list[str]]]:
+    """How often each size (width, height) comes, and the names that share each file hash."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    hashes: dict[str, list[str]] = {}
+    for name in source.names:
+        try:
+            file = open_member(source, name)
+            hashes.setdefault(hashlib.sha256(file.getvalue()).hexdigest(), []).append(name)
+            with Image.open(file) as image:
+                sizes[image.size] += 1
+        except Exception:  # counted and named as unreadable already
+            continue
+    return sizes, hashes
+
+
+def main() -> None:
+    parser = cli.ArgumentParser("Say what a folder, glob or zip of pictures holds, and show how training sees it.")
+    parser.add_argument("--check", required=True, metavar="PATH", help="folder (searched recursively), glob or zip")
+    parser.add_argument("--dataset", default="Images", help=f"preset: {', '.join(DATASETS)}")
+    parser.add_argument("--image_size", type=int, default=64, help="pixels")
+    parser.add_argument("--output", default="contact.png", help="the sheet of examples")
+    args = parser.parse_args()
+    check(args.check, args.dataset, args.image_size, args.output)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,153 @@
+"""An endless stream of batches whose place is one number: how many pictures were seen.
+
+Pictures come in freshly shuffled epochs, each flipped with probability 1/2. Which ones, in which order, flipped or not, is
+a pure function of (seed, position), so a run resumes bit for bit from ``images_seen`` alone, and any number of processes
+together read what one process with the whole batch would.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Gatherable(Protocol):
+    """What a stream reads from: :class:`dataset.ImageDataset`, or anything like it."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """(B,) -> (B, 3, H, W) uint8."""
+        ...
+
+
+def epoch_order(num: int, epoch: int, seed: int) -> Tensor:
+    """The order (num,) int64 in which epoch ``epoch`` reads ``num`` pictures."""
+    return torch.from_numpy(np.random.default_rng([seed, epoch, 0]).permutation(num))
+
+
+def _epoch_flips(num: int, epoch: int, seed: int) -> Tensor:
+    """(num,) bool, one per place in the epoch."""
+    return torch.from_numpy(np.random.default_rng([seed, epoch, 1]).integers(0, 2, num, dtype=np.int8).astype(bool))
+
+
+def batch_at(
+    dataset_len: int, images_seen: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The batch after ``images_seen`` pictures: indices (B,) int64 and flips (B,) bool.
+
+    ``batch_size`` and the result are per process; ``images_seen`` counts those of all ``world_size`` processes. A batch
+    of batch_size * world_size is cut into consecutive parts, one per rank.
+    """
+    if dataset_len < 1 or batch_size < 1 or images_seen < 0 or not 0 <= rank < world_size:
+        raise ValueError(f"no batch of {batch_size} at {images_seen} from {dataset_len} pictures for rank {rank}/{world_size}")
+    return _slice_of_stream(dataset_len, images_seen + rank * batch_size, batch_size, seed, {})
+
+
+def _slice_of_stream(
+    num: int, start: int, count: int, seed: int, epochs: dict[int, tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Places ``start`` to ``start + count`` of the stream; ``epochs`` keeps the shuffles that are in use."""
+    indices, flips = [], []
+    while count > 0:
+        epoch, offset = divmod(start, num)
+        if epoch not in epochs:
+            for old in [e for e in epochs if e < epoch - 1]:
+                del epochs[old]
+            epochs[epoch] = (epoch_order(num, epoch, seed), _epoch_flips(num, epoch, seed))
+        take = min(count, num - offset)
+        indices.append(epochs[epoch][0][offset : offset + take])
+        flips.append(epochs[epoch][1][offset : offset + take])
+        start, count = start + take, count - take
+    return torch.cat(indices), torch.cat(flips)
+
+
+class BatchStream(Iterator[Tensor]):
+    """Batches (B, 3, H, W) float32 in [-1, 1] on ``device``, without end, from place ``images_seen`` on.
+
+    A background thread gathers ahead (and pins memory for a GPU). ``next`` raises what went wrong in the thread.
+    ``images_seen`` is the place after the last batch handed out: what a checkpoint keeps. ``close`` ends the thread.
+    """
+
+    def __init__(
+        self,
+        dataset: Gatherable,
+        batch_size: int,
+        images_seen: int = 0,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        flip: bool = True,
+        num_ahead: int = 4,
+    ) -> None:
+        batch_at(
+            len(dataset), images_seen, batch_size, seed, rank, world_size
+        )  # refuses impossible arguments here, not in the thread
+        self.images_seen = images_seen
+        self._dataset, self._batch_size, self._seed, self._flip = dataset, batch_size, seed, flip
+        self._device, self._rank, self._world_size = torch.device(device), rank, world_size
+        self._queue: queue.Queue[Tensor | BaseException] = queue.Queue(maxsize=num_ahead)
+        self._closed = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._read_ahead, args=(images_seen,), name="BatchStream", daemon=True)
+        self._thread.start()
+
+    def _read_ahead(self, place: int) -> None:
+        epochs: dict[int, tuple[Tensor, Tensor]] = {}
+        try:
+            while not self._closed.is_set():
+                start = place + self._rank * self._batch_size
+                indices, flips = _slice_of_stream(len(self._dataset), start, self._batch_size, self._seed, epochs)
+                pictures = self._dataset.gather(indices)
+                if self._flip:
+                    pictures = torch.where(flips[:, None, None, None], pictures.flip(-1), pictures)
+                pictures = pictures.contiguous()
+                self._put(pictures.pin_memory() if self._device.type == "cuda" else pictures)
+                place += self._batch_size * self._world_size
+        except BaseException as error:  # next() raises it
+            self._put(error)
+
+    def _put(self, item: Tensor | BaseException) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._queue.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def __iter__(self) -> BatchStream:
+        return self
+
+    def __next__(self) -> Tensor:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed.is_set():
+            raise RuntimeError("this BatchStream is closed")
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            self._failure = item
+            raise item
+        self.images_seen += self._batch_size * self._world_size
+        return item.to(self._device, non_blocking=True).float().div_(127.5).sub_(1)
+
+    def close(self) -> None:
+        """End the thread; what it read ahead is dropped."""
+        self._closed.set()
+        while not self._queue.empty():
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                break
+        self._thread.join(timeout=5)
+
+    def __enter__(self) -> BatchStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
