@@ -19,12 +19,21 @@ from PIL import Image
 from torch import Tensor
 
 import cli
+from loading.batches import BatchStream, batch_at, epoch_order
 from loading.cache import build_cache, default_cache_dir
 from loading.files import DatasetSpec, ImageSource, find_images, open_member
 
 __all__ = [
-    *("DATASETS", "BatchStream", "DatasetSpec", "ImageDataset", "batch_at", "build_cache", "default_cache_dir"),
-    *("epoch_order", "find_images", "get_dataset_spec"),
+    "DATASETS",
+    "BatchStream",
+    "DatasetSpec",
+    "ImageDataset",
+    "batch_at",
+    "build_cache",
+    "default_cache_dir",
+    "epoch_order",
+    "find_images",
+    "get_dataset_spec",
 ]
 
 # Adding a data set is one entry here; a curriculum's `dataset` names it.

@@ -1,0 +1,286 @@
+"""dataset.py and loading/: sources, decoding, cache, order, stream."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dataset as dataset_module
+from cli import UserError
+from dataset import DATASETS, BatchStream, ImageDataset, batch_at, epoch_order
+from loading.cache import build_cache
+from loading.files import DatasetSpec, decode, find_images, to_rgb, to_square
+
+
+def solid(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (20, 20)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five solid pictures whose red channel is 10 x their number, one of them in a sub-folder."""
+    for i in range(5):
+        solid(tmp_path / "pictures" / ("deep/er" if i == 4 else "") / f"{i}.png", (10 * i, 1, 2))
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    return tmp_path / "pictures"
+
+
+def reds(data: ImageDataset) -> list[int]:
+    return [int(data[i][0, 0, 0]) for i in range(len(data))]
+
+
+def test_folder_glob_and_zip_give_the_same_pictures_in_sorted_order(folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        for file in sorted(folder.rglob("*.png"), reverse=True):
+            archive.write(file, file.relative_to(folder))
+        archive.writestr("__MACOSX/._0.png", b"junk of a mac")
+    assert reds(ImageDataset(folder, 8, cache_dir=None)) == [0, 10, 20, 30, 40]
+    assert reds(ImageDataset(tmp_path / "z.zip", 8, cache_dir=None)) == [0, 10, 20, 30, 40]
+    assert reds(ImageDataset(str(folder / "[1-3].png"), 8, cache_dir=None)) == [10, 20, 30]
+    assert reds(ImageDataset(str(folder / "**/*.png"), 8, cache_dir=None)) == [0, 10, 20, 30, 40]
+
+
+@pytest.mark.parametrize(
+    "mode, fill, expected",
+    [
+        ("L", 100, (100, 100, 100)),
+        ("1", 1, (255, 255, 255)),
+        ("RGBA", (200, 100, 50, 128), (100, 50, 25)),
+        ("LA", (200, 0), (0, 0, 0)),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("I;16", 0x8080, (128, 128, 128)),
+        ("F", 51.0, (51, 51, 51)),
+    ],
+)
+def test_any_mode_becomes_rgb(mode: str, fill: object, expected: tuple[int, int, int]) -> None:
+    pixel = to_rgb(Image.new(mode, (4, 4), fill)).getpixel((1, 1))
+    assert np.abs(np.subtract(pixel, expected)).max() <= 1
+
+
+def test_palette_with_transparency_and_exif_rotation(tmp_path: Path) -> None:
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([9, 8, 7, 255, 0, 0])
+    palette.putpixel((0, 0), 1)
+    palette.save(tmp_path / "p.png", transparency=0)
+    with Image.open(tmp_path / "p.png") as image:
+        rgb = to_rgb(image)
+    assert rgb.getpixel((0, 0)) == (255, 0, 0) and rgb.getpixel((2, 2)) == (0, 0, 0)
+
+    picture = Image.new("RGB", (16, 16), (0, 0, 0))
+    picture.paste((255, 255, 255), (0, 0, 16, 8))  # bright on top
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down
+    picture.save(tmp_path / "e.jpg", exif=exif)
+    data = ImageDataset(tmp_path / "e.jpg", 16, cache_dir=None)
+    assert data[0][:, 2].max() < 30 and data[0][:, 13].min() > 220
+
+
+def test_presets_crop_as_published() -> None:
+    # a coordinate ramp: a pixel's value says where it came from
+    ramp = np.zeros((218, 178, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(178)[None], np.arange(218)[:, None]
+    celeba = np.asarray(to_square(Image.fromarray(ramp), DATASETS["CelebA"], 128)).astype(float)
+    # resize 178 -> 320, so 256 px are 142.4 source pixels around the middle (89, 109)
+    assert abs(celeba[64, 0, 0] - (89 - 71.2)) < 1.5 and abs(celeba[64, -1, 0] - (89 + 71.2)) < 1.5
+    assert abs(celeba[0, 64, 1] - (109 - 71.2)) < 1.5 and abs(celeba[-1, 64, 1] - (109 + 71.2)) < 1.5
+    bfm = np.asarray(to_square(Image.fromarray(ramp), DATASETS["BFM"], 170)).astype(float)
+    assert bfm[0, 0, 0] == 4 and bfm[0, 0, 1] == 24
+    photo = np.asarray(to_square(Image.fromarray(ramp), DATASETS["Images"], 178)).astype(float)
+    assert photo[0, 0, 0] == 0 and photo[0, 0, 1] == 20
+
+
+def test_downsizing_is_antialiased() -> None:
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 255
+    small = np.asarray(to_square(Image.fromarray(stripes), DatasetSpec(None, None, ""), 32)).astype(int)
+    assert np.abs(small - 127).max() < 20  # without a filter: all 0 or all 255
+
+
+def test_broken_pictures_are_skipped_named_and_too_many_stop(folder: Path, tmp_path: Path) -> None:
+    (folder / "2b.png").write_bytes((folder / "2.png").read_bytes()[:40])
+    data = ImageDataset(folder, 8, cache_dir=tmp_path / "cache")
+    assert reds(data) == [0, 10, 20, 30, 40] and data.num_unreadable == 1 and data.unreadable_names[0].endswith("2b.png")
+    again = ImageDataset(folder, 8, cache_dir=tmp_path / "cache")
+    assert again.unreadable_names == data.unreadable_names and reds(again) == reds(data)
+    (folder / "3b.jpg").write_text("text")
+    with pytest.raises(UserError, match=r"2 of 7 pictures .*2b\.png, 3b\.jpg"):
+        ImageDataset(folder, 8, cache_dir=None)
+    assert len(ImageDataset(folder, 8, cache_dir=None, max_unreadable=0.5)) == 5
+
+
+def test_a_decompression_bomb_is_unreadable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    solid(folder / "9.png", (1, 1, 1), (200, 200))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
+    assert ImageDataset(folder, 8, cache_dir=None).unreadable_names == [str(folder / "9.png")]
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "only text", "text named jpg", "zip without pictures"])
+def test_paths_without_pictures_are_user_errors(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    if kind != "missing":
+        place.mkdir()
+    if kind == "only text":
+        (place / "a.txt").write_text("a")
+    if kind == "text named jpg":
+        for i in range(3):
+            (place / f"{i}.jpg").write_text("a")
+    if kind == "zip without pictures":
+        place = tmp_path / "a.zip"
+        with zipfile.ZipFile(place, "w") as archive:
+            archive.writestr("a.txt", "a")
+    with pytest.raises(UserError) as caught:
+        ImageDataset(place, 8, cache_dir=None)
+    assert place.name in str(caught.value)
+
+
+def test_unknown_preset(folder: Path) -> None:
+    with pytest.raises(UserError, match="known: CelebA, BFM, Cats, Heads, Images"):
+        ImageDataset(folder, 8, preset="Dogs", cache_dir=None)
+
+
+def test_cache_is_read_rebuilt_when_corrupt_and_keyed_by_content(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    first = ImageDataset(folder, 8, cache_dir=cache)
+    files = sorted(cache.iterdir())
+    assert [f.suffix for f in files] == [".json", ".npy"]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("decoded although cached")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("loading.cache.decode", refuse)
+        assert torch.equal(ImageDataset(folder, 8, cache_dir=cache).gather(torch.arange(5)), first.gather(torch.arange(5)))
+        with pytest.raises(AssertionError):  # another size is another cache
+            ImageDataset(folder, 9, cache_dir=cache)
+    for damage in (b"", files[1].read_bytes()[:200], b"x" * 900):
+        files[1].write_bytes(damage)
+        assert reds(ImageDataset(folder, 8, cache_dir=cache)) == [0, 10, 20, 30, 40]
+    solid(folder / "2.png", (99, 0, 0), (31, 31))
+    assert reds(ImageDataset(folder, 8, cache_dir=cache)) == [0, 10, 99, 30, 40]
+    assert not [f for f in cache.iterdir() if f.name.startswith(".")]
+
+
+def test_a_cache_folder_that_cannot_be_written_falls_back_to_memory(folder: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("in the way")
+    data = ImageDataset(folder, 8, cache_dir=tmp_path / "file" / "cache")
+    assert reds(data) == [0, 10, 20, 30, 40] and "decoding into memory" in capsys.readouterr().out
+
+
+def test_gather_equals_getitem(folder: Path) -> None:
+    data = ImageDataset(folder, 8, cache_dir=None)
+    batch = data.gather(torch.tensor([3, 0, 3]))
+    assert batch.shape == (3, 3, 8, 8) and batch.dtype == torch.uint8
+    assert torch.equal(batch[0], data[3]) and torch.equal(batch[1], data[0])
+
+
+def test_epochs_are_permutations_that_differ() -> None:
+    orders = [epoch_order(50, epoch, seed) for epoch, seed in ((0, 0), (1, 0), (0, 1))]
+    assert all(torch.equal(order.sort().values, torch.arange(50)) for order in orders)
+    assert not torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
+    assert torch.equal(orders[0], epoch_order(50, 0, 0))
+
+
+def test_batches_are_slices_of_one_stream_however_they_are_cut() -> None:
+    whole = batch_at(7, 0, 60, seed=3)
+    expected = torch.cat([epoch_order(7, epoch, 3) for epoch in range(9)])[:60]
+    assert torch.equal(whole[0], expected)
+    for seen, size in ((0, 5), (5, 5), (6, 20), (13, 1), (33, 27)):
+        part = batch_at(7, seen, size, seed=3)
+        assert torch.equal(part[0], whole[0][seen : seen + size]) and torch.equal(part[1], whole[1][seen : seen + size])
+    ranks = [batch_at(7, 12, 4, seed=3, rank=rank, world_size=3) for rank in range(3)]
+    assert torch.equal(torch.cat([r[0] for r in ranks]), whole[0][12:24])
+    assert torch.equal(torch.cat([r[1] for r in ranks]), whole[1][12:24])
+    flips = batch_at(1000, 0, 4000, seed=0)[1]
+    assert 0.45 < flips.float().mean() < 0.55
+    assert not torch.equal(flips[:1000], flips[1000:2000])
+
+
+class Ramp:
+    """Picture i: a horizontal ramp that starts at i."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def gather(self, indices: torch.Tensor) -> torch.Tensor:
+        return (indices[:, None, None, None] + torch.arange(4)).expand(-1, 3, 4, 4).to(torch.uint8)
+
+
+def test_stream_normalises_flips_and_resumes() -> None:
+    with BatchStream(Ramp(), 3, seed=5) as stream:
+        batches = [next(stream) for _ in range(8)]
+        assert stream.images_seen == 24
+    indices, flips = batch_at(10, 6, 3, seed=5)
+    for picture, index, flip in zip(batches[2], indices.tolist(), flips.tolist(), strict=True):
+        row = [index + 3 - i if flip else index + i for i in range(4)]
+        assert torch.allclose(picture[0, 0], torch.tensor(row) / 127.5 - 1, atol=1e-6)
+    with BatchStream(Ramp(), 3, images_seen=15, seed=5) as resumed:
+        assert all(torch.equal(next(resumed), batch) for batch in batches[5:])
+    with BatchStream(Ramp(), 3, images_seen=6, seed=5, flip=False) as unflipped:
+        assert torch.allclose((next(unflipped)[:, 0, 0, 0] + 1) * 127.5, indices.float(), atol=1e-4)
+
+
+def test_errors_in_the_reading_thread_come_out_of_next() -> None:
+    class Broken(Ramp):
+        def gather(self, indices: torch.Tensor) -> torch.Tensor:
+            raise OSError("the disk went away")
+
+    stream = BatchStream(Broken(), 2)
+    for _ in range(2):
+        with pytest.raises(OSError, match="the disk went away"):
+            next(stream)
+    stream.close()
+    with pytest.raises(ValueError, match="no batch"):
+        BatchStream(Ramp(), 0)
+
+
+def test_check_command(folder: Path, tmp_path: Path, repo: Path) -> None:
+    (folder / "1copy.png").write_bytes((folder / "1.png").read_bytes())
+    (folder / "bad.jpg").write_text("text")
+    command = [
+        sys.executable,
+        "dataset.py",
+        "--check",
+        str(folder),
+        "--image_size",
+        "16",
+        "--output",
+        str(tmp_path / "sheet.png"),
+    ]
+    environment = {**os.environ, "GOF_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "7 pictures, 6 readable, 1 not" in done.stdout and "bad.jpg" in done.stdout and "exact duplicates: 1" in done.stdout
+    assert Image.open(tmp_path / "sheet.png").size == (6 * 16, 16)
+    command[3] = str(tmp_path / "nowhere")
+    done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr and not done.stdout
+
+
+def test_the_real_cats(shared_dir: Path, tmp_path: Path) -> None:
+    path = shared_dir / "data" / "cats64.zip"
+    if not path.exists():
+        pytest.skip("no cats64.zip in shared/data")
+    source = find_images(path)
+    assert len(source.names) == 13_779 and list(source.names) == sorted(source.names)
+    data = ImageDataset(path, 32, preset="Cats", cache_dir=tmp_path, num_workers=1)
+    assert len(data) == 13_779 and data.num_unreadable == 0
+    assert np.array_equal(data[777].permute(1, 2, 0).numpy(), decode(source, 777, DATASETS["Cats"], 32))
+    assert data.gather(torch.arange(2000)).float().std() > 40
+    pixels, unreadable = build_cache(source, DATASETS["Cats"], 32, tmp_path)
+    assert isinstance(pixels, np.memmap) and not unreadable
+
+
+def test_public_names() -> None:
+    assert all(hasattr(dataset_module, name) for name in dataset_module.__all__)
