@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -279,7 +280,7 @@ def _stage_problems(c: Curriculum) -> Iterable[str]:
     if not c.stages or c.stages[0].start_step != 0:
         yield "the first stage must start at step 0"
     starts = [stage.start_step for stage in c.stages] + [c.end_step]
-    if any(later <= earlier for earlier, later in zip(starts, starts[1:], strict=False)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(starts)):
         yield f"stages must start at rising steps and before the end, not at {starts}"
     for stage in c.stages:
         where = f"stage from step {stage.start_step}:"
@@ -362,10 +363,11 @@ def _our_own() -> Iterable[Curriculum]:
     )
     yield Curriculum(
         name="SYNTH_TINY",
-        stages=(Stage(0, 16, 32, 4e-4, 8e-4),),
+        stages=(Stage(0, 16, 32, 5e-4, 1e-3),),
         end_step=20_000,
-        **{"decay_beta": 3e-4, "init_ball_radius": 0.08, "num_eval_imgs": 512, "fade_steps": 1000},
-        **{"hidden_dim": 64, "num_layers": 4, "latent_dim": 64, "disc_channels": (4, 8, 16, 32, 48, 64, 96, 96, 96)},
+        **{"decay_beta": 3e-4, "init_ball_radius": 0.08, "num_eval_imgs": 512, "fade_steps": 100},
+        **{"hidden_dim": 64, "num_layers": 4, "latent_dim": 64, "disc_channels": (4, 8, 16, 24, 32, 48, 64, 64, 64)},
+        **{"num_steps_coarse": 8, "num_steps_surface": 5, "num_steps_fine": 3},
         **{"topk_interval": 1000, "opacprior_growth_rate": 2e-4},
         **_SYNTH_CAMERA,
     )

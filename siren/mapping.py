@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class MappingNetwork(nn.Module):
         super().__init__()
         widths = [latent_dim, hidden_dim, hidden_dim, hidden_dim]
         layers: list[nn.Module] = []
-        for num_in, num_out in zip(widths, widths[1:], strict=False):
+        for num_in, num_out in itertools.pairwise(widths):
             layers += [nn.Linear(num_in, num_out), nn.LeakyReLU(LEAKY_SLOPE)]
         self.network = nn.Sequential(*layers, nn.Linear(hidden_dim, 2 * num_film_layers * hidden_dim))
         for module in self.network:

@@ -1,0 +1,1 @@
+"""The discriminator: a progressive backbone with heads for realness, latent and pose."""

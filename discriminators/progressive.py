@@ -1,0 +1,106 @@
+"""ProgressiveEncoderDiscriminator, under the published parameter names. Source: METHOD section 5; pi-GAN."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from curriculums import MAX_DISC_SIZE, Curriculum
+
+LEAKY_SLOPE = 0.2
+NUM_POSE = 2
+
+
+class DiscriminatorOutput(NamedTuple):
+    """``score`` (B,), ``latent`` (B, latent_dim), ``pose`` (B, 2) as (pitch, yaw) in radians."""
+
+    score: Tensor
+    latent: Tensor
+    pose: Tensor
+
+
+class CoordConv(nn.Module):
+    """A 3x3 convolution that also sees where it is: two extra channels with coordinates in [-1, 1]."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(num_in + 2, num_out, kernel_size=3, padding=1)
+        _kaiming(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype).view(1, 1, -1, 1)
+        columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype).view(1, 1, 1, -1)
+        shape = (batch, 1, height, width)
+        return self.conv(torch.cat([x, rows.expand(shape), columns.expand(shape)], dim=1))
+
+
+class ResidualCoordConvBlock(nn.Module):
+    """Two CoordConvs, then halved; the skip goes through a 1x1 convolution where the width changes."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            CoordConv(num_in, num_out), nn.LeakyReLU(LEAKY_SLOPE), CoordConv(num_out, num_out), nn.LeakyReLU(LEAKY_SLOPE)
+        )
+        self.proj = nn.Conv2d(num_in, num_out, kernel_size=1) if num_in != num_out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.avg_pool2d(self.network(x), 2)
+        skip = F.avg_pool2d(x, 2)
+        if self.proj is not None:
+            skip = self.proj(skip)
+        return (y + skip) / math.sqrt(2)
+
+
+class FromRGB(nn.Module):
+    def __init__(self, num_out: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(3, num_out, kernel_size=1), nn.LeakyReLU(LEAKY_SLOPE))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model(image)
+
+
+class ProgressiveEncoderDiscriminator(nn.Module):
+    """Eight residual blocks; an image enters at the block of its size (512 px: block 0, ... 4 px: block 7)."""
+
+    def __init__(self, curriculum: Curriculum) -> None:
+        super().__init__()
+        channels = curriculum.disc_channels
+        self.latent_dim = curriculum.latent_dim
+        self.layers = nn.ModuleList([ResidualCoordConvBlock(channels[i], channels[i + 1]) for i in range(len(channels) - 1)])
+        self.fromRGB = nn.ModuleList([FromRGB(num) for num in channels])
+        self.final_layer = nn.Conv2d(channels[-1], 1 + self.latent_dim + NUM_POSE, kernel_size=2)
+
+    def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
+        """images: (B, 3, H, H) in [-1, 1], H a power of two from 4 to 512.
+
+        ``fade_alpha`` below 1 mixes in the next block's view of the image halved by nearest neighbour.
+        """
+        start = entry_block(images.shape[-1])
+        x = self.fromRGB[start](images)
+        x = self.layers[start](x)
+        if fade_alpha < 1:
+            halved = F.interpolate(images, scale_factor=0.5, mode="nearest")
+            x = fade_alpha * x + (1 - fade_alpha) * self.fromRGB[start + 1](halved)
+        for layer in self.layers[start + 1 :]:
+            x = layer(x)
+        outputs = self.final_layer(x).flatten(1).float()
+        score, latent, pose = outputs.split([1, self.latent_dim, NUM_POSE], dim=1)
+        return DiscriminatorOutput(score.squeeze(1), latent, pose)
+
+
+def entry_block(size: int) -> int:
+    """The block where an image of this size enters. Raises ValueError for a size without one."""
+    if size < 4 or size > MAX_DISC_SIZE or size & (size - 1):
+        raise ValueError(f"no discriminator block for {size} px; use a power of two from 4 to {MAX_DISC_SIZE}")
+    return int(math.log2(MAX_DISC_SIZE // size))
+
+
+def _kaiming(conv: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(conv.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")

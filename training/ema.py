@@ -1,0 +1,35 @@
+"""Exponential moving averages of the generator (METHOD section 5)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from generators.generator import ImplicitGenerator3d
+from training.schedules import ema_decay_at
+
+
+class MovingAverage:
+    """A generator whose weights follow another's: average <- average + (1 - decay) (weights - average), warmed up."""
+
+    def __init__(self, generator: ImplicitGenerator3d, decay: float) -> None:
+        self.generator = copy.deepcopy(generator).eval().requires_grad_(False)
+        self.decay = decay
+        self.num_updates = 0
+
+    @torch.no_grad()
+    def update(self, generator: ImplicitGenerator3d) -> None:
+        self.num_updates += 1
+        rate = 1 - ema_decay_at(self.decay, self.num_updates)
+        torch._foreach_lerp_(list(self.generator.parameters()), list(generator.parameters()), rate)
+        self.generator.truncation_mean = None
+
+    def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
+        return {"num_updates": self.num_updates, "weights": self.generator.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.num_updates = int(state["num_updates"])
+        self.generator.load_state_dict(state["weights"])
+        self.generator.truncation_mean = None

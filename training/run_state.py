@@ -1,0 +1,188 @@
+"""What a run is made of and how it is saved, resumed, or started from another's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from checkpoints import (
+    latest_checkpoint,
+    load_published_training,
+    load_training_checkpoint,
+    save_inference,
+    save_training_checkpoint,
+)
+from cli import UserError
+from curriculums import Curriculum
+from discriminators.progressive import ProgressiveEncoderDiscriminator
+from generators.generator import ImplicitGenerator3d
+from training.ema import MovingAverage
+from training.outward_start import fit_to_ball
+
+EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
+MAPPING_RATE = 0.05
+KEPT_CHECKPOINTS = 3
+
+
+class RunState:
+    """Networks, averages and optimizers of a run at ``step``, on one device."""
+
+    def __init__(self, curriculum: Curriculum, seed: int, device: torch.device, amp_dtype: torch.dtype | None) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            generator = ImplicitGenerator3d(curriculum)
+            discriminator = ProgressiveEncoderDiscriminator(curriculum)
+        self.curriculum = curriculum
+        self.seed = seed
+        self.device = device
+        self.step = 0
+        self.images_seen = 0
+        self.generator = generator.to(device)
+        self.discriminator = discriminator.to(device)
+        self.averages = {name: MovingAverage(self.generator, decay) for name, decay in EMA_DECAYS.items()}
+        self.optimizer_G = _adam(_generator_groups(self.generator), curriculum, device)
+        self.optimizer_D = _adam(self.discriminator.parameters(), curriculum, device)
+        self.scaler_G, self.scaler_D = (torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16) for _ in range(2))
+
+    def start_outward(self) -> None:
+        """Fit the fresh generator, and its averages, to the curriculum's ball."""
+        fit_to_ball(self.generator, self.curriculum.init_ball_radius, self.seed)
+        self.averages = {name: MovingAverage(self.generator, decay) for name, decay in EMA_DECAYS.items()}
+
+    def set_learning_rates(self, gen_lr: float, disc_lr: float) -> None:
+        for group in self.optimizer_G.param_groups:
+            group["lr"] = gen_lr * group.get("rate", 1.0)
+        for group in self.optimizer_D.param_groups:
+            group["lr"] = disc_lr
+
+    # -- saving and resuming ---------------------------------------------------------------------------------------
+
+    def save(self, output_dir: Path) -> Path:
+        """One training checkpoint and the inference file; older checkpoints go once the new one is safe."""
+        path = output_dir / f"checkpoint_{self.step:07d}.pt"
+        state = {
+            "curriculum": self.curriculum.to_dict(),
+            "step": self.step,
+            "seed": self.seed,
+            "images_seen": self.images_seen,
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "optimizer_G": self.optimizer_G.state_dict(),
+            "optimizer_D": self.optimizer_D.state_dict(),
+            "scaler_G": self.scaler_G.state_dict(),
+            "scaler_D": self.scaler_D.state_dict(),
+            **{name: average.generator.state_dict() for name, average in self.averages.items()},
+            **{f"{name}_num_updates": average.num_updates for name, average in self.averages.items()},
+        }
+        save_training_checkpoint(path, state)
+        save_inference(output_dir / "generator.safetensors", self.averages["ema"].generator, self.step)
+        for old in sorted(output_dir.glob("checkpoint_*.pt"))[:-KEPT_CHECKPOINTS]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def resume(self, path: Path) -> None:
+        """Go on where ``path`` stood. Raises UserError where its settings are not this run's, naming the first."""
+        state = load_training_checkpoint(path)
+        theirs, ours = state["curriculum"], self.curriculum.to_dict()
+        for key in ours:
+            if theirs.get(key) != ours[key]:
+                raise UserError(
+                    f"{path} was trained with {key} = {theirs.get(key)!r}, this run asks for {ours[key]!r};"
+                    " choose another --output_dir, or --load_dir to start a new run from its weights"
+                )
+        if state["seed"] != self.seed:
+            raise UserError(f"{path} was trained with --seed {state['seed']}, this run asks for {self.seed}; use the same seed")
+        self.step, self.images_seen = state["step"], state["images_seen"]
+        self._load_networks(path, state)
+        self.optimizer_G.load_state_dict(state["optimizer_G"])
+        self.optimizer_D.load_state_dict(state["optimizer_D"])
+        self.scaler_G.load_state_dict(state["scaler_G"])
+        self.scaler_D.load_state_dict(state["scaler_D"])
+
+    def start_from(self, folder: Path, notes: list[str]) -> None:
+        """Take weights, averages and (where they fit) optimizers from another run's folder, ours or a published one.
+
+        The step stays as it is. Raises UserError where the networks' shapes differ.
+        """
+        newest = latest_checkpoint(folder) if folder.is_dir() else folder
+        if newest is not None:
+            state = load_training_checkpoint(newest)
+            notes.append(f"starting from {newest} (its step {state['step']})")
+        else:
+            state, published_notes = _published_state(folder)
+            notes += [f"starting from the published files in {folder}", *published_notes]
+        self._load_networks(newest or folder, state)
+        for name, optimizer in (("optimizer_G", self.optimizer_G), ("optimizer_D", self.optimizer_D)):
+            if state.get(name) is not None and not _load_optimizer(optimizer, state[name]):
+                notes.append(f"{name} does not fit this run's parameters; it starts afresh")
+
+    def _load_networks(self, path: Path, state: dict[str, Any]) -> None:
+        _load_weights(self.generator, state["generator"], path, "generator")
+        if state.get("discriminator") is not None:
+            _load_weights(self.discriminator, state["discriminator"], path, "discriminator")
+        for name, average in self.averages.items():
+            weights = state.get(name) or state.get("ema") or state["generator"]
+            _load_weights(average.generator, weights, path, name)
+            average.generator.truncation_mean = None
+            average.num_updates = int(state.get(f"{name}_num_updates") or 0)
+
+
+def _adam(parameters: Any, curriculum: Curriculum, device: torch.device) -> torch.optim.Adam:
+    return torch.optim.Adam(
+        parameters, lr=1e-4, betas=curriculum.betas, weight_decay=curriculum.weight_decay, fused=device.type == "cuda"
+    )
+
+
+def _generator_groups(generator: ImplicitGenerator3d) -> list[dict[str, Any]]:
+    """One group, or the mapping network apart at a reduced rate where ``unique_lr`` is off."""
+    if generator.curriculum.unique_lr:
+        return [{"params": list(generator.parameters())}]
+    mapping = list(generator.siren.mapping_network.parameters())
+    known = {id(parameter) for parameter in mapping}
+    rest = [parameter for parameter in generator.parameters() if id(parameter) not in known]
+    return [{"params": rest}, {"params": mapping, "rate": MAPPING_RATE}]
+
+
+def _load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, what: str) -> None:
+    own = network.state_dict()
+    for name, value in own.items():
+        if name not in weights:
+            raise UserError(f"{path}: its {what} lacks {name}; it belongs to another model")
+        if weights[name].shape != value.shape:
+            raise UserError(
+                f"{path}: its {what}'s {name} is {tuple(weights[name].shape)}, this curriculum needs {tuple(value.shape)}"
+            )
+    unknown = [name for name in weights if name not in own]
+    if unknown:
+        raise UserError(f"{path}: its {what} has {unknown[0]}, which this curriculum's model does not")
+    network.load_state_dict(weights)
+
+
+def _published_state(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """A published run's files in the shape of a training checkpoint of ours, and what was missing, in words."""
+    found = load_published_training(folder)
+    state: dict[str, Any] = {"generator": found.generator.state, "discriminator": found.discriminator}
+    for name in EMA_DECAYS:
+        average = getattr(found, name)
+        state[name] = average.state if average else None
+        state[f"{name}_num_updates"] = average.num_updates if average else 0
+    state["optimizer_G"], state["optimizer_D"] = found.optimizer_G, found.optimizer_D
+    return state, found.notes
+
+
+def _load_optimizer(optimizer: torch.optim.Adam, state: dict[str, Any]) -> bool:
+    """Load ``state`` if its moments have the shapes of the optimizer's parameters; tell whether it was loaded."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    indices = [i for group in state.get("param_groups", []) for i in group.get("params", [])]
+    moments = state.get("state", {})
+    if len(indices) != len(parameters) or len(state["param_groups"]) != len(optimizer.param_groups):
+        return False
+    for index, parameter in zip(indices, parameters, strict=True):
+        moment = moments.get(index, {}).get("exp_avg")
+        if moment is not None and moment.shape != parameter.shape:
+            return False
+    optimizer.load_state_dict(state)
+    return True

@@ -1,0 +1,41 @@
+"""What changes during training, as pure functions of the step. Source: METHOD section 5."""
+
+from __future__ import annotations
+
+import math
+
+from curriculums import Curriculum
+
+DENSITY_NOISE_STEPS = 5000
+
+
+def interval_at(curriculum: Curriculum, step: int) -> float:
+    """Delta, the half width of the sampled interval around the surface: the shrinking that turns a volume into a surface."""
+    return max(curriculum.interval_min, curriculum.interval_max * math.exp(-curriculum.decay_beta * step))
+
+
+def density_noise_at(curriculum: Curriculum, step: int) -> float:
+    """Standard deviation of the noise on a radiance field's densities; none on occupancies."""
+    return 0.0 if curriculum.pred_occ else max(0.0, 1 - step / DENSITY_NOISE_STEPS)
+
+
+def fade_alpha_at(curriculum: Curriculum, step: int) -> float:
+    """How far the stage's new discriminator block has faded in, in [0, 1]."""
+    return min(1.0, (step - curriculum.stage_at(step).start_step) / curriculum.fade_steps)
+
+
+def topk_fraction_at(curriculum: Curriculum, step: int) -> float:
+    """The best fraction of D's scores that G learns from."""
+    return max(0.99 ** (step / curriculum.topk_interval), curriculum.topk_v)
+
+
+def opacity_prior_weight_at(curriculum: Curriculum, step: int) -> float:
+    if not curriculum.with_opacprior:
+        return 0.0
+    start = curriculum.opacprior_lambda_init
+    return min(10 * start, start * math.exp(min(curriculum.opacprior_growth_rate * step, 10)))
+
+
+def ema_decay_at(decay: float, num_updates: int) -> float:
+    """Warm-up of a moving average."""
+    return min(decay, (1 + num_updates) / (10 + num_updates))

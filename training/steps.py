@@ -1,0 +1,168 @@
+"""The losses of one optimisation step as modules, which DDP wraps whole: one forward, one backward.
+
+Everything random arrives as an argument, so a step is a pure function of the weights and its inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from curriculums import Curriculum
+from discriminators.progressive import ProgressiveEncoderDiscriminator
+from generators.cameras import CameraPoses, Rays, camera_rays
+from generators.generator import ImplicitGenerator3d
+from generators.renderer import RenderNoise, RenderOutput, RenderSettings, ray_points, render
+from siren.field import SirenField
+from training import losses, schedules
+
+
+class GeneratorInputs(NamedTuple):
+    """Latents ``z`` (B, latent_dim), camera ``poses`` (B,), the renderer's random numbers, and unit ``neighbours``
+    (B, R, 3), the directions in which the normal loss looks (None where it is off)."""
+
+    z: Tensor
+    poses: CameraPoses
+    noise: RenderNoise
+    neighbours: Tensor | None
+
+    def split(self, num_parts: int) -> list[GeneratorInputs]:
+        """Equal parts of the batch, in order."""
+        size = len(self.z) // num_parts
+        return [self.part(slice(i * size, (i + 1) * size)) for i in range(num_parts)]
+
+    def part(self, s: slice) -> GeneratorInputs:
+        poses = CameraPoses(self.poses.pitch[s], self.poses.yaw[s])
+        return GeneratorInputs(self.z[s], poses, self.noise[s], None if self.neighbours is None else self.neighbours[s])
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What the step number decides."""
+
+    image_size: int
+    render: RenderSettings
+    fade_alpha: float
+    topk_fraction: float
+    lambda_opacity_prior: float
+
+    @classmethod
+    def at(cls, curriculum: Curriculum, step: int) -> StepSettings:
+        noise = schedules.density_noise_at(curriculum, step)
+        return cls(
+            image_size=curriculum.stage_at(step).img_size,
+            render=RenderSettings.from_curriculum(
+                curriculum, schedules.interval_at(curriculum, step), density_noise=noise
+            ),
+            fade_alpha=schedules.fade_alpha_at(curriculum, step),
+            topk_fraction=schedules.topk_fraction_at(curriculum, step),
+            lambda_opacity_prior=schedules.opacity_prior_weight_at(curriculum, step),
+        )
+
+
+class StepResult(NamedTuple):
+    """``total`` to back-propagate; ``terms``: unweighted losses and other scalars for the log, detached."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+def to_images(output: RenderOutput, size: int) -> Tensor:
+    """(B, 3, size, size) in [-1, 1]."""
+    return output.rgb.transpose(1, 2).unflatten(2, (size, size)) * 2 - 1
+
+
+def generate(generator: ImplicitGenerator3d, inputs: GeneratorInputs, settings: StepSettings, fov: float):
+    """Returns the field, its rays and the rendered batch."""
+    field = generator.field(generator.film(inputs.z))
+    rays = camera_rays(inputs.poses, settings.image_size, fov)
+    return field, rays, render(field, rays, settings.render, inputs.noise)
+
+
+class GeneratorStep(nn.Module):
+    """G's losses. The discriminator comes as an argument, for its weights are not this step's to train."""
+
+    def __init__(self, generator: ImplicitGenerator3d) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(
+        self,
+        inputs: GeneratorInputs,
+        discriminator: ProgressiveEncoderDiscriminator,
+        settings: StepSettings,
+        amp_dtype: torch.dtype | None = None,
+        image_weights: Tensor | None = None,
+    ) -> StepResult:
+        """``image_weights`` (B,): the whole batch's top-k choice where ``inputs`` is only a part of it."""
+        c = self.generator.curriculum
+        field, rays, output = generate(self.generator, inputs, settings, c.fov)
+        images = to_images(output, settings.image_size)
+        with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
+            judged = discriminator(images, settings.fade_alpha)
+        if image_weights is None:
+            image_weights = losses.topk_image_weights(judged.score, settings.topk_fraction)
+        weighted = {"gan": (1.0, losses.generator_gan_loss(judged.score, image_weights))}
+        if c.pos_lambda:
+            weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged.pose, inputs.poses))
+        if c.z_lambda:
+            weighted["latent"] = (c.z_lambda, losses.latent_loss(judged.latent, inputs.z))
+        if settings.lambda_opacity_prior:
+            weighted["opacity_prior"] = (settings.lambda_opacity_prior, losses.opacity_prior_loss(output.alphas))
+        if inputs.neighbours is not None:
+            weighted["normal"] = (c.normal_lambda, self._normal_loss(field, rays, output, inputs.neighbours, c.h_sample))
+        total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
+        terms = {name: value.detach() for name, (_, value) in weighted.items()}
+        terms["hit_rate"] = output.surface.hit_mask.float().mean()
+        return StepResult(total, terms)
+
+    @staticmethod
+    def _normal_loss(field: SirenField, rays: Rays, output: RenderOutput, neighbours: Tensor, h_sample: float) -> Tensor:
+        t, hit_mask = output.surface.t, output.surface.hit_mask
+        if t.device.type == "cpu":  # compact to the rays that hit; on a GPU that would wait for their number
+            num = max(1, int(hit_mask.sum(dim=1).max()))
+            order = hit_mask.byte().argsort(dim=1, descending=True, stable=True)[:, :num]
+            wide = order.unsqueeze(-1).expand(*order.shape, 3)
+            t, hit_mask, neighbours = t.gather(1, order), hit_mask.gather(1, order), neighbours.gather(1, wide)
+            rays = Rays(rays.origins.gather(1, wide), rays.directions.gather(1, wide))
+        points = ray_points(rays, t.unsqueeze(-1))
+        normals = field.normals(torch.cat([points, points + h_sample * neighbours], dim=1))
+        return losses.normal_smoothness_loss(*normals.chunk(2, dim=1), hit_mask)
+
+
+class DiscriminatorStep(nn.Module):
+    """D's losses on real and generated images."""
+
+    def __init__(self, discriminator: ProgressiveEncoderDiscriminator, curriculum: Curriculum) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+        self.curriculum = curriculum
+
+    def forward(
+        self,
+        real: Tensor,
+        fake: Tensor,
+        inputs: GeneratorInputs,
+        settings: StepSettings,
+        amp_dtype: torch.dtype | None = None,
+    ) -> StepResult:
+        """real, fake: (B, 3, H, W) in [-1, 1]; ``inputs``: what ``fake`` was generated from."""
+        c = self.curriculum
+        real = real.detach().requires_grad_(c.r1_lambda > 0)
+        with torch.autocast(real.device.type, amp_dtype, enabled=amp_dtype is not None):
+            judged_real = self.discriminator(real, settings.fade_alpha)
+            judged_fake = self.discriminator(fake.detach(), settings.fade_alpha)
+        weighted = {"gan": (1.0, losses.discriminator_gan_loss(judged_real.score, judged_fake.score))}
+        if c.r1_lambda:
+            weighted["r1"] = (0.5 * c.r1_lambda, losses.r1_loss(judged_real.score, real))
+        if c.pos_lambda:
+            weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged_fake.pose, inputs.poses))
+        if c.z_lambda:
+            weighted["latent"] = (c.z_lambda, losses.latent_loss(judged_fake.latent, inputs.z))
+        total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
+        terms = {name: value.detach() for name, (_, value) in weighted.items()}
+        terms["score_real"], terms["score_fake"] = judged_real.score.detach().mean(), judged_fake.score.detach().mean()
+        return StepResult(total, terms)
