@@ -1,0 +1,93 @@
+"""Shapes of seeds: occupancy on a grid of voxels, and a coloured mesh of the surface.
+
+    python extract_shapes.py pretrained/heads.safetensors --seeds 0 1 2 3
+
+Writes for each seed, with N the voxel resolution:
+- ``{seed}_{N}_voxel.npy``: float32 occupancy in [0, 1], index [ix, iy, iz], coordinate -cube_size/2 + i cube_size/(N-1).
+- ``{seed}_{N}.ply``, ``.glb`` (and ``.obj`` with --obj): the surface in world coordinates with vertex colours.
+- ``{seed}_{N}.json``: how the mesh was cut, which render_meshimg.py reads.
+The mesh ends where training's cameras could not look (--no_clip keeps what is beyond); the voxels are as the field has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import cli
+from meshes import MeshSettings, extract_mesh, fill_occupancy, save_mesh, vertex_colors, visible_radius
+from scripts_common import add_generator_arguments, field_from_seed, open_generator, positive_float, positive_int, seed_number
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    loaded, output_dir = open_generator(args)
+    device = next(loaded.generator.parameters()).device
+    clip_radius = None if args.no_clip else visible_radius(loaded.curriculum)
+    settings = MeshSettings(args.cube_size, args.level, clip_radius, args.largest_piece)
+    suffixes = (".ply", ".glb", ".obj") if args.obj else (".ply", ".glb")
+
+    num_meshes = 0
+    for seed in args.seeds:
+        field = field_from_seed(loaded, seed, args.psi)
+        stem = output_dir / f"{seed}_{args.voxel_resolution}"
+        voxels = write_voxels(stem.with_name(f"{stem.name}_voxel.npy"), field, loaded.curriculum, args, device)
+        settings.save(stem.with_name(f"{stem.name}.json"))
+        mesh = extract_mesh(voxels, settings)
+        if mesh is None:
+            for suffix in (".ply", ".glb", ".obj"):  # an earlier run's mesh would pass for this one's
+                stem.with_name(stem.name + suffix).unlink(missing_ok=True)
+            print(f"seed {seed}: no surface at {args.level} inside the cube; only its voxels were written", file=sys.stderr)
+            continue
+        mesh.visual.vertex_colors = vertex_colors(mesh, field, device)
+        paths = save_mesh(mesh, stem, suffixes)
+        num_meshes += 1
+        print(f"seed {seed}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces: {', '.join(map(str, paths))}")
+    if num_meshes == 0:
+        seeds = " ".join(map(str, args.seeds))
+        raise cli.UserError(f"no seed of {seeds} has a surface at --level {args.level}; is the generator trained?")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.ArgumentParser(__doc__)
+    add_generator_arguments(parser, output_dir="shapes")
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2, 3], help="a shape each")
+    parser.add_argument("--cube_size", type=positive_float, default=0.3, help="side of the cube around the origin")
+    parser.add_argument("--voxel_resolution", type=positive_int, default=256, help="voxels along a side, at least 2")
+    parser.add_argument("--level", type=positive_float, default=0.5, help="occupancy at the surface, between 0 and 1")
+    parser.add_argument("--largest_piece", action="store_true", help="keep only the largest connected piece of the mesh")
+    parser.add_argument("--no_clip", action="store_true", help="keep what lies where training's cameras could not look")
+    parser.add_argument("--obj", action="store_true", help="also write the mesh as .obj")
+    args = parser.parse_args(argv)
+    if args.voxel_resolution < 2:
+        parser.error("--voxel_resolution must be at least 2")
+    if args.level >= 1:
+        parser.error("--level must lie between 0 and 1")
+    return args
+
+
+def write_voxels(path: Path, field, curriculum, args: argparse.Namespace, device) -> np.ndarray:
+    """Fill the voxel file where it lies, so that 512^3 voxels need no memory; it appears under its name when whole."""
+    resolution = args.voxel_resolution
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        voxels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(resolution,) * 3)
+        with tqdm(total=resolution**3, desc=path.stem, unit="point", unit_scale=True) as progress:
+            fill_occupancy(voxels, field, curriculum, args.cube_size, device, progress.update)
+        voxels.flush()
+        os.replace(partial, path)
+    except OSError as error:
+        raise cli.UserError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return voxels
+
+
+if __name__ == "__main__":
+    cli.run(main)

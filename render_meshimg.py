@@ -1,0 +1,103 @@
+"""Pictures of the shapes that extract_shapes.py took out: the surface of each voxel file from five sides.
+
+    python render_meshimg.py --input_dir shapes
+
+For each ``{stem}_voxel.npy`` it writes ``{stem}_mesh.ply`` (the surface), ``{stem}_{i}.png`` with i the view's number (yaw
+-0.5, -0.25, 0, 0.25, 0.5 rad from the front) and ``{stem}_views.png``, all views in a row. Cube, level and clipping come from
+``{stem}.json`` beside the voxels; without one (voxels of the published code) from the arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from math import pi
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cli
+from imaging import from_uint8, picture_grid, save_picture
+from mesh_rendering import RENDERERS, open_renderer, pose_matrix
+from meshes import MeshSettings, extract_mesh, load_mesh, load_voxels, save_mesh
+from scripts_common import positive_float, positive_int
+from trajectories import MULTIVIEW_YAWS
+
+if TYPE_CHECKING:
+    from trimesh import Trimesh
+
+SUFFIX = "_voxel.npy"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    paths = find_voxel_files(args)
+    output_dir = cli.make_output_dir(args.output_dir)
+    renderer = open_renderer(args.renderer)
+    print(f"rendering with {renderer.name}")
+    num_rendered = 0
+    for path in paths:
+        stem = path.name.removesuffix(SUFFIX).removesuffix(".npy")
+        mesh = mesh_of(path, stem, args)
+        if mesh is None:
+            print(f"{path}: no surface inside the cube; no picture", file=sys.stderr)
+            continue
+        save_mesh(mesh, output_dir / f"{stem}_mesh", (".ply",))
+        poses = [pose_matrix(pi / 2 + offset, pi / 2) for offset in MULTIVIEW_YAWS]
+        pictures = [from_uint8(renderer.render(mesh, pose, args.fov, args.image_size)) for pose in poses]
+        for i, picture in enumerate(pictures):
+            save_picture(output_dir / f"{stem}_{i}.png", picture)
+        save_picture(output_dir / f"{stem}_views.png", picture_grid([pictures], padding=0))
+        num_rendered += 1
+        print(f"{path}: {len(pictures)} pictures in {output_dir}")
+    if num_rendered == 0:
+        raise cli.UserError(f"none of the {len(paths)} voxel files has a surface; is the generator trained?")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("paths", metavar="VOXELS", nargs="*", help="voxel files; all of --input_dir where none is named")
+    parser.add_argument("--input_dir", default="shapes", help="the folder that extract_shapes.py wrote")
+    parser.add_argument("--output_dir", default="mesh_images", help="where pictures go; created where it is missing")
+    parser.add_argument("--cube_size", type=positive_float, help="side of the voxels' cube (default: as recorded, or 0.3)")
+    parser.add_argument("--level", type=positive_float, help="occupancy at the surface (default: as recorded, or 0.5)")
+    parser.add_argument("--clip_radius", type=positive_float, help="free beyond this distance (default: as recorded, or none)")
+    parser.add_argument("--largest_piece", action="store_true", help="keep only the largest connected piece")
+    parser.add_argument("--mesh_colors", action="store_true", help="picture the coloured .ply beside the voxels")
+    parser.add_argument("--image_size", type=positive_int, default=512, help="side of a picture in pixels")
+    parser.add_argument("--fov", type=positive_float, default=12.0, help="field of view in degrees")
+    parser.add_argument("--renderer", choices=RENDERERS, default="auto", help="auto: pyrender, or ray casting without GL")
+    args = parser.parse_args(argv)
+    if args.fov >= 180:
+        parser.error("--fov must lie below 180 degrees")
+    if args.level is not None and args.level >= 1:
+        parser.error("--level must lie between 0 and 1")
+    return args
+
+
+def find_voxel_files(args: argparse.Namespace) -> list[Path]:
+    """The named files, or those of the input folder. Raises UserError where there are none."""
+    if args.paths:
+        return [Path(path) for path in args.paths]
+    paths = sorted(Path(args.input_dir).glob(f"*{SUFFIX}"), key=lambda path: (len(path.name), path.name))
+    if not paths:
+        raise cli.UserError(f"no voxel files (*{SUFFIX}) in {args.input_dir}; run extract_shapes.py first, or name the files")
+    return paths
+
+
+def mesh_of(path: Path, stem: str, args: argparse.Namespace) -> Trimesh | None:
+    """The mesh to picture: the coloured one beside the voxels (--mesh_colors), or the surface of the voxels; None without."""
+    voxels = load_voxels(path)
+    recorded = path.with_name(f"{stem}.json")
+    settings = MeshSettings.load(recorded) if recorded.exists() else MeshSettings()
+    overrides = {name: getattr(args, name) for name in ("cube_size", "level", "clip_radius") if getattr(args, name) is not None}
+    settings = replace(settings, **overrides, largest_piece=args.largest_piece or settings.largest_piece)
+    mesh = extract_mesh(voxels, settings)
+    if mesh is None or not args.mesh_colors:
+        return mesh
+    return load_mesh(path.with_name(f"{stem}.ply"))
+
+
+if __name__ == "__main__":
+    cli.run(main)
