@@ -1,0 +1,92 @@
+"""How thick a generator's surfaces are along the rays: the variance of the rendering weights, times 1e4 (lower is thinner).
+
+    python cal_weighted_var.py generator.pth --curriculum CelebA --seeds_start 0 --seeds_end 1000
+
+See metrics/weighted_variance.py for the formula and docs/metrics.md for what it means.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import cli
+from curriculums import Curriculum
+from metrics import weighted_variance
+from metrics.report import add_common_arguments, load, model_record, print_table, write_json
+from metrics.weighted_variance import LatentVariance, latent_variances
+from scripts_common import field_from_seed, seed_number
+
+SCALE = 1e4
+
+
+def make_parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser("Mean variance of the rendering weights along rays, over seeds.")
+    add_common_arguments(parser, psi=0.7, image_size=128, output_json="outputs/weighted_variance.json", batches=False)
+    parser.add_argument("--seeds_start", type=seed_number, default=0)
+    parser.add_argument("--seeds_end", type=seed_number, default=1000, help="the first seed that is not used")
+    return parser
+
+
+def _protocol(args: Any, curriculum: Curriculum, device: torch.device) -> dict[str, Any]:
+    masking = f"alpha = 0 in front of (surface - {curriculum.interval_max / 2:g})"
+    return {
+        "seeds_start": args.seeds_start,
+        "seeds_end": args.seeds_end,
+        "psi": args.psi,
+        "image_size": args.image_size,
+        "samples": f"{weighted_variance.NUM_SAMPLES} coarse samples alone, evenly spaced, not jittered",
+        "pose": {"yaw": curriculum.h_mean, "pitch": curriculum.v_mean},
+        "masking": masking if curriculum.pred_occ else "none (a radiance field has no surface); the last sample left out",
+        "valid_rays": f"sum of weights > {weighted_variance.MIN_WEIGHT_SUM}",
+        "variance": "sum w (t - mean)^2 / ((sum w + 1e-5) (n - 1) / n); mean over rays, then over seeds",
+        "scale": SCALE,
+        "device": str(device),
+    }
+
+
+def summarize(values: dict[int, LatentVariance]) -> dict[str, float | int]:
+    """Over seeds with a valid ray, times SCALE. Raises UserError where no seed has one."""
+    valid = [value.variance * SCALE for value in values.values() if value.num_rays]
+    if not valid:
+        raise cli.UserError(
+            f"none of the {len(values)} seeds has a ray with more than {weighted_variance.MIN_WEIGHT_SUM} of its weight "
+            "in it: the field is empty; is this generator trained, and --curriculum its own?"
+        )
+    deviation = statistics.stdev(valid) if len(valid) > 1 else 0.0
+    return {
+        "weighted_variance_1e4": math.fsum(valid) / len(valid),
+        "std_over_seeds_1e4": deviation,
+        "num_seeds": len(valid),
+        "num_seeds_without_valid_rays": len(values) - len(valid),
+        "mean_valid_rays": sum(value.num_rays for value in values.values()) / len(values),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    seeds = cli.seed_range(args.seeds_start, args.seeds_end)
+    loaded = load(args)
+    device = next(loaded.generator.parameters()).device
+    values = {}
+    for seed in tqdm(seeds, unit="seed", leave=False):
+        field = field_from_seed(loaded, seed, args.psi)
+        (values[seed],) = latent_variances(field, loaded.curriculum, args.image_size, device)
+    results = summarize(values)
+    per_seed = {seed: value.variance * SCALE if value.num_rays else None for seed, value in values.items()}
+    protocol = _protocol(args, loaded.curriculum, device)
+    record = {"metrics": results, "protocol": protocol, "per_seed_1e4": per_seed, "model": model_record(args, loaded)}
+    write_json(args.output_json, record)
+    if results["num_seeds_without_valid_rays"]:
+        print(f"note: {results['num_seeds_without_valid_rays']} seeds have no valid ray and were left out")
+    print_table(f"{results['num_seeds']} seeds at {args.image_size} px", results)
+    print(f"written to {args.output_json}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,115 @@
+"""How close a generator's images are to real ones: FID, KID, IS (torch-fidelity), and SWD, which needs no weights.
+
+    python eval_metrics.py generator.pth --dataset_path photos/ --curriculum CelebA
+    python eval_metrics.py model.safetensors --dataset_path heads/images --metrics swd
+
+Images go to the metric as they were rendered, without a file between. See docs/metrics.md for what the numbers mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cli
+from metrics.fidelity import EXTRACTORS, find_weights, read_state_dict
+from metrics.registry import METRICS, Evaluation
+from metrics.report import add_common_arguments, load, model_record, print_table, write_json
+from metrics.sampling import generated_images, real_images
+from scripts_common import positive_int, seed_number
+
+FEW_IMAGES_FOR_FID = 2048  # with fewer than the feature's dimensions, its covariance is singular
+
+
+def make_parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser("Compare generated images with real ones: " + ", ".join(METRICS))
+    add_common_arguments(parser, psi=1.0, image_size=128, output_json="outputs/eval_metrics.json")
+    parser.add_argument(
+        "--dataset_path", "--real_image_dir", required=True, help="the real images: a folder (searched recursively), glob or zip"
+    )
+    parser.add_argument("--dataset", help="how real images are cropped: a preset of dataset.py (default: the curriculum's)")
+    parser.add_argument("--num_images", type=positive_int, default=2048, help="of each kind")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of latents, poses, and the choice of real images")
+    described = "; ".join(f"{name}: {metric.description}" for name, metric in METRICS.items())
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=["fid", "kid", "is"], help=described)
+    parser.add_argument("--feature_extractor", default="inception-v3-compat", help=f"one of {', '.join(EXTRACTORS)}")
+    parser.add_argument("--feature_extractor_weights", help="a local file of its weights (default: fetched once, then kept)")
+    return parser
+
+
+def _check_weights(args: Any) -> Path | None:
+    """The weights, before any image is made: a missing network should not cost an hour of rendering."""
+    if not any(METRICS[name].needs_weights for name in args.metrics):
+        return None
+    path = find_weights(args.feature_extractor, args.feature_extractor_weights)
+    read_state_dict(path)
+    return path
+
+
+def _notes(evaluation: Evaluation, num_images: int) -> list[str]:
+    notes = []
+    if len(evaluation.real) < num_images:
+        notes.append(f"only {len(evaluation.real)} real images for the {num_images} asked for: all of them were used")
+    if "fid" in evaluation.names and min(len(evaluation.real), len(evaluation.fake)) < FEW_IMAGES_FOR_FID:
+        notes.append(f"FID from fewer than {FEW_IMAGES_FOR_FID} images is biased upward; compare it at equal counts only")
+    return notes
+
+
+def _protocol(args: Any, evaluation: Evaluation, preset: str) -> dict[str, Any]:
+    import PIL
+    import torchvision
+
+    protocol: dict[str, Any] = {
+        "num_real": len(evaluation.real),
+        "num_fake": len(evaluation.fake),
+        "num_images_requested": args.num_images,
+        "image_size": args.image_size,
+        "dataset_path": str(args.dataset_path),
+        "dataset_preset": preset,
+        "real_resize": "dataset.py: antialiased, Pillow " + PIL.__version__,
+        "seed": args.seed,
+        "psi": args.psi,
+        "poses": "drawn from the curriculum's distribution",
+        "rendering": "interval_min, no jitter, no density noise, last_back off; uint8, no compression",
+        "device": str(evaluation.device),
+        "torchvision": torchvision.__version__,
+    }
+    if any(METRICS[name].needs_weights for name in evaluation.names):
+        import torch_fidelity
+
+        weights = evaluation.weights_file
+        protocol |= {"torch_fidelity": torch_fidelity.__version__, **vars(evaluation.fidelity_settings)}
+        protocol |= {"feature_extractor_weights": weights.name if weights else None}
+        protocol |= {"feature_resize": "by the extractor, bilinear as in TensorFlow 1"}
+    return protocol
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    loaded = load(args)
+    weights = _check_weights(args)
+    preset = args.dataset or loaded.curriculum.dataset
+    real = real_images(args.dataset_path, preset, args.num_images, args.image_size, args.seed)
+    fake = generated_images(
+        loaded, args.num_images, args.image_size, psi=args.psi, seed=args.seed, batch_size=args.batch_size
+    )
+    names = tuple(dict.fromkeys(args.metrics))
+    device = next(loaded.generator.parameters()).device
+    evaluation = Evaluation(
+        real, fake, names, args.seed, device=device, extractor=args.feature_extractor, weights_file=weights
+    )
+    results: dict[str, float] = {}
+    for name in names:
+        results |= METRICS[name].compute(evaluation)
+    notes = _notes(evaluation, args.num_images)
+    for note in notes:
+        print(f"note: {note}")
+    record = {"metrics": results, "notes": notes, "protocol": _protocol(args, evaluation, preset)}
+    write_json(args.output_json, {**record, "model": model_record(args, loaded)})
+    print_table(f"{len(fake)} generated and {len(real)} real images at {args.image_size} px", results)
+    print(f"written to {args.output_json}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

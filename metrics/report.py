@@ -1,0 +1,59 @@
+"""What the metric scripts share: their arguments, loading, the JSON file and the printed table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoint_files import write_atomically
+from checkpoints import LoadedGenerator
+from cli import add_device_argument
+from scripts_common import finite_float, open_generator, positive_int
+
+
+def add_common_arguments(
+    parser: argparse.ArgumentParser, *, psi: float, image_size: int | None, output_json: str, batches: bool = True
+) -> None:
+    """PATH, --curriculum, --psi, --image_size (unless None), --batch_size (if ``batches``), --output_json and --device."""
+    parser.add_argument("path", metavar="PATH", help="a generator file of this project, or a published generator.pth")
+    parser.add_argument("--curriculum", help="name or .json file; needed where the file does not carry its own settings")
+    parser.add_argument("--psi", type=finite_float, default=psi, help="truncation: 1 is the full variety, 0 the mean")
+    if image_size is not None:
+        parser.add_argument("--image_size", type=positive_int, default=image_size, help="side of a picture in pixels")
+    if batches:
+        parser.add_argument("--batch_size", type=positive_int, default=8, help="images at a time; changes speed and memory only")
+    parser.add_argument("--output_json", default=output_json, help="where the results and their protocol are written")
+    add_device_argument(parser)
+
+
+def load(args: argparse.Namespace) -> LoadedGenerator:
+    """The generator of :func:`add_common_arguments`; its folder of results is made first. Raises UserError."""
+    args.output_dir = Path(args.output_json).parent
+    return open_generator(args)[0]
+
+
+def model_record(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, Any]:
+    """Which generator the numbers belong to."""
+    record = {"path": str(args.path), "curriculum": loaded.curriculum.name, "step": loaded.step, "notes": loaded.notes}
+    return record | {"settings": loaded.curriculum.to_dict()}
+
+
+def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
+    """Write ``results`` with the date and torch's version. Raises UserError where that cannot be done."""
+    stamp = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "torch": torch.__version__}
+    text = json.dumps({**results, "environment": {**stamp, **results.get("environment", {})}}, indent=2)
+    write_atomically(path, (text + "\n").encode())
+
+
+def print_table(title: str, rows: Mapping[str, float | int | str | None]) -> None:
+    """``title`` and one aligned line per named number."""
+    print(title)
+    width = max(map(len, rows), default=0)
+    for name, value in rows.items():
+        print(f"  {name:<{width}}  {f'{value:.5g}' if isinstance(value, float) else value}")

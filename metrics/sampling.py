@@ -1,0 +1,80 @@
+"""What metrics look at: seeded latents and poses, rendered without any noise, and real images to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from checkpoints import LoadedGenerator
+from curriculums import Curriculum
+from generators.cameras import CameraPoses, Rays, camera_rays, sample_camera_poses
+from generators.generator import draw_latents
+from generators.renderer import RenderSettings, render
+from generators.views import RAYS_PER_CHUNK
+from siren.field import Field
+
+
+def draw_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> CameraPoses:
+    """(num,) poses from the curriculum's distribution, on the CPU.
+
+    One by one: the hybrid distribution tosses its coin once per call, and half of one metric's images must not hang on it.
+    """
+    names = ("h_mean", "v_mean", "h_stddev", "v_stddev", "sample_dist")
+    settings = {name: getattr(curriculum, name) for name in names}
+    poses = [sample_camera_poses(1, **settings, generator=generator) for _ in range(num)]
+    return CameraPoses(torch.cat([pose.pitch for pose in poses]), torch.cat([pose.yaw for pose in poses]))
+
+
+@torch.no_grad()
+def sample_fields(
+    loaded: LoadedGenerator, num: int, *, psi: float, seed: int, batch_size: int, what: str
+) -> Iterator[tuple[Field, CameraPoses]]:
+    """Fields of ``num`` latents and a pose for each, in batches, on the generator's device; the same whatever the batch size.
+
+    ``what`` names the work in the progress bar.
+    """
+    curriculum, device = loaded.curriculum, next(loaded.generator.parameters()).device
+    latents = draw_latents(num, curriculum.latent_dim, curriculum.z_dist, torch.Generator().manual_seed(seed))
+    poses = draw_poses(num, curriculum, torch.Generator().manual_seed(seed + 1))
+    with tqdm(total=num, desc=what, unit="image", leave=False) as progress:
+        for start in range(0, num, batch_size):
+            part = slice(start, start + batch_size)
+            field = loaded.generator.field(loaded.generator.film(latents[part].to(device), psi))
+            yield field, CameraPoses(poses.pitch[part].to(device), poses.yaw[part].to(device))
+            progress.update(field.batch_size)
+
+
+@torch.no_grad()
+def render_images(field: Field, poses: CameraPoses, curriculum: Curriculum, image_size: int) -> Tensor:
+    """(B, 3, H, W) uint8 on the CPU: final interval, no noise, ``last_back`` off, as the published scores are defined."""
+    settings = RenderSettings.from_curriculum(curriculum, last_back=False)
+    rays = camera_rays(poses, image_size, curriculum.fov)
+    chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
+    chunks = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)
+    rgb = torch.cat([render(field, Rays(*part), settings).rgb for part in chunks], dim=1)
+    pixels = (rgb * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+    return pixels.transpose(1, 2).unflatten(2, (image_size, image_size)).contiguous()
+
+
+def generated_images(
+    loaded: LoadedGenerator, num: int, image_size: int, *, psi: float = 1.0, seed: int = 0, batch_size: int = 8
+) -> Tensor:
+    """``num`` images of random latents and poses: (num, 3, image_size, image_size) uint8, never compressed."""
+    batches = sample_fields(loaded, num, psi=psi, seed=seed, batch_size=batch_size, what="generated images")
+    return torch.cat([render_images(field, poses, loaded.curriculum, image_size) for field, poses in batches])
+
+
+def real_images(path: str | Path, preset: str, num: int, image_size: int, seed: int = 0) -> Tensor:
+    """A random choice of at most ``num`` images of ``path``: (N, 3, image_size, image_size) uint8; N < num if it holds fewer.
+
+    Raises UserError where there are none, or too many that cannot be read.
+    """
+    from dataset import ImageDataset
+
+    dataset = ImageDataset(path, image_size, preset)
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return torch.stack([dataset[int(index)] for index in tqdm(order[:num], desc="real images", unit="image", leave=False)])

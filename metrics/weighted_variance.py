@@ -1,0 +1,90 @@
+"""How thick a surface is along the rays: the variance of the rendering weights. Source: METHOD section 6; GOF, section 4.
+
+On coarse samples t_1..t_n alone, with alpha set to 0 in front of (t_surface - interval_max / 2):
+
+    variance = sum_i w_i (t_i - mean)^2 / ((sum_i w_i + 1e-5) (n - 1) / n),    mean = sum_i w_i t_i / (sum_i w_i + 1e-5)
+
+over rays with sum w > 0.99. A field whose weights sit on one sample scores 0. Nothing is random: a seed has one value.
+
+A radiance field has no surface, so nothing in front of one is cut; and its last sample, whose alpha stands for
+everything beyond the ray's end, is left out, or rays that meet nothing would count as perfectly thin surfaces there.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from curriculums import Curriculum
+from generators import volume_rendering
+from generators.cameras import CameraPoses, Rays, camera_rays
+from generators.renderer import RenderSettings, render
+from generators.views import RAYS_PER_CHUNK
+from siren.field import Field
+
+NUM_SAMPLES = 36
+MIN_WEIGHT_SUM = 0.99
+MEAN_EPS = 1e-5
+
+
+class LatentVariance(NamedTuple):
+    """``variance`` of one latent, the mean over its ``num_rays`` valid rays; NaN where there is none."""
+
+    variance: float
+    num_rays: int
+
+
+class _Geometry:
+    """A field without its colours, which this metric has no use for: half of the work."""
+
+    def __init__(self, field: Field) -> None:
+        self.occupancy_logits, self.normals, self.batch_size = field.occupancy_logits, field.normals, field.batch_size
+
+    def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.occupancy_logits(points), torch.zeros_like(directions)
+
+
+def weight_variance(t: Tensor, weights: Tensor) -> Tensor:
+    """The formula above. t, weights: (..., S) front to back. Returns (...)."""
+    weight_sum = weights.sum(dim=-1) + MEAN_EPS
+    mean = (weights * t).sum(dim=-1) / weight_sum
+    num = t.shape[-1]
+    return (weights * (t - mean.unsqueeze(-1)).square()).sum(dim=-1) / (weight_sum * ((num - 1) / num))
+
+
+@torch.no_grad()
+def ray_variances(field: Field, rays: Rays, curriculum: Curriculum) -> tuple[Tensor, Tensor]:
+    """Variance (B, R) and valid (B, R), True where the weights sum to more than 0.99."""
+    settings = RenderSettings.from_curriculum(
+        curriculum, surface_sample=False, num_coarse=NUM_SAMPLES, num_fine=0, last_back=False, white_back=False
+    )
+    output = render(_Geometry(field), rays, settings)
+    if settings.pred_occ:
+        # A ray without a surface has its t at the far end; its alphas in front of that are haze, and are cut as well.
+        in_front = output.t < (output.surface.t - curriculum.interval_max / 2).unsqueeze(-1)
+        alphas = torch.where(in_front, 0.0, output.alphas)
+    else:
+        alphas = output.alphas.clone()
+        alphas[..., -1] = 0
+    weights = volume_rendering.compute_weights(alphas)
+    return weight_variance(output.t, weights), weights.sum(dim=-1) > MIN_WEIGHT_SUM
+
+
+def mean_pose(curriculum: Curriculum, num: int, device: torch.device) -> CameraPoses:
+    """The mean of the curriculum's poses, ``num`` times."""
+    return CameraPoses(*(torch.full((num,), value, device=device) for value in (curriculum.v_mean, curriculum.h_mean)))
+
+
+@torch.no_grad()
+def latent_variances(field: Field, curriculum: Curriculum, image_size: int, device: torch.device) -> list[LatentVariance]:
+    """One value per latent of ``field``, seen from the mean pose at ``image_size`` px."""
+    rays = camera_rays(mean_pose(curriculum, field.batch_size, device), image_size, curriculum.fov)
+    chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
+    parts = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)
+    pieces = [ray_variances(field, Rays(*part), curriculum) for part in parts]
+    variance, valid = (torch.cat(column, dim=1).cpu() for column in zip(*pieces, strict=True))
+    num_rays = valid.sum(dim=1)
+    means = torch.where(valid, variance.double(), 0.0).sum(dim=1) / num_rays
+    return [LatentVariance(float(mean), int(num)) for mean, num in zip(means, num_rays, strict=True)]
