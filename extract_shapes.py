@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 import cli
-from meshes import MeshSettings, extract_mesh, fill_occupancy, save_mesh, vertex_colors, visible_radius
+from meshes import MeshSettings, extract_mesh, fill_occupancy, refine_vertices, save_mesh, vertex_colors, visible_radius
 from scripts_common import add_generator_arguments, field_from_seed, open_generator, positive_float, positive_int, seed_number
 
 
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 stem.with_name(stem.name + suffix).unlink(missing_ok=True)
             print(f"seed {seed}: no surface at {args.level} inside the cube; only its voxels were written", file=sys.stderr)
             continue
+        refine_vertices(mesh, field, loaded.curriculum, settings, args.voxel_resolution, device)
         mesh.visual.vertex_colors = vertex_colors(mesh, field, device)
         paths = save_mesh(mesh, stem, suffixes)
         num_meshes += 1

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from trimesh import Trimesh
 
 RENDERERS = ("auto", "pyrender", "raycast")
-GREY = (0.74, 0.75, 0.78)
+GREY = (0.80, 0.81, 0.84)
 # Directions toward the lights in the camera's frame (x right, y up, z to the viewer), and their strengths.
-LIGHTS = (((-0.6, 0.7, 0.7), 0.62), ((0.8, 0.1, 0.5), 0.22), ((0.0, 0.0, 1.0), 0.18))
-AMBIENT = 0.2
+LIGHTS = (((-0.8, 0.9, 0.6), 0.75), ((0.9, -0.1, 0.4), 0.14), ((0.0, 0.0, 1.0), 0.14))
+AMBIENT = 0.1
 SUPERSAMPLING = 2
 RAYS_PER_CHUNK = 1 << 18
 

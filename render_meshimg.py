@@ -3,8 +3,8 @@
     python render_meshimg.py --input_dir shapes
 
 For each ``{stem}_voxel.npy`` it writes ``{stem}_mesh.ply`` (the surface), ``{stem}_{i}.png`` with i the view's number (yaw
--0.5, -0.25, 0, 0.25, 0.5 rad from the front) and ``{stem}_views.png``, all views in a row. Cube, level and clipping come from
-``{stem}.json`` beside the voxels; without one (voxels of the published code) from the arguments.
+-0.5, -0.25, 0, 0.25, 0.5 rad from the front) and ``{stem}_views.png``, all views in a row. The surface is the
+``{stem}.ply`` beside the voxels if there is one; else, as for voxels of the published code, it is taken from the voxels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import cli
 from imaging import from_uint8, picture_grid, save_picture
 from mesh_rendering import RENDERERS, open_renderer, pose_matrix
-from meshes import MeshSettings, extract_mesh, load_mesh, load_voxels, save_mesh
+from meshes import MeshSettings, extract_mesh, load_mesh, load_voxels, save_mesh, without_colors
 from scripts_common import positive_float, positive_int
 from trajectories import MULTIVIEW_YAWS
 
@@ -87,16 +87,22 @@ def find_voxel_files(args: argparse.Namespace) -> list[Path]:
 
 
 def mesh_of(path: Path, stem: str, args: argparse.Namespace) -> Trimesh | None:
-    """The mesh to picture: the coloured one beside the voxels (--mesh_colors), or the surface of the voxels; None without."""
-    voxels = load_voxels(path)
-    recorded = path.with_name(f"{stem}.json")
-    settings = MeshSettings.load(recorded) if recorded.exists() else MeshSettings()
+    """The surface of the voxels, grey unless --mesh_colors; None where there is none.
+
+    The .ply that extract_shapes.py took from the same voxels is the same surface, only finer: its vertices were moved onto
+    the field's own surface. It is used unless an argument asks for another surface.
+    """
+    beside = path.with_name(f"{stem}.ply")
     overrides = {name: getattr(args, name) for name in ("cube_size", "level", "clip_radius") if getattr(args, name) is not None}
+    voxels = load_voxels(path)
+    is_current = beside.is_file() and beside.stat().st_mtime >= path.stat().st_mtime
+    if args.mesh_colors or (is_current and not overrides and not args.largest_piece):
+        mesh = load_mesh(beside)
+        return mesh if args.mesh_colors else without_colors(mesh)
+    recorded = path.with_name(f"{stem}.json")
+    settings = MeshSettings.load(recorded) if recorded.is_file() else MeshSettings()
     settings = replace(settings, **overrides, largest_piece=args.largest_piece or settings.largest_piece)
-    mesh = extract_mesh(voxels, settings)
-    if mesh is None or not args.mesh_colors:
-        return mesh
-    return load_mesh(path.with_name(f"{stem}.ply"))
+    return extract_mesh(voxels, settings)
 
 
 if __name__ == "__main__":
