@@ -140,7 +140,7 @@ def _colour_rays(params: HeadParameters, rays: _RayBundle, t_start: Tensor, t_en
 
     shaded = _in_blocks(shade, *x.shape)
     colours.scatter_(1, index.unsqueeze(-1).expand_as(shaded), shaded)
-    return colours * hit.unsqueeze(-1)
+    return torch.where(hit.unsqueeze(-1), colours, 0)
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def render_heads(params: HeadParameters, poses: CameraPoses, size: int, fov_degr
     colours = colours.view(num, 4, size * size, 3).mean(1)
     return HeadImages(
         images=colours.transpose(1, 2).reshape(num, 3, size, size) * 2 - 1,
-        depth=(t * hit).view(num, size, size),
-        normals=(normals * hit.unsqueeze(-1)).transpose(1, 2).reshape(num, 3, size, size),
+        depth=torch.where(hit, t, 0).view(num, size, size),
+        normals=torch.where(hit.unsqueeze(-1), normals, 0).transpose(1, 2).reshape(num, 3, size, size),
         mask=mask,
     )

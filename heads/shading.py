@@ -15,6 +15,13 @@ def _step(low: float | Tensor, high: float | Tensor, value: Tensor) -> Tensor:
     return s * s * (3 - 2 * s)
 
 
+def _power(value: Tensor, num_squarings: int) -> Tensor:
+    """value ** (2 ** num_squarings); torch's own powers differ in the last bit with a tensor's length."""
+    for _ in range(num_squarings):
+        value = value * value
+    return value
+
+
 def _paint(base: Tensor, colour: Tensor, amount: Tensor) -> Tensor:
     """``base`` (B, N, 3) covered by ``colour`` (B, 3) to the ``amount`` (B, N) in [0, 1]."""
     return torch.lerp(base, colour.unsqueeze(1).expand_as(base), amount.unsqueeze(-1))
@@ -30,7 +37,8 @@ def _eyes(params: HeadParameters, base: Tensor, x: Tensor, y: Tensor, z: Tensor)
     side = torch.sign(x)
     ex, ey, radius = x.abs() - t["eye_x"], y - t["eye_y"], t["eye_radius"]
     u, v = ex / radius, ey / radius - t["eye_slant"] * ex / radius
-    almond = 1 - (u / 0.98) ** 2 - (v / t["eye_open"]).abs() ** 1.6
+    lid = (v / t["eye_open"]).abs()
+    almond = 1 - (u / 0.98) ** 2 - lid * lid.sqrt()
     front = _step(0.40, 0.44, z)
     lash = _step(-0.42, -0.05, almond) * _step(-0.05, 0.25, v) * front
     base = _paint(base, params.skin * 0.42, lash * 0.85)
@@ -100,6 +108,6 @@ def head_colours(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor, normal
     half = light + to_camera
     half = half / ((half * half).sum(-1, keepdim=True) + 1e-9).sqrt()
     shine = (normals * half).sum(-1).clamp(min=0)
-    gloss = (0.06 * (1 - is_hair) + 0.14 * is_hair) * (1 - is_cloth) * shine**16 + 0.5 * eye * shine**60
+    gloss = (0.06 * (1 - is_hair) + 0.14 * is_hair) * (1 - is_cloth) * _power(shine, 4) + 0.5 * eye * _power(shine, 6)
     lit = colour * ((t["ambient"] * sky + t["light_intensity"] * diffuse) * shade).unsqueeze(-1) + gloss.unsqueeze(-1)
     return lit.clamp(0, 1)
