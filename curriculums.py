@@ -363,7 +363,7 @@ def _our_own() -> Iterable[Curriculum]:
     )
     yield Curriculum(
         name="SYNTH_TINY",
-        stages=(Stage(0, 16, 32, 5e-4, 1e-3),),
+        stages=(Stage(0, 16, 16, 4e-4, 8e-4), Stage(1_000, 16, 32, 3e-4, 6e-4)),
         end_step=20_000,
         **{"decay_beta": 3e-4, "init_ball_radius": 0.08, "num_eval_imgs": 512, "fade_steps": 100},
         **{"hidden_dim": 64, "num_layers": 4, "latent_dim": 64, "disc_channels": (4, 8, 16, 24, 32, 48, 64, 64, 64)},

@@ -36,7 +36,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("--curriculum", required=True, help="a name from curriculums.py, or a .json file")
     parser.add_argument("--output_dir", required=True, help="checkpoints, samples and logs go here")
-    parser.add_argument("--dataset_path", help="folder, glob or zip of images; a built-in set is made where the curriculum uses it")
+    parser.add_argument(
+        "--dataset_path", help="folder, glob or zip of images; a built-in set is made where the curriculum uses it"
+    )
     parser.add_argument("--dataset", choices=sorted(DATASETS), help="crop preset, if not the curriculum's")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the curriculum")
     parser.add_argument("--load_dir", help="start a new run from the weights in this folder (ours or published files)")

@@ -54,9 +54,7 @@ class StepSettings:
         noise = schedules.density_noise_at(curriculum, step)
         return cls(
             image_size=curriculum.stage_at(step).img_size,
-            render=RenderSettings.from_curriculum(
-                curriculum, schedules.interval_at(curriculum, step), density_noise=noise
-            ),
+            render=RenderSettings.from_curriculum(curriculum, schedules.interval_at(curriculum, step), density_noise=noise),
             fade_alpha=schedules.fade_alpha_at(curriculum, step),
             topk_fraction=schedules.topk_fraction_at(curriculum, step),
             lambda_opacity_prior=schedules.opacity_prior_weight_at(curriculum, step),

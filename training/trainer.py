@@ -46,9 +46,7 @@ class RunOptions:
 class Trainer:
     """Trains ``state`` until the curriculum ends, a limit is reached, or a signal asks to stop."""
 
-    def __init__(
-        self, state: RunState, options: RunOptions, processes: Processes, amp_dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, state: RunState, options: RunOptions, processes: Processes, amp_dtype: torch.dtype | None = None) -> None:
         self.state = state
         self.curriculum: Curriculum = state.curriculum
         self.options = options

@@ -1,0 +1,20 @@
+# Sourced by bfm.sh, celeba.sh, cats.sh: trains CURRICULUM on one GPU, on all that CUDA_VISIBLE_DEVICES names, or on the CPU.
+#   bash auto_bash/cats.sh DATASET_PATH [OUTPUT_DIR] [further arguments of train.py]
+set -euo pipefail
+if [ $# -lt 1 ]; then
+  echo "usage: bash auto_bash/$(basename "$0") DATASET_PATH [OUTPUT_DIR] [arguments of train.py]" >&2
+  exit 2
+fi
+DATASET_PATH="$1"; shift
+[ ! -e "$DATASET_PATH" ] || DATASET_PATH="$(realpath "$DATASET_PATH")"
+OUTPUT_DIR="$(dirname "${BASH_SOURCE[0]}")/../outputs/$CURRICULUM"
+if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then OUTPUT_DIR="$1"; shift; fi
+OUTPUT_DIR="$(realpath -m "$OUTPUT_DIR")"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source auto_bash/setup.sh
+NUM_GPUS="$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')"
+ARGUMENTS=(train.py --curriculum "$CURRICULUM" --dataset_path "$DATASET_PATH" --output_dir "$OUTPUT_DIR" "$@")
+if [ "$NUM_GPUS" -gt 1 ]; then
+  exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$NUM_GPUS" "${ARGUMENTS[@]}"
+fi
+exec "$PYTHON" "${ARGUMENTS[@]}"

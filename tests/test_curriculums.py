@@ -1,0 +1,91 @@
+"""Curricula: the published numbers, and that what is wrong is named before any work is done."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cli import UserError
+from curriculums import CURRICULUMS, Curriculum, get_curriculum
+
+
+@pytest.mark.parametrize("name", sorted(CURRICULUMS))
+def test_survives_its_plain_form(name):
+    plain = json.loads(json.dumps(CURRICULUMS[name].to_dict()))
+    assert Curriculum.from_dict(plain) == CURRICULUMS[name]
+
+
+def test_published_values():
+    cats = CURRICULUMS["CATS"]
+    assert [(s.start_step, s.batch_size, s.img_size, s.gen_lr, s.disc_lr, s.batch_split) for s in cats.stages] == [
+        (0, 16, 32, 4e-5, 2e-4, 1),
+        (5_000, 8, 64, 4e-5, 2e-4, 1),
+        (30_000, 4, 128, 4e-6, 2e-5, 2),
+    ]
+    assert cats.end_step == 40_000 and (cats.ray_start, cats.ray_end) == (0.8, 1.2)
+    assert cats.stage_at(4_999).img_size == 32 and cats.stage_at(5_000).img_size == 64 and cats.stage_at(10**9).img_size == 128
+
+
+def test_published_dictionary():
+    settings = {0: {"batch_size": 4, "img_size": 32, "gen_lr": 1e-4, "disc_lr": 1e-4}, 10: {}, "dataset": "Images", "fov": 20}
+    curriculum = Curriculum.from_dict(settings, "mine")
+    assert curriculum.end_step == 10 and curriculum.fov == 20 and curriculum.stages[0].batch_split == 1
+
+
+def test_file(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({**CURRICULUMS["SYNTH_TINY"].to_dict(), "fov": 30}))
+    assert get_curriculum(str(path)).fov == 30
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"mine\.json"):
+        get_curriculum(str(path))
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("r2_lambda=1", "did you mean 'r1_lambda'"),
+        ("fov=0", "fov"),
+        ("fov=wide", "fov"),
+        ("ray_end=0.5", "ray_end"),
+        ("interval_max=0.5", "interval_max"),
+        ("interval_min=0.2", "interval_min"),
+        ("img_size=48", "48"),
+        ("img_size=1024", "1024"),
+        ("batch_split=3", "batch_split"),
+        ("batch_size=0", "batch_size"),
+        ("sample_dist=square", "sample_dist"),
+        ("tau=1", "tau"),
+        ("num_steps_coarse=1", "num_steps_coarse"),
+        ("pred_occ=False", "surface_sample"),
+        ("pred_occ=1", "pred_occ"),
+        ("betas=(0, 1.5)", "betas"),
+        ("r1_lambda=-1", "r1_lambda"),
+        ("r1_lambda=float('nan')", "r1_lambda"),
+        ("model=NERF", "model"),
+        ("disc_channels=(1,2)", "disc_channels"),
+        ("end_step=0", "end_step"),
+        ("fov", "key=value"),
+    ],
+)
+def test_impossible_settings_are_named(override, named):
+    with pytest.raises(UserError) as error:
+        CURRICULUMS["SYNTH_TINY"].with_overrides([override])
+    assert named in str(error.value)
+
+
+def test_missing_settings_are_named():
+    plain = CURRICULUMS["BFM"].to_dict()
+    del plain["dataset"]
+    with pytest.raises(UserError, match="dataset"):
+        Curriculum.from_dict(plain)
+    stage = dict(plain["stages"][0])
+    del stage["gen_lr"]
+    with pytest.raises(UserError, match="gen_lr"):
+        Curriculum.from_dict({**plain, "dataset": "BFM", "stages": [stage]})
+
+
+def test_unknown_names_get_a_hint():
+    with pytest.raises(UserError, match="did you mean CelebA"):
+        get_curriculum("celeba")

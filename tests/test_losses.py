@@ -1,0 +1,141 @@
+"""Losses: values by hand, gradients by finite differences, and independence of how the batch is split."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from curriculums import CURRICULUMS
+from discriminators.progressive import ProgressiveEncoderDiscriminator
+from generators.cameras import CameraPoses
+from generators.generator import ImplicitGenerator3d
+from siren.field import trilinear_sample
+from training import losses, schedules
+
+
+def doubles(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_(True)
+
+
+def test_gan_losses_by_hand():
+    zero = torch.zeros(3)
+    assert float(losses.generator_gan_loss(zero, torch.ones(3))) == pytest.approx(math.log(2))
+    assert float(losses.discriminator_gan_loss(zero, zero)) == pytest.approx(2 * math.log(2))
+    assert float(losses.generator_gan_loss(torch.tensor([-100.0, 100.0]), torch.ones(2))) == pytest.approx(50)
+
+
+def test_opacity_prior_is_zero_at_both_ends_and_highest_between():
+    ends = losses.opacity_prior_loss(torch.tensor([0.0, 1.0, 1.0, 0.0]))
+    assert float(ends) == pytest.approx(0, abs=1e-4)
+    assert float(losses.opacity_prior_loss(torch.tensor([0.5]))) == pytest.approx(2 * math.log(0.6) + 2.20727)
+
+
+def test_normal_loss_compares_two_points_on_hits_only():
+    a = torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[0, 0, 1.0], [0, 0, 1]]])
+    b = torch.tensor([[[0.0, 1, 0], [0, 1, 0]], [[0, 0, -1.0], [0, 0, 1]]])
+    everywhere = torch.ones(2, 2, dtype=torch.bool)
+    assert float(losses.normal_smoothness_loss(a, b, everywhere)) == pytest.approx(((2 / 3) / 2 + (4 / 3) / 2) / 2)
+    second_only = torch.tensor([[False, True], [False, False]])
+    assert float(losses.normal_smoothness_loss(a, b, second_only)) == 0
+
+
+def test_topk_keeps_the_best_and_their_mean_weight_is_one():
+    weights = losses.topk_image_weights(torch.tensor([3.0, -1.0, 2.0, 0.0]), 0.51)
+    assert torch.allclose(weights, torch.tensor([4 / 3, 0, 4 / 3, 4 / 3]))  # ceil(0.51 * 4) = 3
+    assert losses.topk_image_weights(torch.tensor([3.0, -1.0]), 1.0).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: losses.generator_gan_loss(x, torch.tensor([2.0, 0.0, 1.0, 1.0], dtype=torch.float64)),
+        lambda x: losses.discriminator_gan_loss(x, x.flip(0)),
+        lambda x: losses.opacity_prior_loss(torch.sigmoid(x)),
+        lambda x: losses.latent_loss(x[:, None], torch.zeros(4, 1, dtype=torch.float64)),
+        lambda x: losses.pose_loss(x.view(2, 2), CameraPoses(torch.ones(2).double(), torch.zeros(2).double())),
+    ],
+)
+def test_gradients_by_finite_differences(function):
+    assert gradcheck(function, (doubles(4),))
+
+
+def test_gradient_of_r1_by_finite_differences():
+    """R1 differentiates a gradient: checked on the real discriminator, in double precision."""
+    small = CURRICULUMS["SYNTH_TINY"].with_overrides(["disc_channels=(2,2,2,2,2,2,3,3,3)", "latent_dim=4"])
+    torch.manual_seed(0)
+    model = ProgressiveEncoderDiscriminator(small).double()
+    images = doubles(2, 3, 8, 8)
+    weight = model.layers[6].network[0].conv.weight
+
+    def value():
+        x = images.detach().requires_grad_(True)
+        features = model.layers[7](model.layers[6](model.fromRGB[6](x)))
+        return losses.r1_loss(model.final_layer(features).flatten(1)[:, 0], x)
+
+    (gradient,) = torch.autograd.grad(value(), weight)
+    for index in [(0, 0, 1, 1), (2, 3, 0, 2), (1, 4, 1, 0)]:
+        step = 1e-5
+        with torch.no_grad():
+            weight[index] += step
+        above = float(value().detach())
+        with torch.no_grad():
+            weight[index] -= 2 * step
+        below = float(value().detach())
+        with torch.no_grad():
+            weight[index] += step
+        assert float(gradient[index]) == pytest.approx((above - below) / (2 * step), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("model", ["SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN256"])
+def test_normals_are_the_fields_gradient(model, monkeypatch):
+    """The chain rule written out, against automatic differentiation and finite differences, and its own gradient."""
+    monkeypatch.setattr("siren.siren.EMBEDDING_RESOLUTION", {"EmbeddingPiGAN256": 8})
+    curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides([f"model={model}", "hidden_dim=12", "num_layers=3", "latent_dim=5"])
+    torch.manual_seed(0)
+    generator = ImplicitGenerator3d(curriculum)
+    field = generator.field(generator.film(torch.randn(2, 5)))
+    points = ((torch.rand(2, 20, 3) - 0.5) * 0.2).requires_grad_(True)
+    logits, gradients = field.logits_and_gradients(points)
+    (expected,) = torch.autograd.grad(field.occupancy_logits(points).sum(), points)
+    assert torch.allclose(gradients, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert torch.allclose(logits, field.occupancy_logits(points), atol=1e-5)
+    h = 2e-3
+    for axis in range(3):
+        offset = torch.zeros(3)
+        offset[axis] = h
+        with torch.no_grad():
+            slope = (field.occupancy_logits(points + offset) - field.occupancy_logits(points - offset)) / (2 * h)
+        scale = float(expected.abs().max())
+        assert float((slope - gradients[..., axis]).abs().median()) < 0.02 * scale
+    weight = generator.siren.network[1].layer.weight
+    (second,) = torch.autograd.grad(gradients.square().sum(), weight, retain_graph=True)
+    generic = torch.autograd.grad(field.occupancy_logits(points).sum(), points, create_graph=True)[0]
+    (expected_second,) = torch.autograd.grad(generic.square().sum(), weight)
+    assert torch.allclose(second, expected_second, rtol=1e-3, atol=1e-3 * float(expected_second.abs().max()))
+
+
+def test_trilinear_sampling_against_grid_sample():
+    grid = torch.randn(4, 6, 6, 6)
+    coordinates = torch.rand(2, 50, 3) * 2.4 - 1.2
+    expected = torch.nn.functional.grid_sample(
+        grid[None].expand(2, -1, -1, -1, -1), coordinates[:, :, None, None], align_corners=True
+    )[..., 0, 0].transpose(1, 2)
+    assert torch.allclose(trilinear_sample(grid, coordinates), expected, atol=1e-5)
+
+
+def test_schedules():
+    bfm = CURRICULUMS["BFM"]
+    assert schedules.interval_at(bfm, 0) == 0.12
+    assert schedules.interval_at(bfm, 10**6) == 0.02
+    assert schedules.interval_at(bfm, 10_000) == pytest.approx(0.12 * math.exp(-0.3))
+    assert schedules.opacity_prior_weight_at(bfm, 0) == 0.1
+    assert schedules.opacity_prior_weight_at(bfm, 10**7) == pytest.approx(1.0)
+    assert schedules.topk_fraction_at(bfm, 0) == 1 and schedules.topk_fraction_at(bfm, 10**6) == 0.6
+    assert schedules.fade_alpha_at(bfm, 10_000) == 0 and schedules.fade_alpha_at(bfm, 15_000) == 0.5
+    assert schedules.fade_alpha_at(bfm, 59_999) == 1
+    assert schedules.density_noise_at(bfm, 0) == 0
+    assert schedules.density_noise_at(CURRICULUMS["PIGAN_CelebA"], 2500) == 0.5
+    assert schedules.ema_decay_at(0.999, 0) == 0.1 and schedules.ema_decay_at(0.999, 10**6) == 0.999
