@@ -45,7 +45,12 @@ def make_tiny_generator() -> ImplicitGenerator3d:
     with torch.no_grad():  # a plain network needs a smooth start, and latents that differ a little only
         generator.siren.network[0].layer.weight.mul_(0.3)
         generator.siren.mapping_network.network[-1].weight.mul_(0.1)
-    fit_coloured_ball(generator)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # such small products only wait for each other on more
+    try:
+        fit_coloured_ball(generator)
+    finally:
+        torch.set_num_threads(threads)
     return generator.eval()
 
 
