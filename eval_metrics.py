@@ -91,14 +91,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = _check_weights(args)
     preset = args.dataset or loaded.curriculum.dataset
     real = real_images(args.dataset_path, preset, args.num_images, args.image_size, args.seed)
-    fake = generated_images(
-        loaded, args.num_images, args.image_size, psi=args.psi, seed=args.seed, batch_size=args.batch_size
-    )
+    fake = generated_images(loaded, args.num_images, args.image_size, psi=args.psi, seed=args.seed, batch_size=args.batch_size)
     names = tuple(dict.fromkeys(args.metrics))
     device = next(loaded.generator.parameters()).device
-    evaluation = Evaluation(
-        real, fake, names, args.seed, device=device, extractor=args.feature_extractor, weights_file=weights
-    )
+    evaluation = Evaluation(real, fake, names, args.seed, device=device, extractor=args.feature_extractor, weights_file=weights)
     results: dict[str, float] = {}
     for name in names:
         results |= METRICS[name].compute(evaluation)

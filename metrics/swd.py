@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cli import UserError
+
 PATCH_SIZE = 7
 MIN_SIZE = 16
 NUM_DIRECTIONS = 512
@@ -87,8 +89,11 @@ def sliced_wasserstein(real: Tensor, fake: Tensor, seed: int = 0) -> dict[str, f
     """real, fake: (N, 3, H, W) uint8, at least 8 px; of the larger set the first images are used.
 
     Returns ``swd`` (the mean over levels), ``swd_{h}`` per level, and ``swd_real_halves``: the same between two halves of
-    the real images, which is what a perfect generator of so few images would score.
+    the real images, which is about what a perfect generator of so few images would score. Raises UserError for too small
+    images, or fewer than two real ones.
     """
+    if min(real.shape[-2:]) < 8 or len(real) < 2:
+        raise UserError(f"swd needs images of at least 8 px and at least 2 real ones, not {len(real)} of {real.shape[-1]} px")
     distances = _distances(real, fake, seed)
     sizes = [real.shape[-1]]
     while len(sizes) < len(distances):

@@ -1,0 +1,85 @@
+"""Images with ground truth, as synthetic_heads.py lays them out: images/NAME.png and ground_truth/NAME.npz.
+
+Each .npz holds ``depth`` (H, W), distance along the unit ray; ``normals`` (3, H, W), unit, world axes; ``mask`` (H, W),
+True on the object; ``yaw`` and ``pitch``, radians. An optional meta.json tells the camera's fov (``camera.fov``, degrees).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cli import UserError
+from generators.cameras import CameraPoses
+from metrics.shapes import Geometry, normals_to_camera
+
+
+class TruthFiles(NamedTuple):
+    """Paths of pairs of image and truth in the order of their names, and a digest of what is in the folder."""
+
+    images: list[Path]
+    truths: list[Path]
+    fingerprint: str
+
+
+class TruthSet(NamedTuple):
+    """``images`` (N, 3, H, W) uint8 and their geometry, with normals in camera axes."""
+
+    images: Tensor
+    geometry: Geometry
+
+
+def find_truth(folder: str | Path, limit: int) -> TruthFiles:
+    """The first ``limit`` pairs of ``folder``. Raises UserError where there are none."""
+    folder = Path(folder)
+    images = {path.stem: path for path in sorted((folder / "images").glob("*.png"))}
+    truths = {path.stem: path for path in sorted((folder / "ground_truth").glob("*.npz"))}
+    names = [name for name in images if name in truths][:limit]
+    if not names:
+        raise UserError(
+            f"{folder} holds no images with ground truth (images/NAME.png beside ground_truth/NAME.npz); "
+            "make some with: python synthetic_heads.py --output_dir DIR"
+        )
+    digest = hashlib.sha256()
+    for name in names:  # a compressed file's size changes with its content, and reading all of them would take a minute
+        digest.update(f"{name} {images[name].stat().st_size} {truths[name].stat().st_size}\n".encode())
+    return TruthFiles([images[name] for name in names], [truths[name] for name in names], digest.hexdigest())
+
+
+def read_truth(files: TruthFiles) -> TruthSet:
+    """All pairs of ``files``. Raises UserError, naming the file, where one is damaged or of another size."""
+    images, depths, normals, masks, pitches, yaws = [], [], [], [], [], []
+    for image_path, truth_path in zip(files.images, files.truths, strict=True):
+        try:
+            with Image.open(image_path) as image:
+                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            with np.load(truth_path, allow_pickle=False) as truth:
+                depth, mask = torch.from_numpy(truth["depth"]).float(), torch.from_numpy(truth["mask"]).bool()
+                normal, pitch, yaw = torch.from_numpy(truth["normals"]).float(), float(truth["pitch"]), float(truth["yaw"])
+        except Exception as error:  # damaged pictures and archives fail in many ways
+            raise UserError(f"cannot read {truth_path} or its image ({type(error).__name__}: {error})") from None
+        shape = images[0].shape if images else pixels.shape
+        if shape[1] != shape[2] or not (pixels.shape == normal.shape == shape and depth.shape == mask.shape == shape[1:]):
+            raise UserError(f"{truth_path}: image and ground truth must be square and of one size throughout the set")
+        for column, value in zip((images, depths, normals, masks), (pixels, depth, normal, mask), strict=True):
+            column.append(value)
+        pitches.append(pitch)
+        yaws.append(yaw)
+    poses = CameraPoses(torch.tensor(pitches), torch.tensor(yaws))
+    geometry = Geometry(torch.stack(depths), normals_to_camera(torch.stack(normals), poses), torch.stack(masks))
+    return TruthSet(torch.stack(images), geometry)
+
+
+def camera_fov(folder: str | Path) -> float | None:
+    """The set's field of view in degrees, or None where it does not say."""
+    try:
+        return float(json.loads((Path(folder) / "meta.json").read_text())["camera"]["fov"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
