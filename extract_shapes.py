@@ -18,11 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import cli
+from curriculums import Curriculum
 from meshes import MeshSettings, extract_mesh, fill_occupancy, refine_vertices, save_mesh, vertex_colors, visible_radius
 from scripts_common import add_generator_arguments, field_from_seed, open_generator, positive_float, positive_int, seed_number
+from siren.field import Field
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,7 +76,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def write_voxels(path: Path, field, curriculum, args: argparse.Namespace, device) -> np.ndarray:
+def write_voxels(path: Path, field: Field, curriculum: Curriculum, args: argparse.Namespace, device: torch.device) -> np.ndarray:
     """Fill the voxel file where it lies, so that 512^3 voxels need no memory; it appears under its name when whole."""
     resolution = args.voxel_resolution
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")

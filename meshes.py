@@ -47,7 +47,11 @@ class MeshSettings:
     largest_piece: bool = False
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        """Write them as JSON. Raises UserError where the file cannot be written."""
+        try:
+            path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
     @classmethod
     def load(cls, path: Path) -> MeshSettings:
