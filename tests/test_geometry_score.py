@@ -21,6 +21,15 @@ from metrics.truth import find_truth, read_truth
 SIZE, FOV, RADIUS = 32, 12.0, 0.07
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Steps this small spend their time waiting for a second thread, above all on a busy machine."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 def ball_views(poses: CameraPoses) -> tuple[Geometry, torch.Tensor]:
     """A ball at the origin seen from N poses, by the formula; and its normals in world axes."""
     rays = camera_rays(poses, SIZE, FOV)
