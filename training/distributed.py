@@ -33,7 +33,7 @@ class Processes:
             return step
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Blocks of other image sizes take no part in a step, so some parameters have no gradient.
-        return DistributedDataParallel(step, device_ids=ids, broadcast_buffers=False, find_unused_parameters=True)
+        return DistributedDataParallel(step, device_ids=ids, find_unused_parameters=True)
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process."""

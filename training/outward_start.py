@@ -37,4 +37,5 @@ def fit_to_ball(generator: ImplicitGenerator3d, radius: float, seed: int, num_st
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return float(loss.detach())

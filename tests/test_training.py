@@ -1,0 +1,257 @@
+"""Training: the same gradient however a batch is divided, the same run however it is cut, and what a user sees go wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from checkpoints import load_generator, load_training_checkpoint
+from curriculums import CURRICULUMS, Curriculum
+from train import main as train
+from training.distributed import Processes
+from training.inputs import draw_inputs
+from training.run_state import RunState
+from training.steps import DiscriminatorStep, GeneratorStep, StepSettings
+from training.trainer import RunOptions, Trainer
+
+SMALL = [
+    *("hidden_dim=16", "num_layers=2", "latent_dim=8", "disc_channels=(4,4,4,4,4,4,8,8,8)", "init_ball_radius=0"),
+    *("num_steps_coarse=6", "num_steps_surface=3", "num_steps_fine=2", "batch_size=4", "img_size=8", "topk_v=0.5"),
+]
+ALONE = Processes(0, 1, torch.device("cpu"))
+LATE = 5_000  # a step at which top-k drops images
+
+
+def small_curriculum(*more: str) -> Curriculum:
+    return CURRICULUMS["SYNTH_TINY"].with_overrides([*SMALL, "topk_interval=100", *more])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for i in range(10):
+        Image.fromarray(random.integers(0, 255, (12, 12, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def arguments(photos: Path, output: Path, *more: str) -> list[str]:
+    return [
+        *("--curriculum", "SYNTH_TINY", "--dataset_path", str(photos), "--output_dir", str(output), "--device", "cpu"),
+        *("--no-cache", "--no-use_logger", "--log_interval", "1", *more, "--set", *SMALL),
+    ]
+
+
+def fitted_state(curriculum: Curriculum) -> RunState:
+    state = RunState(curriculum, seed=3, device=torch.device("cpu"), amp_dtype=None)
+    from training.outward_start import fit_to_ball
+
+    fit_to_ball(state.generator, 0.07, seed=0, num_steps=60)  # so that rays hit and the normal loss has a say
+    return state
+
+
+def gradients(network: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+def step_gradients(state: RunState, batch_split: int, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the trainer's own step leaves in .grad when the optimizers do nothing."""
+    trainer = Trainer(state, RunOptions(Path(), "", "Images"), ALONE)
+    c = state.curriculum
+    settings = StepSettings.at(c, LATE)
+    kept = {}
+    monkeypatch.setattr(
+        trainer, "_finish", lambda optimizer, scaler, network, results: kept.update({id(network): gradients(network)}) or results[0]
+    )
+    draw = {"seed": 0, "step": LATE}
+    real = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    inputs = [draw_inputs(c, settings, 4, ALONE, **draw, purpose=purpose) for purpose in ("D", "G")]
+    trainer._train_discriminator(real, inputs[0], settings, batch_split)
+    trainer._train_generator(inputs[1], settings, batch_split)
+    return kept[id(state.discriminator)], kept[id(state.generator)]
+
+
+def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch):
+    state = fitted_state(small_curriculum())
+    assert StepSettings.at(state.curriculum, LATE).topk_fraction < 1
+    whole = step_gradients(state, 1, monkeypatch)
+    split = step_gradients(state, 4, monkeypatch)
+    for a, b in zip(whole, split, strict=True):
+        assert a.norm() > 0
+        assert float((a - b).norm() / a.norm()) < 1e-4
+
+
+def _two_processes(rank: int, port: int, weights: dict, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    processes = Processes(rank, 2, torch.device("cpu"))
+    state = RunState(small_curriculum(), seed=3, device=torch.device("cpu"), amp_dtype=None)
+    state.generator.load_state_dict(weights)
+    results = _wrapped_gradients(state, processes, slice(2 * rank, 2 * rank + 2))
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _wrapped_gradients(state: RunState, processes: Processes, mine: slice) -> list[torch.Tensor]:
+    """Gradients of both steps on this process's part of a batch of four."""
+    c = state.curriculum
+    settings = StepSettings.at(c, LATE)
+    whole = draw_inputs(c, settings, 4, ALONE, seed=0, step=LATE, purpose="G")
+    images = torch.rand(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    discriminator_step = processes.wrap(DiscriminatorStep(state.discriminator, c))
+    discriminator_step(images[0][mine], images[1][mine], whole.part(mine), settings).total.backward()
+    grad_D = gradients(state.discriminator)
+    state.discriminator.requires_grad_(False)
+    generator_step = processes.wrap(GeneratorStep(state.generator))
+    generator_step(whole.part(mine), state.discriminator, settings).total.backward()
+    return [grad_D, gradients(state.generator)]
+
+
+def test_two_processes_give_the_gradient_of_one(tmp_path):
+    state = fitted_state(small_curriculum())
+    weights = state.generator.state_dict()
+    torch.multiprocessing.spawn(_two_processes, args=(29_541, weights, str(tmp_path)), nprocs=2)
+    expected = _wrapped_gradients(state, ALONE, slice(0, 4))
+    for rank in range(2):
+        for value, reference in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
+            assert float((value - reference).norm() / reference.norm()) < 1e-4
+
+
+def assert_same(a, b, where="state"):
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def test_cut_and_resumed_equals_undisturbed_to_the_last_bit(photos, tmp_path):
+    stages = ["stages=({'start_step':0,'batch_size':4,'img_size':8,'gen_lr':1e-3,'disc_lr':1e-3},"
+              "{'start_step':3,'batch_size':2,'img_size':16,'gen_lr':5e-4,'disc_lr':1e-3,'batch_split':2})"]  # fmt: skip
+    overrides = [text for text in SMALL if not text.startswith(("batch_size", "img_size"))] + stages + ["end_step=7"]
+    common = [*arguments(photos, tmp_path)[:-len(SMALL)], *overrides]
+    for name, limits in (("whole", [None]), ("cut", ["2", "5", None])):
+        for limit in limits:
+            command = list(common)
+            command[command.index("--output_dir") + 1] = str(tmp_path / name)
+            train([*(["--max_steps", limit] if limit else []), "--sample_interval", "3", *command])
+    assert_same(
+        load_training_checkpoint(tmp_path / "whole" / "checkpoint_0000007.pt"),
+        load_training_checkpoint(tmp_path / "cut" / "checkpoint_0000007.pt"),
+    )
+    assert (tmp_path / "whole" / "samples" / "0000007.png").is_file()
+    assert load_generator(tmp_path / "cut" / "generator.safetensors").step == 7
+    # The end of a curriculum is an end: asked again, it stops at once, with everything in place.
+    train([*common[: common.index("--output_dir")], "--output_dir", str(tmp_path / "cut"), *common[common.index("--output_dir") + 2 :]])
+
+
+def test_averages_follow_the_weights(photos, tmp_path):
+    train([*arguments(photos, tmp_path, "--max_steps", "3")])
+    state = load_training_checkpoint(tmp_path / "checkpoint_0000003.pt")
+    assert state["ema_num_updates"] == 3
+    name = "siren.network.1.layer.weight"
+    assert not torch.equal(state["ema"][name], state["generator"][name])
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert {"D/r1", "D/pose", "G/gan", "G/opacity_prior", "G/normal", "G/hit_rate", "images_per_second"} <= lines[0].keys()
+
+
+def test_radiance_curriculum_trains(photos, tmp_path):
+    radiance = ["pred_occ=False", "surface_sample=False", "with_opacprior=False", "with_normal_loss=False", "num_steps_fine=4"]
+    train([*arguments(photos, tmp_path, "--max_steps", "2"), *radiance])
+    assert load_training_checkpoint(tmp_path / "checkpoint_0000002.pt")["step"] == 2
+
+
+def test_another_curriculum_in_the_same_folder_is_refused(photos, tmp_path, capsys):
+    train(arguments(photos, tmp_path, "--max_steps", "1"))
+    from cli import UserError
+
+    with pytest.raises(UserError, match="r1_lambda = 1.0"):
+        train([*arguments(photos, tmp_path, "--max_steps", "2"), "r1_lambda=2"])
+    train([*arguments(photos, tmp_path / "new", "--max_steps", "2", "--load_dir", str(tmp_path), "--set_step", "1"), "r1_lambda=2"])
+    assert load_training_checkpoint(tmp_path / "new" / "checkpoint_0000002.pt")["optimizer_G"]["state"][0]["step"] == 2
+
+
+def test_published_files_start_a_run(photos, tmp_path, shared_dir):
+    source = tmp_path / "published"
+    source.mkdir()
+    for name in ("generator.pth", "ema.pth"):
+        shutil.copy(shared_dir / "reference" / "published_format" / name, source)
+    command = ["--curriculum", "BFM", "--dataset_path", str(photos), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    tiny = ["batch_size=1", "img_size=4", "batch_split=1", "gen_lr=1e-9"]
+    train([*command, "--no-cache", "--no-use_logger", "--load_dir", str(source), "--load_dict", "--set_step", "70000",
+           "--max_steps", "70001", "--dataset", "Images", "--sample_interval", "0", "--set", *tiny])  # fmt: skip
+    state = load_training_checkpoint(tmp_path / "out" / "checkpoint_0070001.pt")
+    expected = load_generator(source / "generator.pth", CURRICULUMS["BFM"]).generator.state_dict()
+    assert all(torch.allclose(state["ema"][name], value, atol=1e-2) for name, value in expected.items())
+
+
+def test_a_signal_leaves_a_checkpoint_and_its_exit_status(photos, tmp_path, repo):
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *arguments(photos, tmp_path, "--sample_interval", "0")],
+        cwd=repo, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log = tmp_path / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "SIGTERM" in output
+    checkpoints = sorted(tmp_path.glob("checkpoint_*.pt"))
+    assert load_training_checkpoint(checkpoints[-1])["step"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"--curriculum": "SYNTH_TINI"}, "did you mean SYNTH_TINY"),
+        ({"--dataset_path": "nowhere"}, "nowhere"),
+        ({"--output_dir": "/proc/forbidden"}, "/proc/forbidden"),
+        ({"--device": "cuda:99"}, "cuda:99"),
+        ({"--load_dir": "nowhere"}, "nowhere"),
+    ],
+)
+def test_bad_input_is_named(photos, tmp_path, change, named):
+    from cli import UserError
+
+    command = arguments(photos, tmp_path)
+    for key, value in change.items():
+        if key in command:
+            command[command.index(key) + 1] = value
+        else:
+            command[:0] = [key, value]
+    with pytest.raises(UserError) as error:
+        train(command)
+    assert named in str(error.value)
+
+
+def test_bad_input_is_one_line_and_status_2(repo, tmp_path):
+    (tmp_path / "notes.jpg").write_text("not a picture")
+    result = subprocess.run(
+        [sys.executable, "train.py", "--curriculum", "SYNTH_TINY", "--dataset_path", str(tmp_path), "--output_dir",
+         str(tmp_path / "out"), "--device", "cpu", "--no-cache", "--set", *SMALL],
+        cwd=repo, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.strip().splitlines() if "error" in line]
+    assert len(lines) == 1 and "notes.jpg" in lines[0] and "Traceback" not in result.stderr
