@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -58,6 +59,8 @@ class PyrenderRenderer:
 
     def __init__(self) -> None:
         os.environ.setdefault("PYOPENGL_PLATFORM", "egl")  # read once, when OpenGL is imported
+        with suppress(ImportError):  # Mesa and triton each bring an LLVM: triton after Mesa crashes the process (torch imports
+            import triton  # noqa: F401  it with the first optimizer), the other order does not
         import pyrender
 
         self.name = f"pyrender ({os.environ['PYOPENGL_PLATFORM']})"

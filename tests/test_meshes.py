@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from meshes import (
 )
 
 BFM = CURRICULUMS["BFM"]
+REPO = Path(__file__).resolve().parent.parent
 CENTER = (0.02, -0.01, 0.03)
 
 
@@ -241,3 +244,10 @@ def test_without_pyrender_auto_says_so_and_casts_rays(monkeypatch: pytest.Monkey
     assert isinstance(renderer, RaycastRenderer) and "pyrender does not work here" in renderer.name
     with pytest.raises(UserError, match="--renderer raycast"):
         open_renderer("pyrender")
+
+
+def test_training_still_works_after_rendering_with_gl() -> None:
+    """In a fresh process: GL first, then an optimizer, which makes torch import triton, whose LLVM is not Mesa's."""
+    code = "from mesh_rendering import open_renderer; open_renderer('auto'); import torch; torch.optim.Adam([torch.zeros(1)])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
