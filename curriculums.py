@@ -320,6 +320,12 @@ _PIGAN: dict[str, Any] = {  # a radiance field: the same code with the surface s
 }
 
 
+_CATS_CAMERA: dict[str, Any] = {
+    **{"ray_start": 0.8, "ray_end": 1.2, "h_stddev": 0.5, "v_stddev": 0.4, "sample_dist": "uniform"},
+    **{"interval_max": 0.2, "interval_min": 0.1},
+}
+
+
 def _published() -> Iterable[Curriculum]:
     yield Curriculum(
         name="BFM",
@@ -337,8 +343,8 @@ def _published() -> Iterable[Curriculum]:
         name="CATS",
         dataset="Cats",
         **_three_stages(second=5_000, third=30_000, lr=4e-5, end=40_000),
-        **{"ray_start": 0.8, "ray_end": 1.2, "h_stddev": 0.5, "v_stddev": 0.4, "sample_dist": "uniform"},
-        **{"decay_beta": 2e-5, "interval_max": 0.2, "interval_min": 0.1, "opacprior_growth_rate": 1e-5, "num_eval_imgs": 6444},
+        **{"decay_beta": 2e-5, "opacprior_growth_rate": 1e-5, "num_eval_imgs": 6444},
+        **_CATS_CAMERA,
     )
     yield Curriculum(
         name="PIGAN_CelebA",
@@ -351,6 +357,23 @@ def _published() -> Iterable[Curriculum]:
 
 
 _SYNTH_CAMERA: dict[str, Any] = {"h_stddev": 0.7, "v_stddev": 0.25, "sample_dist": "uniform", "dataset": "Heads"}
+_TWO_CORES: dict[str, Any] = {  # a narrow field and discriminator, short schedules: hours become minutes
+    "stages": (Stage(0, 16, 16, 4e-4, 8e-4), Stage(1_000, 16, 32, 3e-4, 6e-4)),
+    "end_step": 20_000,
+    "fade_steps": 100,
+    "hidden_dim": 64,
+    "num_layers": 4,
+    "latent_dim": 64,
+    "disc_channels": (4, 8, 16, 24, 32, 48, 64, 64, 64),
+    "num_steps_coarse": 8,
+    "num_steps_surface": 5,
+    "num_steps_fine": 3,
+    "decay_beta": 3e-4,
+    "topk_interval": 1000,
+    "opacprior_lambda_init": 0.1,
+    "opacprior_growth_rate": 1.5e-3,
+    "num_eval_imgs": 512,
+}
 
 
 def _our_own() -> Iterable[Curriculum]:
@@ -361,16 +384,8 @@ def _our_own() -> Iterable[Curriculum]:
         **{"decay_beta": 1e-4, "init_ball_radius": 0.08, "num_eval_imgs": 2048},
         **_SYNTH_CAMERA,
     )
-    yield Curriculum(
-        name="SYNTH_TINY",
-        stages=(Stage(0, 16, 16, 4e-4, 8e-4), Stage(1_000, 16, 32, 3e-4, 6e-4)),
-        end_step=20_000,
-        **{"decay_beta": 3e-4, "init_ball_radius": 0.08, "num_eval_imgs": 512, "fade_steps": 100},
-        **{"hidden_dim": 64, "num_layers": 4, "latent_dim": 64, "disc_channels": (4, 8, 16, 24, 32, 48, 64, 64, 64)},
-        **{"num_steps_coarse": 8, "num_steps_surface": 5, "num_steps_fine": 3},
-        **{"topk_interval": 1000, "opacprior_growth_rate": 2e-4},
-        **_SYNTH_CAMERA,
-    )
+    yield Curriculum(name="SYNTH_TINY", init_ball_radius=0.08, **_SYNTH_CAMERA, **_TWO_CORES)
+    yield Curriculum(name="CATS_TINY", init_ball_radius=0.1, dataset="Cats", **_CATS_CAMERA, **_TWO_CORES)
 
 
 CURRICULUMS: dict[str, Curriculum] = {c.name: c for c in (*_published(), *_our_own())}
