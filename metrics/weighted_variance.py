@@ -4,7 +4,7 @@ On coarse samples t_1..t_n alone, with alpha set to 0 in front of (t_surface - i
 
     variance = sum_i w_i (t_i - mean)^2 / ((sum_i w_i + 1e-5) (n - 1) / n),    mean = sum_i w_i t_i / (sum_i w_i + 1e-5)
 
-over rays with sum w > 0.99. A field whose weights sit on one sample scores 0. Nothing is random: a seed has one value.
+over rays with sum w > 0.99; a ray without a surface counts as having it at t = 1. A field whose weights sit on one sample scores 0. Nothing is random: a seed has one value.
 
 A radiance field has no surface, so nothing in front of one is cut; and its last sample, whose alpha stands for
 everything beyond the ray's end, is left out, or rays that meet nothing would count as perfectly thin surfaces there.
@@ -27,6 +27,7 @@ from siren.field import Field
 NUM_SAMPLES = 36
 MIN_WEIGHT_SUM = 0.99
 MEAN_EPS = 1e-5
+T_WITHOUT_SURFACE = 1.0  # the published depth of a ray that never turns solid; the recorded values depend on it
 
 
 class LatentVariance(NamedTuple):
@@ -62,8 +63,8 @@ def ray_variances(field: Field, rays: Rays, curriculum: Curriculum) -> tuple[Ten
     )
     output = render(_Geometry(field), rays, settings)
     if settings.pred_occ:
-        # A ray without a surface has its t at the far end; its alphas in front of that are haze, and are cut as well.
-        in_front = output.t < (output.surface.t - curriculum.interval_max / 2).unsqueeze(-1)
+        t_surface = torch.where(output.surface.hit_mask, output.surface.t, T_WITHOUT_SURFACE)
+        in_front = output.t < (t_surface - curriculum.interval_max / 2).unsqueeze(-1)
         alphas = torch.where(in_front, 0.0, output.alphas)
     else:
         alphas = output.alphas.clone()
