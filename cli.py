@@ -7,6 +7,8 @@ without a traceback. Library code raises :class:`UserError` for that; scripts pa
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -68,6 +70,19 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name!r} is not supported; use cpu, cuda, cuda:N or auto")
     return device
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to reuse large freed blocks instead of handing them back, where it is the C library.
+
+    A training step on a CPU frees and takes hundreds of megabytes again and again; getting them from the kernel anew,
+    zeroed page by page, took a fifth of its time.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def make_output_dir(path: str | Path) -> Path:

@@ -108,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_dataset(arguments, curriculum)
     processes = join_processes(device, arguments.port)
     amp_dtype = resolve_amp(arguments.amp, processes.device)
+    if processes.device.type == "cpu":
+        cli.keep_freed_memory()
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs; sums stay float32
     state = prepare_state(arguments, curriculum, output_dir, processes, amp_dtype)
     options = RunOptions(

@@ -11,6 +11,7 @@ autocast state: gamma is about 30, and a phase error of 0.1 rad is visible.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from siren.mapping import FilmParameters
+from siren.sine import sine, sine_
 
 if TYPE_CHECKING:
     from siren.siren import Siren
@@ -116,7 +118,7 @@ class SirenField:
         phases = []
         for layer in self._layers:
             phases.append(torch.baddbmm(layer.bias, x, layer.weight))
-            x = torch.sin(phases[-1])
+            x = sine(phases[-1])
         return phases
 
     def _features(self, points: Tensor) -> Tensor:
@@ -139,10 +141,10 @@ class SirenField:
             points = points.detach().requires_grad_(True)
         with torch.set_grad_enabled(torch.is_grad_enabled() or self._siren.embedding_grid is not None):
             phases = self._phases(points)
-            logits = self._logits(torch.sin(phases[-1]))
+            logits = self._logits(sine(phases[-1]))
             gradient = self._siren.final_layer.weight.expand(self.batch_size, points.shape[1], -1)
             for phase, layer in zip(reversed(phases), reversed(self._layers), strict=True):
-                gradient = torch.bmm(gradient * torch.cos(phase), layer.weight.transpose(1, 2))
+                gradient = torch.bmm(gradient * sine(phase + math.pi / 2), layer.weight.transpose(1, 2))
             if self._siren.embedding_grid is not None:
                 encoded = self._encode(points)
                 (gradient,) = torch.autograd.grad(encoded, points, gradient, create_graph=True)
@@ -162,7 +164,7 @@ class SirenField:
 
 
 def _sin(phase: Tensor) -> Tensor:
-    return torch.sin(phase) if torch.is_grad_enabled() else torch.sin_(phase)
+    return sine(phase) if torch.is_grad_enabled() else sine_(phase)
 
 
 def _check_points(points: Tensor, batch_size: int) -> None:
