@@ -25,6 +25,7 @@ from training.outward_start import fit_to_ball
 EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
 MAPPING_RATE = 0.05
 KEPT_CHECKPOINTS = 3
+EVALUATION_KEYS = ("eval_last_back", "num_eval_imgs")  # may change between a run and its continuation
 
 
 class RunState:
@@ -87,7 +88,7 @@ class RunState:
         """Go on where ``path`` stood. Raises UserError where its settings are not this run's, naming the first."""
         state = load_training_checkpoint(path)
         theirs, ours = state["curriculum"], self.curriculum.to_dict()
-        for key in ours:
+        for key in [key for key in ours if key not in EVALUATION_KEYS]:
             if theirs.get(key) != ours[key]:
                 raise UserError(
                     f"{path} was trained with {key} = {theirs.get(key)!r}, this run asks for {ours[key]!r};"
