@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# From nothing to heads that turn: data, training, scores, views, videos, meshes, and one HTML page with all of it.
+#   bash auto_bash/quickstart.sh [OUTPUT_DIR, default: quickstart]
+# Run it again and it trains on from where it stood. Environment: QUICKSTART_MINUTES of training (2.5), QUICKSTART_HEADS (1500).
+#
+# In OUTPUT_DIR: heads/ (the data), data.png, train/ (checkpoints, samples, log), scores/, imgs/, vids/, shapes/, mesh_images/,
+# steps.tsv (what was run), index.html (the page).
+set -euo pipefail
+usage="usage: bash auto_bash/quickstart.sh [OUTPUT_DIR]"
+if [ $# -gt 1 ] || { [ $# = 1 ] && [ -z "$1" ]; }; then echo "$usage" >&2; exit 2; fi
+case "${1:-}" in
+  -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -*) echo "$usage" >&2; exit 2 ;;
+esac
+MINUTES="${QUICKSTART_MINUTES:-2.5}"
+HEADS="${QUICKSTART_HEADS:-1500}"
+OUT="$(realpath -m "${1:-"$(dirname "$0")/../quickstart"}")"
+cd "$(dirname "$0")/.."
+OUT="${OUT#"$PWD"/}" # short in the commands shown, where it lies in the project
+if ! mkdir -p "$OUT/scores" 2>/dev/null; then echo "quickstart.sh: error: cannot write to $OUT; name another folder" >&2; exit 2; fi
+
+NUM_STEPS=9
+STEP=0
+SECONDS=0
+step() { # TITLE
+  STEP=$((STEP + 1)) TITLE="$1"
+  printf '\n[%d/%d] %s   (%d:%02d)\n' "$STEP" "$NUM_STEPS" "$TITLE" $((SECONDS / 60)) $((SECONDS % 60))
+}
+attempt() { # COMMAND...: run it, show it and put it on record; returns its exit status
+  local started=$SECONDS code=0 shown result=ok
+  shown="$(printf '%q ' "$@")"
+  shown="${shown/"$(printf '%q' "$PYTHON")"/python}"
+  echo "  \$ $shown"
+  "$@" || code=$?
+  [ "$code" = 0 ] || result="failed ($code)"
+  printf '%s\t%d\t%s\t%s\n' "$TITLE" $((SECONDS - started)) "$result" "${shown% }" >>"$OUT/steps.tsv"
+  echo "  -> $result, $((SECONDS - started)) s"
+  return "$code"
+}
+must() {
+  local code=0
+  attempt "$@" || code=$?
+  [ "$code" = 0 ] && return
+  echo "quickstart.sh: stopped in step $STEP of $NUM_STEPS ($TITLE); run the same command again to go on" >&2
+  exit "$code"
+}
+may() { # a step that one can do without, unless it was the user who stopped it
+  local code=0
+  attempt "$@" || code=$?
+  if [ "$code" = 130 ] || [ "$code" = 143 ]; then exit "$code"; fi
+  [ "$code" = 0 ] || echo "  (going on without it)"
+}
+
+step "Environment"
+source auto_bash/setup.sh
+: >"$OUT/steps.tsv"
+
+step "Data: $HEADS procedural heads"
+must "$PYTHON" synthetic_heads.py --output_dir "$OUT/heads" --num_images "$HEADS" --image_size 64
+may "$PYTHON" dataset.py --check "$OUT/heads/images" --dataset Heads --image_size 64 --output "$OUT/data.png"
+
+step "Start: the small generator that the project ships"
+TRAIN=("$PYTHON" train.py --curriculum SYNTH_TINY --dataset_path "$OUT/heads/images" --output_dir "$OUT/train")
+SHIPPED="$(find pretrained/SYNTH_TINY -name 'checkpoint_*.pt' 2>/dev/null | sort | tail -n 1)"
+if compgen -G "$OUT/train/checkpoint_*.pt" >/dev/null; then
+  echo "  $OUT/train holds a run already: it goes on from there"
+elif [ -n "$SHIPPED" ]; then
+  START="$(basename "$SHIPPED" .pt)" START=$((10#${START#checkpoint_}))
+  # --max_steps at the start: takes the weights over, draws the samples "before", and stops
+  must "${TRAIN[@]}" --load_dir pretrained/SYNTH_TINY --set_step "$START" --max_steps "$START"
+else
+  echo "  pretrained/SYNTH_TINY holds no checkpoint: training starts from a ball, and $MINUTES minutes make no heads of it"
+fi
+
+step "Training for $MINUTES minutes"
+must "${TRAIN[@]}" --max_minutes "$MINUTES"
+GENERATOR="$OUT/train/generator.safetensors"
+
+step "Scores"
+may "$PYTHON" eval_metrics.py "$GENERATOR" --dataset_path "$OUT/heads/images" --metrics swd --num_images 256 --image_size 32 \
+  --output_json "$OUT/scores/images.json"
+may "$PYTHON" cal_weighted_var.py "$GENERATOR" --seeds_end 8 --image_size 64 --output_json "$OUT/scores/weighted_variance.json"
+may "$PYTHON" eval_geometry.py "$GENERATOR" --dataset_path "$OUT/heads" --num_images 64 --num_truth 1000 --predictor_steps 250 \
+  --output_json "$OUT/scores/geometry.json"
+
+step "Views"
+must "$PYTHON" render_multiview_images.py "$GENERATOR" --seeds_end 4 --image_size 128 --output_dir "$OUT/imgs"
+
+step "Videos"
+may "$PYTHON" render_video.py "$GENERATOR" --seeds 0 1 2 --num_frames 24 --image_size 128 --fps 16 --output_dir "$OUT/vids"
+may "$PYTHON" render_video_interpolation.py "$GENERATOR" --seeds 0 1 2 3 --num_frames 12 --image_size 128 --fps 16 \
+  --output_dir "$OUT/vids"
+
+step "Meshes"
+may "$PYTHON" extract_shapes.py "$GENERATOR" --seeds 0 1 2 --voxel_resolution 128 --largest_piece --output_dir "$OUT/shapes"
+may "$PYTHON" render_meshimg.py --input_dir "$OUT/shapes" --output_dir "$OUT/mesh_images" --image_size 256
+
+step "The page"
+HISTORY=()
+if [ -f pretrained/SYNTH_TINY/log.jsonl ]; then HISTORY=(--history pretrained/SYNTH_TINY/log.jsonl); fi
+must "$PYTHON" report.py "$OUT" "${HISTORY[@]}"
+
+printf '\nDone in %d:%02d. Open %s in a browser.\n' $((SECONDS / 60)) $((SECONDS % 60)) "$(realpath "$OUT/index.html")"
+if FAILED="$(grep -c $'\tfailed' "$OUT/steps.tsv")"; then echo "$FAILED command(s) failed along the way; the page says which."; fi

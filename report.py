@@ -1,0 +1,320 @@
+"""One HTML page about a quickstart's folder: commands, curves, samples, views, videos, meshes, scores.
+
+    python report.py quickstart
+
+Pictures and videos are inside the page: it opens by double click, offline, and can be sent to somebody. What is missing in the
+folder is left out. auto_bash/quickstart.sh says what lies where in the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import cli
+from checkpoint_files import write_atomically
+from imaging import QUANTITIES
+from report_html import Curve, chart, figure, inline, page, section, table, video_figure
+
+CHARTS: dict[str, dict[str, str]] = {
+    "GAN losses": {"D/gan": "discriminator", "G/gan": "generator"},
+    "Pose read off a picture (MSE)": {"D/pose": "discriminator", "G/pose": "generator"},
+    "Hit rate: share of rays with a surface": {"G/hit_rate": "hit rate"},
+    "Surface terms": {"G/opacity_prior": "opacity prior", "G/normal": "normal smoothness"},
+}
+MAX_POINTS = 300  # of a curve
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the quickstart. ``status``: ok, or what went wrong in words."""
+
+    title: str
+    seconds: int
+    status: str
+    command: str
+
+
+def read_steps(path: Path) -> list[Step]:
+    """Lines of ``title, seconds, status, command``, separated by tabs; lines of another form are skipped."""
+    steps = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        fields = line.split("\t", 3)
+        if len(fields) == 4 and fields[1].isdigit():
+            steps.append(Step(fields[0], int(fields[1]), fields[2], fields[3]))
+    return steps
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The dictionary in ``path``; empty where there is none to read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_log(*paths: Path) -> dict[int, dict[str, float]]:
+    """Scalars by step of one or more log.jsonl; later files win. A line cut off by a crash is skipped."""
+    log: dict[int, dict[str, float]] = {}
+    for path in paths:
+        for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+            try:
+                scalars = json.loads(line)
+                log[int(scalars["step"])] = scalars
+            except (ValueError, TypeError, KeyError):
+                continue
+    return dict(sorted(log.items()))
+
+
+def commands_section(steps: list[Step]) -> str:
+    if not steps:
+        return ""
+    rows = []
+    for step in steps:
+        bad = step.status != "ok"
+        shown = f'<span class="{"bad" if bad else "good"}">{escape(step.status)}</span>'
+        rows.append([escape(step.title), f"<code>{escape(step.command)}</code>", f"{step.seconds} s", shown])
+    total = sum(step.seconds for step in steps)
+    took = f"{total // 60} min {total % 60} s"
+    note = f"<p>{len(steps)} commands, {took}. Each can be run again by itself from the project's folder.</p>"
+    return section("What was run", note + table(["step", "command", "time", "result"], rows))
+
+
+def data_section(folder: Path) -> str:
+    sheet, meta = folder / "data.png", read_json(folder / "heads" / "meta.json")
+    if not sheet.is_file():
+        return ""
+    count = (
+        f"{meta['num_images']} procedural heads at {meta['image_size']} px" if {"num_images", "image_size"} <= set(meta) else ""
+    )
+    caption = (
+        f"{count or 'Real images'}, each with its exact depth, normals, mask and pose beside it. Training sees the pictures only."
+    )
+    return section("The data", figure(sheet, caption, pixelated=True))
+
+
+def training_section(folder: Path, history: Path | None) -> str:
+    own = read_log(folder / "train" / "log.jsonl")
+    log = read_log(*([history] if history else []), folder / "train" / "log.jsonl")
+    parts = []
+    if len(log) > 1:
+        first_own = min(own) if own and min(own) > min(log) else None
+        charts = []
+        for title, names in CHARTS.items():
+            curves = [Curve(label, thinned([(s, v[key]) for s, v in log.items() if key in v])) for key, label in names.items()]
+            charts.append(chart(title, [curve for curve in curves if len(curve.points) > 1], mark=first_own))
+        mark = " The dashed line is where the quickstart took over from the shipped checkpoint." if first_own else ""
+        parts.append(f"<p>Steps {min(log)} to {max(log)}.{mark}</p><div class='charts'>{''.join(charts)}</div>")
+    samples = sorted((folder / "train" / "samples").glob("*.png"))
+    if samples:
+        legend = "Six latents (rows), three views each: image, depth, normals, mask. Nothing is truncated (psi 1)."
+        parts.append(figure(samples[0], f"Before: step {int_or_name(samples[0])}. {legend}", pixelated=True))
+    if len(samples) > 1:
+        parts.append(figure(samples[-1], f"After: step {int_or_name(samples[-1])}, the same latents.", pixelated=True))
+    return section("Training", "".join(parts)) if parts else ""
+
+
+def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most MAX_POINTS: means over equal runs, so that a long history stays readable."""
+    run = -(-len(points) // MAX_POINTS)
+    groups = [points[i : i + run] for i in range(0, len(points), max(run, 1))]
+    return [(group[len(group) // 2][0], sum(value for _, value in group) / len(group)) for group in groups]
+
+
+def int_or_name(path: Path) -> str:
+    return str(int(path.stem)) if path.stem.isdigit() else path.stem
+
+
+def views_section(folder: Path) -> str:
+    grids = sorted((folder / "imgs").glob("grid_*.png"))
+    if not grids:
+        return ""
+    labels = "".join(f"<span>{name.replace('_', ' ')}</span>" for name in QUANTITIES)
+    figures = []
+    for grid in grids:
+        picture = figure(grid, f"seed {grid.stem.removeprefix('grid_')}")
+        figures.append(f"<div class='labelled'><div class='labels'>{labels}</div>{picture}</div>")
+    note = (
+        "<p>One latent from five sides. <b>Surface depth</b>, <b>mask</b> and <b>normals</b> belong to the surface that root"
+        " finding meets; the <b>surface image</b> is the colour at that point alone. Where it looks like the image, the field is"
+        " a surface.</p>"
+    )
+    return section("Views", note + f"<div class='pair'>{''.join(figures)}</div>")
+
+
+def videos_section(folder: Path) -> str:
+    turning = [path for path in sorted((folder / "vids").glob("*.mp4")) if not path.stem.startswith("interpolation")]
+    walking = sorted((folder / "vids").glob("interpolation*.mp4"))
+    parts = []
+    for title, paths in (("The camera goes round", turning), ("From head to head", walking)):
+        if paths:
+            parts.append(
+                f"<h3>{title}</h3><div class='row'>{''.join(video_figure(path, video_caption(path)) for path in paths)}</div>"
+            )
+    return section("Videos", "".join(parts)) if parts else ""
+
+
+def video_caption(path: Path) -> str:
+    quantity = next((name for name in sorted(QUANTITIES, key=len, reverse=True) if path.stem.endswith(f"_{name}")), "image")
+    seeds = path.stem.removeprefix("interpolation_").removesuffix(f"_{quantity}").removesuffix("_front").removesuffix("_orbit")
+    return f"{quantity.replace('_', ' ')}, seed{'s' if '_' in seeds else ''} {seeds.replace('_', ', ')}"
+
+
+def meshes_section(folder: Path) -> str:
+    pictures = sorted((folder / "mesh_images").glob("*_views.png"))
+    if not pictures:
+        return ""
+    figures = "".join(figure(path, f"seed {path.stem.split('_')[0]}") for path in pictures)
+    glbs = [f"<code>{escape(path.name)}</code>" for path in sorted((folder / "shapes").glob("*.glb"))]
+    where = escape(str(folder / "shapes"))
+    note = f"<p>With colours, for Blender or any viewer: {', '.join(glbs)} in <code>{where}</code>.</p>" if glbs else ""
+    return section("Meshes", f"<p>The surface at occupancy 0.5, without its colours.</p>{figures}{note}")
+
+
+def scores_section(folder: Path) -> str:
+    scores = folder / "scores"
+    rows = [*image_rows(read_json(scores / "images.json")), *variance_rows(read_json(scores / "weighted_variance.json"))]
+    rows += geometry_rows(read_json(scores / "geometry.json"))
+    if not rows:
+        return ""
+    note = (
+        "<p>What each number means, and its limits: <code>docs/metrics.md</code>. Few images and seeds: enough to see that it"
+        " works, not to compare methods.</p>"
+    )
+    return section("Scores", note + table(["score", "value", "for scale", "from"], rows))
+
+
+def image_rows(record: dict[str, Any]) -> list[list[str]]:
+    metrics, protocol = record.get("metrics", {}), record.get("protocol", {})
+    counts = f"{protocol.get('num_fake')} generated, {protocol.get('num_real')} real images at {protocol.get('image_size')} px"
+    rows = []
+    if "swd" in metrics:
+        halves = number(metrics.get("swd_real_halves"))
+        rows.append(
+            ["SWD of images, × 10³ (lower is better)", number(metrics["swd"]), f"{halves} between two halves of the real", counts]
+        )
+    for name in ("fid", "kid", "is"):
+        if name in metrics:
+            rows.append([name.upper(), number(metrics[name]), "", counts])
+    return rows
+
+
+def variance_rows(record: dict[str, Any]) -> list[list[str]]:
+    metrics, protocol = record.get("metrics", {}), record.get("protocol", {})
+    if "weighted_variance_1e4" not in metrics:
+        return []
+    counts = f"{metrics.get('num_seeds')} seeds at {protocol.get('image_size')} px"
+    value = f"{number(metrics['weighted_variance_1e4'])} ± {number(metrics.get('std_over_seeds_1e4'))}"
+    return [
+        ["Thickness of surfaces: weighted variance, × 10⁴ (lower is thinner)", value, "about 0.03 for a perfect surface", counts]
+    ]
+
+
+def geometry_rows(record: dict[str, Any]) -> list[list[str]]:
+    score, floor, baselines = record.get("score", {}), record.get("noise_floor", {}), record.get("baselines", {})
+    counts = f"{score.get('num_views')} generated views"
+    rows = []
+    for key, label in (
+        ("depth_mae_aligned", "Depth error (lower is better)"),
+        ("normal_mean_degrees", "Normal error in degrees (lower is better)"),
+    ):
+        if key in score:
+            twins = [f"{name} {number(values[key])}" for name, values in baselines.items() if key in values]
+            scale = ", ".join([f"predictor's own {number(floor.get(key))}", *twins])
+            rows.append([f"{label}, against what the pictures show", number(score[key]), scale, counts])
+    if "depth_correlation" in score:
+        way = "faces bulge outward" if score.get("bulges_outward") else "faces are HOLLOW"
+        rows.append(
+            ["Correlation of depths", number(score["depth_correlation"]), f"1 is perfect, negative is hollow: {way}", counts]
+        )
+    if "mask_iou" in score:
+        rows.append(
+            [
+                "Overlap of silhouettes (IoU)",
+                number(score["mask_iou"]),
+                f"predictor's own {number(floor.get('mask_iou'))}",
+                counts,
+            ]
+        )
+    return rows
+
+
+def number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else "–"
+
+
+def next_section(folder: Path) -> str:
+    train, photos = escape(str(folder / "train")), "photos/"
+    items = [
+        (f"bash auto_bash/quickstart.sh {escape(str(folder))}", "trains on from here and makes this page again"),
+        (f"tensorboard --logdir {train}", "curves and samples while a run goes on"),
+        (f"python dataset.py --check {photos}", "what is in a folder of your own photos"),
+        (
+            f"python train.py --curriculum CelebA --dataset_path {photos} --dataset Images --output_dir outputs/mine",
+            "train on it",
+        ),
+    ]
+    rows = "".join(f"<li><code>{command}</code><br>{text}</li>" for command, text in items)
+    return section("Next", f"<ul>{rows}</ul><p>The README goes through training on your own photos step by step.</p>")
+
+
+def summary(folder: Path, steps: list[Step]) -> str:
+    curriculum = read_json(folder / "train" / "run.json").get("curriculum", {})
+    failed = [step.title for step in steps if step.status != "ok"]
+    text = "A generator that learns solid 3D heads from flat pictures: no poses, no shapes were given to it."
+    name = curriculum.get("name", "")
+    facts = [f"curriculum {name}" if name else "", f"made {datetime.now().astimezone():%Y-%m-%d %H:%M}"]
+    problem = f"<p class='bad'>Not everything worked: {escape(', '.join(failed))}. The rest is below.</p>" if failed else ""
+    return f"<p class='lead'>{text}</p><p class='facts'>{escape(' · '.join(filter(None, facts)))}</p>{problem}"
+
+
+def hero(folder: Path) -> str:
+    """The first thing seen: the heads that turn."""
+    paths = sorted(p for p in (folder / "vids").glob("*.mp4") if p.stem.isdigit())
+    if not paths:
+        return ""
+    videos = "".join(f'<video autoplay loop muted playsinline src="{inline(path)}"></video>' for path in paths)
+    return f"<div class='hero'>{videos}</div>"
+
+
+def write_report(folder: Path, output: Path, history: Path | None = None) -> None:
+    """The page about ``folder``. Raises UserError where there is nothing to show, or the page cannot be written."""
+    if not folder.is_dir():
+        raise cli.UserError(f"there is no folder {folder}; run bash auto_bash/quickstart.sh {folder} first")
+    steps = read_steps(folder / "steps.tsv")
+    body = [
+        training_section(folder, history),
+        views_section(folder),
+        videos_section(folder),
+        meshes_section(folder),
+        scores_section(folder),
+        data_section(folder),
+        commands_section(steps),
+    ]
+    if not any(body):
+        raise cli.UserError(f"{folder} holds nothing to report; run bash auto_bash/quickstart.sh {folder} first")
+    html = page("Generative Occupancy Fields", summary(folder, steps) + hero(folder), [*filter(None, body), next_section(folder)])
+    write_atomically(output, html.encode())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser: argparse.ArgumentParser = cli.ArgumentParser(__doc__)
+    parser.add_argument("folder", metavar="FOLDER", help="what auto_bash/quickstart.sh wrote")
+    parser.add_argument("--output", help="the page (default: FOLDER/index.html)")
+    parser.add_argument("--history", help="log.jsonl of the run that this one continues: drawn before it")
+    args = parser.parse_args(argv)
+    folder = Path(args.folder)
+    output = Path(args.output) if args.output else folder / "index.html"
+    write_report(folder, output, Path(args.history) if args.history else None)
+    print(f"the page: {output.resolve()}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
