@@ -33,7 +33,8 @@ figcaption { margin-top: .35rem; } .pixelated { image-rendering: pixelated; }
 .labelled { display: grid; grid-template-columns: 4.2rem 1fr; gap: .6rem; }
 .labels { display: grid; grid-template-rows: repeat(6, 1fr); margin: .9rem 0 1.75rem; }
 .labels span { align-self: center; text-align: right; color: var(--soft); font-size: .78rem; line-height: 1.2; }
-.hero { display: flex; gap: .5rem; margin-top: 1.5rem; } .hero video { flex: 1; min-width: 0; max-width: 360px; border-radius: 14px; }
+.hero { display: flex; gap: .5rem; margin-top: 1.5rem; }
+.hero video { flex: 1; min-width: 0; max-width: 360px; border-radius: 14px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 1rem 1.5rem; }
 .chart b { font-size: .9rem; font-weight: 600; } .chart svg { width: 100%; height: auto; display: block; }
 .chart text { fill: var(--soft); font-size: 11px; } .chart .frame { stroke: var(--line); fill: none; }
