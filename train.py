@@ -50,7 +50,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n_epochs", type=positive_int, help="stop after this many passes over the images")
     parser.add_argument("--sample_interval", type=int, default=500, help="steps between sample grids; 0: none")
     parser.add_argument("--model_save_interval", type=int, default=1000, help="steps between checkpoints; 0: only the last")
-    parser.add_argument("--eval_freq", type=int, default=0, help="steps between evaluations of the averaged generator; 0: none")
+    parser.add_argument("--eval_freq", type=int, default=0, help="steps between measurements of the averaged generator (training/evaluation.py); 0: none")
     parser.add_argument("--log_interval", type=positive_int, default=20, help="steps between lines in log.jsonl and TensorBoard")
     parser.add_argument("--use_logger", action=argparse.BooleanOptionalAction, default=True, help="TensorBoard")
     parser.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True, help="keep decoded images in a cache")
@@ -121,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_epochs=arguments.n_epochs,
         sample_interval=arguments.sample_interval,
         save_interval=arguments.model_save_interval,
+        eval_interval=arguments.eval_freq,
         log_interval=arguments.log_interval,
         use_tensorboard=arguments.use_logger,
         use_cache=arguments.cache,

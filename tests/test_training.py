@@ -164,13 +164,14 @@ def test_cut_and_resumed_equals_undisturbed_to_the_last_bit(photos, tmp_path):
 
 
 def test_averages_follow_the_weights(photos, tmp_path):
-    train([*arguments(photos, tmp_path, "--max_steps", "3")])
+    train([*arguments(photos, tmp_path, "--max_steps", "3", "--eval_freq", "3")])
     state = load_training_checkpoint(tmp_path / "checkpoint_0000003.pt")
     assert state["ema_num_updates"] == 3
     name = "siren.network.1.layer.weight"
     assert not torch.equal(state["ema"][name], state["generator"][name])
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [1, 2, 3, 3]
+    assert "eval/hit_rate" in lines[3]
     assert {"D/r1", "D/pose", "G/gan", "G/opacity_prior", "G/normal", "G/hit_rate", "images_per_second"} <= lines[0].keys()
 
 

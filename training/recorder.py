@@ -13,6 +13,7 @@ from generators.cameras import CameraPoses
 from generators.generator import ImplicitGenerator3d, latent_from_seed
 from generators.views import View, ViewSettings, render_views
 from imaging import picture_grid, save_picture, to_uint8, view_picture
+from training.evaluation import evaluate
 
 GRID_SEEDS = 6
 GRID_YAWS = (-0.4, 0.0, 0.4)
@@ -51,6 +52,19 @@ class Recorder:
             "img/s": scalars["images_per_second"],
         }
         self._bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
+        self._write(step, scalars)
+
+    def log_evaluation(self, step: int, generator: ImplicitGenerator3d, image_size: int) -> None:
+        """Measure the generator; a failure is noted and no reason for the run to die."""
+        try:
+            scalars = evaluate(generator, image_size)
+        except (RuntimeError, ValueError, ArithmeticError) as error:
+            self.note(f"evaluation at step {step} failed: {error}")
+            return
+        self.note(f"step {step}: " + ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in scalars.items()))
+        self._write(step, scalars)
+
+    def _write(self, step: int, scalars: dict[str, float]) -> None:
         with (self._dir / "log.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **{name: float(f"{value:.6g}") for name, value in scalars.items()}}) + "\n")
         if self._writer:

@@ -38,6 +38,7 @@ class RunOptions:
     num_epochs: int | None = None
     sample_interval: int = 500
     save_interval: int = 1000
+    eval_interval: int = 0
     log_interval: int = 20
     use_tensorboard: bool = True
     use_cache: bool = True
@@ -189,6 +190,8 @@ class Trainer:
         sample = options.sample_interval and step % options.sample_interval == 0
         if save or sample:
             self._save_and_sample(recorder, sample=bool(sample), save=bool(save))
+        if options.eval_interval and step % options.eval_interval == 0:
+            recorder.log_evaluation(step, self.state.averages["ema"].generator, stage.img_size)
 
     def _readable(self, scalars: dict[str, Tensor], stage) -> dict[str, float]:
         """The one place where the log waits for the device."""
