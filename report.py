@@ -67,7 +67,7 @@ def read_log(*paths: Path) -> dict[int, dict[str, float]]:
         for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
             try:
                 scalars = json.loads(line)
-                log[int(scalars["step"])] = scalars
+                log.setdefault(int(scalars["step"]), {}).update(scalars)
             except (ValueError, TypeError, KeyError):
                 continue
     return dict(sorted(log.items()))

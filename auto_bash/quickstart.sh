@@ -61,7 +61,7 @@ may "$PYTHON" dataset.py --check "$OUT/heads/images" --dataset Heads --image_siz
 
 step "Start: the small generator that the project ships"
 TRAIN=("$PYTHON" train.py --curriculum SYNTH_TINY --dataset_path "$OUT/heads/images" --output_dir "$OUT/train")
-SHIPPED="$(find pretrained/SYNTH_TINY -name 'checkpoint_*.pt' 2>/dev/null | sort | tail -n 1)"
+SHIPPED="$(compgen -G 'pretrained/SYNTH_TINY/checkpoint_*.pt' | sort | tail -n 1 || true)"
 if compgen -G "$OUT/train/checkpoint_*.pt" >/dev/null; then
   echo "  $OUT/train holds a run already: it goes on from there"
 elif [ -n "$SHIPPED" ]; then

@@ -1,0 +1,49 @@
+"""Puts what docs/make_pictures.sh rendered into the README's two files: NAME.png and the animated NAME.webp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import cli
+from imaging import from_uint8, picture_grid, to_uint8
+from scripts_common import seed_number
+
+IMAGE_VIEWS, OTHER_VIEWS = (0, 1, 2, 3, 4), (0, 2, 4)
+MILLISECONDS = 50  # per frame
+
+
+def read(path: Path):
+    with Image.open(path) as image:
+        return from_uint8(np.asarray(image.convert("RGB")))
+
+
+def main() -> None:
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("work_dir", type=Path, help="where imgs/, vids/ and meshes/ lie")
+    parser.add_argument("output", help="docs/NAME, without a suffix")
+    parser.add_argument("--seeds", type=seed_number, nargs="+", required=True)
+    args = parser.parse_args()
+    work, rows = args.work_dir, []
+    for seed in args.seeds:
+        row = [read(work / "imgs" / f"image_{seed}_{i}.png") for i in IMAGE_VIEWS]
+        row += [read(work / "imgs" / f"normals_{seed}_{i}.png") for i in OTHER_VIEWS]
+        row += [read(next((work / "meshes").glob(f"{seed}_*_{i}.png"))) for i in OTHER_VIEWS]
+        rows.append(row)
+    Image.fromarray(to_uint8(picture_grid(rows))).save(f"{args.output}.png", optimize=True)
+
+    frames = []
+    for i in range(len(list((work / "vids" / f"{args.seeds[0]}_frames").glob("*.png")))):
+        per_quantity = [
+            [read(work / "vids" / f"{seed}{suffix}_frames" / f"{i:03d}.png") for seed in args.seeds]
+            for suffix in ("", "_normals")
+        ]
+        frames.append(Image.fromarray(to_uint8(picture_grid(per_quantity))))
+    frames[0].save(f"{args.output}.webp", save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, quality=80)
+    print(f"wrote {args.output}.png and {args.output}.webp")
+
+
+if __name__ == "__main__":
+    cli.run(main)
