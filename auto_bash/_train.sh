@@ -6,7 +6,7 @@ if [ $# -lt 1 ]; then
   exit 2
 fi
 DATASET_PATH="$1"; shift
-[ ! -e "$DATASET_PATH" ] || DATASET_PATH="$(realpath "$DATASET_PATH")"
+[ "${DATASET_PATH#/}" != "$DATASET_PATH" ] || DATASET_PATH="$PWD/$DATASET_PATH" # a glob too is the caller's
 OUTPUT_DIR="$(dirname "${BASH_SOURCE[0]}")/../outputs/$CURRICULUM"
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then OUTPUT_DIR="$1"; shift; fi
 OUTPUT_DIR="$(realpath -m "$OUTPUT_DIR")"

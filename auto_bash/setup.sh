@@ -5,21 +5,33 @@ if [ -n "${VIRTUAL_ENV:-}" ]; then
 elif [ -n "${CONDA_PREFIX:-}" ]; then
   PYTHON="$CONDA_PREFIX/bin/python"
 else
-  [ -x .venv/bin/python ] || { echo "Making the environment .venv ..."; python3 -m venv .venv; }
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none, or one that was never finished
+    echo "Making the environment .venv ..."
+    if ! python3 -m venv --clear .venv; then
+      echo "error: python3 -m venv failed (Debian: apt-get install python3-venv); or activate an environment of your own" >&2
+      exit 2
+    fi
+  fi
   PYTHON="$PWD/.venv/bin/python"
 fi
 MARK="$("$PYTHON" -c 'import sys; print(sys.prefix)')/.gof-requirements"
 if ! cmp -s requirements.txt "$MARK"; then
+  if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+    echo "error: $PYTHON is older than Python 3.10; activate a newer one" >&2
+    exit 2
+  fi
   echo "Installing what requirements.txt names (PyTorch is large: a few minutes on a fresh machine) ..."
   "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt
-  cp requirements.txt "$MARK"
-fi
-# pyrender draws meshes through EGL; without it render_meshimg.py casts rays instead and says so.
-if command -v ldconfig >/dev/null && ! ldconfig -p | grep -q libEGL.so.1; then
-  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    (apt-get update -qq && apt-get install -y -qq libegl1 libgl1-mesa-dri) >/dev/null 2>&1 || true
-  else
-    echo "Note: libEGL is not installed (Debian: libegl1 libgl1-mesa-dri); meshes will be pictured by ray casting."
+  # pyrender draws meshes through EGL; without it render_meshimg.py casts rays instead and says so.
+  if command -v ldconfig >/dev/null && ! ldconfig -p | grep -q libEGL.so.1; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+      echo "Installing libEGL, for pictures of meshes ..."
+      (timeout 120 apt-get update -qq && timeout 120 apt-get install -y -qq libegl1 libgl1-mesa-dri) >/dev/null 2>&1 ||
+        echo "Note: that failed; meshes will be pictured by ray casting."
+    else
+      echo "Note: libEGL is not installed (Debian: libegl1 libgl1-mesa-dri); meshes will be pictured by ray casting."
+    fi
   fi
+  cp requirements.txt "$MARK"
 fi
 export PYOPENGL_PLATFORM="${PYOPENGL_PLATFORM:-egl}"
