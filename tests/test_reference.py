@@ -75,20 +75,14 @@ def test_cameras(outputs):
     assert relative_error(camera_ray_directions(8, 12), outputs["rays_cam_8"]) < 1e-4
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("num_coarse", [9, 18])
-def test_roots_and_intervals(field, outputs, view, num_coarse):
-    rays = view_rays(outputs, view)
-    output = render(field, rays, settings(num_coarse, num_surface=2))
-    expected_mask = outputs[f"surf_mask_v{view}_c{num_coarse}"].flatten(1)
-    mask = output.surface.hit_mask
+def check_surface(surface, outputs, view, num_coarse):
+    mask, expected_mask = surface.hit_mask, outputs[f"surf_mask_v{view}_c{num_coarse}"].flatten(1)
     assert (mask != expected_mask).float().mean() <= GRAZING_FRACTION
     both = mask & expected_mask
     assert both.float().mean() > 0.1
     expected_t = outputs[f"surf_depth_v{view}_c{num_coarse}"].flatten(1)
-    assert relative_error(output.surface.t[both], expected_t[both]) < 1e-4
-    low, high = surface_interval(output.surface.t, mask, INTERVAL, 0.88, 1.12)
+    assert relative_error(surface.t[both], expected_t[both]) < 1e-4
+    low, high = surface_interval(surface.t, mask, INTERVAL, 0.88, 1.12)
     same = mask == expected_mask
     ends = torch.stack([low, high], dim=-1)
     assert relative_error(ends[same], outputs[f"surf_samples_v{view}_c{num_coarse}"].flatten(1, 2)[same]) < 1e-4
@@ -96,14 +90,20 @@ def test_roots_and_intervals(field, outputs, view, num_coarse):
 
 @torch.no_grad()
 @pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("jittered", [False, True])
-def test_images(field, outputs, view, jittered):
-    rays = view_rays(outputs, view)
+def test_roots_and_intervals_from_9_coarse_samples(field, outputs, view):
+    output = render(field, view_rays(outputs, view), settings(9, num_surface=2))
+    check_surface(output.surface, outputs, view, 9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("view", "jittered"), [(0, False), (0, True), (1, False), (2, True)])
+def test_images_and_their_roots(field, outputs, view, jittered):
     image_settings = settings(18, num_surface=12, num_fine=3)
-    generator = torch.Generator().manual_seed(0)
-    noise = draw_noise(2, 64 * 64, image_settings, torch.device("cpu"), generator) if jittered else None
-    image = as_images(render(field, rays, image_settings, noise).rgb)
-    assert psnr(image, outputs[f"img_v{view}"]) > 35
+    random = torch.Generator().manual_seed(0)
+    noise = draw_noise(2, 64 * 64, image_settings, torch.device("cpu"), random) if jittered else None
+    output = render(field, view_rays(outputs, view), image_settings, noise)
+    check_surface(output.surface, outputs, view, 18)
+    assert psnr(as_images(output.rgb), outputs[f"img_v{view}"]) > 35
 
 
 @torch.no_grad()

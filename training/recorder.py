@@ -17,7 +17,6 @@ from training.evaluation import evaluate
 
 GRID_SEEDS = 6
 GRID_YAWS = (-0.4, 0.0, 0.4)
-GRID_QUANTITIES = ("image", "depth", "normals", "mask")
 
 
 class Recorder:
@@ -74,12 +73,14 @@ class Recorder:
     def sample(self, step: int, generator: ImplicitGenerator3d, image_size: int, interval: float) -> None:
         """A grid of fixed latents: samples/{step}.png, and TensorBoard."""
         curriculum = generator.curriculum
+        # The expected depth of a ray that meets nothing means nothing, so where there are surfaces theirs is shown.
+        depth = "surface_depth" if curriculum.pred_occ else "depth"
         views = sample_views(generator, image_size, interval)
         rows = []
         for per_seed in views:
             pictures = [
                 view_picture(view, quantity, curriculum.ray_start, curriculum.ray_end)
-                for quantity in GRID_QUANTITIES
+                for quantity in ("image", depth, "normals", "mask")
                 for view in per_seed
             ]
             rows.append(pictures)
