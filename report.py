@@ -100,9 +100,9 @@ def data_section(folder: Path) -> str:
     return section("The data", figure(sheet, caption, pixelated=True))
 
 
-def training_section(folder: Path, history: Path | None) -> str:
+def training_section(folder: Path) -> str:
     own = read_log(folder / "train" / "log.jsonl")
-    log = read_log(*([history] if history else []), folder / "train" / "log.jsonl")
+    log = read_log(folder / "history.jsonl", folder / "train" / "log.jsonl")
     parts = []
     if len(log) > 1:
         first_own = min(own) if own and min(own) > min(log) else None
@@ -156,7 +156,7 @@ def videos_section(folder: Path) -> str:
     for title, paths in (("The camera goes round", turning), ("From head to head", walking)):
         if paths:
             parts.append(
-                f"<h3>{title}</h3><div class='row'>{''.join(video_figure(path, video_caption(path)) for path in paths)}</div>"
+                f"<h3>{title}</h3><div class='thirds'>{''.join(video_figure(path, video_caption(path)) for path in paths)}</div>"
             )
     return section("Videos", "".join(parts)) if parts else ""
 
@@ -230,7 +230,7 @@ def geometry_rows(record: dict[str, Any]) -> list[list[str]]:
             scale = ", ".join([f"predictor's own {number(floor.get(key))}", *twins])
             rows.append([f"{label}, against what the pictures show", number(score[key]), scale, counts])
     if "depth_correlation" in score:
-        way = "faces bulge outward" if score.get("bulges_outward") else "faces are HOLLOW"
+        way = "faces bulge outward" if score.get("bulges_outward") else '<b class="bad">faces are hollow</b>'
         rows.append(
             ["Correlation of depths", number(score["depth_correlation"]), f"1 is perfect, negative is hollow: {way}", counts]
         )
@@ -284,13 +284,13 @@ def hero(folder: Path) -> str:
     return f"<div class='hero'>{videos}</div>"
 
 
-def write_report(folder: Path, output: Path, history: Path | None = None) -> None:
+def write_report(folder: Path, output: Path) -> None:
     """The page about ``folder``. Raises UserError where there is nothing to show, or the page cannot be written."""
     if not folder.is_dir():
         raise cli.UserError(f"there is no folder {folder}; run bash auto_bash/quickstart.sh {folder} first")
     steps = read_steps(folder / "steps.tsv")
     body = [
-        training_section(folder, history),
+        training_section(folder),
         views_section(folder),
         videos_section(folder),
         meshes_section(folder),
@@ -308,11 +308,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser: argparse.ArgumentParser = cli.ArgumentParser(__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="what auto_bash/quickstart.sh wrote")
     parser.add_argument("--output", help="the page (default: FOLDER/index.html)")
-    parser.add_argument("--history", help="log.jsonl of the run that this one continues: drawn before it")
     args = parser.parse_args(argv)
     folder = Path(args.folder)
     output = Path(args.output) if args.output else folder / "index.html"
-    write_report(folder, output, Path(args.history) if args.history else None)
+    write_report(folder, output)
     print(f"the page: {output.resolve()}")
 
 

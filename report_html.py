@@ -28,7 +28,7 @@ nav { margin: 1.5rem 0 0; display: flex; flex-wrap: wrap; gap: .4rem 1.1rem; } n
 section { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 1.5rem; margin-top: 1.5rem; }
 figure { margin: .9rem 0 0; min-width: 0; } figure img, figure video { width: 100%; display: block; border-radius: 8px; }
 figcaption { margin-top: .35rem; } .pixelated { image-rendering: pixelated; }
-.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 0 1rem; }
+.thirds { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 0 1rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: .5rem 1.5rem; }
 .labelled { display: grid; grid-template-columns: 4.2rem 1fr; gap: .6rem; }
 .labels { display: grid; grid-template-rows: repeat(6, 1fr); margin: .9rem 0 1.75rem; }

@@ -4,7 +4,7 @@
 # Run it again and it trains on from where it stood. Environment: QUICKSTART_MINUTES of training (2.5), QUICKSTART_HEADS (1500).
 #
 # In OUTPUT_DIR: heads/ (the data), data.png, train/ (checkpoints, samples, log), scores/, imgs/, vids/, shapes/, mesh_images/,
-# steps.tsv (what was run), index.html (the page).
+# history.jsonl (the shipped run's log), steps.tsv (what was run), index.html (the page).
 set -euo pipefail
 usage="usage: bash auto_bash/quickstart.sh [OUTPUT_DIR]"
 if [ $# -gt 1 ] || { [ $# = 1 ] && [ -z "$1" ]; }; then echo "$usage" >&2; exit 2; fi
@@ -68,6 +68,7 @@ elif [ -n "$SHIPPED" ]; then
   START="$(basename "$SHIPPED" .pt)" START=$((10#${START#checkpoint_}))
   # --max_steps at the start: takes the weights over, draws the samples "before", and stops
   must "${TRAIN[@]}" --load_dir pretrained/SYNTH_TINY --set_step "$START" --max_steps "$START"
+  if [ -f pretrained/SYNTH_TINY/log.jsonl ]; then cp pretrained/SYNTH_TINY/log.jsonl "$OUT/history.jsonl"; fi
 else
   echo "  pretrained/SYNTH_TINY holds no checkpoint: training starts from a ball, and $MINUTES minutes make no heads of it"
 fi
@@ -96,9 +97,7 @@ may "$PYTHON" extract_shapes.py "$GENERATOR" --seeds 0 1 2 --voxel_resolution 12
 may "$PYTHON" render_meshimg.py --input_dir "$OUT/shapes" --output_dir "$OUT/mesh_images" --image_size 256
 
 step "The page"
-HISTORY=()
-if [ -f pretrained/SYNTH_TINY/log.jsonl ]; then HISTORY=(--history pretrained/SYNTH_TINY/log.jsonl); fi
-must "$PYTHON" report.py "$OUT" "${HISTORY[@]}"
+must "$PYTHON" report.py "$OUT"
 
 printf '\nDone in %d:%02d. Open %s in a browser.\n' $((SECONDS / 60)) $((SECONDS % 60)) "$(realpath "$OUT/index.html")"
 if FAILED="$(grep -c $'\tfailed' "$OUT/steps.tsv")"; then echo "$FAILED command(s) failed along the way; the page says which."; fi

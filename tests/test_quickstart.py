@@ -112,7 +112,7 @@ def test_page_tells_what_was_measured_and_what_failed(folder: Path) -> None:
         "41.5",
         "250 generated, 256 real images at 32 px",
         "0.0123",
-        "HOLLOW",
+        "hollow",
         "step 1200",
         "step 1390",
         "1500 procedural",
@@ -150,12 +150,14 @@ def test_page_survives_broken_records(folder: Path, content: str) -> None:
     read_page(folder)
 
 
-def test_history_is_drawn_before_the_run(folder: Path, tmp_path: Path) -> None:
-    history = tmp_path / "log.jsonl"
-    history.write_text("\n".join(json.dumps({"step": s, "D/gan": 2.0, "G/gan": 1.0}) for s in range(20, 1220, 20)))
-    report.main([str(folder), "--history", str(history)])
+def test_history_is_drawn_before_the_run(folder: Path) -> None:
+    report.main([str(folder)])
+    assert "Steps 1220 to 1380." in " ".join(read_page(folder).text)
+    history = [{"step": s, "D/gan": 2.0, "G/gan": 1.0} for s in range(20, 1220, 20)]
+    (folder / "history.jsonl").write_text("\n".join(map(json.dumps, history)))
+    report.main([str(folder)])
     html = (folder / "index.html").read_text()
-    assert "Steps 20 to 1380" in html and 'class="mark"' in html
+    assert "Steps 20 to 1380." in html and 'class="mark"' in html
 
 
 def test_nothing_to_report_is_an_error_in_words(tmp_path: Path) -> None:
