@@ -73,7 +73,9 @@ def to_images(output: RenderOutput, size: int) -> Tensor:
     return output.rgb.transpose(1, 2).unflatten(2, (size, size)) * 2 - 1
 
 
-def generate(generator: ImplicitGenerator3d, inputs: GeneratorInputs, settings: StepSettings, fov: float):
+def generate(
+    generator: ImplicitGenerator3d, inputs: GeneratorInputs, settings: StepSettings, fov: float
+) -> tuple[SirenField, Rays, RenderOutput]:
     """Returns the field, its rays and the rendered batch."""
     field = generator.field(generator.film(inputs.z))
     rays = camera_rays(inputs.poses, settings.image_size, fov)

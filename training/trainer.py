@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from curriculums import Curriculum
+from curriculums import Curriculum, Stage
 from dataset import ImageDataset
 from loading.batches import BatchStream
 from training import schedules
@@ -85,7 +85,7 @@ class Trainer:
 
     # -- one step --------------------------------------------------------------------------------------------------
 
-    def _step(self, real: Tensor, stage) -> dict[str, Tensor]:
+    def _step(self, real: Tensor, stage: Stage) -> dict[str, Tensor]:
         """One step of D, then of G. Returns scalars for the log, on the device."""
         c, state = self.curriculum, self.state
         settings = StepSettings.at(c, state.step)
@@ -98,7 +98,9 @@ class Trainer:
             average.update(state.generator)
         return {**{f"D/{k}": v for k, v in terms_D.items()}, **{f"G/{k}": v for k, v in terms_G.items()}}
 
-    def _train_discriminator(self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings, num_parts: int):
+    def _train_discriminator(
+        self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings, num_parts: int
+    ) -> dict[str, Tensor]:
         state = self.state
         state.optimizer_D.zero_grad(set_to_none=True)
         results = []
@@ -112,7 +114,7 @@ class Trainer:
             results.append(result.terms)
         return self._finish(state.optimizer_D, state.scaler_D, state.discriminator, results)
 
-    def _train_generator(self, inputs: GeneratorInputs, settings: StepSettings, num_parts: int):
+    def _train_generator(self, inputs: GeneratorInputs, settings: StepSettings, num_parts: int) -> dict[str, Tensor]:
         state = self.state
         state.optimizer_G.zero_grad(set_to_none=True)
         state.discriminator.requires_grad_(False)
@@ -148,7 +150,7 @@ class Trainer:
         scaler.update()
         return terms
 
-    def _sync_on_last(self, step: nn.Module, part: int, num_parts: int):
+    def _sync_on_last(self, step: nn.Module, part: int, num_parts: int) -> contextlib.AbstractContextManager:
         """Gradients travel between processes once per batch, with its last part."""
         if self.processes.world_size > 1 and part < num_parts - 1:
             return step.no_sync()
@@ -179,7 +181,7 @@ class Trainer:
             return f"signal {signal.Signals(self._signal).name if self._signal else 'in another process'}"
         return None
 
-    def _record(self, recorder: Recorder | None, scalars: dict[str, Tensor], stage) -> None:
+    def _record(self, recorder: Recorder | None, scalars: dict[str, Tensor], stage: Stage) -> None:
         step, options = self.state.step, self.options
         if recorder is None:
             return
@@ -193,7 +195,7 @@ class Trainer:
         if options.eval_interval and step % options.eval_interval == 0:
             recorder.log_evaluation(step, self.state.averages["ema"].generator, stage.img_size)
 
-    def _readable(self, scalars: dict[str, Tensor], stage) -> dict[str, float]:
+    def _readable(self, scalars: dict[str, Tensor], stage: Stage) -> dict[str, float]:
         """The one place where the log waits for the device."""
         names, values = list(scalars), torch.stack([value.float() for value in scalars.values()]).tolist()
         settings = StepSettings.at(self.curriculum, self.state.step)
@@ -223,7 +225,7 @@ class Trainer:
 class _StageBatches:
     """The real images of one stage, from where the run stands."""
 
-    def __init__(self, trainer: Trainer, stage) -> None:
+    def __init__(self, trainer: Trainer, stage: Stage) -> None:
         options, processes = trainer.options, trainer.processes
         self.stage = stage
         if not processes.is_main:
