@@ -44,13 +44,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--load_dir", help="start a new run from the weights in this folder (ours or published files)")
     parser.add_argument("--load_dict", action="store_true", help="accepted for old commands: the form of a file is recognised")
     parser.add_argument("--set_step", type=int, help="with --load_dir: the step to start at")
+    parser.add_argument("--mirror_depth", action="store_true", help="with --load_dir: turn a hollow shape outward")
     parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument("--max_steps", type=positive_int, help="stop at this step")
     parser.add_argument("--max_minutes", type=positive_float, help="stop after this time, and resume later")
     parser.add_argument("--n_epochs", type=positive_int, help="stop after this many passes over the images")
     parser.add_argument("--sample_interval", type=int, default=500, help="steps between sample grids; 0: none")
     parser.add_argument("--model_save_interval", type=int, default=1000, help="steps between checkpoints; 0: only the last")
-    parser.add_argument("--eval_freq", type=int, default=0, help="steps between measurements of the averaged generator (training/evaluation.py); 0: none")
+    parser.add_argument("--eval_freq", type=int, default=0, help="steps between measurements (training/evaluation.py); 0: none")
     parser.add_argument("--log_interval", type=positive_int, default=20, help="steps between lines in log.jsonl and TensorBoard")
     parser.add_argument("--use_logger", action=argparse.BooleanOptionalAction, default=True, help="TensorBoard")
     parser.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True, help="keep decoded images in a cache")
@@ -91,6 +92,8 @@ def prepare_state(
     elif arguments.load_dir:
         state.start_from(Path(arguments.load_dir), notes)
         state.step = arguments.set_step or 0
+        if arguments.mirror_depth:
+            state.mirror_depth()
     elif curriculum.init_ball_radius:
         notes.append(f"outward start: fitting the field to a ball of radius {curriculum.init_ball_radius}")
         state.start_outward()

@@ -20,6 +20,7 @@ from curriculums import Curriculum
 from discriminators.progressive import ProgressiveEncoderDiscriminator
 from generators.generator import ImplicitGenerator3d
 from training.ema import MovingAverage
+from training.mirror import mirror_field, mirror_pose_readout
 from training.outward_start import fit_to_ball
 
 EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
@@ -119,6 +120,12 @@ class RunState:
         for name, optimizer in (("optimizer_G", self.optimizer_G), ("optimizer_D", self.optimizer_D)):
             if state.get(name) is not None and not _load_optimizer(optimizer, state[name]):
                 notes.append(f"{name} does not fit this run's parameters; it starts afresh")
+
+    def mirror_depth(self) -> None:
+        """Turn a hollow shape outward (training/mirror.py). Adam's first moments are 0 at beta_1 = 0; the second are even."""
+        mirror_pose_readout(self.discriminator)
+        for generator in (self.generator, *(average.generator for average in self.averages.values())):
+            mirror_field(generator)
 
     def _load_networks(self, path: Path, state: dict[str, Any]) -> None:
         _load_weights(self.generator, state["generator"], path, "generator")
