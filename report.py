@@ -60,16 +60,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_log(*paths: Path) -> dict[int, dict[str, float]]:
-    """Scalars by step of one or more log.jsonl; later files win. A line cut off by a crash is skipped."""
+def read_log(path: Path) -> dict[int, dict[str, float]]:
+    """Scalars by step of a log.jsonl; a line cut off by a crash is skipped, a step done again after it counts once."""
     log: dict[int, dict[str, float]] = {}
-    for path in paths:
-        for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-            try:
-                scalars = json.loads(line)
-                log.setdefault(int(scalars["step"]), {}).update(scalars)
-            except (ValueError, TypeError, KeyError):
-                continue
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            scalars = json.loads(line)
+            log.setdefault(int(scalars["step"]), {}).update(scalars)
+        except (ValueError, TypeError, KeyError):
+            continue
     return dict(sorted(log.items()))
 
 
@@ -102,10 +101,11 @@ def data_section(folder: Path) -> str:
 
 def training_section(folder: Path) -> str:
     own = read_log(folder / "train" / "log.jsonl")
-    log = read_log(folder / "history.jsonl", folder / "train" / "log.jsonl")
+    history = read_log(folder / "history.jsonl")
+    first_own = min(own) if own and history else None
+    log = {step: scalars for step, scalars in history.items() if first_own is None or step < first_own} | own
     parts = []
     if len(log) > 1:
-        first_own = min(own) if own and min(own) > min(log) else None
         charts = []
         for title, names in CHARTS.items():
             curves = [Curve(label, thinned([(s, v[key]) for s, v in log.items() if key in v])) for key, label in names.items()]

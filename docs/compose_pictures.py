@@ -41,7 +41,9 @@ def main() -> None:
             for suffix in ("", "_normals")
         ]
         frames.append(Image.fromarray(to_uint8(picture_grid(per_quantity))))
-    frames[0].save(f"{args.output}.webp", save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, quality=80)
+    frames[0].save(
+        f"{args.output}.webp", save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, quality=70, method=6
+    )
     print(f"wrote {args.output}.png and {args.output}.webp")
 
 

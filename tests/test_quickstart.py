@@ -153,7 +153,7 @@ def test_page_survives_broken_records(folder: Path, content: str) -> None:
 def test_history_is_drawn_before_the_run(folder: Path) -> None:
     report.main([str(folder)])
     assert "Steps 1220 to 1380." in " ".join(read_page(folder).text)
-    history = [{"step": s, "D/gan": 2.0, "G/gan": 1.0} for s in range(20, 1220, 20)]
+    history = [{"step": s, "D/gan": 2.0, "G/gan": 1.0} for s in range(20, 2000, 20)]  # on past the checkpoint
     (folder / "history.jsonl").write_text("\n".join(map(json.dumps, history)))
     report.main([str(folder)])
     html = (folder / "index.html").read_text()
