@@ -76,7 +76,7 @@ def keep_freed_memory() -> None:
     """Ask glibc to reuse large freed blocks instead of handing them back, where it is the C library.
 
     A training step on a CPU frees and takes hundreds of megabytes again and again; getting them from the kernel anew,
-    zeroed page by page, took a fifth of its time.
+    zeroed page by page, is time lost.
     """
     m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
     with contextlib.suppress(OSError, AttributeError):

@@ -110,7 +110,7 @@ class Curriculum:
     init_ball_radius: float = 0.0  # > 0: fit the field to a ball of this radius before adversarial training
 
     # Evaluation
-    num_eval_imgs: int = 8000
+    num_eval_imgs: int = 8000  # what the published runs scored themselves with; eval_metrics.py takes --num_images
 
     def __post_init__(self) -> None:
         problem = next(_problems(self), None)
@@ -120,10 +120,6 @@ class Curriculum:
     def stage_at(self, step: int) -> Stage:
         """The stage that holds at ``step``."""
         return [stage for stage in self.stages if stage.start_step <= max(step, 0)][-1]
-
-    @property
-    def max_img_size(self) -> int:
-        return max(stage.img_size for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers only: what checkpoints hold and :meth:`from_dict` reads."""
@@ -144,6 +140,8 @@ class Curriculum:
         settings["name"] = label
         _reject_unknown(label, settings, {f.name for f in dataclasses.fields(cls)}, "setting")
         _reject_missing(label, settings, ("dataset", "stages", "end_step"))
+        if not isinstance(settings["stages"], (list, tuple)):
+            raise UserError(f"curriculum {label}: stages must be a list of dictionaries, not {settings['stages']!r}")
         stages = []
         stage_fields = {f.name for f in dataclasses.fields(Stage)}
         for stage in settings["stages"]:
@@ -158,6 +156,8 @@ class Curriculum:
         for key in ("betas", "disc_channels"):
             if isinstance(settings.get(key), list):
                 settings[key] = tuple(settings[key])
+        if isinstance(settings.get("betas"), tuple) and all(map(_is_number, settings["betas"])):
+            settings["betas"] = tuple(map(float, settings["betas"]))  # published files say (0, 0.9)
         return cls(**settings)
 
     def with_overrides(self, assignments: Iterable[str]) -> Curriculum:
@@ -259,6 +259,8 @@ def _problems(c: Curriculum) -> Iterable[str]:
         yield f"topk_v must lie in (0, 1], not {c.topk_v!r}"
     if c.num_steps_coarse < 2:
         yield f"num_steps_coarse must be at least 2, not {c.num_steps_coarse}"
+    if c.hierarchical_sample and c.num_steps_fine and c.num_steps_coarse < 3:
+        yield f"num_steps_coarse must be at least 3 with hierarchical_sample, not {c.num_steps_coarse}"
     if c.surface_sample and not c.pred_occ:
         yield "surface_sample needs pred_occ: a radiance field has no surface to find"
     if c.surface_sample and c.num_steps_surface < 2:

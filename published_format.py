@@ -56,7 +56,6 @@ class PublishedTraining:
     optimizer_G: dict[str, Any] | None = None
     optimizer_D: dict[str, Any] | None = None
     scaler: dict[str, Any] | None = None
-    curriculum: Curriculum | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -225,8 +224,6 @@ def load_published_training(folder: str | Path, prefix: str = "") -> PublishedTr
         path = paths.get(f"{which}.pth")
         if path is not None:
             setattr(found, which, _read_plain_dict(path, key))
-    if (folder / "options.txt").is_file():
-        found.curriculum = read_options_curriculum(folder / "options.txt")
     wanted = ("discriminator", "ema", "ema2", "optimizer_G", "optimizer_D", "scaler")
     found.notes = [f"{folder} has no {prefix}{which}.pth; it starts afresh" for which in wanted if getattr(found, which) is None]
     return found

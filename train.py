@@ -36,9 +36,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("--curriculum", required=True, help="a name from curriculums.py, or a .json file")
     parser.add_argument("--output_dir", required=True, help="checkpoints, samples and logs go here")
-    parser.add_argument(
-        "--dataset_path", help="folder, glob or zip of images; a built-in set is made where the curriculum uses it"
-    )
+    parser.add_argument("--dataset_path", help="folder, glob or zip of images (python synthetic_heads.py makes a built-in set)")
     parser.add_argument("--dataset", choices=sorted(DATASETS), help="crop preset, if not the curriculum's")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the curriculum")
     parser.add_argument("--load_dir", help="start a new run from the weights in this folder (ours or published files)")
@@ -65,7 +63,7 @@ def resolve_amp(choice: str, device: torch.device) -> torch.dtype | None:
     if device.type == "cpu":
         return None
     if choice == "auto":
-        choice = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        choice = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return AMP_DTYPES[choice]
 
 
@@ -82,7 +80,7 @@ def check_dataset(arguments: argparse.Namespace, curriculum: Curriculum) -> None
 def prepare_state(
     arguments: argparse.Namespace, curriculum: Curriculum, output_dir: Path, processes: Processes, amp_dtype: torch.dtype | None
 ) -> RunState:
-    """Resume what is in ``output_dir``, or start: from another run's weights, from a ball, or from scratch."""
+    """Resume what is in ``output_dir``, or start: from another run's weights, or afresh."""
     state = RunState(curriculum, arguments.seed, processes.device, amp_dtype)
     notes: list[str] = []
     newest = latest_checkpoint(output_dir, notice=notes.append)
@@ -94,9 +92,6 @@ def prepare_state(
         state.step = arguments.set_step or 0
         if arguments.mirror_depth:
             state.mirror_depth()
-    elif curriculum.init_ball_radius:
-        notes.append(f"outward start: fitting the field to a ball of radius {curriculum.init_ball_radius}")
-        state.start_outward()
     if processes.is_main:
         for note in notes:
             print(note, file=sys.stderr)
@@ -105,6 +100,8 @@ def prepare_state(
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
+    if not arguments.load_dir and (arguments.set_step is not None or arguments.mirror_depth):
+        raise cli.UserError("--set_step and --mirror_depth go with --load_dir")
     curriculum = get_curriculum(arguments.curriculum).with_overrides(arguments.set)
     device = cli.resolve_device(arguments.device)
     output_dir = cli.make_output_dir(arguments.output_dir)
@@ -130,14 +127,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         use_cache=arguments.cache,
     )
     recorder = None
+    trainer = Trainer(state, options, processes, amp_dtype)
+    trainer.open_images()
+    if state.is_fresh and curriculum.init_ball_radius:
+        if processes.is_main:
+            print(f"outward start: fitting the field to a ball of radius {curriculum.init_ball_radius}", file=sys.stderr)
+        state.start_outward()
     if processes.is_main:
         record = {"arguments": vars(arguments), "curriculum": curriculum.to_dict(), "world_size": processes.world_size}
         write_atomically(output_dir / "run.json", json.dumps(record, indent=1).encode())
         recorder = Recorder(output_dir, state.step, curriculum.end_step, options.use_tensorboard)
-    trainer = Trainer(state, options, processes, amp_dtype)
-    reason = trainer.run(recorder)
-    if recorder:
-        recorder.close()
+    try:
+        reason = trainer.run(recorder)
+    finally:
+        if recorder:
+            recorder.close()
+    if processes.is_main:
         print(f"stopped at step {state.step}: {reason}; the generator is in {output_dir / 'generator.safetensors'}")
     processes.close()
     if trainer.stopped_by_signal is not None:

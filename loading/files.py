@@ -6,6 +6,7 @@ to; a picture with an EXIF orientation is turned upright.
 
 from __future__ import annotations
 
+import functools
 import glob
 import io
 import os
@@ -102,14 +103,13 @@ def open_member(source: ImageSource, name: str) -> io.BytesIO:
     """The bytes of one picture. A zip is opened anew in every process that reads it."""
     if source.zip_path is None:
         return io.BytesIO(Path(name).read_bytes())
-    key = (os.getpid(), source.zip_path, os.stat(source.zip_path).st_mtime_ns)
-    if key not in _open_zips:
-        _open_zips.clear()
-        _open_zips[key] = zipfile.ZipFile(source.zip_path)
-    return io.BytesIO(_open_zips[key].read(name))
+    return io.BytesIO(_open_zip(os.getpid(), source.zip_path, os.stat(source.zip_path).st_mtime_ns).read(name))
 
 
-_open_zips: dict[tuple[int, str, int], zipfile.ZipFile] = {}
+@functools.lru_cache(maxsize=1)
+def _open_zip(process: int, path: str, modified_ns: int) -> zipfile.ZipFile:
+    """Kept open between pictures; anew in another process, or when the file has changed."""
+    return zipfile.ZipFile(path)
 
 
 def decode(source: ImageSource, index: int, spec: DatasetSpec, size: int) -> np.ndarray | None:

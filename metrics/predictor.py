@@ -1,6 +1,6 @@
 """A small network that sees geometry in a picture: depth, camera-axis normals and mask, learned from a set with truth.
 
-A U-Net of about 0.4 million parameters. It is kept in a file whose name hangs on the set, the seed and the settings, so
+A U-Net of about 0.3 million parameters. It is kept in a file whose name hangs on the set, the seed and the settings, so
 it is trained once. A tenth of the set is held out; the error there is the noise floor of every score it gives.
 """
 

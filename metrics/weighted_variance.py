@@ -4,7 +4,8 @@ On coarse samples t_1..t_n alone, with alpha set to 0 in front of (t_surface - i
 
     variance = sum_i w_i (t_i - mean)^2 / ((sum_i w_i + 1e-5) (n - 1) / n),    mean = sum_i w_i t_i / (sum_i w_i + 1e-5)
 
-over rays with sum w > 0.99; a ray without a surface counts as having it at t = 1. A field whose weights sit on one sample scores 0. Nothing is random: a seed has one value.
+over rays with sum w > 0.99; a ray without a surface counts as having it at t = 1. A field whose weights sit on one sample
+scores 0. Nothing is random: a seed has one value.
 
 A radiance field has no surface, so nothing in front of one is cut; and its last sample, whose alpha stands for
 everything beyond the ray's end, is left out, or rays that meet nothing would count as perfectly thin surfaces there.

@@ -28,9 +28,11 @@ def test_published_values():
 
 
 def test_published_dictionary():
-    settings = {0: {"batch_size": 4, "img_size": 32, "gen_lr": 1e-4, "disc_lr": 1e-4}, 10: {}, "dataset": "Images", "fov": 20}
+    settings = {0: {"batch_size": 4, "img_size": 32, "gen_lr": 1e-4, "disc_lr": 1e-4}, 10: {}, "dataset": "Images"}
+    settings |= {"fov": 20, "betas": (0, 0.9)}
     curriculum = Curriculum.from_dict(settings, "mine")
     assert curriculum.end_step == 10 and curriculum.fov == 20 and curriculum.stages[0].batch_split == 1
+    assert all(type(beta) is float for beta in curriculum.betas)
 
 
 def test_file(tmp_path):
@@ -58,6 +60,8 @@ def test_file(tmp_path):
         ("sample_dist=square", "sample_dist"),
         ("tau=1", "tau"),
         ("num_steps_coarse=1", "num_steps_coarse"),
+        ("num_steps_coarse=2", "num_steps_coarse"),
+        ("stages=3", "stages"),
         ("pred_occ=False", "surface_sample"),
         ("pred_occ=1", "pred_occ"),
         ("betas=(0, 1.5)", "betas"),

@@ -72,7 +72,9 @@ def step_gradients(state: RunState, batch_split: int, monkeypatch) -> tuple[torc
     settings = StepSettings.at(c, LATE)
     kept = {}
     monkeypatch.setattr(
-        trainer, "_finish", lambda optimizer, scaler, network, results: kept.update({id(network): gradients(network)}) or results[0]
+        trainer,
+        "_finish",
+        lambda optimizer, scaler, network, results: kept.update({id(network): gradients(network)}) or results[0],
     )
     draw = {"seed": 0, "step": LATE}
     real = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -109,11 +111,11 @@ def _wrapped_gradients(state: RunState, processes: Processes, mine: slice) -> li
     settings = StepSettings.at(c, LATE)
     whole = draw_inputs(c, settings, 4, ALONE, seed=0, step=LATE, purpose="G")
     images = torch.rand(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    discriminator_step = processes.wrap(DiscriminatorStep(state.discriminator, c))
+    discriminator_step = processes.wrap(DiscriminatorStep(state.discriminator, c), uses_all_parameters=False)
     discriminator_step(images[0][mine], images[1][mine], whole.part(mine), settings).total.backward()
     grad_D = gradients(state.discriminator)
     state.discriminator.requires_grad_(False)
-    generator_step = processes.wrap(GeneratorStep(state.generator))
+    generator_step = processes.wrap(GeneratorStep(state.generator), uses_all_parameters=True)
     generator_step(whole.part(mine), state.discriminator, settings).total.backward()
     return [grad_D, gradients(state.generator)]
 
@@ -147,7 +149,7 @@ def test_cut_and_resumed_equals_undisturbed_to_the_last_bit(photos, tmp_path):
     stages = ["stages=({'start_step':0,'batch_size':4,'img_size':8,'gen_lr':1e-3,'disc_lr':1e-3},"
               "{'start_step':3,'batch_size':2,'img_size':16,'gen_lr':5e-4,'disc_lr':1e-3,'batch_split':2})"]  # fmt: skip
     overrides = [text for text in SMALL if not text.startswith(("batch_size", "img_size"))] + stages + ["end_step=7"]
-    common = [*arguments(photos, tmp_path)[:-len(SMALL)], *overrides]
+    common = [*arguments(photos, tmp_path)[: -len(SMALL)], *overrides]
     for name, limits in (("whole", [None]), ("cut", ["2", "5", None])):
         for limit in limits:
             command = list(common)
@@ -160,7 +162,14 @@ def test_cut_and_resumed_equals_undisturbed_to_the_last_bit(photos, tmp_path):
     assert (tmp_path / "whole" / "samples" / "0000007.png").is_file()
     assert load_generator(tmp_path / "cut" / "generator.safetensors").step == 7
     # The end of a curriculum is an end: asked again, it stops at once, with everything in place.
-    train([*common[: common.index("--output_dir")], "--output_dir", str(tmp_path / "cut"), *common[common.index("--output_dir") + 2 :]])
+    train(
+        [
+            *common[: common.index("--output_dir")],
+            "--output_dir",
+            str(tmp_path / "cut"),
+            *common[common.index("--output_dir") + 2 :],
+        ]
+    )
 
 
 def test_averages_follow_the_weights(photos, tmp_path):
@@ -185,9 +194,11 @@ def test_another_curriculum_in_the_same_folder_is_refused(photos, tmp_path, caps
     train(arguments(photos, tmp_path, "--max_steps", "1"))
     from cli import UserError
 
-    with pytest.raises(UserError, match="r1_lambda = 1.0"):
+    with pytest.raises(UserError, match=r"r1_lambda = 1\.0"):
         train([*arguments(photos, tmp_path, "--max_steps", "2"), "r1_lambda=2"])
-    train([*arguments(photos, tmp_path / "new", "--max_steps", "2", "--load_dir", str(tmp_path), "--set_step", "1"), "r1_lambda=2"])
+    train(
+        [*arguments(photos, tmp_path / "new", "--max_steps", "2", "--load_dir", str(tmp_path), "--set_step", "1"), "r1_lambda=2"]
+    )
     assert load_training_checkpoint(tmp_path / "new" / "checkpoint_0000002.pt")["optimizer_G"]["state"][0]["step"] == 2
 
 
@@ -202,7 +213,9 @@ def test_published_files_start_a_run(photos, tmp_path, shared_dir):
            "--max_steps", "70001", "--dataset", "Images", "--sample_interval", "0", "--set", *tiny])  # fmt: skip
     state = load_training_checkpoint(tmp_path / "out" / "checkpoint_0070001.pt")
     expected = load_generator(source / "generator.pth", CURRICULUMS["BFM"]).generator.state_dict()
-    assert all(torch.allclose(state["ema"][name], value, atol=1e-2) for name, value in expected.items())
+    for name, value in expected.items():  # the averages start at ema.pth's weights, not at generator.pth's
+        off_by = {key: float((state[key][name] - value).norm()) for key in ("generator", "ema", "ema2")}
+        assert max(off_by["ema"], off_by["ema2"]) <= 0.1 * off_by["generator"], name
 
 
 def test_a_signal_leaves_a_checkpoint_and_its_exit_status(photos, tmp_path, repo):
@@ -254,5 +267,6 @@ def test_bad_input_is_one_line_and_status_2(repo, tmp_path):
         cwd=repo, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 2
-    lines = [line for line in result.stderr.strip().splitlines() if "error" in line]
-    assert len(lines) == 1 and "notes.jpg" in lines[0] and "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.strip().splitlines() if not line.startswith("decoding")]
+    assert len(lines) == 1 and "notes.jpg" in lines[0], result.stderr
+    assert not (tmp_path / "out" / "run.json").exists()

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=60)  # the others wait while the main process decodes a large set once
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,12 @@ class Processes:
         """Only this process writes."""
         return self.rank == 0
 
-    def wrap(self, step: nn.Module) -> nn.Module:
+    def wrap(self, step: nn.Module, uses_all_parameters: bool) -> nn.Module:
         """A step whose gradients are averaged over processes; itself where there is one process."""
         if self.world_size == 1:
             return step
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # Blocks of other image sizes take no part in a step, so some parameters have no gradient.
-        return DistributedDataParallel(step, device_ids=ids, find_unused_parameters=True)
+        return DistributedDataParallel(step, device_ids=ids, find_unused_parameters=not uses_all_parameters)
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process."""

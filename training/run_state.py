@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from checkpoint_files import check_finite
 from checkpoints import (
     latest_checkpoint,
     load_published_training,
@@ -26,6 +28,8 @@ from training.outward_start import fit_to_ball
 EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
 MAPPING_RATE = 0.05
 KEPT_CHECKPOINTS = 3
+RESUME_KEYS = ("seed", "images_seen", "optimizer_G", "optimizer_D", "scaler_G", "scaler_D")
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 EVALUATION_KEYS = ("eval_last_back", "num_eval_imgs")  # may change between a run and its continuation
 
 
@@ -41,6 +45,7 @@ class RunState:
         self.seed = seed
         self.device = device
         self.step = 0
+        self.is_fresh = True  # no weights of another run, or of this one's earlier part
         self.images_seen = 0
         self.generator = generator.to(device)
         self.discriminator = discriminator.to(device)
@@ -52,7 +57,8 @@ class RunState:
     def start_outward(self) -> None:
         """Fit the fresh generator, and its averages, to the curriculum's ball."""
         fit_to_ball(self.generator, self.curriculum.init_ball_radius, self.seed)
-        self.averages = {name: MovingAverage(self.generator, decay) for name, decay in EMA_DECAYS.items()}
+        for average in self.averages.values():
+            average.generator.load_state_dict(self.generator.state_dict())
 
     def set_learning_rates(self, gen_lr: float, disc_lr: float) -> None:
         for group in self.optimizer_G.param_groups:
@@ -79,16 +85,22 @@ class RunState:
             **{name: average.generator.state_dict() for name, average in self.averages.items()},
             **{f"{name}_num_updates": average.num_updates for name, average in self.averages.items()},
         }
+        for name in ("generator", "discriminator", *self.averages):
+            check_finite(f"the run at step {self.step}, not saved: its {name}", state[name])
         save_training_checkpoint(path, state)
         save_inference(output_dir / "generator.safetensors", self.averages["ema"].generator, self.step)
-        for old in sorted(output_dir.glob("checkpoint_*.pt"))[:-KEPT_CHECKPOINTS]:
+        ours = [old for old in output_dir.iterdir() if re.fullmatch(r"checkpoint_\d{7,}\.pt", old.name)]
+        for old in sorted(ours, key=lambda old: int(old.stem.removeprefix("checkpoint_")))[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
         return path
 
     def resume(self, path: Path) -> None:
         """Go on where ``path`` stood. Raises UserError where its settings are not this run's, naming the first."""
         state = load_training_checkpoint(path)
-        theirs, ours = state["curriculum"], self.curriculum.to_dict()
+        for key in RESUME_KEYS:
+            if key not in state:
+                raise UserError(f"{path} lacks {key}, so the run cannot go on from it; use --load_dir to start from its weights")
+        theirs, ours = Curriculum.from_dict(state["curriculum"]).to_dict(), self.curriculum.to_dict()
         for key in [key for key in ours if key not in EVALUATION_KEYS]:
             if theirs.get(key) != ours[key]:
                 raise UserError(
@@ -99,10 +111,12 @@ class RunState:
             raise UserError(f"{path} was trained with --seed {state['seed']}, this run asks for {self.seed}; use the same seed")
         self.step, self.images_seen = state["step"], state["images_seen"]
         self._load_networks(path, state)
-        self.optimizer_G.load_state_dict(state["optimizer_G"])
-        self.optimizer_D.load_state_dict(state["optimizer_D"])
-        self.scaler_G.load_state_dict(state["scaler_G"])
-        self.scaler_D.load_state_dict(state["scaler_D"])
+        for name in ("optimizer_G", "optimizer_D"):
+            if not _load_optimizer(getattr(self, name), state[name]):
+                raise UserError(f"{path}: its {name} does not fit its network; use --load_dir to start from its weights")
+        for scaler, name in ((self.scaler_G, "scaler_G"), (self.scaler_D, "scaler_D")):
+            if state[name] and scaler.is_enabled():  # a run in another precision has none
+                scaler.load_state_dict(state[name])
 
     def start_from(self, folder: Path, notes: list[str]) -> None:
         """Take weights, averages and (where they fit) optimizers from another run's folder, ours or a published one.
@@ -128,14 +142,15 @@ class RunState:
             mirror_field(generator)
 
     def _load_networks(self, path: Path, state: dict[str, Any]) -> None:
+        self.is_fresh = False
         _load_weights(self.generator, state["generator"], path, "generator")
         if state.get("discriminator") is not None:
             _load_weights(self.discriminator, state["discriminator"], path, "discriminator")
         for name, average in self.averages.items():
-            weights = state.get(name) or state.get("ema") or state["generator"]
-            _load_weights(average.generator, weights, path, name)
+            source = next(key for key in (name, "ema", "generator") if state.get(key) is not None)
+            _load_weights(average.generator, state[source], path, name)
             average.generator.truncation_mean = None
-            average.num_updates = int(state.get(f"{name}_num_updates") or 0)
+            average.num_updates = int(state.get(f"{source}_num_updates") or 0)
 
 
 def _adam(parameters: Any, curriculum: Curriculum, device: torch.device) -> torch.optim.Adam:
@@ -181,16 +196,22 @@ def _published_state(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return state, found.notes
 
 
-def _load_optimizer(optimizer: torch.optim.Adam, state: dict[str, Any]) -> bool:
-    """Load ``state`` if its moments have the shapes of the optimizer's parameters; tell whether it was loaded."""
+def _load_optimizer(optimizer: torch.optim.Adam, state: Any) -> bool:
+    """Take the moments of ``state`` if they have the shapes of the optimizer's parameters; tell whether it was done.
+
+    Rates, betas and the like stay this run's own. Moments of parameters beyond ours are left out: the published
+    discriminator ends with a head that nothing uses.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    indices = [i for group in state.get("param_groups", []) for i in group.get("params", [])]
-    moments = state.get("state", {})
-    if len(indices) != len(parameters) or len(state["param_groups"]) != len(optimizer.param_groups):
+    try:
+        indices = [index for group in state["param_groups"] for index in group["params"]][: len(parameters)]
+        moments = {place: state["state"][index] for place, index in enumerate(indices) if index in state["state"]}
+        fits = len(indices) == len(parameters) and all(
+            moment[name].shape == parameters[place].shape for place, moment in moments.items() for name in ADAM_MOMENTS
+        )
+        moments = {place: {name: moment[name] for name in (*ADAM_MOMENTS, "step")} for place, moment in moments.items()}
+    except (KeyError, TypeError, AttributeError):
         return False
-    for index, parameter in zip(indices, parameters, strict=True):
-        moment = moments.get(index, {}).get("exp_avg")
-        if moment is not None and moment.shape != parameter.shape:
-            return False
-    optimizer.load_state_dict(state)
-    return True
+    if fits:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return fits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cli import UserError
 from curriculums import Curriculum, Stage
-from dataset import ImageDataset
-from loading.batches import BatchStream
 from training import schedules
+from training.batches import StageBatches
 from training.distributed import Processes
 from training.inputs import draw_inputs
 from training.losses import topk_image_weights
@@ -53,21 +54,21 @@ class Trainer:
         self.options = options
         self.processes = processes
         self.amp_dtype = amp_dtype
-        self.generator_step = processes.wrap(GeneratorStep(state.generator))
-        self.discriminator_step = processes.wrap(DiscriminatorStep(state.discriminator, self.curriculum))
+        self.generator_step = processes.wrap(GeneratorStep(state.generator), uses_all_parameters=True)
+        # D's blocks for other image sizes take no part in a step.
+        step_D = DiscriminatorStep(state.discriminator, self.curriculum)
+        self.discriminator_step = processes.wrap(step_D, uses_all_parameters=False)
+        self._batches: StageBatches | None = None
         self._signal: int | None = None
 
     def run(self, recorder: Recorder | None) -> str:
         """Train; returns why it stopped, in words. A checkpoint of the last step is written before."""
-        started, first_step, batches = time.monotonic(), self.state.step, None
+        started, first_step = time.monotonic(), self.state.step
         previous_handlers = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
         try:
-            while (reason := self._why_stop(started, first_step, batches)) is None:
-                stage = self.curriculum.stage_at(self.state.step)
-                if batches is None or batches.stage is not stage:
-                    batches = _StageBatches(self, stage)
-                    self.state.set_learning_rates(stage.gen_lr, stage.disc_lr)
-                scalars = self._step(next(batches.stream), stage)
+            while (reason := self._why_stop(started, first_step)) is None:
+                stage = self._enter_stage()
+                scalars = self._step(next(self._batches.stream), stage)
                 self.state.step += 1
                 self.state.images_seen += stage.batch_size * self.processes.world_size
                 self._record(recorder, scalars, stage)
@@ -75,9 +76,25 @@ class Trainer:
         finally:
             for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
-            if batches is not None:
-                batches.stream.close()
+            if self._batches is not None:
+                self._batches.stream.close()
         return reason
+
+    def open_images(self) -> None:
+        """Read the images of the stage where the run stands; ``run`` does it where it was not done."""
+        c, options, state = self.curriculum, self.options, self.state
+        if state.step < c.end_step:
+            where = (options.dataset_path, options.dataset_preset, options.use_cache)
+            self._batches = StageBatches(*where, c.stage_at(state.step), state, self.processes)
+
+    def _enter_stage(self) -> Stage:
+        stage = self.curriculum.stage_at(self.state.step)
+        if self._batches is None or self._batches.stage is not stage:
+            if self._batches is not None:
+                self._batches.stream.close()
+            self.open_images()
+        self.state.set_learning_rates(stage.gen_lr, stage.disc_lr)
+        return stage
 
     @property
     def stopped_by_signal(self) -> int | None:
@@ -164,13 +181,14 @@ class Trainer:
             signal.raise_signal(number)
         self._signal = number
 
-    def _why_stop(self, started: float, first_step: int, batches: _StageBatches | None) -> str | None:
+    def _why_stop(self, started: float, first_step: int) -> str | None:
         options, step = self.options, self.state.step
         if step >= self.curriculum.end_step:
             return f"the curriculum ends at step {self.curriculum.end_step}"
         if options.max_steps is not None and step >= options.max_steps:
             return f"--max_steps {options.max_steps}"
-        if options.num_epochs is not None and batches and self.state.images_seen >= options.num_epochs * len(batches.dataset):
+        seen, batches = self.state.images_seen, self._batches
+        if options.num_epochs is not None and batches and seen >= options.num_epochs * len(batches.dataset):
             return f"--n_epochs {options.num_epochs}"
         if self.processes.world_size > 1 and (step - first_step) % CHECK_STOP_EVERY:
             return None
@@ -198,6 +216,12 @@ class Trainer:
     def _readable(self, scalars: dict[str, Tensor], stage: Stage) -> dict[str, float]:
         """The one place where the log waits for the device."""
         names, values = list(scalars), torch.stack([value.float() for value in scalars.values()]).tolist()
+        bad = [name for name, value in zip(names, values, strict=True) if not math.isfinite(value)]
+        if bad and self.amp_dtype != torch.float16:  # with fp16 the scaler skips such steps
+            raise UserError(
+                f"{bad[0]} is not finite at step {self.state.step}: the run diverged; resume from the last checkpoint in"
+                f" {self.options.output_dir} with lower learning rates (--load_dir, --set gen_lr=... disc_lr=...)"
+            )
         settings = StepSettings.at(self.curriculum, self.state.step)
         return {
             **dict(zip(names, values, strict=True)),
@@ -220,26 +244,3 @@ class Trainer:
             interval = schedules.interval_at(self.curriculum, state.step)
             stage = self.curriculum.stage_at(min(state.step, self.curriculum.end_step - 1))
             recorder.sample(state.step, state.averages["ema"].generator, max(32, stage.img_size), interval)
-
-
-class _StageBatches:
-    """The real images of one stage, from where the run stands."""
-
-    def __init__(self, trainer: Trainer, stage: Stage) -> None:
-        options, processes = trainer.options, trainer.processes
-        self.stage = stage
-        if not processes.is_main:
-            processes.barrier()  # the main process decodes the images once, the others read its cache
-        cache_dir = "default" if options.use_cache else None
-        self.dataset = ImageDataset(options.dataset_path, stage.img_size, options.dataset_preset, cache_dir=cache_dir)
-        if processes.is_main:
-            processes.barrier()
-        self.stream = BatchStream(
-            self.dataset,
-            stage.batch_size,
-            trainer.state.images_seen,
-            trainer.state.seed,
-            processes.device,
-            rank=processes.rank,
-            world_size=processes.world_size,
-        )
