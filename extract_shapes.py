@@ -6,7 +6,8 @@ Writes for each seed, with N the voxel resolution:
 - ``{seed}_{N}_voxel.npy``: float32 occupancy in [0, 1], index [ix, iy, iz], coordinate -cube_size/2 + i cube_size/(N-1).
 - ``{seed}_{N}.ply``, ``.glb`` (and ``.obj`` with --obj): the surface in world coordinates with vertex colours.
 - ``{seed}_{N}.json``: how the mesh was cut, which render_meshimg.py reads.
-The mesh ends where training's cameras could not look (--no_clip keeps what is beyond); the voxels are as the field has them.
+Only voxels near the surface are asked of the field; further off, values are interpolated (--dense asks for all of them).
+The mesh ends where training's cameras could not look (--no_clip keeps what is beyond); voxels are not cut.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ from tqdm import tqdm
 
 import cli
 from curriculums import Curriculum
-from meshes import MeshSettings, extract_mesh, fill_occupancy, refine_vertices, save_mesh, vertex_colors, visible_radius
+from meshes import (
+    MeshSettings,
+    extract_mesh,
+    fill_occupancy,
+    fill_occupancy_near_surface,
+    refine_vertices,
+    save_mesh,
+    vertex_colors,
+    visible_radius,
+)
 from scripts_common import add_generator_arguments, field_from_seed, open_generator, positive_float, positive_int, seed_number
 from siren.field import Field
 
@@ -67,6 +77,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--level", type=positive_float, default=0.5, help="occupancy at the surface, between 0 and 1")
     parser.add_argument("--largest_piece", action="store_true", help="keep only the largest connected piece of the mesh")
     parser.add_argument("--no_clip", action="store_true", help="keep what lies where training's cameras could not look")
+    parser.add_argument("--dense", action="store_true", help="ask the field at every voxel, not only near the surface")
     parser.add_argument("--obj", action="store_true", help="also write the mesh as .obj")
     args = parser.parse_args(argv)
     if args.voxel_resolution < 2:
@@ -83,7 +94,14 @@ def write_voxels(path: Path, field: Field, curriculum: Curriculum, args: argpars
     try:
         voxels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(resolution,) * 3)
         with tqdm(total=resolution**3, desc=path.stem, unit="point", unit_scale=True) as progress:
-            fill_occupancy(voxels, field, curriculum, args.cube_size, device, progress.update)
+            if args.dense:
+                fill_occupancy(voxels, field, curriculum, args.cube_size, device, progress.update)
+                num_asked = resolution**3
+            else:
+                num_asked = fill_occupancy_near_surface(
+                    voxels, field, curriculum, args.cube_size, args.level, device, progress.update
+                )
+        print(f"{path.name}: {num_asked} of {resolution**3} points asked of the field ({num_asked / resolution**3:.1%})")
         voxels.flush()
         os.replace(partial, path)
     except OSError as error:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from cli import UserError
 from curriculums import Curriculum
+from generators.extraction import LatticeSpec, surface_slabs
 from generators.root_finding import find_surface
 from siren.field import Field
 
@@ -120,6 +121,43 @@ def fill_occupancy(
         occupancy = occupancy_of(values, curriculum, cube_size / (resolution - 1))
         out[start : start + num_slabs] = occupancy.view(len(slab), resolution, resolution).cpu().numpy()
         progress(points.shape[1])
+
+
+def value_at_level(level: float, curriculum: Curriculum, spacing: float) -> float:
+    """What the field answers where :func:`occupancy_of` is ``level``, in (0, 1)."""
+    if curriculum.pred_occ:
+        return math.log(level / (1 - level))
+    density = -math.log1p(-level) / spacing
+    if curriculum.clamp_mode == "softplus":
+        return density + math.log(-math.expm1(-density))
+    return density
+
+
+@torch.no_grad()
+def fill_occupancy_near_surface(
+    out: np.ndarray,
+    field: Field,
+    curriculum: Curriculum,
+    cube_size: float,
+    level: float = 0.5,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], object] = lambda num_points: None,
+) -> int:
+    """As :func:`fill_occupancy`, asking the field only near the surface at ``level``. Returns how many points were asked.
+
+    Voxels next to the surface are the field's own; further off they are interpolated from a coarser lattice, on the right
+    side of ``level`` (generators/extraction.py says how sure that is). Memory: about 4 bytes per point.
+    """
+    spec = LatticeSpec.of_cube(cube_size, out.shape[0])
+    threshold = value_at_level(level, curriculum, spec.spacing)
+    num_asked = 0
+    for start, values, asked in surface_slabs(
+        lambda points: field.occupancy_logits(points.unsqueeze(0))[0], spec, threshold, device
+    ):
+        out[start : start + len(values)] = occupancy_of(values, curriculum, spec.spacing).cpu().numpy()
+        num_asked += asked
+        progress(values.numel())
+    return num_asked
 
 
 def extract_mesh(occupancy: np.ndarray, settings: MeshSettings) -> Trimesh | None:

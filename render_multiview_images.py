@@ -21,8 +21,10 @@ from scripts_common import (
     field_from_seed,
     open_generator,
     render_pose,
+    report_preview,
     save_raw,
     seed_number,
+    share_between_views,
 )
 
 
@@ -40,10 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     progress = tqdm(total=len(seeds) * len(poses), unit="view")
     for seed in seeds:
-        field = field_from_seed(loaded, seed, args.psi)
+        field = share_between_views(loaded, field_from_seed(loaded, seed, args.psi), poses, args)
         columns = []
         for i, pose in enumerate(poses):
             view = render_pose(loaded, field, pose, args)
+            if seed == seeds[0] and i == 0:
+                report_preview(loaded, field, pose, view, args)
             columns.append([view_picture(view, quantity, *depth_range) for quantity in QUANTITIES])
             for quantity, picture in zip(QUANTITIES, columns[-1], strict=True):
                 save_picture(output_dir / f"{quantity}_{seed}_{i}.png", picture)

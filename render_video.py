@@ -12,7 +12,15 @@ from collections.abc import Sequence
 
 import cli
 import trajectories
-from scripts_common import add_generator_arguments, add_view_arguments, field_from_seed, open_generator, positive_int, seed_number
+from scripts_common import (
+    add_generator_arguments,
+    add_view_arguments,
+    field_from_seed,
+    open_generator,
+    positive_int,
+    seed_number,
+    share_between_views,
+)
 from video_rendering import Shot, add_video_arguments, render_shots
 
 
@@ -27,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded, output_dir = open_generator(args)
 
     for seed in args.seeds:
-        field = field_from_seed(loaded, seed, args.psi)
-        shots = [Shot(field, pose, seed) for pose in trajectories.ellipse(args.num_frames, loaded.curriculum)]
+        poses = trajectories.ellipse(args.num_frames, loaded.curriculum)
+        field = share_between_views(loaded, field_from_seed(loaded, seed, args.psi), poses, args)
+        shots = [Shot(field, pose, seed) for pose in poses]
         render_shots(shots, str(seed), loaded, output_dir, args)
 
 

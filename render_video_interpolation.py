@@ -5,6 +5,7 @@
 Between two seeds the FiLM parameters are interpolated linearly; the last seed leads back to the first and the camera ends
 where it began, so the video can be played on repeat. Writes ``interpolation_{seeds}_{trajectory}.mp4`` and so on, as
 render_video.py does. With --save_raw a frame is named after the seed that its segment starts from.
+Every frame is another latent, so there is nothing to share between them, and --plain changes nothing.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,13 +14,16 @@ import torch
 from checkpoints import LoadedGenerator, load_generator
 from cli import UserError, add_device_argument, make_output_dir, resolve_device
 from curriculums import get_curriculum
+from generators.cameras import CameraPoses
 from generators.generator import latent_from_seed
-from generators.views import View, ViewSettings, make_pose, render_view
+from generators.view_cache import CachedField, build_cache, view_rays
+from generators.views import LockedDirections, View, ViewSettings, make_pose, render_view
 from siren.field import Field
 from siren.mapping import FilmParameters
 from trajectories import TrajectoryPose
 
 MAX_SEED = 2**63 - 1
+MIN_RAYS_TO_CACHE = 1 << 17  # what all views together must have: building a cache costs as much as about 40,000 rays
 
 
 def positive_int(text: str) -> int:
@@ -70,10 +75,12 @@ def add_generator_arguments(parser: argparse.ArgumentParser, output_dir: str, ps
 
 
 def add_view_arguments(parser: argparse.ArgumentParser) -> None:
-    """--image_size, --ray_step_multiplier, --lock_view_dependence and --save_raw."""
+    """--image_size, --ray_step_multiplier, --lock_view_dependence, --surface_only, --plain and --save_raw."""
     parser.add_argument("--image_size", type=positive_int, default=256, help="side of a picture in pixels")
     parser.add_argument("--ray_step_multiplier", type=positive_int, default=2, help="times the curriculum's samples per ray")
     parser.add_argument("--lock_view_dependence", action="store_true", help="colours as seen from straight ahead")
+    parser.add_argument("--surface_only", action="store_true", help="a fast preview: one colour per ray, at the surface")
+    parser.add_argument("--plain", action="store_true", help="share nothing between the views of a latent: slow, and exact")
     parser.add_argument("--save_raw", action="store_true", help="also write raw_SEED_I.npz: the view's arrays and its pose")
 
 
@@ -109,16 +116,49 @@ def bind_field(loaded: LoadedGenerator, film: FilmParameters) -> Field:
     return loaded.generator.field(film)
 
 
+def share_between_views(
+    loaded: LoadedGenerator, field: Field, poses: Sequence[TrajectoryPose], args: argparse.Namespace
+) -> Field:
+    """The field, with what these views of it have in common asked once (generators/view_cache.py) where that pays."""
+    num_rays = len(poses) * args.image_size**2
+    if args.plain or not loaded.curriculum.pred_occ or num_rays < MIN_RAYS_TO_CACHE:
+        return field
+    if args.lock_view_dependence:
+        field = LockedDirections(field)
+    device = next(loaded.generator.parameters()).device
+    pitches, yaws = (torch.tensor([getattr(pose, name) for pose in poses], device=device) for name in ("pitch", "yaw"))
+    rays = view_rays(CameraPoses(pitches, yaws), [pose.fov_degrees for pose in poses])
+    settings = replace(_view_settings(args, poses[0]), surface_only=False)  # a preview is compared with the whole
+    return build_cache(field, rays, settings.render_settings(loaded.curriculum))
+
+
 def render_pose(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, args: argparse.Namespace) -> View:
     """The view of a field from a trajectory's pose, with the settings of :func:`add_view_arguments`."""
-    settings = ViewSettings(
+    if args.surface_only and not loaded.curriculum.pred_occ:
+        raise UserError("--surface_only needs an occupancy field; a radiance field has no surface, so leave the option out")
+    settings = _view_settings(args, pose)
+    if isinstance(field, CachedField):  # its colours are locked already
+        settings = replace(settings, lock_view_dependence=False)
+    device = next(loaded.generator.parameters()).device
+    return render_view(field, make_pose(pose.yaw, pose.pitch, device), loaded.curriculum, settings)
+
+
+def report_preview(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, view: View, args: argparse.Namespace) -> None:
+    """With --surface_only: say how far a view is from its volume rendering."""
+    if args.surface_only:
+        volume = render_pose(loaded, field, pose, argparse.Namespace(**{**vars(args), "surface_only": False}))
+        error = float((view.image - volume.image).square().mean())
+        print(f"surface only: {10 * math.log10(4 / max(error, 1e-12)):.1f} dB PSNR against the volume rendering, first view")
+
+
+def _view_settings(args: argparse.Namespace, pose: TrajectoryPose) -> ViewSettings:
+    return ViewSettings(
         image_size=args.image_size,
         ray_step_multiplier=args.ray_step_multiplier,
         lock_view_dependence=args.lock_view_dependence,
         fov_degrees=pose.fov_degrees,
+        surface_only=args.surface_only,
     )
-    device = next(loaded.generator.parameters()).device
-    return render_view(field, make_pose(pose.yaw, pose.pitch, device), loaded.curriculum, settings)
 
 
 def save_raw(view: View, output_dir: Path, seed: int, index: int) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from checkpoints import LoadedGenerator
 from imaging import QUANTITIES, view_picture
-from scripts_common import positive_float, render_pose, save_raw
+from scripts_common import positive_float, render_pose, report_preview, save_raw
 from siren.field import Field
 from trajectories import TrajectoryPose
 from videos import VideoWriter
@@ -46,6 +46,8 @@ def render_shots(
         for i, shot in enumerate(tqdm(shots, desc=name, unit="frame")):
             field = shot.field() if callable(shot.field) else shot.field
             view = render_pose(loaded, field, shot.pose, args)
+            if i == 0:
+                report_preview(loaded, field, shot.pose, view, args)
             for video, quantity in zip(videos, quantities, strict=True):
                 video.add(view_picture(view, quantity, *depth_range))
             if args.save_raw:

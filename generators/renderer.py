@@ -17,7 +17,7 @@ from generators import samplers, volume_rendering
 from generators.cameras import Rays
 from generators.root_finding import Surface, find_surface
 from generators.samplers import RenderNoise
-from siren.field import Field
+from siren.field import Field, RayField
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,9 @@ def query_logits(field: Field, rays: Rays, t: Tensor) -> Tensor:
 
 
 def query_logits_and_colors(field: Field, rays: Rays, t: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, R, S) and (B, R, S, 3) at t (B, R, S)."""
+    """(B, R, S) and (B, R, S, 3) at t (B, R, S), front to back."""
+    if isinstance(field, RayField):
+        return field.logits_and_colors_on_rays(rays.origins, rays.directions, t)
     directions = rays.directions.unsqueeze(2).expand(*t.shape, 3).flatten(1, 2)
     logits, colors = field.logits_and_colors(ray_points(rays, t), directions)
     return logits.view(t.shape), colors.view(*t.shape, 3)

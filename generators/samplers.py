@@ -53,8 +53,8 @@ def surface_interval(
 
 
 def surface_samples(t_low: Tensor, t_high: Tensor, num: int, uniform: Tensor | None = None) -> Tensor:
-    """(B, R, num): evenly spaced from t_low to t_high (B, R), ends included, then jittered."""
-    fractions = torch.linspace(0, 1, num, device=t_low.device)
+    """(B, R, num): evenly spaced from t_low to t_high (B, R), ends included, then jittered. A single one lies at t_high."""
+    fractions = torch.linspace(0, 1, num, device=t_low.device) if num > 1 else torch.ones(num, device=t_low.device)
     return jitter(t_low.unsqueeze(-1) + (t_high - t_low).unsqueeze(-1) * fractions, uniform)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,11 @@ RAYS_PER_CHUNK = 1 << 15
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How pictures are made; None stands for the curriculum's value (``interval``: its final, narrowest one)."""
+    """How pictures are made; None stands for the curriculum's value (``interval``: its final, narrowest one).
+
+    ``surface_only``, of occupancy fields: a fast preview of one colour per ray, that of the root, or, without one, of the
+    far end. The depth is the root's.
+    """
 
     image_size: int = 256
     ray_step_multiplier: int = 2
@@ -27,11 +31,15 @@ class ViewSettings:
     interval: float | None = None
     fov_degrees: float | None = None
     last_back: bool | None = None
+    surface_only: bool = False
 
     def render_settings(self, curriculum: Curriculum) -> RenderSettings:
         last_back = curriculum.eval_last_back if self.last_back is None else self.last_back
         settings = RenderSettings.from_curriculum(curriculum, self.interval, last_back=last_back)
-        return settings.multiply_steps(self.ray_step_multiplier)
+        settings = settings.multiply_steps(self.ray_step_multiplier)
+        if self.surface_only:  # the interval shrinks to the root, and its only sample takes all of the weight
+            settings = replace(settings, num_surface=1, num_fine=0, interval=0.0, last_back=True)
+        return settings
 
 
 @dataclass
@@ -119,16 +127,25 @@ def render_views(field: Field, poses: CameraPoses, curriculum: Curriculum, setti
 
 def _view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Tensor, ...]:
     output = render(field, rays, settings)
-    normals, surface_colors = surface_appearance(field, rays, output)
+    only_the_root = settings.num_surface == 1 and settings.interval == 0
+    normals, surface_colors = surface_appearance(field, rays, output, output.rgb if only_the_root else None)
     return output.rgb, output.depth, output.surface.t, output.surface.hit_mask, normals, surface_colors
 
 
-def surface_appearance(field: Field, rays: Rays, output: RenderOutput) -> tuple[Tensor, Tensor]:
-    """Normals (B, R, 3) and colours (B, R, 3) in [0, 1] at the roots alone; 0 where a ray has none."""
-    hit = output.surface.hit_mask.unsqueeze(-1)
-    if not bool(hit.any()):
-        zeros = torch.zeros_like(rays.directions)
-        return zeros, zeros
-    points = ray_points(rays, output.surface.t.unsqueeze(-1))
-    colors = field.logits_and_colors(points, rays.directions)[1]
-    return field.normals(points) * hit, colors * hit
+def surface_appearance(
+    field: Field, rays: Rays, output: RenderOutput, root_colors: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Normals (B, R, 3) and colours (B, R, 3) in [0, 1] at the roots alone; 0 where a ray has none.
+
+    ``root_colors``: the colours at the roots where they are known already.
+    """
+    hit = output.surface.hit_mask
+    normals, colors = torch.zeros_like(rays.directions), torch.zeros_like(rays.directions)
+    index = hit.any(dim=0).nonzero().squeeze(-1)  # of several latents, a ray is asked where any of them hits
+    if len(index):
+        points = ray_points(rays, output.surface.t.unsqueeze(-1))[:, index]
+        keep = hit[:, index].unsqueeze(-1)
+        known = None if root_colors is None else root_colors[:, index]
+        colors[:, index] = keep * (field.logits_and_colors(points, rays.directions[:, index])[1] if known is None else known)
+        normals[:, index] = field.normals(points) * keep
+    return normals, colors

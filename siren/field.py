@@ -5,15 +5,15 @@ Notation: B latents, N points per latent, H hidden units. FiLM is folded into th
     sin(gamma * (W x + b) + beta) = sin((gamma W) x + (gamma b + beta)),
 
 so a layer is one matrix product and one sine. Without gradients, points are walked in blocks that stay in the cache
-(CPU) or in bounded memory (GPU), so callers may pass millions of them. Phases are computed in float32 whatever the
-autocast state: gamma is about 30, and a phase error of 0.1 rad is visible.
+(CPU) or in bounded memory (GPU), so callers may pass millions of them. Phases are float32 whatever the autocast state:
+gamma is about 30, and a phase error of 0.1 rad is visible. Training on a GPU lets their products round to TF32 (train.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -42,6 +42,14 @@ class Field(Protocol):
 
     def normals(self, points: Tensor) -> Tensor:
         """(B, N, 3), unit, pointing out of the solid: -grad(logit) / |grad(logit)|."""
+
+
+@runtime_checkable
+class RayField(Protocol):
+    """A field that answers better when it sees whole rays (generators/view_cache.py)."""
+
+    def logits_and_colors_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """origins and unit directions (B, R, 3), rising t (B, R, S) -> (B, R, S) and (B, R, S, 3) in [0, 1]."""
 
 
 class _Layer(NamedTuple):

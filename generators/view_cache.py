@@ -1,0 +1,271 @@
+"""Many views of one latent: what they share is asked once.
+
+A view asks the same field at almost the same places as the next one. :func:`build_cache` puts the occupancy logits of the
+part of space that given cameras see on a lattice, fine where an error would show (near the surface, in front of it) and
+coarse elsewhere. A :class:`CachedField` then answers for the field: from the lattice where that is known to be good
+enough, from the field where it is not. Rendering stays the one path of generators/renderer.py; what is asked of the field:
+
+- coarse samples and the steps of root finding: only within ``ASK_LEVEL`` logits of the surface, so that roots are the
+  field's own;
+- composited samples: a few per ray (``num_colors``), spread over the weight that the lattice predicts. There logit and
+  colour are the field's; between them colours are interpolated along the ray;
+- whatever the lattice does not know.
+
+Holes in the lattice are NaN, and trilinear interpolation beside a hole is NaN as well, so one lookup says both what is
+known and where to ask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from generators import volume_rendering
+from generators.cameras import CameraPoses, Rays, camera_rays
+from generators.extraction import (
+    LatticeSpec,
+    Level,
+    children_of_cells,
+    coarsest_level,
+    dilate,
+    nodes_of_cells,
+    over_corners,
+    refine,
+    refine_in_slabs,
+)
+from generators.renderer import RenderSettings, ray_points, render
+from siren.field import Field
+
+FINE_SPACING = 0.00125  # world units: about a pixel and a half of a 128 px picture of 12 degrees
+MAX_NODES = 320  # per axis, whatever the cameras: 131 MB
+ALPHA_TOLERANCE = 0.008  # of a cached occupancy, by the cautious bound of extraction.py; what is found is some ten times less
+CUBIC_GAIN = 0.25  # error of tricubic over trilinear interpolation: 0.3 at twice the spacing, less at this one
+CUBIC_BLOCK = 1 << 15  # points interpolated at a time
+ASK_LEVEL = 0.5
+COLORS_TO_TRY = (2, 3, 4, 6, 8, 12, 16, 1000)
+NUM_TRIAL_RAYS, TRIAL_PSNR_DB = 1024, 48.0  # 3 dB above what a picture has to reach
+COARSE_STRIDE = 8  # where the lattice starts
+MARCH_STRIDE, MARCH_STEPS = 4, 96  # the lattice in which what cameras see is found, and the steps along a ray
+VISIBLE_TRANSMITTANCE = 1e-3
+
+
+class CachedField:
+    """A field of one latent that answers from a lattice where it can. See the module's docstring, and siren.field.Field.
+
+    ``num_asked`` counts the points that the field itself was asked, those of the lattice included.
+    """
+
+    batch_size = 1
+
+    def __init__(self, field: Field, spec: LatticeSpec, values: Tensor, fine: Tensor, num_asked: int, level: float) -> None:
+        """``values``: logits (n, n, n) on ``spec``, NaN where unknown. ``level``: the logit at the surface.
+
+        ``fine``: cells of twice the spacing, True where all values are the field's own.
+        """
+        self._field, self._level, self.num_asked = field, level, num_asked
+        self._values, self._fine, self._spec = values, fine, spec
+        self.num_colors = COLORS_TO_TRY[-1]
+
+    def lookup(self, points: Tensor) -> Tensor:
+        """Interpolated logits (1, N) at points (1, N, 3); NaN where they are not known."""
+        logits = _interpolate(self._values, self._spec.low, self._spec.spacing * (self._spec.num - 1), points)
+        position = ((points[0] - self._spec.low) / self._spec.spacing).clamp_(1, self._spec.num - 2.001)
+        ix, iy, iz = (position * 0.5).long().clamp_(max=self._fine.shape[0] - 1).unbind(dim=-1)
+        index = self._fine[ix, iy, iz].nonzero().squeeze(-1)
+        for part in index.split(CUBIC_BLOCK):
+            cubic = _interpolate_cubic(self._values, position[part])
+            logits[0, part] = torch.where(cubic.isnan(), logits[0, part], cubic)
+        return logits
+
+    def occupancy_logits(self, points: Tensor) -> Tensor:
+        logits = self.lookup(points)
+        unsure = ~((logits - self._level).abs() > ASK_LEVEL)  # NaN included
+        index = unsure[0].nonzero().squeeze(-1)
+        if len(index):
+            self.num_asked += len(index)
+            logits[0, index] = self._field.occupancy_logits(points[:, index])[0]
+        return logits
+
+    def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        self.num_asked += points.shape[1]
+        return self._field.logits_and_colors(points, directions)
+
+    def normals(self, points: Tensor) -> Tensor:
+        self.num_asked += 2 * points.shape[1]  # a gradient is the work of two logits
+        return self._field.normals(points)
+
+    def logits_and_colors_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """origins and unit directions (1, R, 3), rising t (1, R, S) -> (1, R, S) and (1, R, S, 3)."""
+        points = ray_points(Rays(origins, directions), t)
+        logits = self.lookup(points)[0]
+        index = logits.isnan().nonzero().squeeze(-1)
+        if len(index):
+            self.num_asked += len(index)
+            logits[index] = self._field.occupancy_logits(points[:, index])[0]
+        logits = logits.view(t.shape[1:])
+        asked = _worth_asking(torch.sigmoid(logits), self.num_colors)
+        ray, sample = asked.nonzero().unbind(dim=-1)
+        self.num_asked += len(ray)
+        points = points.view(*t.shape, 3)
+        asked_logits, asked_colors = self._field.logits_and_colors(points[:, ray, sample], directions[:, ray])
+        logits[ray, sample] = asked_logits[0]
+        return logits.unsqueeze(0), _interpolate_along(asked, asked_colors[0], t[0]).unsqueeze(0)
+
+
+def _worth_asking(alphas: Tensor, num: int) -> Tensor:
+    """alphas (R, S) -> (R, S) bool: the samples at the middles of ``num`` equal parts of the ray's weight; at least one.
+
+    Weight that no sample takes counts as the last one's, to which ``last_back`` gives it.
+    """
+    weights = volume_rendering.give_rest_to_last(volume_rendering.compute_weights(alphas))
+    quantiles = (torch.arange(num, device=alphas.device, dtype=alphas.dtype) + 0.5) / num
+    index = torch.searchsorted(weights.cumsum(dim=-1), quantiles.expand(len(alphas), -1).contiguous())
+    return torch.zeros_like(alphas, dtype=torch.bool).scatter_(1, index.clamp(max=alphas.shape[1] - 1), True)
+
+
+def _asked_neighbours(asked: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, S) bool -> indices (R, S) of the asked samples before and behind each, itself included; the same one at the ends."""
+    last = asked.shape[1] - 1
+    sample = torch.arange(last + 1, device=asked.device).expand_as(asked)
+    left = torch.where(asked, sample, -1).cummax(dim=1).values
+    right = last - torch.where(asked, sample, last + 1).sub(last).neg().flip(1).cummax(dim=1).values.flip(1)
+    return torch.where(left < 0, right, left), torch.where(right > last, left, right)
+
+
+def _interpolate_along(asked: Tensor, colors: Tensor, t: Tensor) -> Tensor:
+    """Colours (K, 3) of the asked samples (R, S), row by row -> (R, S, 3): linear in t between them, constant beyond."""
+    left, right = _asked_neighbours(asked)
+    t_left, t_right = t.gather(1, left), t.gather(1, right)
+    fraction = ((t - t_left) / (t_right - t_left).clamp_min(1e-9)).clamp_(0, 1)
+    rank = asked.flatten().cumsum(0).sub_(1).view_as(left)
+    return torch.lerp(colors[rank.gather(1, left)], colors[rank.gather(1, right)], fraction.unsqueeze(-1))
+
+
+def _interpolate(values: Tensor, low: float, length: float, points: Tensor) -> Tensor:
+    """Trilinear values (1, N) of nodes (n, n, n) that fill a cube; clamped to it. points: (1, N, 3), world."""
+    grid = ((points - low) * (2 / length) - 1).flip(-1).view(1, 1, 1, -1, 3)
+    return F.grid_sample(values[None, None], grid, padding_mode="border", align_corners=True).view(1, -1)
+
+
+def _interpolate_cubic(values: Tensor, position: Tensor) -> Tensor:
+    """Tricubic (four-point Lagrange) values (K,) at ``position`` (K, 3), in spacings, at least 1 from the borders."""
+    num = values.shape[0]
+    base = position.floor()
+    u = position - base
+    weights = torch.stack(
+        [u * (u - 1) * (2 - u) / 6, (u + 1) * (u - 1) * (u - 2) / 2, (u + 1) * u * (2 - u) / 2, (u + 1) * u * (u - 1) / 6], dim=-1
+    )  # (K, 3, 4)
+    steps = torch.arange(-1, 3, device=values.device)
+    offsets = ((steps[:, None, None] * num + steps[:, None]) * num + steps).flatten()
+    ix, iy, iz = base.long().unbind(dim=-1)
+    corners = values.view(-1)[((ix * num + iy) * num + iz).unsqueeze(-1) + offsets].view(-1, 16, 4)
+    along_z = (corners @ weights[:, 2].unsqueeze(-1)).view(-1, 4, 4)
+    return ((along_z @ weights[:, 1].unsqueeze(-1)).squeeze(-1) * weights[:, 0]).sum(dim=-1)
+
+
+# -- building ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def build_cache(field: Field, rays: Rays, settings: RenderSettings) -> CachedField:
+    """Cache what cameras to come will see of a field of one latent.
+
+    Args:
+        field: an occupancy field (``settings.pred_occ``) of one latent.
+        rays: (1, R), a coarse picture of each camera. Others may be rendered as well: what they see beyond is asked.
+        settings: as the views will be rendered.
+
+    How many colours a ray needs is tried out on NUM_TRIAL_RAYS of the rays, against the field itself.
+    """
+    ends = torch.cat([rays.origins + t * rays.directions for t in (settings.t_near, settings.t_far)], dim=1)
+    half = float(ends.abs().max()) + 2 * FINE_SPACING
+    spec = LatticeSpec.of_cube(2 * half, min(MAX_NODES, int(2 * half / FINE_SPACING) + 2))
+    level = math.log(settings.tau / (1 - settings.tau))
+    cache = CachedField(field, spec, *_fill_lattice(field, spec, rays, settings), level)
+    cache.num_colors = _enough_colors(cache, field, rays, settings)
+    return cache
+
+
+def view_rays(poses: CameraPoses, fov_degrees: Sequence[float], size: int = 64) -> Rays:
+    """The rays (1, P size^2) of coarse pictures from P poses, for :func:`build_cache`."""
+    views = [camera_rays(CameraPoses(*(part[i : i + 1] for part in poses)), size, fov) for i, fov in enumerate(fov_degrees)]
+    return Rays(*(torch.cat(parts, dim=1) for parts in zip(*views, strict=True)))
+
+
+def _fill_lattice(field: Field, spec: LatticeSpec, rays: Rays, settings: RenderSettings) -> tuple[Tensor, Tensor, int]:
+    """``values``, ``fine`` and ``num_asked`` of :class:`CachedField`."""
+
+    def query(points: Tensor) -> Tensor:
+        return field.occupancy_logits(points.unsqueeze(0))[0]
+
+    lattice = coarsest_level(query, spec, rays.origins.device, max_spacing=COARSE_STRIDE * 1.5 * spec.spacing)
+    seen = unknown = None
+    while True:
+        wanted = _error_cells(lattice)
+        if seen is None and lattice.stride <= MARCH_STRIDE:
+            seen, unknown = _seen_cells(lattice, spec, rays, settings), torch.zeros_like(wanted)
+        if seen is not None and unknown is not None:
+            unknown |= wanted & ~seen
+            wanted &= seen
+        if lattice.stride == 2:
+            break
+        lattice = refine(lattice, query, spec, wanted)
+        if seen is not None and unknown is not None:
+            seen, unknown = (children_of_cells(cells, lattice.values.shape[0] - 1) for cells in (seen, unknown))
+
+    # half the spacing quarters the bound, and all corners being exact, four points per axis do better than two
+    still_wrong = _error_cells(lattice._replace(bound=lattice.bound * (0.25 * CUBIC_GAIN)))
+    fine = wanted & ~still_wrong
+    holes = nodes_of_cells(unknown | still_wrong, spec.num)
+    values = lattice.values.new_empty((spec.num,) * 3)
+    num_asked = lattice.num_asked
+    for start, slab, asked, exact in refine_in_slabs(lattice, query, spec, fine):
+        end = start + len(slab)
+        values[start:end] = slab.masked_fill_(holes[start:end] & ~exact, torch.nan)
+        num_asked += asked
+    for dim in range(3):  # what lies outside is clamped to the border
+        values.narrow(dim, 0, 1).fill_(torch.nan)
+        values.narrow(dim, spec.num - 1, 1).fill_(torch.nan)
+    return values, fine, num_asked
+
+
+def _error_cells(lattice: Level) -> Tensor:
+    """True where interpolating inside of a cell may be off by more than ALPHA_TOLERANCE in occupancy."""
+    bound = over_corners(lattice.bound, torch.maximum)
+    flattest = (over_corners(lattice.values.abs(), torch.minimum) - bound).clamp_(min=0)
+    alpha = torch.sigmoid(-flattest)
+    return bound * alpha * (1 - alpha) > ALPHA_TOLERANCE
+
+
+def _seen_cells(lattice: Level, spec: LatticeSpec, rays: Rays, settings: RenderSettings) -> Tensor:
+    """True for cells that some ray reaches before it is used up, and their neighbours."""
+    num = lattice.values.shape[0]
+    spacing = spec.spacing * lattice.stride
+    seen = torch.zeros((num - 1,) * 3, dtype=torch.bool, device=lattice.values.device)
+    t = torch.linspace(settings.t_near, settings.t_far, MARCH_STEPS, device=lattice.values.device)
+    for origins, directions in zip(rays.origins.split(1 << 13, dim=1), rays.directions.split(1 << 13, dim=1), strict=True):
+        points = ray_points(Rays(origins, directions), t.expand(1, origins.shape[1], -1))
+        logits = _interpolate(lattice.values, spec.low, spacing * (num - 1), points).view(-1, len(t))
+        survival = torch.cumprod(1 - torch.sigmoid(logits), dim=-1)
+        reached = torch.cat([torch.ones_like(survival[:, :1]), survival[:, :-1]], dim=-1) > VISIBLE_TRANSMITTANCE
+        cell = ((points[0][reached.flatten()] - spec.low) / spacing).long().clamp_(0, num - 2)
+        seen[tuple(cell.t())] = True
+    return dilate(seen, torch.logical_or)
+
+
+def _enough_colors(cache: CachedField, field: Field, rays: Rays, settings: RenderSettings) -> int:
+    """The fewest colours per ray that give TRIAL_PSNR_DB on a sample of the rays."""
+    stride = max(1, rays.origins.shape[1] // NUM_TRIAL_RAYS)
+    trial = Rays(rays.origins[:, ::stride], rays.directions[:, ::stride])
+    truth = render(field, trial, settings).rgb
+    cache.num_asked += trial.origins.shape[1] * (settings.num_coarse + settings.num_surface + settings.num_fine)
+    for num in COLORS_TO_TRY:
+        cache.num_colors = num
+        error = (render(cache, trial, settings).rgb - truth).square().mean()
+        if error <= 10 ** (-TRIAL_PSNR_DB / 10):
+            break
+    return cache.num_colors

@@ -1,0 +1,256 @@
+"""Views through the cache against views without it, and what they ask of the field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from analytic import SphereField
+from torch import Tensor
+
+import render_multiview_images
+import render_video
+import trajectories
+from checkpoints import load_generator
+from cli import UserError
+from curriculums import CURRICULUMS
+from generators import view_cache
+from generators.cameras import CameraPoses
+from generators.extraction import LatticeSpec
+from generators.view_cache import CachedField, build_cache, view_rays
+from generators.views import LockedDirections, View, ViewSettings, make_pose, render_view
+
+BFM = CURRICULUMS["BFM"]
+SETTINGS = ViewSettings(image_size=32)
+
+
+class CurvedField(SphereField):
+    """A ball whose logits bend, whose colours change along the ray and with the direction."""
+
+    def occupancy_logits(self, points: Tensor) -> Tensor:
+        logits = super().occupancy_logits(points)
+        return 5 * torch.tanh(logits / 5) + 0.3 * torch.sin(points[..., 0] * 90)
+
+    def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        self.num_color_points += points.shape[0] * points.shape[1]
+        return self.occupancy_logits(points), (torch.sin(points * 12 + directions) + 1) / 2
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_lattice() -> Iterator[None]:
+    """An eighth of the nodes: these fields are smooth, and tests short."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(view_cache, "FINE_SPACING", 0.0025)
+        yield
+
+
+def frames(num: int = 12) -> tuple[list[trajectories.TrajectoryPose], CameraPoses]:
+    poses = trajectories.ellipse(num, BFM)
+    return poses, CameraPoses(torch.tensor([p.pitch for p in poses]), torch.tensor([p.yaw for p in poses]))
+
+
+def cache_of(field, settings: ViewSettings = SETTINGS, curriculum=BFM) -> CachedField:
+    poses, camera_poses = frames()
+    rays = view_rays(camera_poses, [pose.fov_degrees for pose in poses], size=48)
+    return build_cache(field, rays, settings.render_settings(curriculum))
+
+
+Curved = tuple[CurvedField, CachedField]
+
+
+@pytest.fixture(scope="module")
+def curved(small_lattice: None) -> Curved:
+    field = CurvedField(0.08, sharpness=60)
+    return field, cache_of(field)
+
+
+def psnr_db(a: Tensor, b: Tensor) -> float:
+    return 10 * math.log10(4 / max(float((a - b).square().mean()), 1e-12))
+
+
+def check_views_agree(view: View, plain: View, num_grazing: int = 0) -> None:
+    assert psnr_db(view.image, plain.image) >= 45
+    assert int((view.hit_mask != plain.hit_mask).sum()) <= num_grazing
+    hit = view.hit_mask & plain.hit_mask
+    assert int(hit.sum()) > 100
+    for name in ("depth", "surface_depth"):
+        error = (getattr(view, name) - getattr(plain, name))[hit].abs()
+        assert float(error.square().mean().sqrt()) < 1e-4 and float((error < 1e-4).float().mean()) > 0.9
+    assert psnr_db(view.surface_image, plain.surface_image) >= 45
+    assert psnr_db(view.normals, plain.normals) >= 30
+
+
+def test_views_of_a_curved_ball(curved: Curved) -> None:
+    field, cache = curved
+    for pose in frames()[0][::5]:
+        field.num_logit_points = 0
+        plain = render_view(field, make_pose(pose.yaw, pose.pitch), BFM, SETTINGS)
+        num_plain = field.num_logit_points
+        view = render_view(cache, make_pose(pose.yaw, pose.pitch), BFM, SETTINGS)
+        assert field.num_logit_points - num_plain <= num_plain / 4
+        check_views_agree(view, plain)
+
+
+def test_other_cameras_than_those_announced_are_right_as_well(curved: Curved) -> None:
+    """From behind: the lattice has holes there, so the field is asked."""
+    field, cache = curved
+    settings = ViewSettings(image_size=32, fov_degrees=20)
+    pose = make_pose(math.pi * 1.4, 1.2)
+    check_views_agree(render_view(cache, pose, BFM, settings), render_view(field, pose, BFM, settings))
+
+
+def test_num_asked_is_what_was_asked(curved: Curved) -> None:
+    field, cache = curved
+    before, field.num_logit_points = cache.num_asked, 0
+    points = torch.rand(1, 5000, 3, generator=torch.Generator().manual_seed(0)) * 0.2 - 0.1
+    cache.occupancy_logits(points)
+    assert cache.num_asked - before == field.num_logit_points < 5000
+
+
+def test_lookup_knows_what_it_does_not_know(curved: Curved) -> None:
+    field, cache = curved
+    toward_camera = torch.tensor([[[0.0, 0.0, 0.0805], [0.02, 0.03, 0.06]]])
+    assert torch.allclose(cache.lookup(toward_camera), field.occupancy_logits(toward_camera), atol=0.05)
+    behind_and_outside = torch.tensor([[[0.0, 0.02, -0.078], [0.0, 0.0, 3.0]]])
+    assert cache.lookup(behind_and_outside).isnan().all()
+    assert torch.equal(cache.occupancy_logits(behind_and_outside), field.occupancy_logits(behind_and_outside))
+
+
+def test_cubic_interpolation_is_exact_for_cubics() -> None:
+    i = torch.arange(12.0, dtype=torch.float64)
+    x, y, z = torch.meshgrid(i, i, i, indexing="ij")
+
+    def cubic(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        return (x - 4) ** 3 - y * z**2 + x * y * z - 2 * y**3 + 5
+
+    position = torch.rand(100, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 9 + 1
+    assert torch.allclose(view_cache._interpolate_cubic(cubic(x, y, z), position), cubic(*position.unbind(-1)), atol=1e-9)
+
+
+def test_lattice_points_are_returned_as_they_are() -> None:
+    spec = LatticeSpec.of_cube(0.2, 9)
+    values = torch.randn(9, 9, 9, generator=torch.Generator().manual_seed(0))
+    cache = CachedField(SphereField(0.1), spec, values, torch.zeros(4, 4, 4, dtype=torch.bool), 0, 0.0)
+    axis = spec.axis(1)
+    assert torch.allclose(cache.lookup(torch.cartesian_prod(axis, axis, axis).unsqueeze(0))[0].view(9, 9, 9), values, atol=1e-5)
+
+
+def test_colours_are_asked_where_the_weight_is_and_interpolated_between() -> None:
+    alphas = torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0, 0.9], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    asked = view_cache._worth_asking(alphas, 4)
+    assert asked.tolist() == [[False, False, True, True, True, False], [False] * 5 + [True]]
+    t = torch.tensor([[0.0, 1.0, 2.0, 4.0, 5.0, 9.0]] * 2)
+    asked = torch.tensor([[False, True, False, True, False, False], [False, False, False, False, False, True]])
+    colors = torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.6, 0.9], [0.5, 0.5, 0.5]])
+    filled = view_cache._interpolate_along(asked, colors, t)
+    assert filled[0, :, 2].tolist() == pytest.approx([0, 0, 0.3, 0.9, 0.9, 0.9])
+    assert (filled[1] == 0.5).all()
+
+
+def test_hard_colours_get_more_samples(curved: Curved) -> None:
+    class Stripes(CurvedField):
+        def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+            return self.occupancy_logits(points), (torch.sin(points * 150) + 1) / 2
+
+    hard = Stripes(0.08, sharpness=60)
+    cache = cache_of(hard)
+    assert curved[1].num_colors < cache.num_colors
+    pose = make_pose(1.4, 1.5)
+    check_views_agree(render_view(cache, pose, BFM, SETTINGS), render_view(hard, pose, BFM, SETTINGS))
+
+
+def test_a_solid_camera_side_has_no_surface() -> None:
+    """A ray whose first sample is solid: the published meaning is kept."""
+    field = SphereField(0.13, sharpness=100)
+    pose = make_pose(math.pi / 2, math.pi / 2)
+    plain, view = (render_view(f, pose, BFM, SETTINGS) for f in (field, cache_of(field)))
+    assert not plain.hit_mask[16, 16] and plain.hit_mask.any() == view.hit_mask.any()
+    assert torch.equal(plain.hit_mask, view.hit_mask)
+
+
+def test_no_surface_at_all() -> None:
+    field = SphereField(-1.0, sharpness=10)
+    view = render_view(cache_of(field), make_pose(1.5, 1.5), BFM, SETTINGS)
+    assert not view.hit_mask.any() and torch.isfinite(view.image).all()
+
+
+def test_locked_directions() -> None:
+    field = CurvedField(0.08, sharpness=60)
+    pose = make_pose(2.0, 1.4)
+    plain = render_view(field, pose, BFM, ViewSettings(image_size=32, lock_view_dependence=True))
+    check_views_agree(render_view(cache_of(LockedDirections(field)), pose, BFM, SETTINGS), plain)
+    assert psnr_db(plain.image, render_view(field, pose, BFM, SETTINGS).image) < 40
+
+
+def test_surface_only_is_the_colour_at_the_root() -> None:
+    field = CurvedField(0.08, sharpness=60)
+    pose = make_pose(1.8, 1.6)
+    preview = render_view(field, pose, BFM, ViewSettings(image_size=32, surface_only=True))
+    num_preview, field.num_color_points = field.num_color_points, 0
+    plain = render_view(field, pose, BFM, SETTINGS)
+    assert torch.equal(preview.hit_mask, plain.hit_mask) and torch.equal(preview.surface_depth, plain.surface_depth)
+    assert torch.allclose(preview.surface_image, plain.surface_image, atol=1e-5)
+    assert torch.allclose(preview.image * preview.hit_mask, plain.surface_image * preview.hit_mask, atol=1e-5)
+    assert torch.allclose(preview.depth[preview.hit_mask], plain.surface_depth[preview.hit_mask], atol=2e-5)
+    assert num_preview == 32**2, "one colour per ray"
+
+
+def test_reference_generator(shared_dir: Path) -> None:
+    """A trained SIREN; the lattice costs more than it gives for a picture this small, so only the view's points count."""
+    from reference import load_reference_generator
+
+    from generators.generator import latent_from_seed
+
+    generator = load_reference_generator(shared_dir)
+    with torch.no_grad():
+        field = generator.field(generator.film(latent_from_seed(0, 256), 0.7))
+    poses, _ = frames()
+    rays = view_rays(CameraPoses(torch.tensor([poses[0].pitch]), torch.tensor([poses[0].yaw])), [BFM.fov], size=32)
+    cache = build_cache(field, rays, SETTINGS.render_settings(BFM))
+    before, pose = cache.num_asked, make_pose(poses[0].yaw, poses[0].pitch)
+    view = render_view(cache, pose, BFM, SETTINGS)
+    assert (cache.num_asked - before) / 32**2 < 12
+    check_views_agree(view, render_view(field, pose, BFM, SETTINGS), num_grazing=1)
+
+
+# -- scripts -------------------------------------------------------------------------------------------------------------
+
+
+def test_videos_with_and_without_the_cache(
+    tiny_generator_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    import numpy as np
+
+    import scripts_common
+
+    monkeypatch.setattr(scripts_common, "MIN_RAYS_TO_CACHE", 0)
+    common = [str(tiny_generator_path), "--image_size", "24", "--device", "cpu", "--save_raw"]
+    video = [*common, "--num_frames", "2", "--quantities", "image"]
+    for name, extra in (("cached", []), ("plain", ["--plain"]), ("preview", ["--surface_only"])):
+        render_video.main([*video, *extra, "--output_dir", str(tmp_path / name)])
+    images = {}
+    for name in ("cached", "plain", "preview"):
+        with np.load(tmp_path / name / "raw_0_1.npz") as raw:
+            images[name] = torch.from_numpy(raw["image"])
+    assert psnr_db(images["cached"], images["plain"]) >= 45
+    assert not torch.equal(images["cached"], images["plain"])
+    assert "dB PSNR against the volume rendering" in capsys.readouterr().out
+    render_multiview_images.main([*common, "--seeds_end", "1", "--lock_view_dependence", "--output_dir", str(tmp_path / "five")])
+    assert (tmp_path / "five" / "image_0_4.png").exists()
+
+
+def test_radiance_fields_have_no_preview_and_no_cache(tmp_path: Path) -> None:
+    from small_models import save_generator
+
+    from generators.generator import ImplicitGenerator3d
+
+    curriculum = CURRICULUMS["PIGAN_CelebA"].with_overrides(["hidden_dim=16", "num_layers=2", "latent_dim=16"])
+    path = save_generator(ImplicitGenerator3d(curriculum).eval(), tmp_path / "radiance.safetensors")
+    assert not load_generator(path).curriculum.pred_occ
+    arguments = [str(path), "--image_size", "8", "--num_frames", "1", "--output_dir", str(tmp_path)]
+    render_video.main(arguments)
+    with pytest.raises(UserError, match="needs an occupancy field"):
+        render_video.main([*arguments, "--surface_only"])
