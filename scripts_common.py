@@ -23,6 +23,7 @@ from siren.mapping import FilmParameters
 from trajectories import TrajectoryPose
 
 MAX_SEED = 2**63 - 1
+MIN_PRODUCTS_TO_CACHE = 1 << 16  # per point: asking a smaller network is as quick as looking a point up
 MIN_RAYS_TO_CACHE = 1 << 17  # what all views together must have: building a cache costs as much as about 40,000 rays
 
 
@@ -121,7 +122,9 @@ def share_between_views(
 ) -> Field:
     """The field, with what these views of it have in common asked once (generators/view_cache.py) where that pays."""
     num_rays = len(poses) * args.image_size**2
-    if args.plain or not loaded.curriculum.pred_occ or num_rays < MIN_RAYS_TO_CACHE:
+    curriculum = loaded.curriculum
+    num_products = curriculum.num_layers * curriculum.hidden_dim**2
+    if args.plain or not curriculum.pred_occ or num_rays < MIN_RAYS_TO_CACHE or num_products < MIN_PRODUCTS_TO_CACHE:
         return field
     if args.lock_view_dependence:
         field = LockedDirections(field)
@@ -129,7 +132,7 @@ def share_between_views(
     pitches, yaws = (torch.tensor([getattr(pose, name) for pose in poses], device=device) for name in ("pitch", "yaw"))
     rays = view_rays(CameraPoses(pitches, yaws), [pose.fov_degrees for pose in poses])
     settings = replace(_view_settings(args, poses[0]), surface_only=False)  # a preview is compared with the whole
-    return build_cache(field, rays, settings.render_settings(loaded.curriculum))
+    return build_cache(field, rays, settings.render_settings(curriculum))
 
 
 def render_pose(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, args: argparse.Namespace) -> View:

@@ -87,7 +87,7 @@ def test_lumpy_field() -> None:
     assert ((sparse >= 0.5) != (dense >= 0.5)).sum() <= 90**3 / 100_000
     meshes = [extract_mesh(voxels, MeshSettings()) for voxels in (sparse, dense)]
     assert meshes[0].body_count == meshes[1].body_count and meshes[0].euler_number == meshes[1].euler_number
-    assert asked < 90**3 / 2
+    assert asked < 90**3 * 0.7, "even where surface is everywhere"
 
 
 def test_small_floaters_are_found() -> None:

@@ -227,6 +227,7 @@ def test_videos_with_and_without_the_cache(
     import scripts_common
 
     monkeypatch.setattr(scripts_common, "MIN_RAYS_TO_CACHE", 0)
+    monkeypatch.setattr(scripts_common, "MIN_PRODUCTS_TO_CACHE", 0)
     common = [str(tiny_generator_path), "--image_size", "24", "--device", "cpu", "--save_raw"]
     video = [*common, "--num_frames", "2", "--quantities", "image"]
     for name, extra in (("cached", []), ("plain", ["--plain"]), ("preview", ["--surface_only"])):
