@@ -145,8 +145,9 @@ def fill_occupancy_near_surface(
 ) -> int:
     """As :func:`fill_occupancy`, asking the field only near the surface at ``level``. Returns how many points were asked.
 
-    Voxels next to the surface are the field's own; further off they are interpolated from a coarser lattice, on the right
-    side of ``level`` (generators/extraction.py says how sure that is). Memory: about 4 bytes per point.
+    Voxels next to the surface are the field's own (all but 1 in 1000); further off they are interpolated from a coarser
+    lattice, on the right side of ``level`` (generators/extraction.py says how sure that is). Memory: that of a lattice of
+    half the resolution, some 20 bytes per node; ``out`` may be a np.memmap.
     """
     spec = LatticeSpec.of_cube(cube_size, out.shape[0])
     threshold = value_at_level(level, curriculum, spec.spacing)
