@@ -133,7 +133,7 @@ def rewrite(path: Path, tensors: dict[str, torch.Tensor] | None = None, **metada
         ({"curriculum": "{"}, "metadata is damaged"),
         ({"curriculum": "[]"}, "not a curriculum"),
         ({"curriculum": '{"dataset": "x"}'}, "'stages' is missing"),
-        ({"curriculum": '{"dataset": "x", "end_step": 1, "stages": 3}'}, "not a curriculum"),
+        ({"curriculum": '{"dataset": "x", "end_step": 1, "stages": 3}'}, "stages must be a list"),
         ({"curriculum": json.dumps({**SMALL.to_dict(), "hidden_dim": 10**6})}, r"generator needs \(1000000, 3\)"),
         ({"curriculum": json.dumps({**SMALL.to_dict(), "hidden_dim": 10**30})}, "larger network"),
         ({"curriculum": json.dumps({**SMALL.to_dict(), "num_layers": 10**9})}, "larger network"),
