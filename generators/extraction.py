@@ -178,14 +178,14 @@ def over_corners(nodes: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> 
     return nodes
 
 
-def dilate(nodes: Tensor, combine: Callable[[Tensor, Tensor], Tensor] = torch.maximum) -> Tensor:
+def dilate(nodes: Tensor, combine: Callable[..., Tensor] = torch.maximum) -> Tensor:
     """``combine`` over each node and its 26 neighbours."""
     for dim in range(3):
         size = nodes.shape[dim]
         wide = nodes.clone()
         for a, b in ((0, 1), (1, 0)):
             part = wide.narrow(dim, a, size - 1)
-            part.copy_(combine(part, nodes.narrow(dim, b, size - 1)))
+            combine(part, nodes.narrow(dim, b, size - 1), out=part)
         nodes = wide
     return nodes
 
