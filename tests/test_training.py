@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -270,3 +271,16 @@ def test_bad_input_is_one_line_and_status_2(repo, tmp_path):
     lines = [line for line in result.stderr.strip().splitlines() if not line.startswith("decoding")]
     assert len(lines) == 1 and "notes.jpg" in lines[0], result.stderr
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_torchrun_trains_on_two_processes_and_resumes(photos, tmp_path, repo):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    for max_steps in ("2", "3"):
+        command = [*launcher, *arguments(photos, tmp_path / "out", "--max_steps", max_steps), "batch_split=2", "topk_interval=1"]
+        result = subprocess.run(
+            command, cwd=repo, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+    state = load_training_checkpoint(tmp_path / "out" / "checkpoint_0000003.pt")
+    assert state["images_seen"] == 3 * 2 * 4  # steps x processes x batch
+    assert "resuming from" in result.stderr and result.stdout.count("stopped at step 3") == 1
