@@ -1,7 +1,7 @@
 """sin, the half of a SIREN that is not matrix products.
 
 On a CPU, PyTorch's float32 sine takes as long as the matrix product before it (hidden width 64) or a third of it (256).
-sine.c is several times faster; it is compiled for this machine at first use, in a second, into the user's cache
+sine.c is meant to be quicker; it is compiled for this machine at first use, in a second, into the user's cache
 folder. Where there is no C compiler, or GOF_NATIVE_SINE=0 is set, torch.sin is used instead. On GPUs it always is.
 """
 
