@@ -41,9 +41,9 @@ class RenderSettings:
     white_back: bool = False
 
     @classmethod
-    def from_curriculum(cls, curriculum: Curriculum, interval: float | None = None, **changes: object) -> RenderSettings:
-        """The curriculum's settings; ``interval`` None is the final, narrowest one. ``changes`` go to the fields above."""
-        settings = cls(
+    def from_curriculum(cls, curriculum: Curriculum, interval: float | None = None) -> RenderSettings:
+        """The curriculum's settings; ``interval`` None is the final, narrowest one."""
+        return cls(
             t_near=curriculum.ray_start,
             t_far=curriculum.ray_end,
             num_coarse=curriculum.num_steps_coarse,
@@ -59,7 +59,6 @@ class RenderSettings:
             last_back=curriculum.last_back,
             white_back=curriculum.white_back,
         )
-        return replace(settings, **changes)  # type: ignore[arg-type]
 
     def multiply_steps(self, factor: int) -> RenderSettings:
         """``ray_step_multiplier``: all sample counts times ``factor``."""

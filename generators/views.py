@@ -35,7 +35,7 @@ class ViewSettings:
 
     def render_settings(self, curriculum: Curriculum) -> RenderSettings:
         last_back = curriculum.eval_last_back if self.last_back is None else self.last_back
-        settings = RenderSettings.from_curriculum(curriculum, self.interval, last_back=last_back)
+        settings = replace(RenderSettings.from_curriculum(curriculum, self.interval), last_back=last_back)
         settings = settings.multiply_steps(self.ray_step_multiplier)
         if self.surface_only:  # the interval shrinks to the root, and its only sample takes all of the weight
             settings = replace(settings, num_surface=1, num_fine=0, interval=0.0, last_back=True)

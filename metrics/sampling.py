@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ def sample_fields(
 @torch.no_grad()
 def render_images(field: Field, poses: CameraPoses, curriculum: Curriculum, image_size: int) -> Tensor:
     """(B, 3, H, W) uint8 on the CPU: final interval, no noise, ``last_back`` off, as the published scores are defined."""
-    settings = RenderSettings.from_curriculum(curriculum, last_back=False)
+    settings = replace(RenderSettings.from_curriculum(curriculum), last_back=False)
     rays = camera_rays(poses, image_size, curriculum.fov)
     chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
     chunks = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)

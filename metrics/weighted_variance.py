@@ -13,6 +13,7 @@ everything beyond the ray's end, is left out, or rays that meet nothing would co
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -59,8 +60,13 @@ def weight_variance(t: Tensor, weights: Tensor) -> Tensor:
 @torch.no_grad()
 def ray_variances(field: Field, rays: Rays, curriculum: Curriculum) -> tuple[Tensor, Tensor]:
     """Variance (B, R) and valid (B, R), True where the weights sum to more than 0.99."""
-    settings = RenderSettings.from_curriculum(
-        curriculum, surface_sample=False, num_coarse=NUM_SAMPLES, num_fine=0, last_back=False, white_back=False
+    settings = replace(
+        RenderSettings.from_curriculum(curriculum),
+        surface_sample=False,
+        num_coarse=NUM_SAMPLES,
+        num_fine=0,
+        last_back=False,
+        white_back=False,
     )
     output = render(_Geometry(field), rays, settings)
     if settings.pred_occ:

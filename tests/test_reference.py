@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from reference import load_outputs, load_reference_generator, relative_error
@@ -41,7 +43,7 @@ def view_rays(outputs, view, size=64):
 
 def settings(num_coarse, num_surface=0, num_fine=0, **changes):
     counts = {"num_coarse": num_coarse, "num_surface": num_surface, "num_fine": num_fine}
-    return RenderSettings.from_curriculum(CURRICULUMS["BFM"], INTERVAL, **counts, **changes)
+    return replace(RenderSettings.from_curriculum(CURRICULUMS["BFM"], INTERVAL), **counts, **changes)
 
 
 def as_images(rgb, size=64):

@@ -5,7 +5,7 @@ Everything random arrives as an argument, so a step is a pure function of the we
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -52,9 +52,10 @@ class StepSettings:
     @classmethod
     def at(cls, curriculum: Curriculum, step: int) -> StepSettings:
         noise = schedules.density_noise_at(curriculum, step)
+        settings = RenderSettings.from_curriculum(curriculum, schedules.interval_at(curriculum, step))
         return cls(
             image_size=curriculum.stage_at(step).img_size,
-            render=RenderSettings.from_curriculum(curriculum, schedules.interval_at(curriculum, step), density_noise=noise),
+            render=replace(settings, density_noise=noise),
             fade_alpha=schedules.fade_alpha_at(curriculum, step),
             topk_fraction=schedules.topk_fraction_at(curriculum, step),
             lambda_opacity_prior=schedules.opacity_prior_weight_at(curriculum, step),
