@@ -3,7 +3,8 @@
 - Inference file, ``NAME.safetensors``: the averaged generator's weights, the truncation means, and in its metadata the
   curriculum, the step and a SHA-256 of the tensors. A few MB; what one gives to others.
 - Training checkpoint, ``checkpoint_0012000.pt``: everything that a run needs to go on where it stood, as plain containers and
-  tensors (``torch.load(path, weights_only=True)`` reads it).
+  tensors (``torch.load(path, weights_only=True)`` reads it). It ends with its own SHA-256, as the comment that a zip file may
+  have: one file, so there is no moment at which a checkpoint and its checksum disagree, and every byte is covered.
 
 Both are written to a temporary file, flushed to the disk and then renamed, so whatever was there stays whole if writing fails.
 """
@@ -16,7 +17,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -39,6 +40,14 @@ INFERENCE_FORMAT = "gof-inference-1"
 TRAINING_FORMAT = "gof-training-1"
 REQUIRED_TRAINING_KEYS = ("curriculum", "step", "generator", "discriminator", "ema")
 TRUNCATION_PREFIX = "truncation_mean."
+SEAL = re.compile(rb"sha256=([0-9a-f]{64})\n")  # the last bytes of a training checkpoint; the sum of all bytes before them
+SEAL_BYTES = 72
+ZIP_END, ZIP_END_BYTES = b"PK\x05\x06", 22  # a zip's last record, which ends with the length of the comment that follows
+UNFINISHED = re.compile(r"\..+\.\d+\.tmp|\.write_test_\d+")  # what a process that was killed while writing leaves behind
+
+
+class WriteError(UserError):
+    """A file could not be written; what was there before is unchanged."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class InferenceFile:
 
 
 def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
-    """Put ``data`` into ``path``: all of it, on the disk, or (UserError) nothing, with what was there before intact."""
+    """Put ``data`` into ``path``: all of it, on the disk, or (WriteError) nothing, with what was there before intact."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -64,10 +73,19 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged") from None
+        raise WriteError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged") from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> list[str]:
+    """Remove what killed processes left half-written in ``folder``, and return the names. Only for who writes there alone."""
+    unfinished = [path for path in folder.iterdir() if UNFINISHED.fullmatch(path.name)] if folder.is_dir() else []
+    for path in unfinished:
+        with suppress(OSError):
+            path.unlink()
+    return [path.name for path in unfinished]
 
 
 def _sync_folder(folder: Path) -> None:
@@ -138,7 +156,19 @@ def save_training_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None
         raise KeyError(f"a training checkpoint needs {', '.join(missing)}")
     buffer = BytesIO()  # torch.save straight to a full disk fails in ways that are no exceptions
     torch.save(_plain({**state, "format": TRAINING_FORMAT}, "state"), buffer)
+    _seal(buffer)
     write_atomically(path, buffer.getbuffer())
+
+
+def _seal(buffer: BytesIO) -> None:
+    """Append the SHA-256 of everything in ``buffer``, a zip file without a comment, as its comment."""
+    with buffer.getbuffer() as data:
+        if bytes(data[-ZIP_END_BYTES:][:4]) != ZIP_END:
+            raise ValueError("torch.save wrote a zip file that does not end as expected")
+        data[-2:] = SEAL_BYTES.to_bytes(2, "little")
+        digest = hashlib.sha256(data).hexdigest()
+    buffer.seek(0, os.SEEK_END)
+    buffer.write(f"sha256={digest}\n".encode())
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -148,17 +178,27 @@ def _plain(value: Any, where: str) -> Any:
         shares_more = value.untyped_storage().nbytes() != value.numel() * value.element_size()
         return value.clone() if shares_more else value  # a view would take its whole storage into the file
     if isinstance(value, Mapping):
-        return {key: _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {_plain(key, where): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_plain(item, f"{where}[{index}]") for index, item in enumerate(value))
-    if value is None or type(value) in (str, int, float, bool, bytes):
+    if type(value) is str:
+        return sys.intern(value)  # pickle notes which strings are one object; the same state shall give the same bytes
+    if value is None or type(value) in (int, float, bool, bytes):
         return value
     raise TypeError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
 
 
 def load_training_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What :func:`save_training_checkpoint` wrote, with tensors on the CPU. Raises UserError for any other file."""
-    return checked_training(Path(path), read_torch_file(path))
+    """What :func:`save_training_checkpoint` wrote, with tensors on the CPU.
+
+    Raises UserError for any other file, and for one that is not, to the last byte, as it was written.
+    """
+    path = Path(path)
+    content = read_torch_file(path)  # says what any other file is; checks the sums of the parts
+    damage = damage_in(path)
+    if damage:
+        raise UserError(f"{path} is damaged: {damage}")
+    return checked_training(path, content)
 
 
 def is_training(content: Any) -> bool:
@@ -193,21 +233,58 @@ def _print_notice(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def list_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
+    """Steps and paths of the training checkpoints in ``folder``, by their names, newest first."""
+    found: list[tuple[int, Path]] = []
+    for path in Path(folder).glob("checkpoint_*.pt"):
+        match = re.fullmatch(r"checkpoint_(\d+)\.pt", path.name, re.ASCII)
+        if match and path.is_file():
+            found.append((int(match[1]), path))
+    return sorted(found, reverse=True)
+
+
+def whole_checkpoints(folder: str | Path, notice: Callable[[str], None] = _print_notice) -> Iterator[Path]:
+    """The training checkpoints in ``folder`` that are whole, newest first. Damaged ones are passed over with a notice."""
+    for _, path in list_checkpoints(folder):
+        damage = damage_in(path)
+        if damage is None:
+            yield path
+        else:
+            notice(f"{path} is damaged ({damage}); trying the checkpoint before it")
+
+
 def latest_checkpoint(output_dir: str | Path, notice: Callable[[str], None] = _print_notice) -> Path | None:
     """The training checkpoint of the highest step that is whole, or None. Damaged ones are passed over with a notice."""
-    steps: list[tuple[int, Path]] = []
-    for path in Path(output_dir).glob("checkpoint_*.pt"):
-        match = re.fullmatch(r"checkpoint_(\d+)\.pt", path.name)
-        if match and path.is_file():
-            steps.append((int(match[1]), path))
-    for _, path in sorted(steps, reverse=True):
-        if _is_whole_archive(path):
-            return path
-        notice(f"{path} is damaged or was cut short; trying the checkpoint before it")
-    return None
+    return next(whole_checkpoints(output_dir, notice), None)
 
 
-def _is_whole_archive(path: Path) -> bool:
+def damage_in(path: Path) -> str | None:
+    """What shows, in words, that a training checkpoint is not as it was written; None where every byte of it is.
+
+    Files from before there was a SHA-256 at the end have only their parts checked, by the sums that zip keeps of them.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - SEAL_BYTES))
+            end = file.read()
+            seal = SEAL.fullmatch(end)
+            if seal is None:
+                record = end[-ZIP_END_BYTES:]
+                if not record.startswith(ZIP_END) or record[-2:] != b"\0\0":
+                    return "its end is missing or was changed"
+                return None if _parts_are_whole(path) else "a part of it does not match its checksum"
+            file.seek(0)
+            digest, left = hashlib.sha256(), size - SEAL_BYTES
+            while left > 0 and (block := file.read(min(left, 1 << 20))):
+                digest.update(block)
+                left -= len(block)
+            return None if digest.hexdigest().encode() == seal[1] else "its bytes do not match their SHA-256"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+
+
+def _parts_are_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None and any(name.endswith("/data.pkl") for name in archive.namelist())
