@@ -21,6 +21,8 @@ import torch
 class UserError(Exception):
     """Something the user can put right. The message names the culprit and the remedy, in one line."""
 
+    exit_status = 2
+
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Descriptions as they are written; defaults where there is one to show."""
@@ -40,13 +42,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call ``main`` and exit: 0, or 2 with one line on stderr for a :class:`UserError`."""
+    """Call ``main`` and exit: 0, or 2 (a subclass may say another) with one line on stderr for a :class:`UserError`."""
     try:
         main()
     except UserError as error:
         one_line = " ".join(str(error).split())
         print(f"{Path(sys.argv[0]).name}: error: {one_line}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_status)
     except BrokenPipeError:  # `script | head`: the reader left, which is no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
