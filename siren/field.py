@@ -1,32 +1,29 @@
 """The field of given latents: what it answers at arbitrary points.
 
-Notation: B latents, N points per latent, H hidden units. FiLM is folded into the weights once, when the field is bound:
-
-    sin(gamma * (W x + b) + beta) = sin((gamma W) x + (gamma b + beta)),
-
-so a layer is one matrix product and one sine. Without gradients, points are walked in blocks that stay in the cache
-(CPU) or in bounded memory (GPU), so callers may pass millions of them. Phases are float32 whatever the autocast state:
-gamma is about 30, and a phase error of 0.1 rad is visible. Training on a GPU lets their products round to TF32 (train.py).
+Notation: B latents, N points per latent, H hidden units. FiLM is folded into the weights
+once, when the field is bound (siren/folded.py). On a CPU the arithmetic runs in blocks that stay in the cache, with
+gradients by hand (siren/blocked.py); elsewhere it is plain PyTorch. Without gradients, points are walked in chunks of
+bounded memory, so callers may pass millions of them. Phases are float32 whatever the autocast state: gamma is about 30,
+and a phase error of 0.1 rad is visible. Training on a GPU lets their products round to TF32 (train.py).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from siren import blocked, folded
+from siren.folded import fold
 from siren.mapping import FilmParameters
-from siren.sine import sine, sine_
 
 if TYPE_CHECKING:
     from siren.siren import Siren
 
-CPU_BLOCK = 2048
-GPU_BLOCK = 1 << 19
+CHUNK = 1 << 19  # points; bounds the memory
 
 
 class Field(Protocol):
@@ -52,49 +49,26 @@ class RayField(Protocol):
         """origins and unit directions (B, R, 3), rising t (B, R, S) -> (B, R, S) and (B, R, S, 3) in [0, 1]."""
 
 
-class _Layer(NamedTuple):
-    """A folded layer: ``phase = x @ weight + bias``. weight: (B, num_in, num_out); bias: (B, 1, num_out)."""
-
-    weight: Tensor
-    bias: Tensor
-
-
 class SirenField:
     """The field of B latents. See :class:`Field` for the queries' shapes."""
 
     def __init__(self, siren: Siren, film: FilmParameters) -> None:
         self.batch_size = film.frequencies.shape[0]
-        self._siren = siren
+        self._grid = siren.embedding_grid
+        self._point_scale = siren.point_scale
+        layers = [layer.layer for layer in siren.network]
+        heads = (siren.color_layer_sine.layer, siren.final_layer, siren.color_layer_linear[0])
         with torch.autocast(film.frequencies.device.type, enabled=False):
-            shape = (self.batch_size, siren.num_layers + 1, siren.hidden_dim)
-            gamma = film.frequencies.float().reshape(shape) * 15 + 30
-            beta = film.phase_shifts.float().reshape(shape)
-            layers = [*siren.network, siren.color_layer_sine]
-            folded = [self._fold(layer.layer, gamma[:, i], beta[:, i]) for i, layer in enumerate(layers)]
-            if siren.embedding_grid is None:  # the box scaling is linear, so it folds too
-                folded[0] = folded[0]._replace(weight=folded[0].weight * siren.point_scale)
-            self._layers = folded[:-1]
-            color = folded[-1]
-            self._color_direction_weight = color.weight[:, :3]
-            self._color = _Layer(color.weight[:, 3:], color.bias)
-
-    @staticmethod
-    def _fold(linear: torch.nn.Linear, gamma: Tensor, beta: Tensor) -> _Layer:
-        weight = linear.weight.t().unsqueeze(0) * gamma.unsqueeze(1)
-        return _Layer(weight, torch.addcmul(beta, gamma, linear.bias).unsqueeze(1))
+            self._folded = fold(layers, *heads, film, point_scale=siren.point_scale if self._grid is None else 1.0)
 
     # -- queries ---------------------------------------------------------------------------------------------------
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
-        (logits,) = self._in_blocks(lambda p: (self._logits(self._features(p)),), points)
+        (logits,) = self._in_chunks(lambda p: (self._query(p, None)[0],), points)
         return logits
 
     def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        def query(p: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-            features = self._features(p)
-            return self._logits(features), self._colors(features, d)
-
-        logits, colors = self._in_blocks(query, points, directions)
+        logits, colors = self._in_chunks(self._query, points, directions)
         return logits, colors
 
     def colors(self, points: Tensor, directions: Tensor) -> Tensor:
@@ -102,77 +76,60 @@ class SirenField:
         return self.logits_and_colors(points, directions)[1]
 
     def logits_and_gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N) and d logit / d point, (B, N, 3); differentiable, by the chain rule written out.
-
-        One forward and one transposed pass: the arithmetic of two occupancy queries, and no second graph to build.
-        """
-        logits, gradients = self._in_blocks(self._logits_and_gradients, points)
+        """(B, N) and d logit / d point, (B, N, 3); differentiable, by the chain rule written out."""
+        logits, gradients = self._in_chunks(self._logits_and_gradients, points)
         return logits, gradients
 
     def normals(self, points: Tensor) -> Tensor:
         return -F.normalize(self.logits_and_gradients(points)[1], dim=-1, eps=1e-12)
 
-    # -- one block -------------------------------------------------------------------------------------------------
+    # -- one chunk -------------------------------------------------------------------------------------------------
 
     def _encode(self, points: Tensor) -> Tensor:
-        grid = self._siren.embedding_grid
-        if grid is None:
+        """What the first layer sees, (B, N, C)."""
+        if self._grid is None:
             return points
-        scaled = points * self._siren.point_scale
-        return torch.cat([trilinear_sample(grid[0], scaled), scaled], dim=-1)
+        scaled = points * self._point_scale
+        return torch.cat([trilinear_sample(self._grid[0], scaled), scaled], dim=-1)
 
-    def _phases(self, points: Tensor) -> list[Tensor]:
+    def _query(self, points: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x = self._encode(points)
-        phases = []
-        for layer in self._layers:
-            phases.append(torch.baddbmm(layer.bias, x, layer.weight))
-            x = sine(phases[-1])
-        return phases
-
-    def _features(self, points: Tensor) -> Tensor:
-        x = self._encode(points)
-        for layer in self._layers:
-            x = _sin(torch.baddbmm(layer.bias, x, layer.weight))
-        return x
-
-    def _logits(self, features: Tensor) -> Tensor:
-        return F.linear(features, self._siren.final_layer.weight, self._siren.final_layer.bias).squeeze(-1)
-
-    def _colors(self, features: Tensor, directions: Tensor) -> Tensor:
-        phase = torch.baddbmm(self._color.bias, features, self._color.weight)
-        phase = torch.baddbmm(phase, directions, self._color_direction_weight)
-        linear = self._siren.color_layer_linear[0]
-        return torch.sigmoid(F.linear(_sin(phase), linear.weight, linear.bias))
+        if _in_blocks(points, directions):
+            return blocked.logits_and_colors(self._folded, x, directions)
+        hidden = folded.features(self._folded, x)
+        colors = None if directions is None else folded.colors(self._folded, hidden, directions)
+        return folded.logits(self._folded, hidden), colors
 
     def _logits_and_gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        if self._siren.embedding_grid is not None and not points.requires_grad:
+        if self._grid is None:
+            arithmetic = blocked if _in_blocks(points) else folded
+            return arithmetic.logits_and_gradients(self._folded, points)
+        if not points.requires_grad:
             points = points.detach().requires_grad_(True)
-        with torch.set_grad_enabled(torch.is_grad_enabled() or self._siren.embedding_grid is not None):
-            phases = self._phases(points)
-            logits = self._logits(sine(phases[-1]))
-            gradient = self._siren.final_layer.weight.expand(self.batch_size, points.shape[1], -1)
-            for phase, layer in zip(reversed(phases), reversed(self._layers), strict=True):
-                gradient = torch.bmm(gradient * sine(phase + math.pi / 2), layer.weight.transpose(1, 2))
-            if self._siren.embedding_grid is not None:
-                encoded = self._encode(points)
-                (gradient,) = torch.autograd.grad(encoded, points, gradient, create_graph=True)
+        with torch.enable_grad():
+            x = self._encode(points)
+            logits, gradient = folded.logits_and_gradients(self._folded, x)
+            (gradient,) = torch.autograd.grad(x, points, gradient, create_graph=True)
         return logits, gradient
 
-    def _in_blocks(self, query: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-        """``query`` on blocks of the (B, N, ...) inputs where no gradient is recorded, else on the whole."""
+    def _in_chunks(self, query: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """``query`` on chunks of the (B, N, ...) inputs where no gradient is recorded, else on the whole."""
         points = inputs[0]
         _check_points(points, self.batch_size)
         with torch.autocast(points.device.type, enabled=False):
             inputs = tuple(tensor.float() for tensor in inputs)
-            block = max(1, (CPU_BLOCK if points.device.type == "cpu" else GPU_BLOCK) // self.batch_size)
-            if torch.is_grad_enabled() or points.shape[1] <= block:
+            chunk = max(1, CHUNK // self.batch_size)
+            if torch.is_grad_enabled() or points.shape[1] <= chunk:
                 return query(*inputs)
-            pieces = [query(*parts) for parts in zip(*(tensor.split(block, dim=1) for tensor in inputs), strict=True)]
+            pieces = [query(*parts) for parts in zip(*(tensor.split(chunk, dim=1) for tensor in inputs), strict=True)]
             return tuple(torch.cat(column, dim=1).detach() for column in zip(*pieces, strict=True))
 
 
-def _sin(phase: Tensor) -> Tensor:
-    return sine(phase) if torch.is_grad_enabled() else sine_(phase)
+def _in_blocks(*inputs: Tensor | None) -> bool:
+    """Whether siren/blocked.py answers: on a CPU, unless a gradient with respect to points or directions is wanted."""
+    given = [tensor for tensor in inputs if tensor is not None]
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    return given[0].device.type == "cpu" and not wanted
 
 
 def _check_points(points: Tensor, batch_size: int) -> None:

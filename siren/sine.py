@@ -121,9 +121,17 @@ def sine(x: Tensor) -> Tensor:
     return y
 
 
-def sine_(x: Tensor) -> Tensor:
-    """sin in place, for a tensor that no gradient needs."""
-    if not _fits(x):
-        return torch.sin_(x)
-    _native().sine(x.data_ptr(), x.data_ptr(), x.numel())
-    return x
+def sine_into(x: Tensor, out: Tensor) -> Tensor:
+    """sin(x) written to ``out``, which may be x itself; no gradient is recorded. Both contiguous, of the same shape."""
+    if not (_fits(x) and _fits(out)):
+        return torch.sin(x, out=out)
+    _native().sine(x.data_ptr(), out.data_ptr(), x.numel())
+    return out
+
+
+def times_cosine_(values: Tensor, x: Tensor) -> Tensor:
+    """values *= cos(x), in place; no gradient is recorded. Both contiguous, of the same shape."""
+    if not (_fits(x) and _fits(values)):
+        return values.mul_(torch.cos(x))
+    _native().backward(values.data_ptr(), x.data_ptr(), values.data_ptr(), x.numel())
+    return values
