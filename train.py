@@ -3,33 +3,50 @@
     python train.py --curriculum CelebA --dataset_path photos/ --output_dir outputs/celeba
     torchrun --nproc_per_node=8 train.py --curriculum CATS --dataset_path cats.zip --output_dir outputs/cats
 
-Run the same command again and it goes on where it stood. Exit status: 0 when it ended or reached --max_steps,
---max_minutes or --n_epochs; 2 for bad input; 128 + N when signal N stopped it (a checkpoint is written first).
+Run the same command again and it goes on where it stood (docs/long_runs.md). Exit status:
+
+    0      the curriculum ended, or --max_steps, --max_minutes or --n_epochs was reached; a checkpoint is written
+    2      bad input, an output folder in use, images that are gone; a run under way writes a checkpoint first
+    3      the last state could not be saved (a full disk); the checkpoints before it are whole
+    4      the run diverged, also after going back to a checkpoint; the checkpoints are whole
+    5      another process of the run, or the way to it, was lost; the last checkpoint is whole
+    128+N  signal N (SIGINT, SIGTERM, SIGUSR1) stopped it; a checkpoint is written. A second one ends it at once
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 import cli
-from checkpoint_files import write_atomically
-from checkpoints import latest_checkpoint
+from checkpoint_files import damage_in, latest_checkpoint, list_checkpoints, write_atomically
 from curriculums import Curriculum, get_curriculum
 from dataset import DATASETS, find_images
 from scripts_common import positive_float, positive_int, seed_number
+from training.console import steady_output, tell
 from training.distributed import Processes, join_processes
 from training.recorder import Recorder
+from training.run_folder import FolderLock, clean_up, room_warning, set_aside_newer
 from training.run_state import RunState
+from training.together import all_or_none, text_of_main
 from training.trainer import RunOptions, Trainer
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def count(text: str) -> int:
+    """For argparse: a whole number, 0 or more."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    return int(text)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -39,6 +56,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset_path", help="folder, glob or zip of images (python synthetic_heads.py makes a built-in set)")
     parser.add_argument("--dataset", choices=sorted(DATASETS), help="crop preset, if not the curriculum's")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the curriculum")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="{auto,never,PATH}",
+        help="auto: go on from the newest whole checkpoint in --output_dir; never: refuse a folder that holds one; PATH: go on"
+        " from exactly this checkpoint",
+    )
     parser.add_argument("--load_dir", help="start a new run from the weights in this folder (ours or published files)")
     parser.add_argument("--load_dict", action="store_true", help="accepted for old commands: the form of a file is recognised")
     parser.add_argument("--set_step", type=int, help="with --load_dir: the step to start at")
@@ -47,9 +71,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_steps", type=positive_int, help="stop at this step")
     parser.add_argument("--max_minutes", type=positive_float, help="stop after this time, and resume later")
     parser.add_argument("--n_epochs", type=positive_int, help="stop after this many passes over the images")
-    parser.add_argument("--sample_interval", type=int, default=500, help="steps between sample grids; 0: none")
-    parser.add_argument("--model_save_interval", type=int, default=1000, help="steps between checkpoints; 0: only the last")
-    parser.add_argument("--eval_freq", type=int, default=0, help="steps between measurements (training/evaluation.py); 0: none")
+    parser.add_argument("--sample_interval", type=count, default=500, help="steps between sample grids; 0: none")
+    parser.add_argument("--model_save_interval", type=count, default=1000, help="steps between checkpoints; 0: only the last")
+    parser.add_argument("--keep", type=positive_int, default=3, help="how many of the newest checkpoints are kept")
+    parser.add_argument(
+        "--milestone_interval", type=count, default=10_000, help="steps between checkpoints that are kept for ever; 0: none"
+    )
+    parser.add_argument(
+        "--max_bad_steps", type=positive_int, default=20, help="go back to a checkpoint after so many non-finite steps in a row"
+    )
+    parser.add_argument("--eval_freq", type=count, default=0, help="steps between measurements (training/evaluation.py); 0: none")
     parser.add_argument("--log_interval", type=positive_int, default=20, help="steps between lines in log.jsonl and TensorBoard")
     parser.add_argument("--use_logger", action=argparse.BooleanOptionalAction, default=True, help="TensorBoard")
     parser.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True, help="keep decoded images in a cache")
@@ -77,42 +108,63 @@ def check_dataset(arguments: argparse.Namespace, curriculum: Curriculum) -> None
     find_images(arguments.dataset_path)
 
 
+def checkpoint_to_resume(arguments: argparse.Namespace, output_dir: Path) -> Path | None:
+    """What --resume names or finds; None for a new run. Raises UserError."""
+    present = list_checkpoints(output_dir)
+    if arguments.resume == "never":
+        if present:
+            raise cli.UserError(f"{output_dir} already holds {present[0][1].name}; choose another --output_dir or --resume auto")
+        return None
+    if arguments.resume != "auto":
+        path = Path(arguments.resume)
+        damage = damage_in(path)
+        if damage:
+            raise cli.UserError(f"--resume {path}: it is damaged or no checkpoint ({damage}); name another, or --resume auto")
+        return path
+    newest = latest_checkpoint(output_dir, notice=tell)
+    if present and newest is None:
+        raise cli.UserError(
+            f"none of the {len(present)} checkpoints in {output_dir} is whole; --resume PATH names another one,"
+            " or move them away to start anew"
+        )
+    return newest
+
+
 def prepare_state(
     arguments: argparse.Namespace, curriculum: Curriculum, output_dir: Path, processes: Processes, amp_dtype: torch.dtype | None
 ) -> RunState:
-    """Resume what is in ``output_dir``, or start: from another run's weights, or afresh."""
+    """Resume what is in ``output_dir``, or start: from another run's weights, or afresh. Raises UserError in all processes."""
     state = RunState(curriculum, arguments.seed, processes.device, amp_dtype)
     notes: list[str] = []
-    newest = latest_checkpoint(output_dir, notice=notes.append)
-    if newest is not None:
-        state.resume(newest)
-        notes.append(f"resuming from {newest}, step {state.step}")
-    elif arguments.load_dir:
-        state.start_from(Path(arguments.load_dir), notes)
-        state.step = arguments.set_step or 0
-        if arguments.mirror_depth:
-            state.mirror_depth()
+    chosen: list[Path | None] = [None]
+
+    def choose() -> None:
+        chosen[0] = checkpoint_to_resume(arguments, output_dir)
+
+    def load() -> None:
+        if path:
+            state.resume(Path(path), processes.world_size)
+            notes.append(f"resuming from {path}, step {state.step}")
+        elif arguments.load_dir:
+            state.start_from(Path(arguments.load_dir), notes)
+            state.step = arguments.set_step or 0
+            if arguments.mirror_depth:
+                state.mirror_depth()
+
+    all_or_none(processes, choose, only_main=True)
+    path = text_of_main(processes, str(chosen[0] or ""))
+    all_or_none(processes, load)
     if processes.is_main:
+        if path and arguments.resume != "auto":
+            moved = set_aside_newer(output_dir, state.step)
+            notes += [f"{len(moved)} checkpoints beyond step {state.step} are in {moved[0].parent} now"] if moved else []
         for note in notes:
-            print(note, file=sys.stderr)
+            tell(note)
     return state
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parse_arguments(argv)
-    if not arguments.load_dir and (arguments.set_step is not None or arguments.mirror_depth):
-        raise cli.UserError("--set_step and --mirror_depth go with --load_dir")
-    curriculum = get_curriculum(arguments.curriculum).with_overrides(arguments.set)
-    device = cli.resolve_device(arguments.device)
-    output_dir = cli.make_output_dir(arguments.output_dir)
-    check_dataset(arguments, curriculum)
-    processes = join_processes(device, arguments.port)
-    amp_dtype = resolve_amp(arguments.amp, processes.device)
-    if processes.device.type == "cpu":
-        cli.keep_freed_memory()
-    torch.set_float32_matmul_precision("high")  # TF32 on GPUs; sums stay float32
-    state = prepare_state(arguments, curriculum, output_dir, processes, amp_dtype)
-    options = RunOptions(
+def run_options(arguments: argparse.Namespace, curriculum: Curriculum, output_dir: Path, started: float) -> RunOptions:
+    return RunOptions(
         output_dir=output_dir,
         dataset_path=arguments.dataset_path,
         dataset_preset=arguments.dataset or curriculum.dataset,
@@ -121,21 +173,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_epochs=arguments.n_epochs,
         sample_interval=arguments.sample_interval,
         save_interval=arguments.model_save_interval,
+        milestone_interval=arguments.milestone_interval,
+        num_kept=arguments.keep,
+        max_bad_steps=arguments.max_bad_steps,
         eval_interval=arguments.eval_freq,
         log_interval=arguments.log_interval,
         use_tensorboard=arguments.use_logger,
         use_cache=arguments.cache,
+        started=started,
     )
-    recorder = None
+
+
+def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOptions, processes: Processes) -> Trainer:
+    """Resume or start, and train to the end or a limit. The output folder is this run's own meanwhile."""
+    output_dir = options.output_dir
+    amp_dtype = resolve_amp(arguments.amp, processes.device)
+    state = prepare_state(arguments, curriculum, output_dir, processes, amp_dtype)
     trainer = Trainer(state, options, processes, amp_dtype)
     trainer.open_images()
     if state.is_fresh and curriculum.init_ball_radius:
         if processes.is_main:
-            print(f"outward start: fitting the field to a ball of radius {curriculum.init_ball_radius}", file=sys.stderr)
+            tell(f"outward start: fitting the field to a ball of radius {curriculum.init_ball_radius}")
         state.start_outward()
+    recorder = None
     if processes.is_main:
         record = {"arguments": vars(arguments), "curriculum": curriculum.to_dict(), "world_size": processes.world_size}
         write_atomically(output_dir / "run.json", json.dumps(record, indent=1).encode())
+        warning = room_warning(output_dir, state.num_bytes(), options.num_kept)
+        if warning:
+            tell(warning)
         recorder = Recorder(output_dir, state.step, curriculum.end_step, options.use_tensorboard)
     try:
         reason = trainer.run(recorder)
@@ -144,10 +210,39 @@ def main(argv: Sequence[str] | None = None) -> None:
             recorder.close()
     if processes.is_main:
         print(f"stopped at step {state.step}: {reason}; the generator is in {output_dir / 'generator.safetensors'}")
-    processes.close()
-    if trainer.stopped_by_signal is not None:
+    return trainer
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    started = time.monotonic()
+    arguments = parse_arguments(argv)
+    if not arguments.load_dir and (arguments.set_step is not None or arguments.mirror_depth):
+        raise cli.UserError("--set_step and --mirror_depth go with --load_dir")
+    if arguments.load_dir and arguments.resume not in ("auto", "never"):
+        raise cli.UserError("--load_dir starts a new run and --resume PATH goes on with one; give one of them")
+    curriculum = get_curriculum(arguments.curriculum).with_overrides(arguments.set)
+    device = cli.resolve_device(arguments.device)
+    output_dir = cli.make_output_dir(arguments.output_dir)
+    check_dataset(arguments, curriculum)
+    processes = join_processes(device, arguments.port)
+    if processes.device.type == "cpu":
+        cli.keep_freed_memory()
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs; sums stay float32
+    options = run_options(arguments, curriculum, output_dir, started)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(steady_output())
+        stack.enter_context(processes.together())
+        all_or_none(processes, lambda: _take_folder(output_dir, stack), only_main=True)
+        trainer = train(arguments, curriculum, options, processes)
+        processes.close()
         sys.stdout.flush()
-        os._exit(128 + trainer.stopped_by_signal)
+        if trainer.stopped_by_signal is not None:
+            os._exit(128 + trainer.stopped_by_signal)
+
+
+def _take_folder(output_dir: Path, stack: contextlib.ExitStack) -> None:
+    stack.callback(FolderLock(output_dir, tell).release)
+    clean_up(output_dir)
 
 
 if __name__ == "__main__":

@@ -2,35 +2,85 @@
 
 from __future__ import annotations
 
+import time
+
+from torch import Tensor
+
 from cli import UserError
 from curriculums import Stage
 from dataset import ImageDataset
 from loading.batches import BatchStream
+from training.console import tell
 from training.distributed import Processes
 from training.run_state import RunState
+from training.together import all_or_none
+
+RESTART_PAUSES = (0.0, 2.0, 10.0)  # seconds before the reader is started again, the first, second and third time in a row
 
 
 class StageBatches:
-    """``stream`` of batches (B, 3, H, W) in [-1, 1] at the stage's size. Raises UserError where the images can't be read."""
+    """Batches (B, 3, H, W) in [-1, 1] at the stage's size. Raises UserError where the images can't be read.
 
-    def __init__(self, path: str, preset: str, use_cache: bool, stage: Stage, state: RunState, processes: Processes) -> None:
-        cache_dir = "default" if use_cache else None
-        dataset, failure = None, None
-        if processes.is_main:  # it decodes the images once, the others read its cache
-            try:
-                dataset = ImageDataset(path, stage.img_size, preset, cache_dir=cache_dir)
-            except UserError as error:
-                failure = error
-        if processes.any(failure is not None):
-            raise failure or UserError(f"the main process cannot read {path}; it says why")
+    ``is_under_way``: the run has read its images before, and goes on with what there is, however many are gone.
+    """
+
+    def __init__(
+        self, path: str, preset: str, use_cache: bool, stage: Stage, state: RunState, processes: Processes, is_under_way: bool
+    ) -> None:
         self.stage = stage
-        self.dataset = dataset or ImageDataset(path, stage.img_size, preset, cache_dir=cache_dir)
+        self.stream: BatchStream | None = None
+        self._state, self._processes = state, processes
+
+        def read() -> None:
+            limit = {"max_unreadable": 1.0} if is_under_way else {}
+            self.dataset = ImageDataset(path, stage.img_size, preset, cache_dir="default" if use_cache else None, **limit)
+
+        all_or_none(processes, read, only_main=True)  # it decodes the images once, the others read its cache
+        all_or_none(processes, lambda: None if processes.is_main else read())
+        self._tell_of_changes(path)
+        self.restart()
+
+    def _tell_of_changes(self, path: str) -> None:
+        names, state = self.dataset.unreadable_names, self._state
+        if self._processes.is_main:
+            if names:
+                first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+                tell(f"{len(names)} pictures in {path} cannot be read and are left out: {first}")
+            if state.num_images not in (None, len(self.dataset)):
+                tell(
+                    f"{path} has {len(self.dataset)} pictures, it had {state.num_images} when this run last looked:"
+                    " from here on they come in another order"
+                )
+        state.num_images = len(self.dataset)
+
+    def restart(self) -> None:
+        """Read from where the run stands."""
+        self.close()
         self.stream = BatchStream(
             self.dataset,
-            stage.batch_size,
-            state.images_seen,
-            state.seed,
-            processes.device,
-            rank=processes.rank,
-            world_size=processes.world_size,
+            self.stage.batch_size,
+            self._state.images_seen,
+            self._state.seed,
+            self._processes.device,
+            rank=self._processes.rank,
+            world_size=self._processes.world_size,
         )
+
+    def next(self) -> Tensor:
+        """The batch at the run's place. A reader that fails is started again there a few times; then UserError."""
+        where = self.dataset.source.path
+        for pause in RESTART_PAUSES:
+            try:
+                return next(self.stream)
+            except Exception as error:  # whatever ended the reader
+                tell(f"reading pictures from {where} failed ({type(error).__name__}: {error}); starting the reader again")
+                time.sleep(pause)
+                self.restart()
+        try:
+            return next(self.stream)
+        except Exception as error:
+            raise UserError(f"pictures from {where} cannot be read any more ({type(error).__name__}: {error})") from error
+
+    def close(self) -> None:
+        if self.stream is not None:
+            self.stream.close()

@@ -20,10 +20,16 @@ class MovingAverage:
         self.num_updates = 0
 
     @torch.no_grad()
-    def update(self, generator: ImplicitGenerator3d) -> None:
+    def update(self, generator: ImplicitGenerator3d, is_finite: Tensor) -> None:
+        """``is_finite`` () bool: whether all of ``generator``'s weights are; otherwise the average stays as it is."""
         self.num_updates += 1
         rate = 1 - ema_decay_at(self.decay, self.num_updates)
-        torch._foreach_lerp_(list(self.generator.parameters()), list(generator.parameters()), rate)
+        own, weights = list(self.generator.parameters()), list(generator.parameters())
+        if is_finite.device.type != "cpu":  # not to wait for the GPU
+            weights = [torch.where(is_finite, new, old) for new, old in zip(weights, own, strict=True)]
+        elif not is_finite:
+            weights = own
+        torch._foreach_lerp_(own, weights, rate)
         self.generator.truncation_mean = None
 
     def state_dict(self) -> dict[str, int | dict[str, Tensor]]:

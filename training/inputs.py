@@ -1,7 +1,8 @@
 """The random inputs of a step, from the run's seed and the step's number alone.
 
 No random state has to be saved: a resumed run draws what it would have drawn. Latents and poses are drawn for the batch of
-all processes and shared out, so they do not depend on the number of processes.
+all processes and shared out, a ray's random numbers belong to the image's place in that batch: nothing depends on how many
+processes share a batch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from curriculums import Curriculum
 from generators.cameras import CameraPoses, sample_camera_poses
 from generators.generator import draw_latents
-from generators.renderer import draw_noise
+from generators.renderer import RenderNoise, draw_noise
 from training.distributed import Processes
 from training.steps import GeneratorInputs, StepSettings
 
@@ -26,9 +27,19 @@ def seeded_generator(device: torch.device | str, *key: object) -> torch.Generato
 
 
 def draw_inputs(
-    curriculum: Curriculum, settings: StepSettings, batch_size: int, processes: Processes, *, seed: int, step: int, purpose: str
+    curriculum: Curriculum,
+    settings: StepSettings,
+    batch_size: int,
+    processes: Processes,
+    *,
+    seed: int | tuple[int, int],
+    step: int,
+    purpose: str,
 ) -> GeneratorInputs:
-    """This process's part, (batch_size, ...), of the inputs of ``step``. ``purpose``: "D" or "G"."""
+    """This process's part, (batch_size, ...), of the inputs of ``step``. ``purpose``: "D" or "G".
+
+    ``seed``: the run's, or (seed, attempt) once the run had to go back to a checkpoint, so that the retry differs.
+    """
     random = seeded_generator("cpu", seed, step, purpose)
     total = batch_size * processes.world_size
     mine = slice(processes.rank * batch_size, (processes.rank + 1) * batch_size)
@@ -43,10 +54,14 @@ def draw_inputs(
         generator=random,
     )
     device, num_rays = processes.device, settings.image_size**2
-    own = seeded_generator(device, seed, step, purpose, processes.rank)
-    noise = draw_noise(batch_size, num_rays, settings.render, device, own)
-    neighbours = None
-    if purpose == "G" and curriculum.with_normal_loss and curriculum.normal_lambda:
-        neighbours = F.normalize(torch.randn(batch_size, num_rays, 3, generator=own, device=device), dim=-1)
+    with_neighbours = purpose == "G" and curriculum.with_normal_loss and bool(curriculum.normal_lambda)
+    noises, directions = [], []
+    for place in range(mine.start, mine.stop):
+        own = seeded_generator(device, seed, step, purpose, place)
+        noises.append(draw_noise(1, num_rays, settings.render, device, own))
+        if with_neighbours:
+            directions.append(torch.randn(1, num_rays, 3, generator=own, device=device))
+    noise = RenderNoise(*(None if column[0] is None else torch.cat(column) for column in zip(*noises, strict=True)))
+    neighbours = F.normalize(torch.cat(directions), dim=-1) if with_neighbours else None
     poses = CameraPoses(*(angle[mine].to(device, non_blocking=True) for angle in poses))
     return GeneratorInputs(z.to(device, non_blocking=True), poses, noise, neighbours)

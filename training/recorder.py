@@ -1,37 +1,51 @@
-"""What a run shows: the progress line, log.jsonl, TensorBoard scalars, and grids of image, depth, normals and mask."""
+"""What a run shows: the progress line, log.jsonl, TensorBoard scalars, and grids of image, depth, normals and mask.
+
+Nothing here ends a run: what cannot be written or measured is said once, in one line, and tried again the next time.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import math
+import os
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
+from checkpoint_files import write_atomically
 from generators.cameras import CameraPoses
 from generators.generator import ImplicitGenerator3d, latent_from_seed
 from generators.views import View, ViewSettings, render_views
-from imaging import picture_grid, save_picture, to_uint8, view_picture
+from imaging import picture_grid, to_uint8, view_picture
 from training.evaluation import evaluate
+from training.run_folder import cut_log
 
 GRID_SEEDS = 6
 GRID_YAWS = (-0.4, 0.0, 0.4)
 
 
 class Recorder:
-    """Writes into ``output_dir``; made in the main process only."""
+    """Writes into ``output_dir``; made in the main process only. What was logged beyond ``step`` before is taken back."""
 
     def __init__(self, output_dir: Path, step: int, end_step: int, use_tensorboard: bool) -> None:
         self._dir = output_dir
+        self._log_path = output_dir / "log.jsonl"
+        self._failing: set[str] = set()  # what could not be done the last time, and was said
         self._bar = tqdm(total=end_step, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
-        self._writer = None
-        if use_tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=step)
+        self._use_tensorboard = use_tensorboard
+        self._writer: Any = None
+        self._purge_step = step + 1  # steps from here on are hidden in what TensorBoard has of an earlier attempt
         self._since = time.perf_counter()
         self._images = 0
+        self._cut_log(step)
 
     def advance(self, num_images: int) -> None:
         """One step over, in which D saw ``num_images`` real images."""
@@ -54,51 +68,123 @@ class Recorder:
         self._write(step, scalars)
 
     def log_evaluation(self, step: int, generator: ImplicitGenerator3d, image_size: int) -> None:
-        """Measure the generator; a failure is noted and no reason for the run to die."""
-        try:
+        """Measure the generator."""
+        with self._no_reason_to_stop(f"evaluation at step {step}", key="evaluation"):
             scalars = evaluate(generator, image_size)
-        except (RuntimeError, ValueError, ArithmeticError) as error:
-            self.note(f"evaluation at step {step} failed: {error}")
-            return
-        self.note(f"step {step}: " + ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in scalars.items()))
-        self._write(step, scalars)
+            shown = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in scalars.items())
+            self.note(f"step {step}: {shown}")
+            self._write(step, scalars)
+
+    def event(self, step: int, name: str, **details: str | int | float) -> None:
+        """A line in log.jsonl for something that happened, beside the scalars."""
+        self._append({"step": step, "event": name, **details})
+
+    def go_back(self, step: int) -> None:
+        """The run goes on from an earlier ``step``: what was logged beyond it is taken back."""
+        self._bar.n = step
+        self._bar.refresh()
+        self._close_writer()
+        self._purge_step = step + 1
+        self._cut_log(step)
 
     def _write(self, step: int, scalars: dict[str, float]) -> None:
-        with (self._dir / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **{name: float(f"{value:.6g}") for name, value in scalars.items()}}) + "\n")
-        if self._writer:
-            for name, value in scalars.items():
-                self._writer.add_scalar(name, value, step)
+        """Values that are not finite are no JSON; their names go into ``not_finite``."""
+        finite = {name: float(f"{value:.6g}") for name, value in scalars.items() if math.isfinite(value)}
+        bad = [name for name in scalars if name not in finite]
+        self._append({"step": step, **finite, **({"not_finite": bad} if bad else {})})
+        self._show(lambda writer: [writer.add_scalar(name, value, step) for name, value in finite.items()])
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self._no_reason_to_stop(f"writing {self._log_path}", key="log"):
+            append_line(self._log_path, json.dumps(line))
+
+    def _cut_log(self, step: int) -> None:
+        with self._no_reason_to_stop(f"shortening {self._log_path}", key="cut"):
+            cut_log(self._log_path, step)
+
+    def _show(self, write: Callable[[Any], None]) -> None:
+        """``write`` to TensorBoard's writer, which is opened anew after a failure (its own thread fails later than the call)."""
+        if not self._use_tensorboard:
+            return
+        with self._no_reason_to_stop("writing for TensorBoard", key="tensorboard"):
+            try:
+                if self._writer is None:
+                    from torch.utils.tensorboard import SummaryWriter
+
+                    self._writer = SummaryWriter(str(self._dir / "tensorboard"), purge_step=self._purge_step, flush_secs=10)
+                    self._purge_step = None
+                write(self._writer)
+            except Exception:
+                self._close_writer()
+                raise
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(Exception):  # what failed before fails again
+                self._writer.close()
+            self._writer = None
+
+    @contextlib.contextmanager
+    def _no_reason_to_stop(self, what: str, key: str) -> Iterator[None]:
+        """Say once that ``what`` failed, and once that it works again."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, the training behind it is sound
+            if key not in self._failing:
+                reason = " ".join(str(error).split())[:300]
+                self.warn(f"{what} failed ({type(error).__name__}: {reason}); the run goes on and will try again")
+            self._failing.add(key)
+        else:
+            if key in self._failing:
+                self.warn(f"{what} works again")
+            self._failing.discard(key)
 
     def sample(self, step: int, generator: ImplicitGenerator3d, image_size: int, interval: float) -> None:
         """A grid of fixed latents: samples/{step}.png, and TensorBoard."""
-        curriculum = generator.curriculum
-        # The expected depth of a ray that meets nothing means nothing, so where there are surfaces theirs is shown.
-        depth = "surface_depth" if curriculum.pred_occ else "depth"
-        views = sample_views(generator, image_size, interval)
-        rows = []
-        for per_seed in views:
-            pictures = [
-                view_picture(view, quantity, curriculum.ray_start, curriculum.ray_end)
-                for quantity in ("image", depth, "normals", "mask")
-                for view in per_seed
-            ]
-            rows.append(pictures)
-        grid = picture_grid(rows)
-        folder = self._dir / "samples"
-        folder.mkdir(exist_ok=True)
-        save_picture(folder / f"{step:07d}.png", grid)
-        if self._writer:
-            self._writer.add_image("samples", to_uint8(grid), step, dataformats="HWC")
+        with self._no_reason_to_stop(f"the sample grid of step {step}", key="samples"):
+            curriculum = generator.curriculum
+            # The expected depth of a ray that meets nothing means nothing, so where there are surfaces theirs is shown.
+            depth = "surface_depth" if curriculum.pred_occ else "depth"
+            rows = []
+            for per_seed in sample_views(generator, image_size, interval):
+                pictures = [
+                    view_picture(view, quantity, curriculum.ray_start, curriculum.ray_end)
+                    for quantity in ("image", depth, "normals", "mask")
+                    for view in per_seed
+                ]
+                rows.append(pictures)
+            grid = to_uint8(picture_grid(rows))
+            data = io.BytesIO()
+            Image.fromarray(grid).save(data, format="PNG")
+            write_atomically(self._dir / "samples" / f"{step:07d}.png", data.getbuffer())
+            self._show(lambda writer: writer.add_image("samples", grid, step, dataformats="HWC"))
 
     def note(self, text: str) -> None:
         """A line above the progress bar."""
         self._bar.write(text)
 
+    def warn(self, text: str) -> None:
+        """A line on stderr, above the progress bar."""
+        self._bar.write(" ".join(text.split()), file=sys.stderr)
+
     def close(self) -> None:
         self._bar.close()
-        if self._writer:
-            self._writer.close()
+        self._close_writer()
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a file: all of it, or (OSError) none."""
+    data = (text + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            written = file.write(data)
+            if written != len(data):
+                raise OSError(f"only {written} of {len(data)} bytes could be written")
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
 
 
 @torch.no_grad()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from checkpoint_files import check_finite
 from checkpoints import (
     latest_checkpoint,
     load_published_training,
@@ -22,12 +21,12 @@ from curriculums import Curriculum
 from discriminators.progressive import ProgressiveEncoderDiscriminator
 from generators.generator import ImplicitGenerator3d
 from training.ema import MovingAverage
+from training.guard import BadSteps, are_finite
 from training.mirror import mirror_field, mirror_pose_readout
 from training.outward_start import fit_to_ball
 
 EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
 MAPPING_RATE = 0.05
-KEPT_CHECKPOINTS = 3
 RESUME_KEYS = ("seed", "images_seen", "optimizer_G", "optimizer_D", "scaler_G", "scaler_D")
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 EVALUATION_KEYS = ("eval_last_back", "num_eval_imgs")  # may change between a run and its continuation
@@ -47,6 +46,9 @@ class RunState:
         self.step = 0
         self.is_fresh = True  # no weights of another run, or of this one's earlier part
         self.images_seen = 0
+        self.num_images: int | None = None  # in the data set, as the checkpoint has it
+        self.attempt = 0  # raised each time the run goes back to a checkpoint; another attempt draws other numbers
+        self.bad_steps = BadSteps()
         self.generator = generator.to(device)
         self.discriminator = discriminator.to(device)
         self.averages = {name: MovingAverage(self.generator, decay) for name, decay in EMA_DECAYS.items()}
@@ -60,6 +62,11 @@ class RunState:
         for average in self.averages.values():
             average.generator.load_state_dict(self.generator.state_dict())
 
+    @property
+    def draw_seed(self) -> int | tuple[int, int]:
+        """What the random inputs of a step are drawn from, beside its number."""
+        return (self.seed, self.attempt) if self.attempt else self.seed
+
     def set_learning_rates(self, gen_lr: float, disc_lr: float) -> None:
         for group in self.optimizer_G.param_groups:
             group["lr"] = gen_lr * group.get("rate", 1.0)
@@ -68,14 +75,18 @@ class RunState:
 
     # -- saving and resuming ---------------------------------------------------------------------------------------
 
-    def save(self, output_dir: Path) -> Path:
-        """One training checkpoint and the inference file; older checkpoints go once the new one is safe."""
+    def save(self, output_dir: Path, world_size: int) -> Path:
+        """Write the training checkpoint. Raises WriteError where it cannot be written, what is there before staying whole."""
         path = output_dir / f"checkpoint_{self.step:07d}.pt"
         state = {
             "curriculum": self.curriculum.to_dict(),
             "step": self.step,
             "seed": self.seed,
+            "world_size": world_size,
             "images_seen": self.images_seen,
+            "num_images": self.num_images,
+            "attempt": self.attempt,
+            "bad_steps": asdict(self.bad_steps),
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "optimizer_G": self.optimizer_G.state_dict(),
@@ -85,16 +96,32 @@ class RunState:
             **{name: average.generator.state_dict() for name, average in self.averages.items()},
             **{f"{name}_num_updates": average.num_updates for name, average in self.averages.items()},
         }
-        for name in ("generator", "discriminator", *self.averages):
-            check_finite(f"the run at step {self.step}, not saved: its {name}", state[name])
         save_training_checkpoint(path, state)
-        save_inference(output_dir / "generator.safetensors", self.averages["ema"].generator, self.step)
-        ours = [old for old in output_dir.iterdir() if re.fullmatch(r"checkpoint_\d{7,}\.pt", old.name)]
-        for old in sorted(ours, key=lambda old: int(old.stem.removeprefix("checkpoint_")))[:-KEPT_CHECKPOINTS]:
-            old.unlink(missing_ok=True)
         return path
 
-    def resume(self, path: Path) -> None:
+    def save_generator(self, output_dir: Path) -> None:
+        """Write the inference file: the averaged generator. Raises WriteError."""
+        save_inference(output_dir / "generator.safetensors", self.averages["ema"].generator, self.step)
+
+    def first_not_finite(self) -> str | None:
+        """A part of the run that holds a NaN or an infinity, in words; None where there is none. Waits for the device."""
+        parts = {
+            "the generator": self.generator.parameters(),
+            "the discriminator": self.discriminator.parameters(),
+            **{f"the average {name}": average.generator.parameters() for name, average in self.averages.items()},
+            "optimizer_G": _moments(self.optimizer_G),
+            "optimizer_D": _moments(self.optimizer_D),
+        }
+        return next((name for name, tensors in parts.items() if not are_finite(tensors)), None)
+
+    def num_bytes(self) -> int:
+        """About what a checkpoint takes on the disk: weights, moments, averages."""
+        size_G, size_D = (
+            sum(p.numel() * p.element_size() for p in network.parameters()) for network in (self.generator, self.discriminator)
+        )
+        return (3 + len(self.averages)) * size_G + 3 * size_D
+
+    def resume(self, path: Path, world_size: int) -> None:
         """Go on where ``path`` stood. Raises UserError where its settings are not this run's, naming the first."""
         state = load_training_checkpoint(path)
         for key in RESUME_KEYS:
@@ -109,14 +136,22 @@ class RunState:
                 )
         if state["seed"] != self.seed:
             raise UserError(f"{path} was trained with --seed {state['seed']}, this run asks for {self.seed}; use the same seed")
-        self.step, self.images_seen = state["step"], state["images_seen"]
+        _check_world_size(path, state.get("world_size"), world_size, state["step"], self.curriculum)
+        self.step = state["step"]
+        self.images_seen = _count(path, state, "images_seen")
+        self.num_images = _count(path, state, "num_images") or None
+        self.attempt = _count(path, state, "attempt")
+        self.bad_steps = _bad_steps(path, state.get("bad_steps"))
         self._load_networks(path, state)
         for name in ("optimizer_G", "optimizer_D"):
             if not _load_optimizer(getattr(self, name), state[name]):
                 raise UserError(f"{path}: its {name} does not fit its network; use --load_dir to start from its weights")
         for scaler, name in ((self.scaler_G, "scaler_G"), (self.scaler_D, "scaler_D")):
             if state[name] and scaler.is_enabled():  # a run in another precision has none
-                scaler.load_state_dict(state[name])
+                try:
+                    scaler.load_state_dict(state[name])
+                except (KeyError, TypeError, ValueError, RuntimeError):
+                    raise UserError(f"{path}: its {name} is not as it was written; use --load_dir instead") from None
 
     def start_from(self, folder: Path, notes: list[str]) -> None:
         """Take weights, averages and (where they fit) optimizers from another run's folder, ours or a published one.
@@ -150,7 +185,39 @@ class RunState:
             source = next(key for key in (name, "ema", "generator") if state.get(key) is not None)
             _load_weights(average.generator, state[source], path, name)
             average.generator.truncation_mean = None
-            average.num_updates = int(state.get(f"{source}_num_updates") or 0)
+            average.num_updates = _count(path, state, f"{source}_num_updates")
+
+
+def _check_world_size(path: Path, theirs: int | None, ours: int, step: int, curriculum: Curriculum) -> None:
+    """The batch is per process, so another number of them is another batch: another run. Old files do not say theirs."""
+    if theirs not in (None, ours):
+        size = curriculum.stage_at(step).batch_size
+        raise UserError(
+            f"{path} was trained by {theirs} process(es), {theirs} x {size} images a step; this run has {ours}, {ours} x {size}:"
+            f" start {theirs} (torchrun --nproc_per_node), or a new run from its weights (--load_dir, another --output_dir)"
+        )
+
+
+def _count(path: Path, state: dict[str, Any], key: str) -> int:
+    value = state.get(key)
+    if value is not None and (type(value) is not int or value < 0):
+        raise UserError(f"{path}: its {key} is not a whole number")
+    return value or 0
+
+
+def _bad_steps(path: Path, state: Any) -> BadSteps:
+    """As saved; none in a file from before they were counted."""
+    if state is None:
+        return BadSteps()
+    expected = {field.name: type(field.default) for field in fields(BadSteps)}
+    if not isinstance(state, dict) or {key: type(value) for key, value in state.items()} != expected:
+        raise UserError(f"{path}: its bad_steps are not as they were written")
+    return BadSteps(**state)
+
+
+def _moments(optimizer: torch.optim.Adam) -> list[Tensor]:
+    found = [state[name] for state in optimizer.state.values() for name in ADAM_MOMENTS if name in state]
+    return found or [torch.zeros(())]
 
 
 def _adam(parameters: Any, curriculum: Curriculum, device: torch.device) -> torch.optim.Adam:

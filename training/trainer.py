@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import os
 import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,14 +18,19 @@ from curriculums import Curriculum, Stage
 from training import schedules
 from training.batches import StageBatches
 from training.distributed import Processes
+from training.guard import BadSteps, Diverged, Guard, are_finite, nan_unless_finite, step_if_finite
 from training.inputs import draw_inputs
+from training.keeper import Keeper
 from training.losses import topk_image_weights
 from training.recorder import Recorder
 from training.run_state import RunState
+from training.setbacks import Setbacks
 from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, StepSettings, generate, to_images
+from training.together import all_or_none
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-CHECK_STOP_EVERY = 10  # steps, where several processes must agree
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: what Slurm can send before the time is up
+CHECK_STOP_EVERY = 10  # steps, where several GPUs must agree and would wait for each other
+LAUNCHER_ECHO = 2.0  # seconds within which torchrun passes on a signal that its processes got themselves
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,14 @@ class RunOptions:
     num_epochs: int | None = None
     sample_interval: int = 500
     save_interval: int = 1000
+    milestone_interval: int = 10_000
+    num_kept: int = 3
+    max_bad_steps: int = 20
     eval_interval: int = 0
     log_interval: int = 20
     use_tensorboard: bool = True
     use_cache: bool = True
+    started: float = field(default_factory=time.monotonic)
 
 
 class Trainer:
@@ -54,47 +64,66 @@ class Trainer:
         self.options = options
         self.processes = processes
         self.amp_dtype = amp_dtype
-        self.generator_step = processes.wrap(GeneratorStep(state.generator), uses_all_parameters=True)
-        # D's blocks for other image sizes take no part in a step.
-        step_D = DiscriminatorStep(state.discriminator, self.curriculum)
-        self.discriminator_step = processes.wrap(step_D, uses_all_parameters=False)
+        self.generator_step = processes.wrap(GeneratorStep(state.generator))
+        self.discriminator_step: nn.Module = DiscriminatorStep(state.discriminator, self.curriculum)
+        self._wrapped_for: tuple[int, bool] | None = None
+        self.guard = Guard(processes.device, state.bad_steps)
+        self.keeper = Keeper(
+            *(state, options.output_dir, options.save_interval, options.milestone_interval, options.num_kept),
+            processes.world_size,
+        )
+        past_after = max(options.save_interval, 10 * options.max_bad_steps)
+        self.setbacks = Setbacks(self.curriculum, options.output_dir, processes, past_after)
         self._batches: StageBatches | None = None
         self._signal: int | None = None
+        self._signal_time = 0.0
 
     def run(self, recorder: Recorder | None) -> str:
-        """Train; returns why it stopped, in words. A checkpoint of the last step is written before."""
-        started, first_step = time.monotonic(), self.state.step
-        previous_handlers = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
-        try:
-            while (reason := self._why_stop(started, first_step)) is None:
-                stage = self._enter_stage()
-                scalars = self._step(next(self._batches.stream), stage)
-                self.state.step += 1
-                self.state.images_seen += stage.batch_size * self.processes.world_size
-                self._record(recorder, scalars, stage)
-            self._save_and_sample(recorder, sample=recorder is not None)
-        finally:
-            for number, handler in previous_handlers.items():
-                signal.signal(number, handler)
-            if self._batches is not None:
-                self._batches.stream.close()
+        """Train; returns why it stopped, in words. A checkpoint of the last step is written before.
+
+        Raises NotSaved where that one could not be, Diverged where the numbers are beyond repair, and UserError where the
+        images are gone (after a checkpoint).
+        """
+        first_step = self.state.step
+        with self._handled_signals():
+            try:
+                while (reason := self._why_stop(first_step)) is None:
+                    stage, real = self._next_batch(recorder)
+                    scalars = self._step(real, stage)
+                    self.state.step += 1
+                    self.state.images_seen += stage.batch_size * self.processes.world_size
+                    if self._is_sound(recorder):
+                        self._record(recorder, scalars, stage)
+                if recorder is not None:
+                    self._sample(recorder)
+                self._save_last(recorder)
+            finally:
+                if self._batches is not None:
+                    self._batches.close()
         return reason
 
-    def open_images(self) -> None:
+    def open_images(self, is_under_way: bool = False) -> None:
         """Read the images of the stage where the run stands; ``run`` does it where it was not done."""
         c, options, state = self.curriculum, self.options, self.state
         if state.step < c.end_step:
             where = (options.dataset_path, options.dataset_preset, options.use_cache)
-            self._batches = StageBatches(*where, c.stage_at(state.step), state, self.processes)
+            self._batches = StageBatches(*where, c.stage_at(state.step), state, self.processes, is_under_way)
 
-    def _enter_stage(self) -> Stage:
-        stage = self.curriculum.stage_at(self.state.step)
-        if self._batches is None or self._batches.stage is not stage:
-            if self._batches is not None:
-                self._batches.stream.close()
-            self.open_images()
+    def _next_batch(self, recorder: Recorder | None) -> tuple[Stage, Tensor]:
+        """The stage, its learning rates set, and its next batch."""
+        stage, is_first = self.curriculum.stage_at(self.state.step), self._batches is None
+        try:
+            if is_first or self._batches.stage is not stage:
+                if self._batches is not None:
+                    self._batches.close()
+                self.open_images(is_under_way=not is_first)
+            real = self._batches.next()
+        except UserError:
+            if not is_first:  # the state stands between two steps, and is worth keeping
+                self._save_last(recorder)
+            raise
         self.state.set_learning_rates(stage.gen_lr, stage.disc_lr)
-        return stage
+        return stage, real
 
     @property
     def stopped_by_signal(self) -> int | None:
@@ -106,19 +135,23 @@ class Trainer:
         """One step of D, then of G. Returns scalars for the log, on the device."""
         c, state = self.curriculum, self.state
         settings = StepSettings.at(c, state.step)
-        draw = {"seed": state.seed, "step": state.step}
+        draw = {"seed": state.draw_seed, "step": state.step}
         inputs_D = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="D")
         inputs_G = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="G")
         terms_D = self._train_discriminator(real, inputs_D, settings, stage.batch_split)
         terms_G = self._train_generator(inputs_G, settings, stage.batch_split)
+        is_finite = are_finite(state.generator.parameters())
         for average in state.averages.values():
-            average.update(state.generator)
-        return {**{f"D/{k}": v for k, v in terms_D.items()}, **{f"G/{k}": v for k, v in terms_G.items()}}
+            average.update(state.generator, is_finite)
+        scalars = {**{f"D/{k}": v for k, v in terms_D.items()}, **{f"G/{k}": v for k, v in terms_G.items()}}
+        self.guard.watch(state.step, scalars)
+        return scalars
 
     def _train_discriminator(
         self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings, num_parts: int
     ) -> dict[str, Tensor]:
         state = self.state
+        self._wrap_discriminator(settings)
         state.optimizer_D.zero_grad(set_to_none=True)
         results = []
         for i, (part, real_part) in enumerate(zip(inputs.split(num_parts), real.chunk(num_parts), strict=True)):
@@ -127,9 +160,18 @@ class Trainer:
                 fake = to_images(output, settings.image_size)
             with self._sync_on_last(self.discriminator_step, i, num_parts):
                 result = self.discriminator_step(real_part, fake, part, settings, self.amp_dtype)
-                state.scaler_D.scale(result.total / num_parts).backward()
+                state.scaler_D.scale(nan_unless_finite(result.total) / num_parts).backward()
             results.append(result.terms)
         return self._finish(state.optimizer_D, state.scaler_D, state.discriminator, results)
+
+    def _wrap_discriminator(self, settings: StepSettings) -> None:
+        """D's blocks for other image sizes take no part in a step, and none in the exchange of gradients."""
+        kind = (settings.image_size, settings.fade_alpha < 1)
+        if kind != self._wrapped_for:
+            D = self.state.discriminator
+            used = D.used_parameters(settings.image_size, settings.fade_alpha)
+            self.discriminator_step = self.processes.wrap(DiscriminatorStep(D, self.curriculum), used)
+            self._wrapped_for = kind
 
     def _train_generator(self, inputs: GeneratorInputs, settings: StepSettings, num_parts: int) -> dict[str, Tensor]:
         state = self.state
@@ -141,7 +183,7 @@ class Trainer:
             weights = None if image_weights is None else image_weights.chunk(num_parts)[i]
             with self._sync_on_last(self.generator_step, i, num_parts):
                 result = self.generator_step(part, state.discriminator, settings, self.amp_dtype, weights)
-                state.scaler_G.scale(result.total / num_parts).backward()
+                state.scaler_G.scale(nan_unless_finite(result.total) / num_parts).backward()
             results.append(result.terms)
         state.discriminator.requires_grad_(True)
         return self._finish(state.optimizer_G, state.scaler_G, state.generator, results)
@@ -159,12 +201,11 @@ class Trainer:
         return topk_image_weights(torch.cat(scores), settings.topk_fraction)
 
     def _finish(self, optimizer, scaler, network: nn.Module, results: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Clip, step, and average the parts' terms."""
+        """Clip, step where the gradient is finite, and average the parts' terms."""
         scaler.unscale_(optimizer)
         terms = {name: torch.stack([terms[name] for terms in results]).mean() for name in results[0]}
         terms["grad_norm"] = nn.utils.clip_grad_norm_(network.parameters(), self.curriculum.grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
+        step_if_finite(optimizer, scaler, terms["grad_norm"])
         return terms
 
     def _sync_on_last(self, step: nn.Module, part: int, num_parts: int) -> contextlib.AbstractContextManager:
@@ -173,15 +214,65 @@ class Trainer:
             return step.no_sync()
         return contextlib.nullcontext()
 
+    # -- when the numbers go bad -----------------------------------------------------------------------------------
+
+    def _is_sound(self, recorder: Recorder | None) -> bool:
+        """False where the run was sent back to an earlier checkpoint. The counts are looked at where that costs nothing."""
+        state, limit = self.state, self.options.max_bad_steps
+        if self.processes.device.type != "cpu" and state.step % self.options.log_interval:
+            return True
+        state.bad_steps = self.guard.look()
+        if state.bad_steps.in_a_row >= limit:
+            self._go_back(recorder, state.bad_steps)
+            return False
+        self.setbacks.note_good_step(state.step)
+        return True
+
+    def _go_back(self, recorder: Recorder | None, bad: BadSteps) -> None:
+        """To an earlier checkpoint, drawing other numbers from there. Raises Diverged where that does not help.
+
+        The other numbers follow from the seed and ``attempt``, which is saved, so the run can still be repeated.
+        """
+        state, from_step, what = self.state, self.state.step, self.setbacks.diagnosis(bad)
+        try:
+            path = self.setbacks.where_to(bad, from_step)
+        except Diverged as verdict:
+            if recorder is not None:
+                recorder.event(from_step, "diverged", reason=str(verdict), skipped_steps=bad.skipped)
+            raise
+        attempt = state.attempt + 1
+        all_or_none(self.processes, lambda: state.resume(path, self.processes.world_size))
+        state.attempt, state.bad_steps = attempt, BadSteps(skipped=bad.skipped)
+        self.guard = Guard(self.processes.device, state.bad_steps)
+        self.keeper.forget()
+        if self._batches is not None and self._batches.stage is self.curriculum.stage_at(state.step):
+            self._batches.restart()
+        if recorder is not None:
+            recorder.go_back(state.step)
+            recorder.event(state.step, "went back", reason=what, from_step=from_step, attempt=attempt, skipped_steps=bad.skipped)
+            recorder.warn(f"{what}: going back to {path}, with other random numbers (attempt {attempt})")
+
     # -- around the steps ------------------------------------------------------------------------------------------
 
-    def _on_signal(self, number: int, frame: object) -> None:
-        if self._signal is not None:  # the second one leaves at once
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self._signal = number
+    @contextlib.contextmanager
+    def _handled_signals(self) -> Iterator[None]:
+        previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
-    def _why_stop(self, started: float, first_step: int) -> str | None:
+    def _on_signal(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if self._signal is not None:
+            if "TORCHELASTIC_RUN_ID" in os.environ and now - self._signal_time < LAUNCHER_ECHO:
+                return
+            signal.signal(number, signal.SIG_DFL)  # the second one leaves at once
+            signal.raise_signal(number)
+        self._signal, self._signal_time = number, now
+
+    def _why_stop(self, first_step: int) -> str | None:
         options, step = self.options, self.state.step
         if step >= self.curriculum.end_step:
             return f"the curriculum ends at step {self.curriculum.end_step}"
@@ -190,9 +281,10 @@ class Trainer:
         seen, batches = self.state.images_seen, self._batches
         if options.num_epochs is not None and batches and seen >= options.num_epochs * len(batches.dataset):
             return f"--n_epochs {options.num_epochs}"
-        if self.processes.world_size > 1 and (step - first_step) % CHECK_STOP_EVERY:
+        several_gpus = self.processes.world_size > 1 and self.processes.device.type == "cuda"
+        if several_gpus and (step - first_step) % CHECK_STOP_EVERY:
             return None
-        minutes = (time.monotonic() - started) / 60
+        minutes = (time.monotonic() - options.started) / 60
         if self.processes.any(options.max_minutes is not None and minutes >= options.max_minutes):
             return f"--max_minutes {options.max_minutes}"
         if self.processes.any(self._signal is not None):
@@ -200,31 +292,34 @@ class Trainer:
         return None
 
     def _record(self, recorder: Recorder | None, scalars: dict[str, Tensor], stage: Stage) -> None:
+        """Saving comes last: what a checkpoint's step has to show has been shown when the checkpoint is there."""
         step, options = self.state.step, self.options
-        if recorder is None:
-            return
-        recorder.advance(stage.batch_size * self.processes.world_size)
-        if step % options.log_interval == 0:
-            recorder.log(step, self._readable(scalars, stage))
-        save = options.save_interval and step % options.save_interval == 0
-        sample = options.sample_interval and step % options.sample_interval == 0
-        if save or sample:
-            self._save_and_sample(recorder, sample=bool(sample), save=bool(save))
+        is_logged = step % options.log_interval == 0
+        if is_logged:
+            scalars = self.processes.mean(scalars)
+        if recorder is not None:
+            recorder.advance(stage.batch_size * self.processes.world_size)
+            if is_logged:
+                recorder.log(step, self._readable(scalars, stage))
+            if options.sample_interval and step % options.sample_interval == 0:
+                self._sample(recorder)
         if options.eval_interval and step % options.eval_interval == 0:
-            recorder.log_evaluation(step, self.state.averages["ema"].generator, stage.img_size)
+            self._evaluate(recorder, stage)
+        if recorder is not None and self.keeper.is_due():
+            self.state.bad_steps = self.guard.look()
+            self.keeper.save(recorder.warn)
+
+    def _evaluate(self, recorder: Recorder | None, stage: Stage) -> None:
+        """Measure the averaged generator, in the course of training. Every process comes here; the main one records."""
+        if recorder is not None:
+            recorder.log_evaluation(self.state.step, self.state.averages["ema"].generator, stage.img_size)
 
     def _readable(self, scalars: dict[str, Tensor], stage: Stage) -> dict[str, float]:
         """The one place where the log waits for the device."""
-        names, values = list(scalars), torch.stack([value.float() for value in scalars.values()]).tolist()
-        bad = [name for name, value in zip(names, values, strict=True) if not math.isfinite(value)]
-        if bad and self.amp_dtype != torch.float16:  # with fp16 the scaler skips such steps
-            raise UserError(
-                f"{bad[0]} is not finite at step {self.state.step}: the run diverged; resume from the last checkpoint in"
-                f" {self.options.output_dir} with lower learning rates (--load_dir, --set gen_lr=... disc_lr=...)"
-            )
+        values = torch.stack([value.float() for value in scalars.values()]).tolist()
         settings = StepSettings.at(self.curriculum, self.state.step)
         return {
-            **dict(zip(names, values, strict=True)),
+            **dict(zip(scalars, values, strict=True)),
             "schedule/interval": settings.render.interval,
             "schedule/fade_alpha": settings.fade_alpha,
             "schedule/topk_fraction": settings.topk_fraction,
@@ -232,15 +327,16 @@ class Trainer:
             "schedule/gen_lr": stage.gen_lr,
             "schedule/disc_lr": stage.disc_lr,
             "images_seen": self.state.images_seen,
+            "skipped_steps": self.state.bad_steps.skipped,
         }
 
-    def _save_and_sample(self, recorder: Recorder | None, sample: bool, save: bool = True) -> None:
-        if recorder is None:
-            return
+    def _sample(self, recorder: Recorder) -> None:
         state = self.state
-        if save:
-            state.save(self.options.output_dir)
-        if sample:
-            interval = schedules.interval_at(self.curriculum, state.step)
-            stage = self.curriculum.stage_at(min(state.step, self.curriculum.end_step - 1))
-            recorder.sample(state.step, state.averages["ema"].generator, max(32, stage.img_size), interval)
+        interval = schedules.interval_at(self.curriculum, state.step)
+        stage = self.curriculum.stage_at(min(state.step, self.curriculum.end_step - 1))
+        recorder.sample(state.step, state.averages["ema"].generator, max(32, stage.img_size), interval)
+
+    def _save_last(self, recorder: Recorder | None) -> None:
+        if recorder is not None:
+            self.state.bad_steps = self.guard.look()
+            self.keeper.save_last(recorder.warn)
