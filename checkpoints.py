@@ -25,7 +25,7 @@ from checkpoint_files import (
     save_inference,
     save_training_checkpoint,
 )
-from cli import UserError
+from cli import UserError, require_file
 from curriculums import Curriculum
 from generators.generator import ImplicitGenerator3d
 from published_format import (
@@ -85,7 +85,7 @@ def resolve_generator_path(path: str | Path) -> Path:
     shipped = PRETRAINED_DIR / f"{path.name}.safetensors"
     try:
         if path.exists() and not path.is_dir():
-            return path
+            return require_file(path)
         if path.name == str(path) and shipped.is_file():  # also where a folder happens to have that name
             return shipped
         if path.is_dir():

@@ -10,12 +10,15 @@ import argparse
 import contextlib
 import ctypes
 import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+
+MAX_TEXT_BYTES = 1 << 20
 
 
 class UserError(Exception):
@@ -53,6 +56,36 @@ def run(main: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(0)
+
+
+def require_file(path: str | Path) -> Path:
+    """``path``, if it is a file that has an end: no folder, pipe or device. Raises UserError otherwise."""
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{path} is a folder; name the file inside it")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is a pipe or a device; save what comes from it in a file and name that")
+    return path
+
+
+def read_small_text(path: str | Path) -> str:
+    """A text file of settings, UTF-8, of at most MAX_TEXT_BYTES. Raises UserError for anything else."""
+    path = require_file(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if len(data) > MAX_TEXT_BYTES:
+        raise UserError(f"{path} has more than {MAX_TEXT_BYTES} bytes; a file of settings is smaller")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 (byte {error.start})") from None
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:

@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli import UserError
+from cli import UserError, read_small_text
 
 MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN128", "EmbeddingPiGAN256")
 SAMPLE_DISTS = ("gaussian", "uniform", "truncated_gaussian", "hybrid", "spherical_uniform", None)
 MAX_DISC_SIZE = 512
+MAX_NAME = 100  # characters
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,15 @@ class Curriculum:
     @classmethod
     def from_dict(cls, settings: Mapping[Any, Any], name: str | None = None) -> Curriculum:
         """From :meth:`to_dict`'s output or a published dictionary. Unknown or missing keys raise UserError."""
+        if not isinstance(settings, Mapping):
+            raise UserError(f"a curriculum is a dictionary of settings, not {_shown(settings)}")
         settings = dict(settings)
         label = name or settings.get("name") or "(unnamed)"
-        stage_keys = sorted(key for key in settings if isinstance(key, int))
+        if not isinstance(label, str) or len(label) > MAX_NAME or not label.isprintable():
+            raise UserError(f"a curriculum's name is a short text, not {_shown(label)}")
+        stage_keys = sorted(key for key in settings if type(key) is int)
         if stage_keys:
+            _reject_non_dictionaries(label, [settings[key] for key in stage_keys])
             stage_dicts = [{"start_step": key, **settings.pop(key)} for key in stage_keys]
             end = stage_dicts.pop() if set(stage_dicts[-1]) == {"start_step"} else None
             settings["stages"] = stage_dicts
@@ -141,24 +147,22 @@ class Curriculum:
         _reject_unknown(label, settings, {f.name for f in dataclasses.fields(cls)}, "setting")
         _reject_missing(label, settings, ("dataset", "stages", "end_step"))
         if not isinstance(settings["stages"], (list, tuple)):
-            raise UserError(f"curriculum {label}: stages must be a list of dictionaries, not {settings['stages']!r}")
+            raise UserError(f"curriculum {label}: stages must be a list of dictionaries, not {_shown(settings['stages'])}")
         stages = []
         stage_fields = {f.name for f in dataclasses.fields(Stage)}
-        for stage in settings["stages"]:
-            if isinstance(stage, Stage):
-                stage = dataclasses.asdict(stage)
-            if not isinstance(stage, Mapping):
-                raise UserError(f"curriculum {label}: a stage must be a dictionary of settings, not {stage!r}")
+        stage_dicts = [dataclasses.asdict(stage) if isinstance(stage, Stage) else stage for stage in settings["stages"]]
+        _reject_non_dictionaries(label, stage_dicts)
+        for stage in stage_dicts:
             _reject_unknown(label, stage, stage_fields, "stage setting")
             _reject_missing(label, stage, [name for name in stage_fields if name != "batch_split"])
-            stages.append(Stage(**stage))
+            stages.append(Stage(**_with_floats(Stage, stage)))
         settings["stages"] = tuple(stages)
         for key in ("betas", "disc_channels"):
             if isinstance(settings.get(key), list):
                 settings[key] = tuple(settings[key])
         if isinstance(settings.get("betas"), tuple) and all(map(_is_number, settings["betas"])):
             settings["betas"] = tuple(map(float, settings["betas"]))  # published files say (0, 0.9)
-        return cls(**settings)
+        return cls(**_with_floats(cls, settings))
 
     def with_overrides(self, assignments: Iterable[str]) -> Curriculum:
         """Apply ``key=value`` strings (Python literals). A stage's key (``img_size=16``) applies to every stage."""
@@ -167,10 +171,10 @@ class Curriculum:
         for assignment in assignments:
             key, separator, text = assignment.partition("=")
             if not separator:
-                raise UserError(f"--set {assignment!r}: write key=value")
+                raise UserError(f"--set {_shown(assignment)}: write key=value")
             try:
                 value = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last three: of absurd text
                 value = text
             if key in stage_keys:
                 settings["stages"] = [{**stage, key: value} for stage in settings["stages"]]
@@ -182,8 +186,10 @@ class Curriculum:
 def _reject_unknown(label: str, settings: Mapping[str, Any], known: set[str], kind: str) -> None:
     for key in settings:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise UserError(f"curriculum {label}: unknown {kind} {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            near = difflib.get_close_matches(key[:MAX_NAME], known, n=1) if isinstance(key, str) else []
+            raise UserError(
+                f"curriculum {label}: unknown {kind} {_shown(key)}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
 
 
 def _reject_missing(label: str, settings: Mapping[str, Any], required: Iterable[str]) -> None:
@@ -192,8 +198,36 @@ def _reject_missing(label: str, settings: Mapping[str, Any], required: Iterable[
             raise UserError(f"curriculum {label}: the setting {key!r} is missing")
 
 
+def _reject_non_dictionaries(label: str, stages: Iterable[Any]) -> None:
+    for stage in stages:
+        if not isinstance(stage, Mapping):
+            raise UserError(f"curriculum {label}: a stage must be a dictionary of settings, not {_shown(stage)}")
+
+
+def _with_floats(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` for a dataclass, with whole numbers as floats where it has floats: torch takes no whole number above 2^63."""
+    floats = {f.name for f in dataclasses.fields(kind) if f.type == "float"}
+    return {key: float(value) if key in floats and _is_number(value) else value for key, value in settings.items()}
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def _is_count(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: short, printable, whatever it is."""
+    try:
+        text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, a nest without end
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= MAX_NAME else text[: MAX_NAME - 3] + "..."
 
 
 _POSITIVE = ("fov", "interval_max", "interval_min", "h_sample", "grad_clip", "ray_start", "ray_end", "opacprior_lambda_init")
@@ -212,6 +246,12 @@ _COUNTS = (
     "num_eval_imgs",
 )
 _COUNTS_OR_ZERO = ("num_steps_surface", "num_steps_fine", "n_secant_steps")
+_MOST = {  # what no run wants more of; a file's settings must not fill the memory
+    **{"latent_dim": 1 << 20, "hidden_dim": 1 << 20, "num_layers": 1000, "n_secant_steps": 1000},
+    **dict.fromkeys(("num_steps_coarse", "num_steps_surface", "num_steps_fine"), 1024),
+}
+MAX_COUNT = 10**9
+MAX_BATCH = 1 << 16
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "sample_dist": SAMPLE_DISTS,
     "model": MODELS,
@@ -224,29 +264,31 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def _problems(c: Curriculum) -> Iterable[str]:
-    """What is impossible about the settings, in words."""
+    """What is impossible about the settings, in words. The first is what counts: later ones may rely on it."""
+    if not isinstance(c.name, str) or not isinstance(c.dataset, str):
+        yield f"name and dataset must be texts, not {_shown(c.name)} and {_shown(c.dataset)}"
     for f in dataclasses.fields(c):
         if f.type == "bool" and not isinstance(getattr(c, f.name), bool):
-            yield f"{f.name} must be True or False, not {getattr(c, f.name)!r}"
+            yield f"{f.name} must be True or False, not {_shown(getattr(c, f.name))}"
     for key in (*_POSITIVE, *_NON_NEGATIVE, "tau", "topk_v"):
         if not _is_number(getattr(c, key)):
-            yield f"{key} must be a finite number, not {getattr(c, key)!r}"
+            yield f"{key} must be a finite number, not {_shown(getattr(c, key))}"
     for key in _POSITIVE:
         if getattr(c, key) <= 0:
-            yield f"{key} must be positive, not {getattr(c, key)!r}"
+            yield f"{key} must be positive, not {_shown(getattr(c, key))}"
     for key in _NON_NEGATIVE:
         if getattr(c, key) < 0:
-            yield f"{key} must not be negative, not {getattr(c, key)!r}"
+            yield f"{key} must not be negative, not {_shown(getattr(c, key))}"
     for keys, least in ((_COUNTS, 1), (_COUNTS_OR_ZERO, 0)):
         for key in keys:
-            value = getattr(c, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                yield f"{key} must be a whole number of at least {least}, not {value!r}"
+            most = _MOST.get(key, MAX_COUNT)
+            if not _is_count(getattr(c, key), least, most):
+                yield f"{key} must be a whole number of at least {least} and at most {most}, not {_shown(getattr(c, key))}"
     for key, choices in _CHOICES.items():
         if getattr(c, key) not in choices:
-            yield f"{key} must be one of {', '.join(map(str, choices))}, not {getattr(c, key)!r}"
+            yield f"{key} must be one of {', '.join(map(str, choices))}, not {_shown(getattr(c, key))}"
     if not 0 < c.fov < 180:
-        yield f"fov must lie between 0 and 180 degrees, not {c.fov!r}"
+        yield f"fov must lie between 0 and 180 degrees, not {_shown(c.fov)}"
     if c.ray_end <= c.ray_start:
         yield f"ray_end ({c.ray_end}) must be greater than ray_start ({c.ray_start})"
     if c.interval_min > c.interval_max:
@@ -254,9 +296,9 @@ def _problems(c: Curriculum) -> Iterable[str]:
     if c.surface_sample and c.interval_max > (c.ray_end - c.ray_start) / 2 + 1e-9:
         yield f"interval_max ({c.interval_max}) must not exceed half the ray, {(c.ray_end - c.ray_start) / 2:.4g}"
     if not 0 < c.tau < 1:
-        yield f"tau must lie between 0 and 1, not {c.tau!r}"
+        yield f"tau must lie between 0 and 1, not {_shown(c.tau)}"
     if not 0 < c.topk_v <= 1:
-        yield f"topk_v must lie in (0, 1], not {c.topk_v!r}"
+        yield f"topk_v must lie in (0, 1], not {_shown(c.topk_v)}"
     if c.num_steps_coarse < 2:
         yield f"num_steps_coarse must be at least 2, not {c.num_steps_coarse}"
     if c.hierarchical_sample and c.num_steps_fine and c.num_steps_coarse < 3:
@@ -268,17 +310,19 @@ def _problems(c: Curriculum) -> Iterable[str]:
     if (c.with_opacprior or c.with_normal_loss) and not c.pred_occ:
         yield "with_opacprior and with_normal_loss need pred_occ"
     if not (isinstance(c.betas, tuple) and len(c.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in c.betas)):
-        yield f"betas must be two numbers in [0, 1), not {c.betas!r}"
+        yield f"betas must be two numbers in [0, 1), not {_shown(c.betas)}"
     if not (
         isinstance(c.disc_channels, tuple)
         and len(c.disc_channels) == 9
-        and all(isinstance(n, int) and n > 0 for n in c.disc_channels)
+        and all(_is_count(n, 1, MAX_BATCH) for n in c.disc_channels)
     ):
-        yield f"disc_channels must be 9 positive whole numbers (512 px down to 2 px), not {c.disc_channels!r}"
+        yield f"disc_channels must be 9 positive whole numbers (512 px down to 2 px), not {_shown(c.disc_channels)}"
     yield from _stage_problems(c)
 
 
 def _stage_problems(c: Curriculum) -> Iterable[str]:
+    if not all(_is_count(stage.start_step, 0, MAX_COUNT) for stage in c.stages):
+        yield f"a stage's start_step must be a whole number from 0 to {MAX_COUNT}"
     if not c.stages or c.stages[0].start_step != 0:
         yield "the first stage must start at step 0"
     starts = [stage.start_step for stage in c.stages] + [c.end_step]
@@ -288,11 +332,11 @@ def _stage_problems(c: Curriculum) -> Iterable[str]:
         where = f"stage from step {stage.start_step}:"
         for key in ("batch_size", "img_size", "batch_split"):
             value = getattr(stage, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                yield f"{where} {key} must be a whole number of at least 1, not {value!r}"
+            if not _is_count(value, 1, MAX_BATCH):
+                yield f"{where} {key} must be a whole number of at least 1 and at most {MAX_BATCH}, not {_shown(value)}"
         for key in ("gen_lr", "disc_lr"):
             if not _is_number(getattr(stage, key)) or getattr(stage, key) <= 0:
-                yield f"{where} {key} must be positive, not {getattr(stage, key)!r}"
+                yield f"{where} {key} must be positive, not {_shown(getattr(stage, key))}"
         if stage.batch_size % stage.batch_split:
             yield f"{where} batch_size {stage.batch_size} is not divisible by batch_split {stage.batch_split}"
         if stage.img_size & (stage.img_size - 1) or not 4 <= stage.img_size <= MAX_DISC_SIZE:
@@ -405,12 +449,15 @@ def get_curriculum(name_or_path: str) -> Curriculum:
         return CURRICULUMS[name_or_path]
     if name_or_path.endswith(".json"):
         try:
-            settings = json.loads(Path(name_or_path).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the curriculum file {name_or_path}: {error}") from None
+            settings = json.loads(read_small_text(name_or_path))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"the curriculum file {name_or_path} is no JSON: {error}") from None
         if not isinstance(settings, dict):
             raise UserError(f"the curriculum file {name_or_path} must hold a dictionary of settings")
-        return Curriculum.from_dict(settings, settings.get("name", Path(name_or_path).stem))
-    near = difflib.get_close_matches(name_or_path.lower(), [n.lower() for n in CURRICULUMS], n=1)
+        try:
+            return Curriculum.from_dict(settings, settings.get("name", Path(name_or_path).stem[:MAX_NAME]))
+        except UserError as error:
+            raise UserError(f"{name_or_path}: {error}") from None
+    near = difflib.get_close_matches(name_or_path[:MAX_NAME].lower(), [n.lower() for n in CURRICULUMS], n=1)
     hint = f"; did you mean {next(n for n in CURRICULUMS if n.lower() == near[0])}?" if near else ""
-    raise UserError(f"unknown curriculum {name_or_path!r}{hint} (known: {', '.join(CURRICULUMS)}, or a .json file)")
+    raise UserError(f"unknown curriculum {_shown(name_or_path)}{hint} (known: {', '.join(CURRICULUMS)}, or a .json file)")

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cli import UserError
+from cli import UserError, read_small_text
 from curriculums import MODELS, Curriculum
 from safe_pickle import PickledObject, printable
 from torch_files import read_torch_file
@@ -179,10 +179,8 @@ def read_options_curriculum(path: str | Path) -> Curriculum:
     """The curriculum on the last line of a published ``options.txt``. Raises UserError."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").strip().splitlines()
+        lines = read_small_text(path).strip().splitlines()
         settings = ast.literal_eval(lines[-1])
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, SyntaxError, IndexError, MemoryError, RecursionError):
         raise UserError(f"{path}: its last line is not a curriculum; pass --curriculum NAME") from None
     try:

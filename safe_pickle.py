@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-MAX_INSTRUCTIONS = 2_000_000  # a whole pickled generator has 5,000; each instruction makes at most a few hundred bytes
+MAX_INSTRUCTIONS = 500_000  # a whole pickled generator has 5,000; each instruction makes at most a few hundred bytes
 MAX_COPIED = 4_000_000  # entries that calls and states may copy in all: without it, copies of copies fill the memory
 MAX_DEPTH = 100
+MAX_INTEGER_BITS = 1024  # longer ones are slow to hash and to print
 
 _PYTHON2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2, which torch uses, keeps Python 2's names
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -197,6 +198,8 @@ class _Machine:
     def step(self, name: str, argument: Any) -> None:
         """Carry out one instruction. Anything that is not listed here is refused."""
         if name in _LITERALS:
+            if isinstance(argument, int) and argument.bit_length() > MAX_INTEGER_BITS:
+                raise PickleRefused(f"holds a whole number of more than {MAX_INTEGER_BITS} bits; refused")
             self.stack.append(argument)
         elif name in _SINGLETONS:
             self.stack.append(_SINGLETONS[name])

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from cli import UserError
+from cli import UserError, require_file
 from safe_pickle import GlobalName, PickleRefused, Vocabulary, checked_key, printable, read_pickle
 
 ZIP_START = b"PK\x03\x04"
@@ -51,10 +51,8 @@ def read_torch_file(path: str | Path) -> Any:
     Raises UserError, in one line that names the file, for a file that is missing, damaged, no torch file, or that asks
     for anything beyond data. Nothing in the file is run in any case.
     """
-    path = Path(path)
+    path = require_file(path)
     try:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; name the checkpoint file inside it")
         with path.open("rb") as file:
             start = file.read(len(LEGACY_START))
         if not start:
@@ -77,11 +75,13 @@ def read_torch_file(path: str | Path) -> Any:
 def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        if any(member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size for member in members):
             raise PickleRefused("holds compressed members, which torch never writes; refused")
         if sum(member.file_size for member in members) > path.stat().st_size:
             raise PickleRefused("holds members larger than itself; refused")
         names = {member.filename: member.file_size for member in members}
+        if len(names) != len(members):
+            raise PickleRefused("holds two members of one name; refused")
         pickles = [name for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(pickles) != 1:
             raise PickleRefused("is a zip file, but not one that torch.save wrote")
