@@ -71,7 +71,8 @@ def _slice_of_stream(
 class BatchStream(Iterator[Tensor]):
     """Batches (B, 3, H, W) float32 in [-1, 1] on ``device``, without end, from place ``images_seen`` on.
 
-    A background thread gathers ahead (and pins memory for a GPU). ``next`` raises what went wrong in the thread.
+    A background thread gathers ahead (and pins memory for a GPU). ``next`` raises what went wrong in the thread, and
+    RuntimeError where it ended without a word.
     ``images_seen`` is the place after the last batch handed out: what a checkpoint keeps. ``close`` ends the thread.
     """
 
@@ -129,12 +130,21 @@ class BatchStream(Iterator[Tensor]):
             raise self._failure
         if self._closed.is_set():
             raise RuntimeError("this BatchStream is closed")
-        item = self._queue.get()
+        item = self._take()
         if isinstance(item, BaseException):
             self._failure = item
             raise item
         self.images_seen += self._batch_size * self._world_size
         return item.to(self._device, non_blocking=True).float().div_(127.5).sub_(1)
+
+    def _take(self) -> Tensor | BaseException:
+        while True:
+            is_alive = self._thread.is_alive()
+            try:
+                return self._queue.get(timeout=1.0)
+            except queue.Empty:
+                if not is_alive:
+                    raise RuntimeError("the thread that reads pictures ended") from None
 
     def close(self) -> None:
         """End the thread; what it read ahead is dropped."""

@@ -1,47 +1,99 @@
-"""The decoded cache: every picture of a source once, at one size, as an .npy file that is mapped into memory."""
+"""The decoded cache: every picture of a source once, at one size, in an .npy file that is read picture by picture.
+
+The file is read, not mapped into memory: where a disk or a network share goes away, reading raises an error that can be
+dealt with, while touching mapped memory ends the process.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from loading.decoding import decode_all
 from loading.files import DatasetSpec, ImageSource, decode
 
 _VERSION = 1  # raise it when the same file gives other pixels
-_MAX_WORKERS = 16
+_HEADER_BYTES = 128
 
 
-def _decode_many(indices: Sequence[int], source: ImageSource, spec: DatasetSpec, size: int) -> list[np.ndarray | None]:
-    return [decode(source, index, spec, size) for index in indices]
+class CachedPictures:
+    """Pictures (N, size, size, 3) uint8 in an .npy file: ``pictures[i]``, or ``pictures[indices]`` for several.
 
+    A picture that cannot be read from the file any more is decoded anew from its source; one whose source is gone as well is
+    replaced by the next that is there. Each is told of in one line. OSError where there is none left.
+    """
 
-def _decode_all(source: ImageSource, spec: DatasetSpec, size: int, workers: int | None) -> Iterator[np.ndarray | None]:
-    """Every picture in order, decoded by several processes where that pays, with progress shown."""
-    num = len(source.names)
-    blocks = [range(start, min(start + 64, num)) for start in range(0, num, 64)]
-    work = partial(_decode_many, source=source, spec=spec, size=size)
-    workers = min(workers if workers is not None else (os.cpu_count() or 1), _MAX_WORKERS, len(blocks))
-    with tqdm(total=num, desc=f"decoding to {size} px", unit="image", disable=num < 500) as progress:
-        pool = None
-        # Starting processes takes seconds, and daemons (a loader's workers) may start none.
-        if workers > 1 and num >= 2000 and not multiprocessing.current_process().daemon:
-            pool = multiprocessing.get_context("spawn").Pool(workers)
+    def __init__(
+        self, path: Path, offset: int, source: ImageSource, spec: DatasetSpec, size: int, unreadable: Sequence[int]
+    ) -> None:
+        skip = set(unreadable)
+        self._path, self._offset = path, offset
+        self._source, self._spec, self._size = source, spec, size
+        self._members = [i for i in range(len(source.names)) if i not in skip]
+        self.shape = (len(self._members), size, size, 3)
+        self._told: set[str] = set()
+        self._open_in: tuple[int, int] | None = None  # process and descriptor
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | np.ndarray) -> np.ndarray:
+        if np.ndim(index):
+            return np.stack([self._picture(int(i)) for i in index]) if len(index) else np.empty((0, *self.shape[1:]), np.uint8)
+        return self._picture(int(index))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_open_in": None}
+
+    def __del__(self) -> None:
+        open_in = getattr(self, "_open_in", None)
+        if open_in is not None and open_in[0] == os.getpid():
+            with contextlib.suppress(OSError):
+                os.close(open_in[1])
+
+    def _picture(self, index: int) -> np.ndarray:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"picture {index} of {len(self)}")
+        index %= len(self)
+        num_bytes = int(np.prod(self.shape[1:]))
         try:
-            for results in pool.imap(work, blocks) if pool else map(work, blocks):
-                yield from results
-                progress.update(len(results))
-        finally:
-            if pool:
-                pool.terminate()
+            if self._open_in is None or self._open_in[0] != os.getpid():
+                self._open_in = os.getpid(), os.open(self._path, os.O_RDONLY)
+            data = os.pread(self._open_in[1], num_bytes, self._offset + index * num_bytes)
+            if len(data) != num_bytes:
+                raise OSError("it was cut short")
+            return np.frombuffer(data, np.uint8).reshape(self.shape[1:])
+        except OSError as error:
+            self._tell(f"the picture cache {self._path} cannot be read any more ({error.strerror or error}); decoding anew")
+            return self._from_source(index)
+
+    def _from_source(self, index: int) -> np.ndarray:
+        for place in range(len(self)):
+            member = self._members[(index + place) % len(self)]
+            picture = decode(self._source, member, self._spec, self._size)
+            if picture is not None:
+                return picture
+            self._tell(f"{self._source.names[member]} is gone or unreadable; the next picture takes its place", limit=5)
+        raise OSError(f"no picture of {self._source.path} can be read any more")
+
+    def _tell(self, text: str, limit: int = 1000) -> None:
+        """Once for each text; the rest is silence after ``limit``, a broken disk would fill the screen."""
+        if text in self._told:
+            return
+        self._told.add(text)
+        if len(self._told) <= limit:
+            print(f"notice: {text}", file=sys.stderr)
+        elif len(self._told) == limit + 1:
+            print("notice: further pictures are gone or unreadable and are replaced alike", file=sys.stderr)
 
 
 def default_cache_dir() -> Path:
@@ -55,86 +107,99 @@ def _cache_key(source: ImageSource, spec: DatasetSpec, size: int) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
 
 
-def _read_cache(path: Path, num: int, size: int) -> tuple[np.ndarray, list[int]] | None:
-    """Pictures (N, size, size, 3) uint8, mapped, and indices of unreadable ones; None if there is no sound cache."""
+def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -> tuple[CachedPictures, list[int]] | None:
+    """The pictures and the indices of unreadable ones; None if there is no sound cache."""
     try:
         unreadable = json.loads(path.with_suffix(".json").read_text())["unreadable"]
-        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-        sound = pixels.shape == (num - len(unreadable), size, size, 3) and pixels.dtype == np.uint8
-        return (pixels, unreadable) if sound and all(isinstance(i, int) for i in unreadable) else None
+        if not all(type(i) is int for i in unreadable):
+            return None
+        expected = (len(source.names) - len(unreadable), size, size, 3)
+        with path.open("rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                return None
+            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            offset, num_bytes = file.tell(), os.fstat(file.fileno()).st_size
+        sound = shape == expected and dtype == np.uint8 and not is_fortran and num_bytes == offset + int(np.prod(shape))
+        return (CachedPictures(path, offset, source, spec, size, unreadable), unreadable) if sound else None
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
 def build_cache(
     source: ImageSource, spec: DatasetSpec, size: int, cache_dir: str | Path | None, num_workers: int | None = None
-) -> tuple[np.ndarray, list[int]]:
+) -> tuple[np.ndarray | CachedPictures, list[int]]:
     """Readable pictures (N, size, size, 3) uint8 and the indices of unreadable ones.
 
     Read from ``cache_dir`` where a sound cache of exactly these files lies there; decoded and written there otherwise, whole
     or not at all. None, or a folder that cannot be written: decoded into memory.
     """
-    num = len(source.names)
     path = Path(cache_dir).expanduser() / f"{_cache_key(source, spec, size)}.npy" if cache_dir is not None else None
     if path is not None:
-        found = _read_cache(path, num, size)
+        found = _read_cache(path, source, spec, size)
         if found is not None:
             return found
         try:
             return _write_cache(path, source, spec, size, num_workers)
         except OSError as error:
             print(f"notice: cannot write the picture cache {path.parent} ({error.strerror or error}); decoding into memory")
-    pixels, unreadable = np.empty((num, size, size, 3), np.uint8), []
-    _fill(pixels, unreadable, source, spec, size, num_workers)
+    num, unreadable = len(source.names), []
+    pixels = np.empty((num, size, size, 3), np.uint8)
+    for place, picture in enumerate(_readable(decode_all(source, spec, size, num_workers), unreadable)):
+        pixels[place] = picture
     return pixels[: num - len(unreadable)], unreadable
 
 
-def _fill(
-    pixels: np.ndarray, unreadable: list[int], source: ImageSource, spec: DatasetSpec, size: int, num_workers: int | None
-) -> None:
-    """Decode into ``pixels``, readable pictures closed up at the front; note the others in ``unreadable``."""
-    for index, picture in enumerate(_decode_all(source, spec, size, num_workers)):
+def _readable(pictures: Iterable[np.ndarray | None], unreadable: list[int]) -> Iterable[np.ndarray]:
+    """Those that are there; the places of the others go into ``unreadable``."""
+    for index, picture in enumerate(pictures):
         if picture is None:
             unreadable.append(index)
         else:
-            pixels[index - len(unreadable)] = picture
+            yield picture
 
 
 def _write_cache(
     path: Path, source: ImageSource, spec: DatasetSpec, size: int, num_workers: int | None
-) -> tuple[np.ndarray, list[int]]:
+) -> tuple[CachedPictures, list[int]]:
     """Decode into a new file beside ``path`` and rename it, so that no half-written cache is ever read."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".unfinished_", suffix=".npy")
-    os.close(handle)
     unfinished, unreadable, num = Path(name), [], len(source.names)
     try:
-        pixels = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(num, size, size, 3))
-        _fill(pixels, unreadable, source, spec, size, num_workers)
-        if unreadable:
-            pixels = _shortened(pixels, unfinished, num - len(unreadable))
-        pixels.flush()
-        listing = unfinished.with_suffix(".json")
-        listing.write_text(json.dumps({"path": source.path, "unreadable": unreadable}))
-        listing.replace(path.with_suffix(".json"))
-        unfinished.replace(path)
+        with os.fdopen(handle, "wb") as file:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says that its writer lives
+            file.write(bytes(_HEADER_BYTES))
+            for picture in _readable(decode_all(source, spec, size, num_workers), unreadable):
+                file.write(picture.tobytes())
+            file.seek(0)
+            file.write(_npy_header((num - len(unreadable), size, size, 3)))
+            file.flush()
+            listing = unfinished.with_suffix(".json")
+            listing.write_text(json.dumps({"path": source.path, "unreadable": unreadable}))
+            listing.replace(path.with_suffix(".json"))
+            unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
         unfinished.with_suffix(".json").unlink(missing_ok=True)
-    found = _read_cache(path, num, size)
+    found = _read_cache(path, source, spec, size)
     if found is None:
         raise OSError(f"{path} could not be read back")
     return found
 
 
-def _shortened(pixels: np.memmap, path: Path, num: int) -> np.memmap:
-    """The file of ``pixels`` rewritten with its first ``num`` pictures."""
-    shorter = path.with_name(path.name + ".shorter")
-    try:
-        copy = np.lib.format.open_memmap(shorter, mode="w+", dtype=np.uint8, shape=(num, *pixels.shape[1:]))
-        for start in range(0, num, 1024):
-            copy[start : min(start + 1024, num)] = pixels[start : min(start + 1024, num)]
-        shorter.replace(path)
-        return copy
-    finally:
-        shorter.unlink(missing_ok=True)
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """Of uint8 values in C order, version 1.0, always :data:`_HEADER_BYTES` long: it is written when the number is known."""
+    text = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).encode()
+    start = np.lib.format.magic(1, 0) + (_HEADER_BYTES - 10).to_bytes(2, "little")
+    return start + text.ljust(_HEADER_BYTES - 11) + b"\n"
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove unfinished files whose writer was killed: nobody holds their lock."""
+    for path in folder.glob(".unfinished_*.npy"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            path.with_suffix(".json").unlink(missing_ok=True)

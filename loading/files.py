@@ -6,6 +6,7 @@ to; a picture with an EXIF orientation is turned upright.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import io
@@ -61,9 +62,13 @@ def find_images(path: str | Path) -> ImageSource:
             files = [name for name in glob.glob(os.path.expanduser(text), recursive=True) if os.path.isfile(name)]
             if not files:
                 raise cli.UserError(f"there is no folder, zip or picture at {text}; give --dataset_path one that exists")
-        names = sorted(name for name in files if _is_image_name(name))
-        stats = [os.stat(name) for name in names]
-        source = ImageSource(text, None, tuple(names), tuple((s.st_size, s.st_mtime_ns) for s in stats))
+        stamps = {}
+        for name in sorted(name for name in files if _is_image_name(name)):
+            with contextlib.suppress(OSError):  # gone since it was listed
+                stat = os.stat(name)
+                stamps[name] = (stat.st_size, stat.st_mtime_ns)
+        names = list(stamps)
+        source = ImageSource(text, None, tuple(names), tuple(stamps.values()))
     if not names:
         raise cli.UserError(f"{text} holds no pictures ({', '.join(EXTENSIONS)})")
     return source

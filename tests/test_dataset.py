@@ -16,7 +16,7 @@ from PIL import Image
 import dataset as dataset_module
 from cli import UserError
 from dataset import DATASETS, BatchStream, ImageDataset, batch_at, epoch_order
-from loading.cache import build_cache
+from loading.cache import CachedPictures, build_cache
 from loading.files import DatasetSpec, decode, find_images, to_rgb, to_square
 
 
@@ -160,7 +160,8 @@ def test_cache_is_read_rebuilt_when_corrupt_and_keyed_by_content(
         raise AssertionError("decoded although cached")
 
     with monkeypatch.context() as patch:
-        patch.setattr("loading.cache.decode", refuse)
+        for module in ("loading.cache", "loading.decoding"):
+            patch.setattr(f"{module}.decode", refuse)
         assert torch.equal(ImageDataset(folder, 8, cache_dir=cache).gather(torch.arange(5)), first.gather(torch.arange(5)))
         with pytest.raises(AssertionError):  # another size is another cache
             ImageDataset(folder, 9, cache_dir=cache)
@@ -279,7 +280,7 @@ def test_the_real_cats(shared_dir: Path, tmp_path: Path) -> None:
     assert np.array_equal(data[777].permute(1, 2, 0).numpy(), decode(source, 777, DATASETS["Cats"], 32))
     assert data.gather(torch.arange(2000)).float().std() > 40
     pixels, unreadable = build_cache(source, DATASETS["Cats"], 32, tmp_path)
-    assert isinstance(pixels, np.memmap) and not unreadable
+    assert isinstance(pixels, CachedPictures) and not unreadable
 
 
 def test_public_names() -> None:

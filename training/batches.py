@@ -35,8 +35,9 @@ class StageBatches:
             limit = {"max_unreadable": 1.0} if is_under_way else {}
             self.dataset = ImageDataset(path, stage.img_size, preset, cache_dir="default" if use_cache else None, **limit)
 
-        all_or_none(processes, read, only_main=True)  # it decodes the images once, the others read its cache
-        all_or_none(processes, lambda: None if processes.is_main else read())
+        # One process of each machine decodes the images, the others read its cache.
+        all_or_none(processes, lambda: read() if processes.is_first_on_machine else None)
+        all_or_none(processes, lambda: None if processes.is_first_on_machine else read())
         self._tell_of_changes(path)
         self.restart()
 
