@@ -106,7 +106,7 @@ def render_views(field: Field, poses: CameraPoses, curriculum: Curriculum, setti
     render_settings = settings.render_settings(curriculum)
     chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
     chunks = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)
-    columns = [_view_columns(field, Rays(*part), render_settings) for part in chunks]
+    columns = [view_columns(field, Rays(*part), render_settings) for part in chunks]
     image, depth, surface_depth, hit_mask, normals, surface_image = (
         torch.cat(column, dim=1).cpu().unflatten(1, (size, size)) for column in zip(*columns, strict=True)
     )
@@ -125,7 +125,11 @@ def render_views(field: Field, poses: CameraPoses, curriculum: Curriculum, setti
     ]
 
 
-def _view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Tensor, ...]:
+def view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Tensor, ...]:
+    """What a :class:`View` holds, for rays (B, R) in a row: rgb, depth, surface depth, hit mask, normals, surface colour.
+
+    Colours (B, R, 3) in [0, 1], normals (B, R, 3), the rest (B, R).
+    """
     output = render(field, rays, settings)
     only_the_root = settings.num_surface == 1 and settings.interval == 0
     normals, surface_colors = surface_appearance(field, rays, output, output.rgb if only_the_root else None)

@@ -43,7 +43,7 @@ class MappingNetwork(nn.Module):
             layers += [nn.Linear(num_in, num_out), nn.LeakyReLU(LEAKY_SLOPE)]
         self.network = nn.Sequential(*layers, nn.Linear(hidden_dim, 2 * num_film_layers * hidden_dim))
         for module in self.network:
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and not module.weight.is_meta:  # there normal_ loads torch's compiler: seconds
                 nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")
         with torch.no_grad():
             self.network[-1].weight.mul_(0.25)

@@ -1,0 +1,215 @@
+"""The networks that are measured, and what one evaluation of them costs.
+
+The published curricula use 8 layers of 256 units, and no trained network of that size ships. So the shipped one is made
+as wide and as deep without changing its function (Net2Net; Chen, Goodfellow, Shlens, ICLR 2016): units are copied and the
+weights that read them shared out at random, and layers whose sines work at small phases pass values on. Its shapes are
+the shipped heads, its cost is that of BFM.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from checkpoints import load_generator
+from curriculums import CURRICULUMS, Curriculum, get_curriculum
+from generators.generator import ImplicitGenerator3d, latent_from_seed
+from siren.field import Field
+from siren.mapping import FilmParameters
+
+SHIPPED = "heads"
+PASSING_PHASE = 0.02  # of a layer that passes values on: sin differs from its argument by 1 part in 15,000
+PSI = 0.7
+NUM_MEAN_LATENTS = 500  # of the widened network: quick, and near enough
+
+
+@dataclass(frozen=True)
+class Network:
+    """A generator to measure, and in words what it is."""
+
+    generator: ImplicitGenerator3d
+    curriculum: Curriculum
+    description: str
+
+    @torch.no_grad()
+    def field(self, seed: int = 0) -> Field:
+        """The field of a seed, psi 0.7."""
+        z = latent_from_seed(seed, self.curriculum.latent_dim, self.curriculum.z_dist)
+        return self.generator.field(self.generator.film(z, PSI))
+
+
+def shipped_network() -> Network:
+    loaded = load_generator(SHIPPED)
+    return Network(loaded.generator, loaded.curriculum, f"shipped {SHIPPED} ({_sizes(loaded.curriculum)})")
+
+
+def full_network(path: str | None, curriculum_name: str | None) -> Network:
+    """The generator at ``path``, or the shipped one at BFM's width and depth. Raises UserError for an unusable file."""
+    if path is not None:
+        loaded = load_generator(path, get_curriculum(curriculum_name) if curriculum_name else None)
+        return Network(loaded.generator, loaded.curriculum, f"{Path(path).name} ({_sizes(loaded.curriculum)})")
+    curriculum = CURRICULUMS["BFM"]
+    generator = widen(shipped_network().generator, curriculum)
+    description = f"shipped {SHIPPED} made as wide and deep as BFM ({_sizes(curriculum)}), same function"
+    return Network(generator, curriculum, description)
+
+
+def _sizes(curriculum: Curriculum) -> str:
+    return f"{curriculum.num_layers} layers of {curriculum.hidden_dim}"
+
+
+# -- cost ----------------------------------------------------------------------------------------------------------------
+
+
+def flops_per_point(curriculum: Curriculum, with_color: bool) -> int:
+    """Two per multiply-add of the linear layers, FiLM folded in; sines and biases count nothing."""
+    hidden = curriculum.hidden_dim
+    products = 3 * hidden + (curriculum.num_layers - 1) * hidden**2 + hidden
+    if with_color:
+        products += (hidden + 3) * hidden + 3 * hidden
+    return 2 * products
+
+
+class CountingField:
+    """A field that counts the points it is asked; see siren.field.Field. A normal counts as two points, by its work."""
+
+    def __init__(self, field: Field) -> None:
+        self._field = field
+        self.batch_size = field.batch_size
+        self.num_points = 0
+
+    def _count(self, points: Tensor, times: int = 1) -> None:
+        self.num_points += times * points.shape[0] * points.shape[1]
+
+    def occupancy_logits(self, points: Tensor) -> Tensor:
+        self._count(points)
+        return self._field.occupancy_logits(points)
+
+    def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        self._count(points)
+        return self._field.logits_and_colors(points, directions)
+
+    def normals(self, points: Tensor) -> Tensor:
+        self._count(points, 2)
+        return self._field.normals(points)
+
+
+class StraightforwardField:
+    """The same function as one would first write it in PyTorch: every layer linear, times gamma, plus beta, sine; all at once."""
+
+    def __init__(self, generator: ImplicitGenerator3d, film: FilmParameters) -> None:
+        siren = generator.siren
+        self.batch_size = len(film.frequencies)
+        self._siren = siren
+        shape = (self.batch_size, siren.num_layers + 1, 1, siren.hidden_dim)
+        self._gamma = (film.frequencies * 15 + 30).view(shape)
+        self._beta = film.phase_shifts.view(shape)
+
+    @classmethod
+    @torch.no_grad()
+    def of_seed(cls, network: Network, seed: int = 0) -> StraightforwardField:
+        """The field that :meth:`Network.field` gives."""
+        c = network.curriculum
+        return cls(network.generator, network.generator.film(latent_from_seed(seed, c.latent_dim, c.z_dist), PSI))
+
+    def _features(self, points: Tensor) -> Tensor:
+        x = points * self._siren.point_scale
+        for i, layer in enumerate(self._siren.network):
+            x = torch.sin(self._gamma[:, i] * F.linear(x, layer.layer.weight, layer.layer.bias) + self._beta[:, i])
+        return x
+
+    def occupancy_logits(self, points: Tensor) -> Tensor:
+        return self._siren.final_layer(self._features(points)).squeeze(-1)
+
+    def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        x = self._features(points)
+        phase = self._siren.color_layer_sine.layer(torch.cat([directions, x], dim=-1))
+        color = torch.sin(self._gamma[:, -1] * phase + self._beta[:, -1])
+        return self._siren.final_layer(x).squeeze(-1), torch.sigmoid(self._siren.color_layer_linear(color))
+
+    def normals(self, points: Tensor) -> Tensor:
+        with torch.enable_grad():
+            points = points.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self.occupancy_logits(points).sum(), points)
+        return -F.normalize(gradient, dim=-1)
+
+
+# -- widening ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def widen(small: ImplicitGenerator3d, curriculum: Curriculum) -> ImplicitGenerator3d:
+    """A generator of ``curriculum``'s size with the function of ``small``, whose latents are its first numbers."""
+    num_small, hidden = small.siren.hidden_dim, curriculum.hidden_dim
+    random = torch.Generator().manual_seed(0)
+    copy_of = torch.arange(hidden) % num_small  # unit i of the wide layers is a copy of this one
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        wide = ImplicitGenerator3d(curriculum).eval()
+    last = small.siren.num_layers - 1
+    for i, layer in enumerate(wide.siren.network):
+        target = layer.layer
+        if i <= last:
+            source = small.siren.network[i].layer
+            weight = source.weight[copy_of]
+            target.weight.copy_(weight if i == 0 else _share_out(weight, copy_of, random))
+            target.bias.copy_(source.bias[copy_of])
+        else:
+            scale = (PASSING_PHASE if i == last + 1 else 1.0) / 30
+            target.weight.copy_(_share_out(torch.eye(num_small)[copy_of] * scale, copy_of, random))
+            target.bias.zero_()
+    restore = 1 / PASSING_PHASE if len(wide.siren.network) > last + 1 else 1.0
+    final = small.siren.final_layer
+    _set_linear(wide.siren.final_layer, final, _share_out(final.weight, copy_of, random) * restore)
+    source = small.siren.color_layer_sine.layer
+    from_features = _share_out(source.weight[copy_of, 3:], copy_of, random) * restore
+    wide.siren.color_layer_sine.layer.weight.copy_(torch.cat([source.weight[copy_of, :3], from_features], dim=1))
+    wide.siren.color_layer_sine.layer.bias.copy_(source.bias[copy_of])
+    color = small.siren.color_layer_linear[0]
+    _set_linear(wide.siren.color_layer_linear[0], color, _share_out(color.weight, copy_of, random))
+    _widen_mapping(small, wide, copy_of)
+    wide.compute_truncation_mean(NUM_MEAN_LATENTS)
+    return wide
+
+
+def _set_linear(target: nn.Linear, source: nn.Linear, weight: Tensor) -> None:
+    target.weight.copy_(weight)
+    target.bias.copy_(source.bias)
+
+
+def _share_out(weight: Tensor, copy_of: Tensor, random: torch.Generator) -> Tensor:
+    """(out, small) -> (out, wide): a unit's weight shared among its copies, and on top what cancels among them."""
+    num_small = weight.shape[1]
+    part = torch.rand(len(weight), len(copy_of), generator=random) + 0.5
+    sums = torch.zeros(len(weight), num_small).index_add_(1, copy_of, part)
+    shared = weight[:, copy_of] * part / sums[:, copy_of]
+    noise = (torch.rand(len(weight), len(copy_of), generator=random) - 0.5) * float(weight.std()) / math.sqrt(len(copy_of))
+    means = torch.zeros(len(weight), num_small).index_add_(1, copy_of, noise) / torch.bincount(copy_of, minlength=num_small)
+    return shared + noise - means[:, copy_of]
+
+
+def _widen_mapping(small: ImplicitGenerator3d, wide: ImplicitGenerator3d, copy_of: Tensor) -> None:
+    """The mapping network in a corner of the wide one; layers that pass values on get gamma 30 and beta 0."""
+    sources = [module for module in small.siren.mapping_network.network if isinstance(module, nn.Linear)]
+    targets = [module for module in wide.siren.mapping_network.network if isinstance(module, nn.Linear)]
+    for source, target in zip(sources[:-1], targets[:-1], strict=True):
+        target.weight.zero_()
+        target.bias.zero_()
+        target.weight[: source.out_features, : source.in_features] = source.weight
+        target.bias[: source.out_features] = source.bias
+    source, target = sources[-1], targets[-1]
+    num_small, num_wide = small.siren.hidden_dim, wide.siren.hidden_dim
+    shape = (2, wide.siren.num_layers + 1, num_wide)
+    weight, bias = torch.zeros(*shape, target.in_features), torch.zeros(shape)
+    small_weight = source.weight.view(2, small.siren.num_layers + 1, num_small, -1)[:, :, copy_of]
+    small_bias = source.bias.view(2, small.siren.num_layers + 1, num_small)[:, :, copy_of]
+    places = [*range(small.siren.num_layers), wide.siren.num_layers]  # the colour layer is the last
+    weight[:, places, :, : source.in_features] = small_weight
+    bias[:, places] = small_bias
+    target.weight.copy_(weight.flatten(0, 2))
+    target.bias.copy_(bias.flatten())

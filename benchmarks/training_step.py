@@ -1,0 +1,162 @@
+"""One iteration of training as train.py does it, split into its phases, beside the arithmetic that it needs.
+
+What the method needs, in evaluations of the network (two FLOP per multiply-add, FiLM folded in, sines free):
+
+- per generated image, for D and again for G: coarse samples and root steps, occupancy alone; composited samples with colour;
+- G's backward pass: of the composited samples, twice their forward;
+- G's normals at two points per ray that hits: logit and gradient are two occupancies, their backward pass four more;
+- D: what torch's FlopCounterMode counts in its convolutions: two forward passes, backward, R1's double backward, and in
+  G's step one forward and the gradient of the image.
+
+The mapping network, optimizers and averages count nothing. floor = FLOP / GEMM rate around the iteration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import cli
+from benchmarks.measure import Gemm
+from benchmarks.networks import Network, flops_per_point
+from curriculums import Curriculum, Stage
+from discriminators.progressive import ProgressiveEncoderDiscriminator
+from training import trainer
+from training.distributed import Processes
+from training.run_state import RunState
+from training.steps import StepSettings
+
+STEP = 5000  # halfway through BFM's first stage
+PHASES = ("generate_for_D", "D_forward", "D_backward", "G_forward", "G_backward", "optimizers_and_rest")
+
+
+def measure(network: Network, size: int, batch: int, rounds: int) -> dict[str, Any]:
+    """Seconds of an iteration (median of ``rounds``) and of its phases, and how many times the floor that is.
+
+    ``size``: px, which chooses BFM's stage; ``batch``: images, where fewer than the stage's are to be measured.
+    """
+    cli.keep_freed_memory()  # as train.py does
+    trainer_, stage = _trainer(network, size, batch)
+    curriculum, step = trainer_.curriculum, trainer_.state.step
+    real = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with _phases(trainer_) as clock:
+        trainer_._step(real, stage)
+    gemm, rows = Gemm(), []
+    floor = _flops_of_images(curriculum, size) * batch + _flops_of_D(trainer_.state.discriminator, curriculum, size, step) * batch
+    for _ in range(rounds):
+        with _phases(trainer_) as clock:
+            timed = gemm.around(lambda: trainer_._step(real, stage))
+        num_hits = float(timed.value["G/hit_rate"]) * batch * size**2
+        flops = floor + num_hits * _flops_per_hit(curriculum)
+        clock["optimizers_and_rest"] = timed.seconds - sum(clock.values())
+        rows.append((timed.work / (flops / 1e9), timed.seconds, flops, num_hits, clock))
+        trainer_.state.step = step
+    over_floor, seconds = (statistics.median(row[i] for row in rows) for i in (0, 1))
+    return {
+        "size": size,
+        "batch": batch,
+        "stage_batch": curriculum.stage_at(step).batch_size,
+        "rounds": rounds,
+        "over_floor": over_floor,
+        "seconds": seconds,
+        "seconds_per_image": seconds / batch,
+        "gflop_per_image": rows[0][2] / batch / 1e9,
+        "hit_rate": rows[0][3] / batch / size**2,
+        "phases_s": {name: statistics.median(row[4][name] for row in rows) for name in PHASES},
+    }
+
+
+def _trainer(network: Network, size: int, batch: int) -> tuple[trainer.Trainer, Stage]:
+    """A run of the BFM curriculum at the stage of ``size`` px, its generator the network's: it has a surface to find."""
+    curriculum = network.curriculum
+    stage = next(stage for stage in curriculum.stages if stage.img_size == size)
+    processes = Processes(0, 1, torch.device("cpu"))
+    state = RunState(curriculum, 0, processes.device, None)
+    state.generator.load_state_dict(network.generator.state_dict())
+    state.step = stage.start_step + STEP
+    options = trainer.RunOptions(Path(tempfile.gettempdir()), "", "", use_cache=False)
+    return trainer.Trainer(state, options, processes), replace(stage, batch_size=batch)
+
+
+# -- phases --------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _phases(trainer_: trainer.Trainer) -> Iterator[dict[str, float]]:
+    """Seconds per phase of the iterations inside: what the trainer calls is timed where it calls it."""
+    clock = dict.fromkeys(PHASES[:-1], 0.0)
+    generate, backward = trainer.generate, Tensor.backward
+    steps = {"D": trainer_.discriminator_step, "G": trainer_.generator_step}
+    latest = ["D"]
+
+    def timed(phase: Callable[[], str], call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = call(*args, **kwargs)
+            clock[phase()] += time.perf_counter() - started
+            return result
+
+        return wrapped
+
+    def forward(name: str) -> Callable[..., Any]:
+        call = timed(lambda: f"{name}_forward", steps[name])
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            latest[0] = name
+            return call(*args, **kwargs)
+
+        return wrapped
+
+    trainer.generate = timed(lambda: "generate_for_D", generate)
+    Tensor.backward = timed(lambda: f"{latest[0]}_backward", backward)
+    trainer_.discriminator_step, trainer_.generator_step = forward("D"), forward("G")
+    try:
+        yield clock
+    finally:
+        trainer.generate, Tensor.backward = generate, backward
+        trainer_.discriminator_step, trainer_.generator_step = steps["D"], steps["G"]
+
+
+# -- the floor -----------------------------------------------------------------------------------------------------------
+
+
+def _flops_of_images(curriculum: Curriculum, size: int) -> int:
+    """Per image of the batch: generated once for D, once for G, and G's backward pass."""
+    num_searched = curriculum.num_steps_coarse + curriculum.n_secant_steps
+    num_composited = curriculum.num_steps_surface + curriculum.num_steps_fine
+    searched = num_searched * flops_per_point(curriculum, with_color=False)
+    composited = num_composited * flops_per_point(curriculum, with_color=True)
+    return size**2 * (2 * (searched + composited) + 2 * composited)
+
+
+def _flops_per_hit(curriculum: Curriculum) -> int:
+    """Two points, each a logit with its gradient, forward and backward."""
+    wanted = curriculum.with_normal_loss and curriculum.normal_lambda
+    return 2 * 3 * 2 * flops_per_point(curriculum, with_color=False) if wanted else 0
+
+
+def _flops_of_D(network: ProgressiveEncoderDiscriminator, curriculum: Curriculum, size: int, step: int) -> float:
+    """Per image, in D's step and G's: the losses' arithmetic written out plainly."""
+    batch = 2
+    fade_alpha = StepSettings.at(curriculum, step).fade_alpha
+    images = torch.zeros(batch, 3, size, size, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        real = network(images * 1, fade_alpha)  # the counter cannot differentiate by a module's own input
+        (gradient,) = torch.autograd.grad(real.score.sum(), images, create_graph=True)
+        fake = network(images.detach(), fade_alpha)
+        (gradient.square().sum() + real.score.sum() + fake.score.sum() + fake.pose.sum()).backward()
+        network.requires_grad_(False)
+        judged = network(images * 1, fade_alpha)
+        (judged.score.sum() + judged.pose.sum()).backward()
+    network.requires_grad_(True).zero_grad(set_to_none=True)
+    return counter.get_total_flops() / batch

@@ -1,0 +1,150 @@
+"""The benchmark: what it counts, that the widened network is the shipped one, and that a quick run gives every figure."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import measure, run, training_step
+from benchmarks.networks import (
+    CountingField,
+    Network,
+    StraightforwardField,
+    flops_per_point,
+    full_network,
+    shipped_network,
+    widen,
+)
+from cli import UserError
+from curriculums import CURRICULUMS
+
+KEYS = {
+    *("gemm_gflops", "occupancy_gemm_share", "colour_gemm_share", "extract_size", "extract_256_over_dense"),
+    *("extract_sign_mismatch", "video_frame_over_plain", "video_psnr_db", "video_depth_error", "surface_over_volume_psnr_db"),
+    *("train_step_over_floor", "peak_mb", "quick", "machine", "network"),
+}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Network:
+    return shipped_network()
+
+
+def some_points(num: int) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    points = (torch.rand(1, num, 3, generator=random) - 0.5) * 0.24
+    return points, F.normalize(torch.randn(1, num, 3, generator=random), dim=-1)
+
+
+@torch.no_grad()
+def test_the_widened_network_has_the_function_of_the_shipped_one(shipped: Network) -> None:
+    wide = widen(shipped.generator, CURRICULUMS["BFM"])
+    z = torch.randn(2, 256, generator=torch.Generator().manual_seed(1))
+    points, directions = (part.expand(2, -1, -1) for part in some_points(2000))
+    small_field = shipped.generator.field(shipped.generator.film(z[:, :64]))
+    wide_field = wide.field(wide.film(z))
+    (small, small_colors), (logits, colors) = (f.logits_and_colors(points, directions) for f in (small_field, wide_field))
+    assert float(small.std()) > 1
+    assert float((small - logits).abs().max()) < 0.02
+    assert float((small_colors - colors).abs().max()) < 1e-3
+    weights = torch.cat([layer.layer.weight.flatten() for layer in wide.siren.network])
+    assert float((weights == 0).float().mean()) < 0.001, "no zero is there to be skipped"
+
+
+@torch.no_grad()
+def test_the_straightforward_field_is_the_same_field(shipped: Network) -> None:
+    points, directions = some_points(500)
+    plain, field = StraightforwardField.of_seed(shipped, 3), shipped.field(3)
+    for ours, theirs in zip(
+        field.logits_and_colors(points, directions), plain.logits_and_colors(points, directions), strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=2e-4)
+    assert torch.allclose(field.occupancy_logits(points), plain.occupancy_logits(points), atol=2e-4)
+    assert torch.allclose(field.normals(points), plain.normals(points), atol=2e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_color", [False, True])
+def test_flops_are_those_that_torch_counts(shipped: Network, with_color: bool) -> None:
+    field, (points, directions) = StraightforwardField.of_seed(shipped), some_points(100)
+    with FlopCounterMode(display=False) as counter:
+        field.logits_and_colors(points, directions) if with_color else field.occupancy_logits(points)
+    assert counter.get_total_flops() == 100 * flops_per_point(shipped.curriculum, with_color)
+
+
+def test_every_point_is_counted(shipped: Network) -> None:
+    field, (points, directions) = CountingField(shipped.field()), some_points(10)
+    field.occupancy_logits(points)
+    field.logits_and_colors(points, directions)
+    assert field.num_points == 20
+    field.normals(points)
+    assert field.num_points == 40
+
+
+def test_work_is_seconds_weighed_by_the_rate_around_them() -> None:
+    gemm = measure.Gemm()
+    timed = gemm.around(lambda: time.sleep(0.05))
+    assert 0.05 <= timed.seconds < 5
+    assert min(gemm.rates) <= timed.gemm_gflops <= max(gemm.rates) == gemm.best
+    assert timed.work == pytest.approx(timed.seconds * timed.gemm_gflops)
+
+
+def hungry(megabytes: int) -> dict[str, int]:
+    return {"length": len(bytes(megabytes * 2**20).replace(b"\0", b"\1"))}
+
+
+def test_a_child_tells_its_own_peak() -> None:
+    small, large = (measure.in_child(hungry, megabytes) for megabytes in (1, 300))
+    assert large["length"] == 300 * 2**20
+    assert large["peak_mb"] - small["peak_mb"] > 250
+
+
+def test_a_failing_child_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="hungry failed"):
+        measure.in_child(hungry, "many")
+
+
+def test_phases_cover_the_iteration(shipped: Network) -> None:
+    threads = torch.get_num_threads()
+    result = training_step.measure(shipped, 32, 2, 1)
+    torch.set_num_threads(threads)
+    assert set(result["phases_s"]) == set(training_step.PHASES)
+    assert all(seconds > 0 for seconds in result["phases_s"].values())
+    assert sum(result["phases_s"].values()) == pytest.approx(result["seconds"])
+    assert 0 < result["hit_rate"] < 1 and result["over_floor"] > 1
+
+
+def test_a_quick_run_gives_every_figure(tmp_path: Path, capsys) -> None:
+    """Of the small network in both places, for the time it takes."""
+    path, table = tmp_path / "speed.json", tmp_path / "speed.md"
+    run.main(["--quick", "--generator", "heads", "--json", str(path), "--markdown", str(table)])
+    report = json.loads(path.read_text())
+    assert set(report) >= KEYS and report["extract_size"] == 128
+    assert report["extract_sign_mismatch"] <= 1e-5 and report["extract_256_over_dense"] < 0.5
+    assert report["video_psnr_db"] >= 45 and report["video_depth_error"]["share_within_1e-4"] > 0.99
+    assert 0 < report["occupancy_gemm_share"] < 1.5
+    lines = table.read_text().splitlines()
+    assert sum(line.startswith("| ") for line in lines) == len(capsys.readouterr().out.splitlines()) + 1
+
+
+def test_only_some_parts(tmp_path: Path) -> None:
+    arguments = ["--quick", "--generator", "heads", "--only", "queries", "--json"]
+    run.main([*arguments, str(tmp_path / "speed.json")])
+    report = json.loads((tmp_path / "speed.json").read_text())
+    assert list(report["parts"]) == ["queries"] and "video_psnr_db" not in report
+    with pytest.raises(UserError, match="cannot write"):
+        run.main([*arguments, str(tmp_path / "no" / "speed.json")])
+
+
+def test_a_generator_of_ones_own(tmp_path: Path, shipped: Network) -> None:
+    from checkpoints import save_inference
+
+    generator = widen(shipped.generator, CURRICULUMS["BFM"])
+    save_inference(tmp_path / "wide.safetensors", generator, step=0)
+    assert full_network(str(tmp_path / "wide.safetensors"), None).description.startswith("wide.safetensors (8 layers of 256)")
