@@ -4,7 +4,8 @@ Notation: B latents, N points per latent, H hidden units. FiLM is folded into th
 once, when the field is bound (siren/folded.py). On a CPU the arithmetic runs in blocks that stay in the cache, with
 gradients by hand (siren/blocked.py); elsewhere it is plain PyTorch. Without gradients, points are walked in chunks of
 bounded memory, so callers may pass millions of them. Phases are float32 whatever the autocast state: gamma is about 30,
-and a phase error of 0.1 rad is visible. Training on a GPU lets their products round to TF32 (train.py).
+and a phase error of 0.1 rad is visible. Training on a GPU lets their products round to TF32 (train.py), and its
+occupancy queries go through one fused kernel (siren/fused.py, which shows the error).
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from siren import blocked, folded
+from siren import blocked, folded, fused
 from siren.folded import fold
+from siren.fused import PackedField
 from siren.mapping import FilmParameters
 
 if TYPE_CHECKING:
@@ -60,10 +62,16 @@ class SirenField:
         heads = (siren.color_layer_sine.layer, siren.final_layer, siren.color_layer_linear[0])
         with torch.autocast(film.frequencies.device.type, enabled=False):
             self._folded = fold(layers, *heads, film, point_scale=siren.point_scale if self._grid is None else 1.0)
+        self._packed: dict[torch.dtype, PackedField] = {}  # made when the fused kernel first asks
 
     # -- queries ---------------------------------------------------------------------------------------------------
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
+        if (dtype := fused.kernel_dtype(self._folded, points)) is not None:
+            _check_points(points, self.batch_size)
+            if dtype not in self._packed:
+                self._packed[dtype] = PackedField.of(self._folded, dtype)
+            return fused.occupancy_logits(self._packed[dtype], points.float())
         (logits,) = self._in_chunks(lambda p: (self._query(p, None)[0],), points)
         return logits
 
