@@ -179,6 +179,10 @@ def test_the_log_is_cut_where_the_run_goes_on(tmp_path):
     assert path.read_text() == "".join(lines)
     cut_log(path, 2)
     assert path.read_text() == "".join(lines[:2])
+    event = '{"step": 4, "event": "went back"}\n'
+    path.write_text(lines[0] + event + lines[3])
+    cut_log(path, 1)
+    assert path.read_text() == lines[0] + event
     cut_log(tmp_path / "none", 2)
 
 

@@ -125,14 +125,18 @@ def room_warning(folder: Path, checkpoint_bytes: int, num_kept: int) -> str | No
 
 
 def cut_log(path: Path, last_step: int) -> None:
-    """Remove from a log of JSON lines those beyond ``last_step``, which will be written again, and what a crash cut short."""
+    """Remove from a log of JSON lines those beyond ``last_step``, which will be written again, and what a crash cut short.
+
+    What happened to the run ("event": it went back) stays, whatever its step.
+    """
     if not path.is_file():
         return
     kept = []
     lines = path.read_text(errors="replace").splitlines(keepends=True)
     for line in lines:
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            if int(json.loads(line)["step"]) <= last_step and line.endswith("\n"):
+            content = json.loads(line)
+            if line.endswith("\n") and (int(content["step"]) <= last_step or "event" in content):
                 kept.append(line)
     if kept != lines:
         write_atomically(path, "".join(kept).encode())
