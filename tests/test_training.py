@@ -112,11 +112,13 @@ def _wrapped_gradients(state: RunState, processes: Processes, mine: slice) -> li
     settings = StepSettings.at(c, LATE)
     whole = draw_inputs(c, settings, 4, ALONE, seed=0, step=LATE, purpose="G")
     images = torch.rand(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    discriminator_step = processes.wrap(DiscriminatorStep(state.discriminator, c), uses_all_parameters=False)
+    discriminator_step = processes.wrap(
+        DiscriminatorStep(state.discriminator, c), state.discriminator.used_parameters(8, settings.fade_alpha)
+    )
     discriminator_step(images[0][mine], images[1][mine], whole.part(mine), settings).total.backward()
     grad_D = gradients(state.discriminator)
     state.discriminator.requires_grad_(False)
-    generator_step = processes.wrap(GeneratorStep(state.generator), uses_all_parameters=True)
+    generator_step = processes.wrap(GeneratorStep(state.generator))
     generator_step(whole.part(mine), state.discriminator, settings).total.backward()
     return [grad_D, gradients(state.generator)]
 
