@@ -30,6 +30,7 @@ from training.run_folder import cut_log
 
 GRID_SEEDS = 6
 GRID_YAWS = (-0.4, 0.0, 0.4)
+MAX_UNWRITTEN = 10_000  # lines of the log kept in memory while they cannot be written
 
 
 class Recorder:
@@ -38,6 +39,7 @@ class Recorder:
     def __init__(self, output_dir: Path, step: int, end_step: int, use_tensorboard: bool) -> None:
         self._dir = output_dir
         self._log_path = output_dir / "log.jsonl"
+        self._unwritten: list[dict[str, Any]] = []  # lines of the log that wait for room on the disk
         self._failing: set[str] = set()  # what could not be done the last time, and was said
         self._bar = tqdm(total=end_step, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
         self._use_tensorboard = use_tensorboard
@@ -95,10 +97,17 @@ class Recorder:
         self._show(lambda writer: [writer.add_scalar(name, value, step) for name, value in finite.items()])
 
     def _append(self, line: dict[str, Any]) -> None:
+        self._unwritten = [*self._unwritten, line][-MAX_UNWRITTEN:]
+        self._write_log()
+
+    def _write_log(self) -> None:
         with self._no_reason_to_stop(f"writing {self._log_path}", key="log"):
-            append_line(self._log_path, json.dumps(line))
+            if self._unwritten:
+                append_line(self._log_path, "\n".join(json.dumps(line) for line in self._unwritten))
+            self._unwritten = []
 
     def _cut_log(self, step: int) -> None:
+        self._unwritten = [line for line in self._unwritten if line["step"] <= step or "event" in line]
         with self._no_reason_to_stop(f"shortening {self._log_path}", key="cut"):
             cut_log(self._log_path, step)
 
@@ -168,12 +177,13 @@ class Recorder:
         self._bar.write(" ".join(text.split()), file=sys.stderr)
 
     def close(self) -> None:
+        self._write_log()
         self._bar.close()
         self._close_writer()
 
 
 def append_line(path: Path, text: str) -> None:
-    """Add a line to a file: all of it, or (OSError) none."""
+    """Add a line (or several) to a file: all of it, or (OSError) none."""
     data = (text + "\n").encode()
     with path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
