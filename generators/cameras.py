@@ -94,7 +94,8 @@ def camera_to_world(poses: CameraPoses) -> Tensor:
     """cam2world (B, 4, 4): columns (-left, up', -forward, position), the camera looking at the origin."""
     position = camera_positions(poses)
     forward = -position / position.norm(dim=-1, keepdim=True)
-    up = torch.tensor([0.0, 1.0, 0.0], dtype=position.dtype, device=position.device).expand_as(forward)
+    up = torch.zeros_like(forward)
+    up[..., 1] = 1  # filled in place: copying a constant to a GPU would wait for it
     left = torch.nn.functional.normalize(torch.linalg.cross(up, forward), dim=-1)
     true_up = torch.nn.functional.normalize(torch.linalg.cross(forward, left), dim=-1)
     cam2world = torch.zeros(*position.shape[:-1], 4, 4, dtype=position.dtype, device=position.device)

@@ -46,8 +46,7 @@ def surface_interval(
     t_surface: Tensor, hit_mask: Tensor, half_width: float | Tensor, t_near: float, t_far: float
 ) -> tuple[Tensor, Tensor]:
     """Ends (B, R) of [t - Delta, t + Delta], moved inside [near, far] at full length; [near, far] without a surface."""
-    low = (t_surface - half_width).clamp(min=t_near).minimum(torch.as_tensor(t_far - 2 * half_width, device=t_surface.device))
-    low = low.clamp(min=t_near)
+    low = (t_surface - half_width).clamp(max=t_far - 2 * half_width).clamp(min=t_near)
     high = (low + 2 * half_width).clamp(max=t_far)
     return torch.where(hit_mask, low, t_near), torch.where(hit_mask, high, t_far)
 

@@ -158,10 +158,11 @@ def trilinear_sample(grid: Tensor, coordinates: Tensor) -> Tensor:
     base = base.long()
     total = torch.zeros(1, dtype=grid.dtype, device=grid.device)
     for corner in range(8):
-        offset = torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2 & 1], device=grid.device)
-        index = base + offset
+        offset = (corner & 1, corner >> 1 & 1, corner >> 2 & 1)
+        index = torch.stack([base[..., axis] + offset[axis] for axis in range(3)], dim=-1)
         inside = ((index >= 0) & (index < size)).all(dim=-1)
-        weight = torch.where(offset.bool(), fraction, 1 - fraction).prod(dim=-1) * inside
+        parts = [fraction[..., axis] if offset[axis] else 1 - fraction[..., axis] for axis in range(3)]
+        weight = parts[0] * parts[1] * parts[2] * inside
         x, y, z = index.clamp(0, size - 1).unbind(dim=-1)
         total = total + weight.unsqueeze(-1) * table[(z * size + y) * size + x]
     return total

@@ -51,7 +51,8 @@ class Guard:
         self._names = list(terms)
         is_bad = ~torch.isfinite(torch.stack([value.float() for value in terms.values()]))
         first = is_bad.to(torch.int8).argmax()  # of equal values, the first
-        skipped = is_bad[[self._names.index(name) for name in GRADIENT_NORMS]].any()
+        # one by one: a list of places would be copied to the GPU, and waited for
+        skipped = torch.stack([is_bad[self._names.index(name)] for name in GRADIENT_NORMS]).any()
         old_skipped, old_row, old_step, old_term = self._counts.unbind()
         starts = skipped & (old_row == 0)
         row = torch.where(skipped, old_row + 1, 0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from curriculums import Curriculum
@@ -63,5 +64,10 @@ def draw_inputs(
             directions.append(torch.randn(1, num_rays, 3, generator=own, device=device))
     noise = RenderNoise(*(None if column[0] is None else torch.cat(column) for column in zip(*noises, strict=True)))
     neighbours = F.normalize(torch.cat(directions), dim=-1) if with_neighbours else None
-    poses = CameraPoses(*(angle[mine].to(device, non_blocking=True) for angle in poses))
-    return GeneratorInputs(z.to(device, non_blocking=True), poses, noise, neighbours)
+    poses = CameraPoses(*(_send(angle[mine], device) for angle in poses))
+    return GeneratorInputs(_send(z, device), poses, noise, neighbours)
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on ``device``; a GPU fetches it from pinned memory when it gets there, and nothing waits."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

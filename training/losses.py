@@ -76,6 +76,5 @@ def topk_image_weights(scores: Tensor, fraction: float) -> Tensor:
         dist.all_gather(parts, scores.contiguous())
         gathered = torch.cat(parts)
     num_kept = math.ceil(fraction * len(gathered))
-    weights = torch.zeros_like(gathered)
-    weights[gathered.topk(num_kept).indices] = len(gathered) / num_kept
+    weights = torch.zeros_like(gathered).scatter_(0, gathered.topk(num_kept).indices, len(gathered) / num_kept)
     return weights[rank * len(scores) : (rank + 1) * len(scores)]

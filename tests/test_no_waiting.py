@@ -1,0 +1,140 @@
+"""Nothing in a training step or in rendering waits for the GPU: the path of a GPU, run here on the meta device.
+
+A meta tensor has a shape and no values. Whatever needs a value on the host (``.item()``, ``nonzero``, a boolean mask as an
+index) fails on it by itself; what copies from the host (``torch.tensor(..., device=...)``, lists as indices) is caught by
+:class:`NoWaiting`. tests/test_cuda.py repeats this where there is a GPU, with PyTorch's own detector.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from curriculums import CURRICULUMS
+from discriminators.progressive import ProgressiveEncoderDiscriminator
+from generators.cameras import CameraPoses, camera_rays
+from generators.generator import ImplicitGenerator3d
+from generators.renderer import RenderSettings, render
+from generators.samplers import RenderNoise
+from training.ema import MovingAverage
+from training.guard import BadSteps, Guard, are_finite, nan_unless_finite
+from training.losses import topk_image_weights
+from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, StepSettings, generate, to_images
+
+BATCH, SIZE = 4, 16
+META = torch.device("meta")
+WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal", "lift_fresh")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises where an operation brings a value to the host, or takes one from there."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in WAITING:
+            raise AssertionError(f"aten::{name} waits for a GPU")
+        result = func(*args, **(kwargs or {}))
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        devices = {leaf.device.type for leaf in inputs if leaf.dim() > 0} | {leaf.device.type for leaf in outputs}
+        if len(devices) > 1:
+            raise AssertionError(f"aten::{name} copies between {sorted(devices)}")
+        return result
+
+
+def meta_noise(settings: StepSettings) -> RenderNoise:
+    rays = SIZE * SIZE
+    sizes = (settings.render.num_surface, 0, settings.render.num_fine)
+    return RenderNoise(*(torch.empty(BATCH, rays, num, device=META) if num else None for num in sizes))
+
+
+@pytest.fixture(autouse=True)
+def no_autocast(monkeypatch):
+    """The meta device has none; it would change dtypes alone."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+
+
+@pytest.fixture(params=["SPATIALSIRENBASELINE", "EmbeddingPiGAN256"])
+def curriculum(request):
+    return CURRICULUMS["SYNTH_TINY"].with_overrides(
+        [f"model={request.param}", "hidden_dim=32", "latent_dim=16", "normal_lambda=1"]
+    )
+
+
+@pytest.fixture
+def parts(curriculum):
+    """Everything of a step, on the meta device."""
+    with META:
+        generator, discriminator = ImplicitGenerator3d(curriculum), ProgressiveEncoderDiscriminator(curriculum)
+    settings = replace(StepSettings.at(curriculum, 3), image_size=SIZE, fade_alpha=0.5, topk_fraction=0.7)
+    poses = CameraPoses(torch.empty(BATCH, device=META), torch.empty(BATCH, device=META))
+    neighbours = torch.empty(BATCH, SIZE * SIZE, 3, device=META)
+    inputs = GeneratorInputs(torch.empty(BATCH, 16, device=META), poses, meta_noise(settings), neighbours)
+    return generator, discriminator, settings, inputs
+
+
+def finish(network: nn.Module) -> Tensor:
+    return nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+
+
+def test_a_generator_step(parts):
+    generator, discriminator, settings, inputs = parts
+    discriminator.requires_grad_(False)
+    average = MovingAverage(generator, 0.999)
+    guard = Guard(META, BadSteps())
+    with NoWaiting():
+        result = GeneratorStep(generator)(inputs, discriminator, settings)
+        nan_unless_finite(result.total).backward()
+        norm = finish(generator)
+        average.update(generator, are_finite(generator.parameters()))
+        guard.watch(0, {"D/grad_norm": norm, **result.terms, "G/grad_norm": norm})
+    assert {"gan", "pose", "opacity_prior", "normal"} <= set(result.terms)
+    assert all(parameter.grad is not None for parameter in generator.parameters())
+
+
+def test_a_discriminator_step(parts):
+    generator, discriminator, settings, inputs = parts
+    real = torch.empty(BATCH, 3, SIZE, SIZE, device=META)
+    with NoWaiting():
+        with torch.no_grad():
+            fake = to_images(generate(generator, inputs, settings, 12.0)[2], SIZE)
+        result = DiscriminatorStep(discriminator, generator.curriculum)(real, fake, inputs, settings)
+        nan_unless_finite(result.total).backward()
+        finish(discriminator)
+        topk_image_weights(torch.empty(BATCH, device=META), 0.6)
+    assert "r1" in result.terms
+
+
+def test_rendering(curriculum, parts):
+    generator, _, _, inputs = parts
+    with NoWaiting(), torch.no_grad():
+        field = generator.field(generator.film(inputs.z))
+        for changes in ({}, {"surface_sample": False, "pred_occ": False}, {"root_method": "bisection", "last_back": True}):
+            settings = replace(RenderSettings.from_curriculum(curriculum), **changes)
+            output = render(field, camera_rays(inputs.poses, SIZE, 12.0), settings)
+            field.normals(output.t[..., :3])
+    assert output.rgb.shape == (BATCH, SIZE * SIZE, 3)
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: torch.as_tensor(0.5, device=x.device),
+        lambda x: x[[0, 1]],
+        lambda x: x.cpu(),
+        lambda x: x + torch.ones(3).to(x.device),
+        lambda x: x if x.any() else -x,
+    ],
+)
+def test_the_detector_sees(waits):
+    with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), NoWaiting():
+        waits(torch.empty(4, 3, device=META))
