@@ -1,6 +1,7 @@
 """How thick a generator's surfaces are along the rays: the variance of the rendering weights, times 1e4 (lower is thinner).
 
     python cal_weighted_var.py generator.pth --curriculum CelebA --seeds_start 0 --seeds_end 1000
+    torchrun --standalone --nproc_per_node=8 cal_weighted_var.py generator.pth --curriculum CelebA
 
 See metrics/weighted_variance.py for the formula and docs/metrics.md for what it means.
 """
@@ -16,11 +17,14 @@ import torch
 from tqdm import tqdm
 
 import cli
+from checkpoints import LoadedGenerator
 from curriculums import Curriculum
 from metrics import weighted_variance
 from metrics.report import add_common_arguments, load, model_record, print_table, write_json
+from metrics.spread import shared_work
 from metrics.weighted_variance import LatentVariance, latent_variances
 from scripts_common import field_from_seed, seed_number
+from training.distributed import Processes
 
 SCALE = 1e4
 
@@ -71,12 +75,32 @@ def summarize(values: dict[int, LatentVariance]) -> dict[str, float | int]:
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     seeds = cli.seed_range(args.seeds_start, args.seeds_end)
-    loaded = load(args)
+    with shared_work(args) as processes:
+        loaded = load(args)
+        values = _measure(loaded, seeds, args, processes)
+    if processes.is_main:
+        report(args, loaded, values)
+
+
+def _measure(loaded: LoadedGenerator, seeds: Sequence[int], args: Any, processes: Processes) -> dict[int, LatentVariance]:
+    """Each process measures every n-th seed; the main one gets all of them."""
     device = next(loaded.generator.parameters()).device
-    values = {}
-    for seed in tqdm(seeds, unit="seed", leave=False):
+    own = torch.full((len(seeds[processes.rank :: processes.world_size]), 2), math.nan, dtype=torch.float64)
+    for i, seed in enumerate(tqdm(seeds[processes.rank :: processes.world_size], unit="seed", leave=False)):
         field = field_from_seed(loaded, seed, args.psi)
-        (values[seed],) = latent_variances(field, loaded.curriculum, args.image_size, device)
+        (value,) = latent_variances(field, loaded.curriculum, args.image_size, device)
+        own[i] = torch.tensor(value, dtype=torch.float64)
+    parts = processes.gather(own)
+    found = {}
+    for rank, part in enumerate(parts):
+        for seed, (variance, num_rays) in zip(seeds[rank :: processes.world_size], part.tolist(), strict=True):
+            found[seed] = LatentVariance(variance, int(num_rays))
+    return dict(sorted(found.items()))
+
+
+def report(args: Any, loaded: LoadedGenerator, values: dict[int, LatentVariance]) -> None:
+    """Write and print what was measured."""
+    device = next(loaded.generator.parameters()).device
     results = summarize(values)
     per_seed = {seed: value.variance * SCALE if value.num_rays else None for seed, value in values.items()}
     protocol = _protocol(args, loaded.curriculum, device)

@@ -2,6 +2,7 @@
 
     python eval_metrics.py generator.pth --dataset_path photos/ --curriculum CelebA
     python eval_metrics.py model.safetensors --dataset_path heads/images --metrics swd
+    torchrun --standalone --nproc_per_node=8 eval_metrics.py model.safetensors --dataset_path photos/
 
 Images go to the metric as they were rendered, without a file between. See docs/metrics.md for what the numbers mean.
 """
@@ -12,11 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import cli
+from checkpoints import LoadedGenerator
 from metrics.fidelity import EXTRACTORS, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation
 from metrics.report import add_common_arguments, load, model_record, print_table, write_json
 from metrics.sampling import generated_images, real_images
+from metrics.spread import shared_work
 from scripts_common import positive_int, seed_number
 
 FEW_IMAGES_FOR_FID = 2048  # with fewer than the feature's dimensions, its covariance is singular
@@ -87,11 +92,21 @@ def _protocol(args: Any, evaluation: Evaluation, preset: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    loaded = load(args)
-    weights = _check_weights(args)
-    preset = args.dataset or loaded.curriculum.dataset
-    real = real_images(args.dataset_path, preset, args.num_images, args.image_size, args.seed)
-    fake = generated_images(loaded, args.num_images, args.image_size, psi=args.psi, seed=args.seed, batch_size=args.batch_size)
+    with shared_work(args) as processes:
+        loaded = load(args)
+        weights = _check_weights(args)
+        preset = args.dataset or loaded.curriculum.dataset
+        real = None
+        if processes.is_main:  # while the others render
+            real = real_images(args.dataset_path, preset, args.num_images, args.image_size, args.seed)
+        how = {"psi": args.psi, "seed": args.seed, "batch_size": args.batch_size}
+        fake = generated_images(loaded, args.num_images, args.image_size, **how, processes=processes)
+    if real is not None and fake is not None:
+        score(args, loaded, real, fake, weights, preset)
+
+
+def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weights: Path | None, preset: str) -> None:
+    """Compute what was asked for, write it and print it. real, fake: (N, 3, H, W) uint8."""
     names = tuple(dict.fromkeys(args.metrics))
     device = next(loaded.generator.parameters()).device
     evaluation = Evaluation(real, fake, names, args.seed, device=device, extractor=args.feature_extractor, weights_file=weights)

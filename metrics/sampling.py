@@ -17,6 +17,9 @@ from generators.generator import draw_latents
 from generators.renderer import RenderSettings, render
 from generators.views import RAYS_PER_CHUNK
 from siren.field import Field
+from training.distributed import Processes
+
+ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 def draw_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> CameraPoses:
@@ -32,17 +35,19 @@ def draw_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> 
 
 @torch.no_grad()
 def sample_fields(
-    loaded: LoadedGenerator, num: int, *, psi: float, seed: int, batch_size: int, what: str
+    loaded: LoadedGenerator, num: int, *, psi: float, seed: int, batch_size: int, what: str, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[Field, CameraPoses]]:
     """Fields of ``num`` latents and a pose for each, in batches, on the generator's device; the same whatever the batch size.
 
-    ``what`` names the work in the progress bar.
+    ``what`` names the work in the progress bar. Of ``world_size`` processes, ``rank`` gets the batches rank,
+    rank + world_size, ...: whole ones, for the last bits of a picture may hang on those it is computed with.
     """
     curriculum, device = loaded.curriculum, next(loaded.generator.parameters()).device
     latents = draw_latents(num, curriculum.latent_dim, curriculum.z_dist, torch.Generator().manual_seed(seed))
     poses = draw_poses(num, curriculum, torch.Generator().manual_seed(seed + 1))
-    with tqdm(total=num, desc=what, unit="image", leave=False) as progress:
-        for start in range(0, num, batch_size):
+    starts = range(0, num, batch_size)[rank::world_size]
+    with tqdm(total=sum(min(batch_size, num - start) for start in starts), desc=what, unit="image", leave=False) as progress:
+        for start in starts:
             part = slice(start, start + batch_size)
             field = loaded.generator.field(loaded.generator.film(latents[part].to(device), psi))
             yield field, CameraPoses(poses.pitch[part].to(device), poses.yaw[part].to(device))
@@ -62,11 +67,31 @@ def render_images(field: Field, poses: CameraPoses, curriculum: Curriculum, imag
 
 
 def generated_images(
-    loaded: LoadedGenerator, num: int, image_size: int, *, psi: float = 1.0, seed: int = 0, batch_size: int = 8
-) -> Tensor:
-    """``num`` images of random latents and poses: (num, 3, image_size, image_size) uint8, never compressed."""
-    batches = sample_fields(loaded, num, psi=psi, seed=seed, batch_size=batch_size, what="generated images")
-    return torch.cat([render_images(field, poses, loaded.curriculum, image_size) for field, poses in batches])
+    loaded: LoadedGenerator,
+    num: int,
+    image_size: int,
+    *,
+    psi: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 8,
+    processes: Processes = ALONE,
+) -> Tensor | None:
+    """``num`` images of random latents and poses: (num, 3, image_size, image_size) uint8, never compressed.
+
+    Several ``processes`` render a part each, and the main one gets all of them, the others None.
+    """
+    share = {"rank": processes.rank, "world_size": processes.world_size}
+    batches = sample_fields(loaded, num, psi=psi, seed=seed, batch_size=batch_size, what="generated images", **share)
+    images = [render_images(field, poses, loaded.curriculum, image_size) for field, poses in batches]
+    own = torch.cat(images) if images else torch.empty((0, 3, image_size, image_size), dtype=torch.uint8)
+    parts = processes.gather(own)
+    if not processes.is_main:
+        return None
+    ordered = torch.empty((num, 3, image_size, image_size), dtype=torch.uint8)
+    piles = [iter(part.split(batch_size)) for part in parts]
+    for i, batch in enumerate(ordered.split(batch_size)):
+        batch.copy_(next(piles[i % len(piles)]))
+    return ordered
 
 
 def real_images(path: str | Path, preset: str, num: int, image_size: int, seed: int = 0) -> Tensor:
