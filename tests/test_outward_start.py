@@ -1,0 +1,57 @@
+"""The outward start gives a ball, in networks where the plain fit finds nothing too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from curriculums import CURRICULUMS
+from generators.generator import ImplicitGenerator3d
+from training import outward_start
+from training.outward_start import Attempt, fit_to_ball
+
+RADIUS = 0.08
+
+
+def make_generator(*overrides: str) -> ImplicitGenerator3d:
+    torch.manual_seed(0)
+    return ImplicitGenerator3d(CURRICULUMS["SYNTH_TINY"].with_overrides(list(overrides)))
+
+
+@torch.no_grad()
+def share_right(generator: ImplicitGenerator3d) -> float:
+    """Share of points, away from the surface by a tenth of the radius, on the right side; the worst of 6 latents."""
+    random = torch.Generator().manual_seed(1)
+    z = torch.randn(6, generator.curriculum.latent_dim, generator=random)
+    directions = torch.nn.functional.normalize(torch.randn(6, 3000, 3, generator=random), dim=-1)
+    distance = torch.rand(6, 3000, generator=random) * 1.4 * RADIUS
+    logits = generator.field(generator.film(z)).occupancy_logits(directions * distance.unsqueeze(-1))
+    right = (logits > 0) == (distance < RADIUS)
+    away = (distance - RADIUS).abs() > 0.1 * RADIUS
+    return float(torch.stack([r[a].float().mean() for r, a in zip(right, away, strict=True)]).min())
+
+
+def test_a_narrow_network_becomes_a_ball():
+    generator = make_generator()
+    assert fit_to_ball(generator, RADIUS, seed=0) < outward_start.GOOD_LOSS
+    assert share_right(generator) > 0.97
+    assert all(p.grad is None for p in generator.parameters())
+
+
+def test_a_failed_attempt_is_followed_by_another(monkeypatch):
+    """As at full width, where the first attempt ends with a constant."""
+    monkeypatch.setattr(outward_start, "ATTEMPTS", (Attempt(1.0, 1e-9), Attempt(0.5, 1e-3)))
+    generator = make_generator()
+    assert fit_to_ball(generator, RADIUS, seed=0) < outward_start.GOOD_LOSS
+    assert share_right(generator) > 0.97
+
+
+def test_the_best_of_bad_attempts_is_kept(monkeypatch):
+    attempts = (Attempt(1.0, 1e-4), Attempt(1.0, 1e-9))
+    monkeypatch.setattr(outward_start, "NUM_STEPS", 30)
+    losses = []
+    for chosen in (attempts[:1], attempts[1:], attempts):
+        monkeypatch.setattr(outward_start, "ATTEMPTS", chosen)
+        losses.append(fit_to_ball(make_generator(), RADIUS, seed=0))
+    assert losses[0] != losses[1]
+    assert losses[2] == pytest.approx(min(losses[:2]), rel=1e-6)
