@@ -23,6 +23,7 @@ from loading.files import DatasetSpec, ImageSource, decode
 
 _VERSION = 1  # raise it when the same file gives other pixels
 _HEADER_BYTES = 128
+MAX_NAMED = 20  # pictures that are gone; a disk that went away would fill the screen
 
 
 class CachedPictures:
@@ -40,7 +41,8 @@ class CachedPictures:
         self._source, self._spec, self._size = source, spec, size
         self._members = [i for i in range(len(source.names)) if i not in skip]
         self.shape = (len(self._members), size, size, 3)
-        self._told: set[str] = set()
+        self._is_lost = False  # the file could not be read, and that was said
+        self._gone: set[int] = set()  # members that could not be decoded any more
         self._open_in: tuple[int, int] | None = None  # process and descriptor
 
     def __len__(self) -> int:
@@ -73,7 +75,10 @@ class CachedPictures:
                 raise OSError("it was cut short")
             return np.frombuffer(data, np.uint8).reshape(self.shape[1:])
         except OSError as error:
-            self._tell(f"the picture cache {self._path} cannot be read any more ({error.strerror or error}); decoding anew")
+            if not self._is_lost:
+                self._is_lost = True
+                reason = error.strerror or error
+                tell(f"the picture cache {self._path} cannot be read any more ({reason}); decoding the pictures anew")
             return self._from_source(index)
 
     def _from_source(self, index: int) -> np.ndarray:
@@ -82,18 +87,16 @@ class CachedPictures:
             picture = decode(self._source, member, self._spec, self._size)
             if picture is not None:
                 return picture
-            self._tell(f"{self._source.names[member]} is gone or unreadable; the next picture takes its place", limit=5)
+            if member not in self._gone:
+                self._gone.add(member)
+                if len(self._gone) <= MAX_NAMED:
+                    name, silence = self._source.names[member], "; no more will be named" * (len(self._gone) == MAX_NAMED)
+                    tell(f"{name} is gone or unreadable ({len(self._gone)} so far), the next takes its place{silence}")
         raise OSError(f"no picture of {self._source.path} can be read any more")
 
-    def _tell(self, text: str, limit: int = 1000) -> None:
-        """Once for each text; the rest is silence after ``limit``, a broken disk would fill the screen."""
-        if text in self._told:
-            return
-        self._told.add(text)
-        if len(self._told) <= limit:
-            print(f"notice: {text}", file=sys.stderr)
-        elif len(self._told) == limit + 1:
-            print("notice: further pictures are gone or unreadable and are replaced alike", file=sys.stderr)
+
+def tell(text: str) -> None:
+    print(f"notice: {text}", file=sys.stderr)
 
 
 def default_cache_dir() -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from checkpoint_files import check_state
 from checkpoints import (
     latest_checkpoint,
     load_published_training,
@@ -20,6 +21,7 @@ from cli import UserError
 from curriculums import Curriculum
 from discriminators.progressive import ProgressiveEncoderDiscriminator
 from generators.generator import ImplicitGenerator3d
+from safe_pickle import printable
 from training.ema import MovingAverage
 from training.guard import BadSteps, are_finite
 from training.mirror import mirror_field, mirror_pose_readout
@@ -89,8 +91,8 @@ class RunState:
             "bad_steps": asdict(self.bad_steps),
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
-            "optimizer_G": self.optimizer_G.state_dict(),
-            "optimizer_D": self.optimizer_D.state_dict(),
+            "optimizer_G": _in_order(self.optimizer_G.state_dict()),
+            "optimizer_D": _in_order(self.optimizer_D.state_dict()),
             "scaler_G": self.scaler_G.state_dict(),
             "scaler_D": self.scaler_D.state_dict(),
             **{name: average.generator.state_dict() for name, average in self.averages.items()},
@@ -134,9 +136,9 @@ class RunState:
                     f"{path} was trained with {key} = {theirs.get(key)!r}, this run asks for {ours[key]!r};"
                     " choose another --output_dir, or --load_dir to start a new run from its weights"
                 )
-        if state["seed"] != self.seed:
+        if _count(path, state, "seed") != self.seed:
             raise UserError(f"{path} was trained with --seed {state['seed']}, this run asks for {self.seed}; use the same seed")
-        _check_world_size(path, state.get("world_size"), world_size, state["step"], self.curriculum)
+        _check_world_size(path, _count(path, state, "world_size") or None, world_size, state["step"], self.curriculum)
         self.step = state["step"]
         self.images_seen = _count(path, state, "images_seen")
         self.num_images = _count(path, state, "num_images") or None
@@ -147,7 +149,7 @@ class RunState:
             if not _load_optimizer(getattr(self, name), state[name]):
                 raise UserError(f"{path}: its {name} does not fit its network; use --load_dir to start from its weights")
         for scaler, name in ((self.scaler_G, "scaler_G"), (self.scaler_D, "scaler_D")):
-            if state[name] and scaler.is_enabled():  # a run in another precision has none
+            if scaler.is_enabled() and state[name] != {}:  # a run in another precision has none
                 try:
                     scaler.load_state_dict(state[name])
                 except (KeyError, TypeError, ValueError, RuntimeError):
@@ -215,6 +217,11 @@ def _bad_steps(path: Path, state: Any) -> BadSteps:
     return BadSteps(**state)
 
 
+def _in_order(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with its keys sorted: they come in the order in which parameters first met a step."""
+    return {**state, "state": {place: dict(sorted(moments.items())) for place, moments in sorted(state["state"].items())}}
+
+
 def _moments(optimizer: torch.optim.Adam) -> list[Tensor]:
     found = [state[name] for state in optimizer.state.values() for name in ADAM_MOMENTS if name in state]
     return found or [torch.zeros(())]
@@ -237,7 +244,7 @@ def _generator_groups(generator: ImplicitGenerator3d) -> list[dict[str, Any]]:
 
 
 def _load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, what: str) -> None:
-    own = network.state_dict()
+    own, weights = network.state_dict(), check_state(path, what, weights)
     for name, value in own.items():
         if name not in weights:
             raise UserError(f"{path}: its {what} lacks {name}; it belongs to another model")
@@ -247,7 +254,7 @@ def _load_weights(network: nn.Module, weights: dict[str, Tensor], path: Path, wh
             )
     unknown = [name for name in weights if name not in own]
     if unknown:
-        raise UserError(f"{path}: its {what} has {unknown[0]}, which this curriculum's model does not")
+        raise UserError(f"{path}: its {what} has {printable(unknown[0])}, which this curriculum's model does not")
     network.load_state_dict(weights)
 
 
@@ -276,8 +283,11 @@ def _load_optimizer(optimizer: torch.optim.Adam, state: Any) -> bool:
         fits = len(indices) == len(parameters) and all(
             moment[name].shape == parameters[place].shape for place, moment in moments.items() for name in ADAM_MOMENTS
         )
-        moments = {place: {name: moment[name] for name in (*ADAM_MOMENTS, "step")} for place, moment in moments.items()}
-    except (KeyError, TypeError, AttributeError):
+        moments = {
+            place: {**{name: moment[name] for name in ADAM_MOMENTS}, "step": torch.tensor(float(moment["step"]))}
+            for place, moment in moments.items()
+        }
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError):  # it may hold anything
         return False
     if fits:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
