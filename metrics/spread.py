@@ -31,4 +31,4 @@ def shared_work(args: argparse.Namespace) -> Iterator[Processes]:
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         yield processes
-        processes.close()
+        processes.close(wait=False)

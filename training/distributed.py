@@ -117,8 +117,10 @@ class Processes:
             what = f"rank {failed_peer} failed (it says why)" if failed_peer is not None else f"lost a peer ({why})"
             raise PeerLost(f"rank {self.rank}: {what}; {REMEDY}") from None
 
-    def close(self) -> None:
-        """Leave; the others are not held up."""
+    def close(self, wait: bool = True) -> None:
+        """Leave; with ``wait`` all together, for torchrun ends those that are still writing when one ends with a status."""
+        if wait:
+            self.barrier()
         if self.watch:
             self.watch.close()
         if self.world_size > 1:
