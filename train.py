@@ -21,7 +21,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from checkpoint_files import damage_in, latest_checkpoint, list_checkpoints, wri
 from curriculums import Curriculum, get_curriculum
 from dataset import DATASETS, find_images
 from scripts_common import positive_float, positive_int, seed_number
+from siren import compiled
 from training.console import steady_output, tell
 from training.distributed import Processes, join_processes
 from training.recorder import Recorder
@@ -85,6 +86,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--use_logger", action=argparse.BooleanOptionalAction, default=True, help="TensorBoard")
     parser.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True, help="keep decoded images in a cache")
     parser.add_argument("--amp", choices=["auto", *AMP_DTYPES], default="auto", help="the discriminator's precision on a GPU")
+    parser.add_argument("--compile", action="store_true", help="on a GPU: the field's training passes through torch.compile")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="on a GPU, a resumed run equals an undisturbed one to the last bit; slower"
+    )
     parser.add_argument("--port", type=int, help="of the first machine's process group, where torchrun does not set it")
     cli.add_device_argument(parser)
     return parser.parse_args(argv)
@@ -96,6 +101,25 @@ def resolve_amp(choice: str, device: torch.device) -> torch.dtype | None:
     if choice == "auto":
         choice = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return AMP_DTYPES[choice]
+
+
+@contextlib.contextmanager
+def deterministic(is_wanted: bool) -> Iterator[None]:
+    """Within it, every operation gives the same bits each time; UserError where one of them has no such form."""
+    if not is_wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise cli.UserError(f"--deterministic: {error} Leave the option out, or use --device cpu") from error
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def check_dataset(arguments: argparse.Namespace, curriculum: Curriculum) -> None:
@@ -228,10 +252,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if processes.device.type == "cpu":
         cli.keep_freed_memory()
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs; sums stay float32
+    compiled.turn_on(arguments.compile)
     options = run_options(arguments, curriculum, output_dir, started)
     with contextlib.ExitStack() as stack:
         stack.enter_context(steady_output())
         stack.enter_context(processes.together())
+        stack.enter_context(deterministic(arguments.deterministic))
         all_or_none(processes, lambda: _take_folder(output_dir, stack), only_main=True)
         trainer = train(arguments, curriculum, options, processes)
         processes.close()

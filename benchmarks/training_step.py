@@ -24,17 +24,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import cli
+from benchmarks.flops import flops_of_D, flops_of_images, flops_per_hit
 from benchmarks.measure import Gemm
-from benchmarks.networks import Network, flops_per_point
-from curriculums import Curriculum, Stage
-from discriminators.progressive import ProgressiveEncoderDiscriminator
+from benchmarks.networks import Network
+from curriculums import Stage
 from training import trainer
 from training.distributed import Processes
 from training.run_state import RunState
-from training.steps import StepSettings
 
 STEP = 5000  # halfway through BFM's first stage
 PHASES = ("generate_for_D", "D_forward", "D_backward", "G_forward", "G_backward", "optimizers_and_rest")
@@ -52,12 +50,12 @@ def measure(network: Network, size: int, batch: int, rounds: int) -> dict[str, A
     with _phases(trainer_) as clock:
         trainer_._step(real, stage)
     gemm, rows = Gemm(), []
-    floor = _flops_of_images(curriculum, size) * batch + _flops_of_D(trainer_.state.discriminator, curriculum, size, step) * batch
+    floor = flops_of_images(curriculum, size) * batch + flops_of_D(trainer_.state.discriminator, curriculum, size, step) * batch
     for _ in range(rounds):
         with _phases(trainer_) as clock:
             timed = gemm.around(lambda: trainer_._step(real, stage))
         num_hits = float(timed.value["G/hit_rate"]) * batch * size**2
-        flops = floor + num_hits * _flops_per_hit(curriculum)
+        flops = floor + num_hits * flops_per_hit(curriculum)
         clock["optimizers_and_rest"] = timed.seconds - sum(clock.values())
         rows.append((timed.work / (flops / 1e9), timed.seconds, flops, num_hits, clock))
         trainer_.state.step = step
@@ -125,38 +123,3 @@ def _phases(trainer_: trainer.Trainer) -> Iterator[dict[str, float]]:
     finally:
         trainer.generate, Tensor.backward = generate, backward
         trainer_.discriminator_step, trainer_.generator_step = steps["D"], steps["G"]
-
-
-# -- the floor -----------------------------------------------------------------------------------------------------------
-
-
-def _flops_of_images(curriculum: Curriculum, size: int) -> int:
-    """Per image of the batch: generated once for D, once for G, and G's backward pass."""
-    num_searched = curriculum.num_steps_coarse + curriculum.n_secant_steps
-    num_composited = curriculum.num_steps_surface + curriculum.num_steps_fine
-    searched = num_searched * flops_per_point(curriculum, with_color=False)
-    composited = num_composited * flops_per_point(curriculum, with_color=True)
-    return size**2 * (2 * (searched + composited) + 2 * composited)
-
-
-def _flops_per_hit(curriculum: Curriculum) -> int:
-    """Two points, each a logit with its gradient, forward and backward."""
-    wanted = curriculum.with_normal_loss and curriculum.normal_lambda
-    return 2 * 3 * 2 * flops_per_point(curriculum, with_color=False) if wanted else 0
-
-
-def _flops_of_D(network: ProgressiveEncoderDiscriminator, curriculum: Curriculum, size: int, step: int) -> float:
-    """Per image, in D's step and G's: the losses' arithmetic written out plainly."""
-    batch = 2
-    fade_alpha = StepSettings.at(curriculum, step).fade_alpha
-    images = torch.zeros(batch, 3, size, size, requires_grad=True)
-    with FlopCounterMode(display=False) as counter:
-        real = network(images * 1, fade_alpha)  # the counter cannot differentiate by a module's own input
-        (gradient,) = torch.autograd.grad(real.score.sum(), images, create_graph=True)
-        fake = network(images.detach(), fade_alpha)
-        (gradient.square().sum() + real.score.sum() + fake.score.sum() + fake.pose.sum()).backward()
-        network.requires_grad_(False)
-        judged = network(images * 1, fade_alpha)
-        (judged.score.sum() + judged.pose.sum()).backward()
-    network.requires_grad_(True).zero_grad(set_to_none=True)
-    return counter.get_total_flops() / batch

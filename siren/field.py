@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from siren import blocked, folded, fused
+from siren import blocked, compiled, folded, fused
 from siren.folded import fold
 from siren.fused import PackedField
 from siren.mapping import FilmParameters
@@ -46,6 +46,9 @@ class Field(Protocol):
 @runtime_checkable
 class RayField(Protocol):
     """A field that answers better when it sees whole rays (generators/view_cache.py)."""
+
+    def occupancy_logits_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> Tensor:
+        """origins and unit directions (B, R, 3), rising t (B, R, S) -> (B, R, S)."""
 
     def logits_and_colors_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """origins and unit directions (B, R, 3), rising t (B, R, S) -> (B, R, S) and (B, R, S, 3) in [0, 1]."""
@@ -104,13 +107,15 @@ class SirenField:
         x = self._encode(points)
         if _in_blocks(points, directions):
             return blocked.logits_and_colors(self._folded, x, directions)
+        if compiled.is_on():
+            return compiled.logits_and_colors(self._folded, x, directions)
         hidden = folded.features(self._folded, x)
         colors = None if directions is None else folded.colors(self._folded, hidden, directions)
         return folded.logits(self._folded, hidden), colors
 
     def _logits_and_gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
         if self._grid is None:
-            arithmetic = blocked if _in_blocks(points) else folded
+            arithmetic = blocked if _in_blocks(points) else compiled if compiled.is_on() else folded
             return arithmetic.logits_and_gradients(self._folded, points)
         if not points.requires_grad:
             points = points.detach().requires_grad_(True)
@@ -134,10 +139,13 @@ class SirenField:
 
 
 def _in_blocks(*inputs: Tensor | None) -> bool:
-    """Whether siren/blocked.py answers: on a CPU, unless a gradient with respect to points or directions is wanted."""
+    """Whether siren/blocked.py answers: on a CPU, unless a gradient with respect to points or directions is wanted.
+
+    torch.compile gets the plain arithmetic of siren/folded.py.
+    """
     given = [tensor for tensor in inputs if tensor is not None]
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
-    return given[0].device.type == "cpu" and not wanted
+    return given[0].device.type == "cpu" and not wanted and not torch.compiler.is_compiling()
 
 
 def _check_points(points: Tensor, batch_size: int) -> None:

@@ -1,0 +1,43 @@
+"""The floating-point operations that an iteration of training needs; see training_step.py for what counts."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.networks import flops_per_point
+from curriculums import Curriculum
+from discriminators.progressive import ProgressiveEncoderDiscriminator
+from training.steps import StepSettings
+
+
+def flops_of_images(curriculum: Curriculum, size: int) -> int:
+    """Per image of the batch: generated once for D, once for G, and G's backward pass."""
+    num_searched = curriculum.num_steps_coarse + curriculum.n_secant_steps
+    num_composited = curriculum.num_steps_surface + curriculum.num_steps_fine
+    searched = num_searched * flops_per_point(curriculum, with_color=False)
+    composited = num_composited * flops_per_point(curriculum, with_color=True)
+    return size**2 * (2 * (searched + composited) + 2 * composited)
+
+
+def flops_per_hit(curriculum: Curriculum) -> int:
+    """Two points, each a logit with its gradient, forward and backward."""
+    wanted = curriculum.with_normal_loss and curriculum.normal_lambda
+    return 2 * 3 * 2 * flops_per_point(curriculum, with_color=False) if wanted else 0
+
+
+def flops_of_D(network: ProgressiveEncoderDiscriminator, curriculum: Curriculum, size: int, step: int) -> float:
+    """Per image, in D's step and G's: the losses' arithmetic written out plainly."""
+    batch = 2
+    fade_alpha = StepSettings.at(curriculum, step).fade_alpha
+    images = torch.zeros(batch, 3, size, size, device=next(network.parameters()).device, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        real = network(images * 1, fade_alpha)  # the counter cannot differentiate by a module's own input
+        (gradient,) = torch.autograd.grad(real.score.sum(), images, create_graph=True)
+        fake = network(images.detach(), fade_alpha)
+        (gradient.square().sum() + real.score.sum() + fake.score.sum() + fake.pose.sum()).backward()
+        network.requires_grad_(False)
+        judged = network(images * 1, fade_alpha)
+        (judged.score.sum() + judged.pose.sum()).backward()
+    network.requires_grad_(True).zero_grad(set_to_none=True)
+    return counter.get_total_flops() / batch

@@ -1,0 +1,67 @@
+"""Training passes through torch.compile give the losses and gradients of the plain ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import train
+from curriculums import CURRICULUMS
+from generators.generator import ImplicitGenerator3d
+from siren import compiled, field
+
+
+@pytest.fixture
+def through_compile(monkeypatch):
+    """What a GPU does with --compile, on this CPU: the plain arithmetic, compiled."""
+    backend = torch.compile(fullgraph=True, dynamic=False, backend="aot_eager")  # quick: graphs, no generated code
+    monkeypatch.setattr(compiled, "_compiled", backend)
+    monkeypatch.setattr(field, "_in_blocks", lambda *inputs: False)
+    compiled.turn_on()
+    yield
+    compiled.turn_on(False)
+
+
+def losses_and_gradients(generator, z, points, directions):
+    generator.zero_grad()
+    bound = generator.field(generator.film(z))
+    logits, colors = bound.logits_and_colors(points, directions)
+    normals = bound.normals(points[:, :40])
+    loss = logits.square().mean() + colors.square().mean() + (normals * directions[:, :40]).sum(dim=-1).square().mean()
+    loss.backward()
+    return loss.detach(), [parameter.grad.clone() for parameter in generator.parameters()]
+
+
+@pytest.mark.parametrize("model", ["SPATIALSIRENBASELINE", "EmbeddingPiGAN256"])
+def test_losses_and_gradients(model, request, monkeypatch):
+    torch.manual_seed(0)
+    curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides([f"model={model}", "hidden_dim=32", "latent_dim=16"])
+    generator = ImplicitGenerator3d(curriculum)
+    z, points = torch.randn(2, 16), (torch.rand(2, 100, 3) - 0.5) * 0.2
+    directions = torch.nn.functional.normalize(torch.randn(2, 100, 3), dim=-1)
+    loss, gradients = losses_and_gradients(generator, z, points, directions)
+    request.getfixturevalue("through_compile")
+    calls = []
+    query = compiled.logits_and_colors
+    monkeypatch.setattr(compiled, "logits_and_colors", lambda *arguments: calls.append(1) or query(*arguments))
+    compiled_loss, compiled_gradients = losses_and_gradients(generator, z, points, directions)
+    assert calls
+    assert torch.allclose(loss, compiled_loss, rtol=1e-5)
+    for gradient, expected in zip(compiled_gradients, gradients, strict=True):
+        assert float((gradient - expected).norm()) <= 1e-4 * float(expected.norm()) + 1e-9
+
+
+def test_only_where_a_gradient_is_recorded():
+    compiled.turn_on()
+    try:
+        assert compiled.is_on()
+        with torch.no_grad():
+            assert not compiled.is_on()
+    finally:
+        compiled.turn_on(False)
+    assert not compiled.is_on()
+
+
+def test_the_command_line_turns_it_on():
+    assert train.parse_arguments(["--curriculum", "CelebA", "--output_dir", "x", "--compile"]).compile
+    assert not train.parse_arguments(["--curriculum", "CelebA", "--output_dir", "x"]).compile
