@@ -154,6 +154,21 @@ def test_a_stop_by_slurms_signal_saves_and_says_so(photos, tmp_path, repo):
     assert steps_in(tmp_path / "out") == [logged_steps(tmp_path / "out")[-1]]
 
 
+def test_deterministic_changes_nothing_on_a_cpu_and_ends_with_the_run(photos, tmp_path):
+    for name, more in (("plain", ()), ("asked", ("--deterministic",))):
+        train(command(photos, tmp_path / name, "--max_steps", "2", *more))
+    assert checkpoint(tmp_path / "plain", 2) == checkpoint(tmp_path / "asked", 2)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_deterministic_runs_on_a_gpu_resume_to_the_last_byte(photos, tmp_path):
+    for name, limits in (("whole", ("6",)), ("cut", ("2", "5", "6"))):
+        for limit in limits:
+            train([*command(photos, tmp_path / name, "--max_steps", limit, "--device", "cuda", "--deterministic")])
+    assert checkpoint(tmp_path / "whole", 6) == checkpoint(tmp_path / "cut", 6)
+
+
 # ------------------------------------------------------------------------------------------------ --resume
 
 
