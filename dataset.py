@@ -1,9 +1,10 @@
 """Pictures to train on: a folder (searched recursively), a glob or a zip of images, of any mode and size.
 
-    python dataset.py --check PATH --dataset Images --image_size 64 --output contact.png
+    python dataset.py --check PATH --dataset Images --image_size 64 --output contact.png --curriculum CelebA
 
-says what is in PATH before a run depends on it. A data set known by name is one entry in DATASETS. Pictures are decoded
-once (loading/cache.py), so that a batch is a gather; BatchStream (loading/batches.py) is what training reads.
+says what is in PATH before a run depends on it, and shows how far the curriculum's camera will turn. A data set known by
+name is one entry in DATASETS. Pictures are decoded once (loading/cache.py), so that a batch is a gather; BatchStream
+(loading/batches.py) is what training reads.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 import cli
+from camera_prior import write_camera_prior
+from curriculums import get_curriculum
 from loading.batches import BatchStream, batch_at, epoch_order
 from loading.cache import build_cache, default_cache_dir
-from loading.files import DatasetSpec, ImageSource, find_images, open_member
+from loading.files import FORMATS, DatasetSpec, ImageSource, find_images, open_member
 
 __all__ = [
     "DATASETS",
@@ -35,6 +38,8 @@ __all__ = [
     "find_images",
     "get_dataset_spec",
 ]
+
+MAX_SIZE = 8192  # pixels, of a square
 
 # Adding a data set is one entry here; a curriculum's `dataset` names it.
 DATASETS: dict[str, DatasetSpec] = {
@@ -70,8 +75,8 @@ class ImageDataset(torch.utils.data.Dataset):
         max_unreadable: float = 0.05,
         num_workers: int | None = None,
     ) -> None:
-        if size < 1:
-            raise cli.UserError(f"image size {size}: must be at least 1")
+        if not 1 <= size <= MAX_SIZE:
+            raise cli.UserError(f"image size {size}: must be from 1 to {MAX_SIZE}")
         self.source, self.size, self.preset = find_images(path), size, preset
         where = default_cache_dir() if cache_dir == "default" else cache_dir
         self.pixels, unreadable = build_cache(self.source, get_dataset_spec(preset), size, where, num_workers)
@@ -145,21 +150,30 @@ def _survey(source: ImageSource) -> tuple[Counter[tuple[int, int]], dict[str, li
         try:
             file = open_member(source, name)
             hashes.setdefault(hashlib.sha256(file.getvalue()).hexdigest(), []).append(name)
-            with Image.open(file) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 sizes[image.size] += 1
         except Exception:  # counted and named as unreadable already
             continue
     return sizes, hashes
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.ArgumentParser("Say what a folder, glob or zip of pictures holds, and show how training sees it.")
     parser.add_argument("--check", required=True, metavar="PATH", help="folder (searched recursively), glob or zip")
     parser.add_argument("--dataset", default="Images", help=f"preset: {', '.join(DATASETS)}")
     parser.add_argument("--image_size", type=int, default=64, help="pixels")
     parser.add_argument("--output", default="contact.png", help="the sheet of examples")
-    args = parser.parse_args()
+    parser.add_argument("--curriculum", help="also show how far its camera prior turns the object (a name or a .json file)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the curriculum")
+    parser.add_argument("--prior_output", default="camera_prior.png", help="with --curriculum: the picture of the prior")
+    args = parser.parse_args(argv)
+    if args.set and args.curriculum is None:
+        raise cli.UserError("--set changes settings of a curriculum: name one with --curriculum")
+    curriculum = get_curriculum(args.curriculum).with_overrides(args.set) if args.curriculum else None
     check(args.check, args.dataset, args.image_size, args.output)
+    if curriculum is not None:
+        print(write_camera_prior(curriculum, args.prior_output))
+        print(f"  a head from its quantiles: {args.prior_output}; your pictures should turn about as far")
 
 
 if __name__ == "__main__":
