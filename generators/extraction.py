@@ -91,14 +91,14 @@ def coarsest_level(query: Query, spec: LatticeSpec, device: torch.device | str, 
 
 
 @torch.no_grad()
-def refine(level: Level, query: Query, spec: LatticeSpec, open_cells: Tensor) -> Level:
-    """The lattice of half the stride."""
+def refine(level: Level, query: Query, spec: LatticeSpec, open_cells: Tensor, cubic: bool = False) -> Level:
+    """The lattice of half the stride. ``cubic``: new points that are not asked are interpolated from four per axis, not two."""
     stride = level.stride // 2
     num = spec.num_nodes(stride)
     values = level.values.new_empty((num,) * 3)
     exact = torch.empty_like(values, dtype=torch.bool)
     num_asked = level.num_asked
-    for start, slab, asked, known in refine_in_slabs(level, query, spec, open_cells):
+    for start, slab, asked, known in refine_in_slabs(level, query, spec, open_cells, cubic=cubic):
         values[start : start + len(slab)] = slab
         exact[start : start + len(slab)] = known
         num_asked += asked
@@ -111,7 +111,7 @@ def refine(level: Level, query: Query, spec: LatticeSpec, open_cells: Tensor) ->
 
 @torch.no_grad()
 def refine_in_slabs(
-    level: Level, query: Query, spec: LatticeSpec, open_cells: Tensor, near: float | None = None
+    level: Level, query: Query, spec: LatticeSpec, open_cells: Tensor, near: float | None = None, cubic: bool = False
 ) -> Iterator[tuple[int, Tensor, int, Tensor]]:
     """Walk the lattice of half the stride in slabs of ix, asking the new points of open cells.
 
@@ -127,7 +127,9 @@ def refine_in_slabs(
     for first in range(0, level.values.shape[0] - 1, num_cells):
         last = min(first + num_cells, level.values.shape[0] - 1)  # parents first..last; the next slab begins with last
         start, end = 2 * first, min(2 * last, num) if last < level.values.shape[0] - 1 else num
-        values = _upsample(level.values[first : last + 1], num)[: end - start]
+        low = max(0, first - 1) if cubic else first
+        parents = level.values[low : last + 2 if cubic else last + 1]
+        values = _upsample(parents, num, cubic)[2 * (first - low) :][: end - start]
         exact = torch.zeros_like(values, dtype=torch.bool)
         parents = level.exact[first : last + 1]
         exact[::2, ::2, ::2] = parents[: (end - start + 1) // 2, : (num + 1) // 2, : (num + 1) // 2]
@@ -216,13 +218,17 @@ def _steepest_step(nodes: Tensor) -> Tensor:
     return largest
 
 
-def _upsample(nodes: Tensor, num: int) -> Tensor:
-    """Trilinear: one new node between any two, cut to ``num`` along iy and iz."""
+def _upsample(nodes: Tensor, num: int, cubic: bool = False) -> Tensor:
+    """One new node between any two, cut to ``num`` along iy and iz: the mean of two, or the cubic through four, per axis."""
     for dim in (2, 1, 0):
         size = nodes.shape[dim]
         fine = nodes.new_empty([2 * size - 1 if d == dim else length for d, length in enumerate(nodes.shape)])
         _every_second(fine, dim, 0).copy_(nodes)
-        torch.add(nodes.narrow(dim, 0, size - 1), nodes.narrow(dim, 1, size - 1), out=_every_second(fine, dim, 1)).mul_(0.5)
+        between = _every_second(fine, dim, 1)
+        torch.add(nodes.narrow(dim, 0, size - 1), nodes.narrow(dim, 1, size - 1), out=between).mul_(0.5)
+        if cubic and size > 3:
+            outer = nodes.narrow(dim, 0, size - 3) + nodes.narrow(dim, 3, size - 3)
+            between.narrow(dim, 1, size - 3).mul_(1.125).sub_(outer, alpha=1 / 16)
         nodes = fine if dim == 0 else fine.narrow(dim, 0, min(num, 2 * size - 1))
     return nodes.narrow(0, 0, min(num, nodes.shape[0]))
 

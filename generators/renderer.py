@@ -161,7 +161,9 @@ def composite(t: Tensor, alphas: Tensor, colors: Tensor, surface: Surface, setti
 
 
 def query_logits(field: Field, rays: Rays, t: Tensor) -> Tensor:
-    """Occupancy logits at t (B, R, S), no colour work. (B, R, S)"""
+    """Occupancy logits at rising t (B, R, S), no colour work. (B, R, S)"""
+    if isinstance(field, RayField):
+        return field.occupancy_logits_on_rays(rays.origins, rays.directions, t)
     return field.occupancy_logits(ray_points(rays, t)).view(t.shape)
 
 

@@ -5,14 +5,12 @@ part of space that given cameras see on a lattice, fine where an error would sho
 coarse elsewhere. A :class:`CachedField` then answers for the field: from the lattice where that is known to be good
 enough, from the field where it is not. Rendering stays the one path of generators/renderer.py; what is asked of the field:
 
-- coarse samples and the steps of root finding: only within ``ASK_LEVEL`` logits of the surface, so that roots are the
-  field's own;
-- composited samples: a few per ray (``num_colors``), spread over the weight that the lattice predicts. There logit and
-  colour are the field's; between them colours are interpolated along the ray;
-- whatever the lattice does not know.
-
-Holes in the lattice are NaN, and trilinear interpolation beside a hole is NaN as well, so one lookup says both what is
-known and where to ask.
+- coarse samples and the steps of root finding: within ``ASK_LEVEL`` logits of the surface and at both ends of the first step
+  into a solid, so that roots are the field's own; and where a weight would change with the logit (``ASK_COARSE``);
+- composited samples: a few per ray (``num_colors``), spread over the weight that the lattice predicts, and those with which
+  the depth of a ray that hits would change (``ASK_SLOPE``). There logit and colour are the field's; between them colours are
+  interpolated along the ray;
+- what the lattice does not know well, unless it is hidden.
 """
 
 from __future__ import annotations
@@ -32,7 +30,6 @@ from generators.extraction import (
     children_of_cells,
     coarsest_level,
     dilate,
-    nodes_of_cells,
     over_corners,
     refine,
     refine_in_slabs,
@@ -46,7 +43,10 @@ ALPHA_TOLERANCE = 0.008  # of a cached occupancy, by the cautious bound of extra
 CUBIC_GAIN = 0.25  # error of tricubic over trilinear interpolation: 0.3 at twice the spacing, less at this one
 CUBIC_BLOCK = 1 << 15  # points interpolated at a time
 ASK_LEVEL = 0.5
-COLORS_TO_TRY = (2, 3, 4, 6, 8, 12, 16, 1000)
+ASK_COARSE = 0.014  # of coarse samples: change of their weight with their logit, from which the surface's ray is asked
+ASK_SLOPE = 1e-3  # of composited samples: change of the ray's depth with their logit, world units
+UNKNOWN, ROUGH, FAIR, FINE = range(4)  # how well a cell is known
+COLORS_TO_TRY = (1, 2, 3, 4, 6, 8, 12, 16, 1000)
 NUM_TRIAL_RAYS, TRIAL_PSNR_DB = 1024, 48.0  # 3 dB above what a picture has to reach
 COARSE_STRIDE = 8  # where the lattice starts
 MARCH_STRIDE, MARCH_STEPS = 4, 96  # the lattice in which what cameras see is found, and the steps along a ray
@@ -61,34 +61,68 @@ class CachedField:
 
     batch_size = 1
 
-    def __init__(self, field: Field, spec: LatticeSpec, values: Tensor, fine: Tensor, num_asked: int, level: float) -> None:
-        """``values``: logits (n, n, n) on ``spec``, NaN where unknown. ``level``: the logit at the surface.
+    def __init__(self, field: Field, spec: LatticeSpec, values: Tensor, quality: Tensor, num_asked: int, level: float) -> None:
+        """``values``: logits (n, n, n) on ``spec``. ``level``: the logit at the surface.
 
-        ``fine``: cells of twice the spacing, True where all values are the field's own.
+        ``quality``: how well each cell of twice the spacing is known: UNKNOWN, ROUGH, FAIR, or FINE, where all values are the
+        field's own. What lies outside of the lattice is UNKNOWN.
         """
         self._field, self._level, self.num_asked = field, level, num_asked
-        self._values, self._fine, self._spec = values, fine, spec
+        self._values, self._quality, self._spec = values, quality, spec
         self.num_colors = COLORS_TO_TRY[-1]
 
-    def lookup(self, points: Tensor) -> Tensor:
-        """Interpolated logits (1, N) at points (1, N, 3); NaN where they are not known."""
-        logits = _interpolate(self._values, self._spec.low, self._spec.spacing * (self._spec.num - 1), points)
-        position = ((points[0] - self._spec.low) / self._spec.spacing).clamp_(1, self._spec.num - 2.001)
-        ix, iy, iz = (position * 0.5).long().clamp_(max=self._fine.shape[0] - 1).unbind(dim=-1)
-        index = self._fine[ix, iy, iz].nonzero().squeeze(-1)
+    def lookup(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Interpolated logits and their quality, (N,) each, at points (1, N, 3)."""
+        logits = _interpolate(self._values, self._spec.low, self._spec.spacing * (self._spec.num - 1), points)[0]
+        position = (points[0] - self._spec.low) / self._spec.spacing
+        last = self._spec.num - 2.001
+        outside = (position < 1).logical_or_(position > last).any(dim=-1)
+        position.clamp_(1, last)
+        quality = self._quality[tuple((position * 0.5).long().t())].masked_fill_(outside, UNKNOWN)
+        index = (quality == FINE).nonzero().squeeze(-1)
         for part in index.split(CUBIC_BLOCK):
-            cubic = _interpolate_cubic(self._values, position[part])
-            logits[0, part] = torch.where(cubic.isnan(), logits[0, part], cubic)
-        return logits
+            logits[part] = _interpolate_cubic(self._values, position[part])
+        return logits, quality
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
-        logits = self.lookup(points)
-        unsure = ~((logits - self._level).abs() > ASK_LEVEL)  # NaN included
-        index = unsure[0].nonzero().squeeze(-1)
+        logits, quality = self.lookup(points)
+        self._ask(logits, ((logits - self._level).abs() <= ASK_LEVEL) | (quality < FAIR), points)
+        return logits.unsqueeze(0)
+
+    def _ask(self, logits: Tensor, asked: Tensor, points: Tensor) -> None:
+        """Replace ``logits`` (...) where ``asked`` (...) by the field's own; points (1, N, 3)."""
+        index = asked.flatten().nonzero().squeeze(-1)
         if len(index):
             self.num_asked += len(index)
-            logits[0, index] = self._field.occupancy_logits(points[:, index])[0]
-        return logits
+            logits.view(-1)[index] = self._field.occupancy_logits(points[:, index])[0]
+
+    def occupancy_logits_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> Tensor:
+        """origins and unit directions (1, R, 3), rising t (1, R, S) -> (1, R, S), for finding surfaces and where to sample.
+
+        Asked are samples near the level, what is not known before the ray enters a solid, both ends of the step into it, and,
+        while some of the ray is left, samples whose weight is in doubt.
+        """
+        points = ray_points(Rays(origins, directions), t)
+        if t.shape[-1] == 1:
+            return self.occupancy_logits(points).view(t.shape)
+        logits, quality = (part.view(t.shape[1:]) for part in self.lookup(points))
+        known = quality >= FAIR
+        alphas = torch.sigmoid(logits)
+        left = volume_rendering.compute_transmittance(alphas * known)
+        enters = self._enters(logits)
+        num_entered = enters.cumsum(dim=1)
+        first = enters & (num_entered == 1)
+        doubt = torch.where(known, alphas * (1 - alphas) * enters.any(dim=1, keepdim=True), 0.25)
+        near = ((logits - self._level).abs() <= ASK_LEVEL) & (left > VISIBLE_TRANSMITTANCE)
+        asked = near | first | (~known & (num_entered == 0)) | (left * doubt > ASK_COARSE)
+        asked[:, :-1] |= first[:, 1:]
+        self._ask(logits, asked, points)
+        return logits.unsqueeze(0)
+
+    def _enters(self, logits: Tensor) -> Tensor:
+        """(R, S) bool: solid samples behind a free one."""
+        solid = logits >= self._level
+        return solid & ~torch.cat([torch.ones_like(solid[:, :1]), solid[:, :-1]], dim=1)
 
     def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         self.num_asked += points.shape[1]
@@ -101,13 +135,11 @@ class CachedField:
     def logits_and_colors_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """origins and unit directions (1, R, 3), rising t (1, R, S) -> (1, R, S) and (1, R, S, 3)."""
         points = ray_points(Rays(origins, directions), t)
-        logits = self.lookup(points)[0]
-        index = logits.isnan().nonzero().squeeze(-1)
-        if len(index):
-            self.num_asked += len(index)
-            logits[index] = self._field.occupancy_logits(points[:, index])[0]
-        logits = logits.view(t.shape[1:])
-        asked = _worth_asking(torch.sigmoid(logits), self.num_colors)
+        logits, quality = (part.view(t.shape[1:]) for part in self.lookup(points))
+        self._ask(logits, quality < FAIR, points)
+        alphas = torch.sigmoid(logits)
+        asked = _worth_asking(alphas, self.num_colors)
+        asked |= (_depth_slopes(alphas, t[0]) > ASK_SLOPE) & self._enters(logits).any(dim=1, keepdim=True)
         ray, sample = asked.nonzero().unbind(dim=-1)
         self.num_asked += len(ray)
         points = points.view(*t.shape, 3)
@@ -125,6 +157,20 @@ def _worth_asking(alphas: Tensor, num: int) -> Tensor:
     quantiles = (torch.arange(num, device=alphas.device, dtype=alphas.dtype) + 0.5) / num
     index = torch.searchsorted(weights.cumsum(dim=-1), quantiles.expand(len(alphas), -1).contiguous())
     return torch.zeros_like(alphas, dtype=torch.bool).scatter_(1, index.clamp(max=alphas.shape[1] - 1), True)
+
+
+def _depth_slopes(alphas: Tensor, t: Tensor) -> Tensor:
+    """(R, S): how fast a ray's depth changes with each sample's logit, in absolute value.
+
+    d depth / d alpha_i = transmittance_i (t_i - depth of what lies behind i); d alpha / d logit = alpha (1 - alpha).
+    """
+    transmittance = volume_rendering.compute_transmittance(alphas)
+    weights = volume_rendering.give_rest_to_last(alphas * transmittance)
+    weighted = weights * t
+    behind = (weighted.flip(1).cumsum(dim=1).flip(1) - weighted) / (transmittance * (1 - alphas)).clamp_min(1e-9)
+    slopes = (transmittance * alphas * (1 - alphas) * (t - behind)).abs()
+    slopes[:, -1] = 0  # nothing lies behind the last one, which takes what is left of the ray
+    return slopes
 
 
 def _asked_neighbours(asked: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,7 +243,7 @@ def view_rays(poses: CameraPoses, fov_degrees: Sequence[float], size: int = 64) 
 
 
 def _fill_lattice(field: Field, spec: LatticeSpec, rays: Rays, settings: RenderSettings) -> tuple[Tensor, Tensor, int]:
-    """``values``, ``fine`` and ``num_asked`` of :class:`CachedField`."""
+    """``values``, ``quality`` and ``num_asked`` of :class:`CachedField`."""
 
     def query(points: Tensor) -> Tensor:
         return field.occupancy_logits(points.unsqueeze(0))[0]
@@ -213,24 +259,20 @@ def _fill_lattice(field: Field, spec: LatticeSpec, rays: Rays, settings: RenderS
             wanted &= seen
         if lattice.stride == 2:
             break
-        lattice = refine(lattice, query, spec, wanted)
+        lattice = refine(lattice, query, spec, wanted, cubic=True)
         if seen is not None and unknown is not None:
             seen, unknown = (children_of_cells(cells, lattice.values.shape[0] - 1) for cells in (seen, unknown))
 
     # half the spacing quarters the bound, and all corners being exact, four points per axis do better than two
     still_wrong = _error_cells(lattice._replace(bound=lattice.bound * (0.25 * CUBIC_GAIN)))
     fine = wanted & ~still_wrong
-    holes = nodes_of_cells(unknown | still_wrong, spec.num)
     values = lattice.values.new_empty((spec.num,) * 3)
     num_asked = lattice.num_asked
-    for start, slab, asked, exact in refine_in_slabs(lattice, query, spec, fine):
-        end = start + len(slab)
-        values[start:end] = slab.masked_fill_(holes[start:end] & ~exact, torch.nan)
+    for start, slab, asked, _ in refine_in_slabs(lattice, query, spec, fine, cubic=True):
+        values[start : start + len(slab)] = slab
         num_asked += asked
-    for dim in range(3):  # what lies outside is clamped to the border
-        values.narrow(dim, 0, 1).fill_(torch.nan)
-        values.narrow(dim, spec.num - 1, 1).fill_(torch.nan)
-    return values, fine, num_asked
+    quality = fine.byte().mul_(FINE - FAIR).add_(FAIR).masked_fill_(still_wrong, ROUGH).masked_fill_(unknown, UNKNOWN)
+    return values, quality, num_asked
 
 
 def _error_cells(lattice: Level) -> Tensor:

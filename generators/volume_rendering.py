@@ -26,11 +26,15 @@ def alphas_from_densities(densities: Tensor, t: Tensor, clamp_mode: str = "relu"
     return 1 - torch.exp(-deltas * clamped)
 
 
-def compute_weights(alphas: Tensor) -> Tensor:
-    """alphas in [0, 1], (B, R, S), front to back -> weights (B, R, S), which sum to at most 1."""
+def compute_transmittance(alphas: Tensor) -> Tensor:
+    """alphas in [0, 1], (..., S), front to back -> the share of the ray that reaches each sample, (..., S)."""
     survival = 1 - alphas + 1e-10
-    transmittance = torch.cumprod(torch.cat([torch.ones_like(alphas[..., :1]), survival[..., :-1]], dim=-1), dim=-1)
-    return alphas * transmittance
+    return torch.cumprod(torch.cat([torch.ones_like(alphas[..., :1]), survival[..., :-1]], dim=-1), dim=-1)
+
+
+def compute_weights(alphas: Tensor) -> Tensor:
+    """alphas in [0, 1], (..., S), front to back -> weights (..., S), which sum to at most 1."""
+    return alphas * compute_transmittance(alphas)
 
 
 def give_rest_to_last(weights: Tensor) -> Tensor:

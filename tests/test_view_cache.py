@@ -17,7 +17,7 @@ import trajectories
 from checkpoints import load_generator
 from cli import UserError
 from curriculums import CURRICULUMS
-from generators import view_cache
+from generators import view_cache, volume_rendering
 from generators.cameras import CameraPoses
 from generators.extraction import LatticeSpec
 from generators.view_cache import CachedField, build_cache, view_rays
@@ -78,7 +78,7 @@ def check_views_agree(view: View, plain: View, num_grazing: int = 0) -> None:
     assert int(hit.sum()) > 100
     for name in ("depth", "surface_depth"):
         error = (getattr(view, name) - getattr(plain, name))[hit].abs()
-        assert float(error.square().mean().sqrt()) < 1e-4 and float((error < 1e-4).float().mean()) > 0.9
+        assert float((error > 1e-4).float().mean()) < 0.01 and float(error.max()) < 4e-4
     assert psnr_db(view.surface_image, plain.surface_image) >= 45
     assert psnr_db(view.normals, plain.normals) >= 30
 
@@ -113,9 +113,11 @@ def test_num_asked_is_what_was_asked(curved: Curved) -> None:
 def test_lookup_knows_what_it_does_not_know(curved: Curved) -> None:
     field, cache = curved
     toward_camera = torch.tensor([[[0.0, 0.0, 0.0805], [0.02, 0.03, 0.06]]])
-    assert torch.allclose(cache.lookup(toward_camera), field.occupancy_logits(toward_camera), atol=0.05)
+    logits, quality = cache.lookup(toward_camera)
+    assert torch.allclose(logits, field.occupancy_logits(toward_camera)[0], atol=0.05)
+    assert (quality >= view_cache.FAIR).all()
     behind_and_outside = torch.tensor([[[0.0, 0.02, -0.078], [0.0, 0.0, 3.0]]])
-    assert cache.lookup(behind_and_outside).isnan().all()
+    assert (cache.lookup(behind_and_outside)[1] == view_cache.UNKNOWN).all()
     assert torch.equal(cache.occupancy_logits(behind_and_outside), field.occupancy_logits(behind_and_outside))
 
 
@@ -133,9 +135,12 @@ def test_cubic_interpolation_is_exact_for_cubics() -> None:
 def test_lattice_points_are_returned_as_they_are() -> None:
     spec = LatticeSpec.of_cube(0.2, 9)
     values = torch.randn(9, 9, 9, generator=torch.Generator().manual_seed(0))
-    cache = CachedField(SphereField(0.1), spec, values, torch.zeros(4, 4, 4, dtype=torch.bool), 0, 0.0)
+    cache = CachedField(SphereField(0.1), spec, values, torch.full((4, 4, 4), view_cache.FAIR), 0, 0.0)
     axis = spec.axis(1)
-    assert torch.allclose(cache.lookup(torch.cartesian_prod(axis, axis, axis).unsqueeze(0))[0].view(9, 9, 9), values, atol=1e-5)
+    logits, quality = cache.lookup(torch.cartesian_prod(axis, axis, axis).unsqueeze(0))
+    assert torch.allclose(logits.view(9, 9, 9), values, atol=1e-5)
+    known = quality.view(9, 9, 9) == view_cache.FAIR
+    assert known[2:7, 2:7, 2:7].all() and not known[0].any() and not known[:, :, 8].any()
 
 
 def test_colours_are_asked_where_the_weight_is_and_interpolated_between() -> None:
@@ -148,6 +153,15 @@ def test_colours_are_asked_where_the_weight_is_and_interpolated_between() -> Non
     filled = view_cache._interpolate_along(asked, colors, t)
     assert filled[0, :, 2].tolist() == pytest.approx([0, 0, 0.3, 0.9, 0.9, 0.9])
     assert (filled[1] == 0.5).all()
+
+
+def test_depth_slopes_are_those_of_autograd() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = (torch.randn(5, 7, generator=random) * 3).double().requires_grad_(True)
+    t = torch.rand(5, 7, generator=random).double().sort(dim=1).values
+    weights = volume_rendering.give_rest_to_last(volume_rendering.compute_weights(torch.sigmoid(logits)))
+    (slopes,) = torch.autograd.grad((weights * t).sum(), logits)
+    assert torch.allclose(view_cache._depth_slopes(torch.sigmoid(logits.detach()), t), slopes.abs(), atol=1e-6)
 
 
 def test_hard_colours_get_more_samples(curved: Curved) -> None:
