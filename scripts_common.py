@@ -66,12 +66,19 @@ def _number(kind: type, text: str, what: str):
         raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
 
 
+# What a GPU rounds the inputs of the field's products to, in PyTorch's words; siren/fused.py shows the errors.
+PRECISIONS = {"float32": "highest", "tf32": "high", "bf16": "medium"}
+
+
 def add_generator_arguments(parser: argparse.ArgumentParser, output_dir: str, psi: float = 0.7) -> None:
-    """PATH, --curriculum, --psi, --device and --output_dir, with this script's defaults."""
+    """PATH, --curriculum, --psi, --precision, --device and --output_dir, with this script's defaults."""
     parser.add_argument("path", metavar="PATH", help="a generator file of this project, or a published generator.pth")
     parser.add_argument("--curriculum", help="name or .json file; needed where the file does not carry its own settings")
     parser.add_argument("--psi", type=finite_float, default=psi, help="truncation: 1 is the full variety, 0 the mean")
     parser.add_argument("--output_dir", default=output_dir, help="where files go; created where it is missing")
+    parser.add_argument(
+        "--precision", choices=list(PRECISIONS), default="tf32", help="of the field's products on a GPU; sums are float32"
+    )
     add_device_argument(parser)
 
 
@@ -91,6 +98,8 @@ def open_generator(args: argparse.Namespace) -> tuple[LoadedGenerator, Path]:
     What the user should know about the weights goes to stderr. Raises UserError.
     """
     device = resolve_device(args.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision(PRECISIONS[args.precision])
     curriculum = get_curriculum(args.curriculum) if args.curriculum else None
     output_dir = make_output_dir(args.output_dir)
     loaded = load_generator(args.path, curriculum, device)

@@ -114,7 +114,7 @@ def test_a_training_step_does_not_wait(tmp_path, amp_dtype):
         trainer._step(real, stage)
     with no_waiting():
         scalars = trainer._step(real, stage)
-    assert all(torch.isfinite(value) for value in scalars.values())
+    assert all(torch.isfinite(scalars[name]) for name in ("D/gan", "G/gan"))  # fp16 leaves out its first steps
 
 
 def test_a_gpu_gives_the_gradients_of_a_cpu():
