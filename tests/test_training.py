@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
+from small_models import fit_coloured_ball
 
 from checkpoints import load_generator, load_training_checkpoint
 from curriculums import CURRICULUMS, Curriculum
@@ -56,9 +57,7 @@ def arguments(photos: Path, output: Path, *more: str) -> list[str]:
 
 def fitted_state(curriculum: Curriculum) -> RunState:
     state = RunState(curriculum, seed=3, device=torch.device("cpu"), amp_dtype=None)
-    from training.outward_start import fit_to_ball
-
-    fit_to_ball(state.generator, 0.07, seed=0, num_steps=60)  # so that rays hit and the normal loss has a say
+    fit_coloured_ball(state.generator, num_steps=60)  # so that rays hit and the normal loss has a say
     return state
 
 
