@@ -38,6 +38,7 @@ from scripts_common import positive_int, seed_number
 REPO = Path(__file__).resolve().parent.parent
 POLITE = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PATIENCE_SECONDS = 300.0
+END_MARGIN = 3  # checkpoint intervals that are left for the run's undisturbed end
 NOT_SAVED = 3  # train.py's status where its last state could not be written
 NETWORK = [  # small and quick; the wide blocks are those of sizes that are not reached: they only make checkpoints larger
     *("hidden_dim=32", "num_layers=3", "latent_dim=16", "disc_channels=(64,64,64,64,8,8,16,16,16)"),
@@ -202,13 +203,16 @@ class Training:
         return True
 
     def wait(self) -> int:
-        """Its status once it has ended."""
-        try:
-            status = self.process.wait(PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise SoakError(f"train.py did not end within {PATIENCE_SECONDS:.0f} s: {self.last_words()}") from None
+        """Its status once it has ended. Raises SoakError where it neither ends nor takes a step for long."""
+        last_step, deadline = self.step, time.monotonic() + PATIENCE_SECONDS
+        while self.process.poll() is None:
+            if self.step != last_step:
+                last_step, deadline = self.step, time.monotonic() + PATIENCE_SECONDS
+            if time.monotonic() > deadline:
+                raise SoakError(f"train.py hangs: {PATIENCE_SECONDS:.0f} s without a step or its end: {self.last_words()}")
+            time.sleep(0.02)
         self._reader.join(10)
-        return status
+        return self.process.returncode
 
     def last_words(self) -> str:
         lines = [line.strip() for line in re.split(r"[\r\n]+", self.text) if line.strip()]
@@ -420,7 +424,8 @@ class Soak:
     def disturb(self, event: Event, rng: random.Random, num_left: int) -> None:
         """One process from its start to its end by ``event``, and what is found afterwards."""
         expected = self.audit.newest_step
-        last_allowed = self.size.num_steps - 2 * self.size.interval
+        margin = END_MARGIN * self.size.interval * (2 if event.signal is None else 1)  # a starved run goes on for a while
+        last_allowed = self.size.num_steps - margin
         target = min(expected + rng.randint(1, max(2, 2 * (last_allowed - expected) // (num_left + 1))), last_allowed)
         if event.damage and len(self.audit.whole) < 2:
             target = max(target, expected + 2 * self.size.interval + 1)  # one is damaged, another must be there
@@ -439,7 +444,9 @@ class Soak:
         half_written_before = temporaries_in(self.disturbed)
         with self.training(self.disturbed) as training:
             if moment == "start-up":
-                time.sleep(rng.uniform(0, self.startup_seconds))
+                moment_to_kill = time.monotonic() + rng.uniform(0, self.startup_seconds)
+                while time.monotonic() < moment_to_kill and training.step is None:
+                    time.sleep(0.004)
             else:
                 training.wait_until(lambda: training.is_at(target), f"step {target}")
                 time.sleep(rng.uniform(0, self.step_seconds))
@@ -492,7 +499,7 @@ class Soak:
                 disk.fill(training, room)
                 complaint = re.compile("No space left|File too large|cannot write|disk")
                 training.wait_until(lambda: complaint.search(training.text), "a word about the full disk", or_ended=True)
-                time.sleep(rng.uniform(0, 20 * self.step_seconds))
+                time.sleep(rng.uniform(0, 2 * self.size.interval * self.step_seconds))
                 if event.moment == "starved":
                     newest = newest_step_in(disk.folder)
                     disk.empty(training)
@@ -607,3 +614,6 @@ if __name__ == "__main__":
     except cli.UserError as error:
         print(f"soak.sh: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("soak.sh: interrupted; what it made so far is left where it is", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
