@@ -146,8 +146,8 @@ def fill_occupancy_near_surface(
     """As :func:`fill_occupancy`, asking the field only near the surface at ``level``. Returns how many points were asked.
 
     Voxels next to the surface are the field's own (all but 1 in 1000); further off they are interpolated from a coarser
-    lattice, on the right side of ``level`` (generators/extraction.py says how sure that is). Memory: that of a lattice of
-    half the resolution, some 20 bytes per node; ``out`` may be a np.memmap.
+    lattice, on the right side of ``level`` (generators/extraction.py says how sure that is). Memory beyond ``out``, which
+    may be a np.memmap, grows with the surface.
     """
     spec = LatticeSpec.of_cube(cube_size, out.shape[0])
     threshold = value_at_level(level, curriculum, spec.spacing)
@@ -155,7 +155,8 @@ def fill_occupancy_near_surface(
     for start, values, asked in surface_slabs(
         lambda points: field.occupancy_logits(points.unsqueeze(0))[0], spec, threshold, device
     ):
-        out[start : start + len(values)] = occupancy_of(values, curriculum, spec.spacing).cpu().numpy()
+        occupancy = occupancy_of(values, curriculum, spec.spacing)
+        torch.from_numpy(out[start : start + len(values)]).copy_(occupancy)  # on all threads: first writes to memory are slow
         num_asked += asked
         progress(values.numel())
     return num_asked

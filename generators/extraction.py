@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 COARSE_SPACING = 0.01  # world units; heads are about 0.2 across and their fields bend over 0.02 or more
+MAX_DENSE = 130  # nodes per axis up to which a lattice is kept whole
+AXES = (-3, -2, -1)
 SLAB_VALUES = 1 << 20  # fine values made at a time: the working memory beyond the next coarser level
 
 Query = Callable[[Tensor], Tensor]
@@ -75,10 +77,14 @@ class Level(NamedTuple):
 
 def surface_cells(lattice: Level, level: float = 0.0) -> Tensor:
     """(n-1, n-1, n-1), True where the field may pass ``level``: corners on both sides of it, or nearer than the error bound."""
-    distance = lattice.values - level
+    return _surface_cells(lattice.values, lattice.bound, level)
+
+
+def _surface_cells(values: Tensor, bound: Tensor, level: float) -> Tensor:
+    distance = values - level
     solid = distance >= 0
     straddles = over_corners(solid, torch.logical_or) & ~over_corners(solid, torch.logical_and)
-    return straddles | (over_corners(distance.abs(), torch.minimum) <= over_corners(lattice.bound, torch.maximum))
+    return straddles | (over_corners(distance.abs_(), torch.minimum) <= over_corners(bound, torch.maximum))
 
 
 @torch.no_grad()
@@ -111,18 +117,15 @@ def refine(level: Level, query: Query, spec: LatticeSpec, open_cells: Tensor, cu
 
 @torch.no_grad()
 def refine_in_slabs(
-    level: Level, query: Query, spec: LatticeSpec, open_cells: Tensor, near: float | None = None, cubic: bool = False
+    level: Level, query: Query, spec: LatticeSpec, open_cells: Tensor, cubic: bool = False
 ) -> Iterator[tuple[int, Tensor, int, Tensor]]:
     """Walk the lattice of half the stride in slabs of ix, asking the new points of open cells.
 
-    ``near``: of these, ask only points within about one spacing of where the interpolated field passes this level. That is
-    for the last level, on which no curvature has to be measured.
     Yields (first ix, values (k, n, n), number of points asked, exact (k, n, n)).
     """
     stride = level.stride // 2
     axis = spec.axis(stride, level.values.device)
     num = len(axis)
-    reach = None if near is None else dilate(_steepest_step(level.values)) / 2 + level.bound
     num_cells = max(1, SLAB_VALUES // (2 * num * num))
     for first in range(0, level.values.shape[0] - 1, num_cells):
         last = min(first + num_cells, level.values.shape[0] - 1)  # parents first..last; the next slab begins with last
@@ -136,15 +139,74 @@ def refine_in_slabs(
         below = open_cells[first - 1 : first] if first else torch.zeros_like(open_cells[:1])
         wanted = nodes_of_cells(torch.cat([below, open_cells[first:last]]), num)[2 : 2 + end - start] & ~exact
         index = wanted.nonzero()
-        if reach is not None and near is not None:
-            ix, iy, iz = (index // 2).unbind(dim=-1)
-            close = (values[tuple(index.t())] - near).abs() <= reach[ix + first, iy, iz]
-            index = index[close]
         if len(index):
             ix, iy, iz = index.unbind(dim=-1)
             values[ix, iy, iz] = query(torch.stack([axis[ix + start], axis[iy], axis[iz]], dim=-1))
             exact[ix, iy, iz] = True
         yield start, values, len(index), exact
+
+
+# -- the surface alone -----------------------------------------------------------------------------------------------------
+
+
+class Bricks(NamedTuple):
+    """What refinement makes of K cells of a lattice of stride ``parent_stride``: n^3 nodes each, at stride ``stride``.
+
+    ``cells`` (K, 3): their indices, rising. ``values``, ``exact``, ``bound``: (K, n, n, n), as in :class:`Level`.
+    """
+
+    parent_stride: int
+    stride: int
+    cells: Tensor
+    values: Tensor
+    exact: Tensor
+    bound: Tensor
+    num_asked: int
+
+    @classmethod
+    def of_cells(cls, lattice: Level, cells: Tensor) -> Bricks:
+        """The cells marked in ``cells`` (n-1, n-1, n-1), with their corners."""
+        values, exact, bound = (
+            nodes.unfold(0, 2, 1).unfold(1, 2, 1).unfold(2, 2, 1)[cells]
+            for nodes in (lattice.values, lattice.exact, lattice.bound)
+        )
+        return cls(lattice.stride, lattice.stride, cells.nonzero(), values, exact, bound, lattice.num_asked)
+
+    def refined(self, query: Query, spec: LatticeSpec, level: float) -> Bricks:
+        """Half the stride; asked are new nodes of cells that may pass ``level``, of the last lattice only those next to it."""
+        stride, size = self.stride // 2, 2 * self.values.shape[-1] - 1
+        values = _upsample(self.values, size)
+        exact = torch.zeros_like(values, dtype=torch.bool)
+        exact[:, ::2, ::2, ::2] = self.exact
+        wanted = nodes_of_cells(_surface_cells(self.values, self.bound, level), size) & ~exact
+        if stride == 1:
+            reach = dilate(_steepest_step(self.values)) / 2 + self.bound
+            wanted &= (values - level).abs() <= _nearest(reach, size)
+        bound = _upsample(self.bound, size) / 4
+        num_asked = self._ask(values, wanted, stride, query, spec)
+        exact |= wanted
+        if stride > 1:
+            measured = dilate(~exact, torch.logical_or).logical_not_()
+            bound = torch.where(measured, dilate(_curvature(values)), bound)
+        return Bricks(self.parent_stride, stride, self.cells, values, exact, bound, self.num_asked + num_asked)
+
+    def _ask(self, values: Tensor, wanted: Tensor, stride: int, query: Query, spec: LatticeSpec) -> int:
+        """Replace wanted values, asking for each node of the lattice of ``stride`` once. Returns how many points that is."""
+        num = spec.num_nodes(stride)
+        brick, *local = wanted.nonzero().unbind(dim=-1)
+        scale = self.parent_stride // stride
+        ix, iy, iz = (self.cells[brick, axis] * scale + local[axis] for axis in range(3))
+        outside = (ix >= num) | (iy >= num) | (iz >= num)  # the coarser lattice's last nodes lie beyond the cube
+        index, place = torch.unique((ix * num + iy).mul_(num).add_(iz).masked_fill_(outside, -1), return_inverse=True)
+        if not len(index):
+            return 0
+        axis = spec.axis(stride, values.device)
+        points = torch.stack([axis[index // num**2], axis[index // num % num], axis[index % num]], dim=-1)
+        first = int(index[0] < 0)
+        asked = torch.cat([points.new_zeros(first), query(points[first:])])
+        wanted[brick[outside], local[0][outside], local[1][outside], local[2][outside]] = False
+        values[wanted] = asked[place[~outside]]
+        return len(index) - first
 
 
 @torch.no_grad()
@@ -154,27 +216,64 @@ def surface_slabs(
     """The whole lattice ``spec``, in slabs of rising ix, right in sign about ``level`` everywhere.
 
     Points next to the surface hold the field's own values (all but 1 in 1000, as measured), the others interpolated ones.
+    Lattices of up to MAX_DENSE nodes per axis are kept whole; of finer ones, the cells that the surface passes.
     Yields (first ix, values (k, num, num), number of points asked since the last slab).
-    Memory: about 20 bytes per node of the lattice of stride 2.
     """
     lattice = coarsest_level(query, spec, device)
-    while lattice.stride > 2:
+    while lattice.stride > 2 and spec.num_nodes(lattice.stride // 2) <= MAX_DENSE:
         lattice = refine(lattice, query, spec, surface_cells(lattice, level))
     if lattice.stride == 1:
         yield 0, lattice.values, lattice.num_asked
         return
-    before = lattice.num_asked
-    for start, values, asked, _ in refine_in_slabs(lattice, query, spec, surface_cells(lattice, level), near=level):
-        yield start, values, asked + before
-        before = 0
+    bricks = Bricks.of_cells(lattice, surface_cells(lattice, level))
+    while bricks.stride > 1:
+        bricks = bricks.refined(query, spec, level)
+    asked = bricks.num_asked
+    for start, values in _filled_slabs(lattice, bricks, spec):
+        yield start, values, asked
+        asked = 0
+
+
+def _filled_slabs(lattice: Level, bricks: Bricks, spec: LatticeSpec) -> Iterator[tuple[int, Tensor]]:
+    """Slabs of ``lattice.stride`` planes: trilinear, and what the bricks know in its place."""
+    stride, num_coarse = lattice.stride, lattice.values.shape[0]
+    num = (num_coarse - 1) * stride + 1  # nodes that lie beyond the cube are cut at the end
+    position = torch.arange(num, device=lattice.values.device)
+    fraction = (position % stride).to(lattice.values.dtype) / stride
+    hat = torch.zeros(num, num_coarse + 1, dtype=lattice.values.dtype, device=lattice.values.device)
+    hat[position, position // stride] = 1 - fraction
+    hat[position, position // stride + 1] += fraction
+    hat = hat[:, :num_coarse].contiguous()
+    steps = torch.arange(stride + 1, device=position.device)
+    offsets = (steps[:, None, None] * num + steps[:, None]) * num + steps  # (stride + 1)^3
+    layers = torch.searchsorted(bricks.cells[:, 0].contiguous(), torch.arange(num_coarse + 1, device=position.device)).tolist()
+    origins = (bricks.cells[:, 1] * num + bricks.cells[:, 2]) * stride
+    above = hat @ lattice.values[0] @ hat.t()
+    for first in range(num_coarse - 1):
+        below, above = above, hat @ lattice.values[first + 1] @ hat.t()
+        is_last = first == num_coarse - 2
+        slab = torch.lerp(below, above, (steps[: stride + is_last, None, None] / stride).to(below.dtype))
+        parts = [(slice(layers[first], layers[first + 1]), slice(0, stride + is_last))]
+        if first:
+            parts.append((slice(layers[first - 1], layers[first]), slice(stride, stride + 1)))
+        for which_exact in (False, True):  # what was asked for in one brick may be interpolated in the next
+            for which, planes in parts:
+                index = origins[which, None, None, None] + offsets[: planes.stop - planes.start]
+                values, exact = bricks.values[which, planes], bricks.exact[which, planes]
+                if which_exact:
+                    slab.view(-1)[index[exact]] = values[exact]
+                else:
+                    slab.view(-1)[index.flatten()] = values.flatten()
+        start = first * stride
+        yield start, slab[: spec.num - start, : spec.num, : spec.num]
 
 
 # -- arrays over nodes and cells -----------------------------------------------------------------------------------------
 
 
 def over_corners(nodes: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """(n, n, n) at nodes -> (n-1, n-1, n-1): ``combine`` over each cell's eight corners."""
-    for dim in range(3):
+    """(..., n, n, n) at nodes -> (..., n-1, n-1, n-1): ``combine`` over each cell's eight corners."""
+    for dim in AXES:
         size = nodes.shape[dim]
         nodes = combine(nodes.narrow(dim, 0, size - 1), nodes.narrow(dim, 1, size - 1))
     return nodes
@@ -182,7 +281,7 @@ def over_corners(nodes: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> 
 
 def dilate(nodes: Tensor, combine: Callable[..., Tensor] = torch.maximum) -> Tensor:
     """``combine`` over each node and its 26 neighbours."""
-    for dim in range(3):
+    for dim in AXES:
         size = nodes.shape[dim]
         wide = nodes.clone()
         for a, b in ((0, 1), (1, 0)):
@@ -195,7 +294,7 @@ def dilate(nodes: Tensor, combine: Callable[..., Tensor] = torch.maximum) -> Ten
 def _curvature(nodes: Tensor) -> Tensor:
     """sum over axes |f(i-1) - 2 f(i) + f(i+1)| / 8, the bound on trilinear interpolation's error; ends copy their neighbour."""
     total = torch.zeros_like(nodes)
-    for dim in range(3):
+    for dim in AXES:
         size = nodes.shape[dim]
         if size < 3:
             continue
@@ -210,7 +309,7 @@ def _curvature(nodes: Tensor) -> Tensor:
 def _steepest_step(nodes: Tensor) -> Tensor:
     """The largest change from each node to its next along an axis; 0 from the last ones."""
     largest = torch.zeros_like(nodes)
-    for dim in range(3):
+    for dim in AXES:
         size = nodes.shape[dim]
         step = (nodes.narrow(dim, 1, size - 1) - nodes.narrow(dim, 0, size - 1)).abs_()
         part = largest.narrow(dim, 0, size - 1)
@@ -220,37 +319,50 @@ def _steepest_step(nodes: Tensor) -> Tensor:
 
 def _upsample(nodes: Tensor, num: int, cubic: bool = False) -> Tensor:
     """One new node between any two, cut to ``num`` along iy and iz: the mean of two, or the cubic through four, per axis."""
-    for dim in (2, 1, 0):
+    for dim in reversed(AXES):
         size = nodes.shape[dim]
-        fine = nodes.new_empty([2 * size - 1 if d == dim else length for d, length in enumerate(nodes.shape)])
+        fine = nodes.new_empty(_with_size(nodes, dim, 2 * size - 1))
         _every_second(fine, dim, 0).copy_(nodes)
         between = _every_second(fine, dim, 1)
         torch.add(nodes.narrow(dim, 0, size - 1), nodes.narrow(dim, 1, size - 1), out=between).mul_(0.5)
         if cubic and size > 3:
             outer = nodes.narrow(dim, 0, size - 3) + nodes.narrow(dim, 3, size - 3)
             between.narrow(dim, 1, size - 3).mul_(1.125).sub_(outer, alpha=1 / 16)
-        nodes = fine if dim == 0 else fine.narrow(dim, 0, min(num, 2 * size - 1))
-    return nodes.narrow(0, 0, min(num, nodes.shape[0]))
+        nodes = fine if dim == AXES[0] else fine.narrow(dim, 0, min(num, 2 * size - 1))
+    return nodes.narrow(AXES[0], 0, min(num, nodes.shape[AXES[0]]))
 
 
 def nodes_of_cells(cells: Tensor, num: int) -> Tensor:
-    """True at the finer nodes inside and on the faces of marked cells: (a, b, c) -> (2a+1, num, num)."""
-    for dim in (2, 1, 0):
+    """True at the finer nodes inside and on the faces of marked cells: (..., a, b, c) -> (..., 2a+1, num, num)."""
+    for dim in reversed(AXES):
         size = cells.shape[dim]
-        fine = cells.new_zeros([2 * size + 1 if d == dim else length for d, length in enumerate(cells.shape)])
+        fine = cells.new_zeros(_with_size(cells, dim, 2 * size + 1))
         _every_second(fine, dim, 1).copy_(cells)
         _every_second(fine.narrow(dim, 0, 2 * size), dim, 0).logical_or_(cells)
         _every_second(fine.narrow(dim, 1, 2 * size), dim, 1).logical_or_(cells)
-        cells = fine if dim == 0 else fine.narrow(dim, 0, min(num, 2 * size + 1))
+        cells = fine if dim == AXES[0] else fine.narrow(dim, 0, min(num, 2 * size + 1))
     return cells
 
 
 def children_of_cells(cells: Tensor, num: int) -> Tensor:
     """Cells of half the side take their parent's mark: (n, n, n) -> (num, num, num), num <= 2n."""
-    for dim in range(3):
+    for dim in AXES:
         cells = cells.repeat_interleave(2, dim=dim).narrow(dim, 0, num)
     return cells
 
 
+def _nearest(nodes: Tensor, size: int) -> Tensor:
+    """(K, n, n, n) -> (K, size, size, size): each new node takes the value of the one before it, per axis."""
+    index = torch.arange(size, device=nodes.device) // 2
+    return nodes[:, index[:, None, None], index[:, None], index]
+
+
 def _every_second(nodes: Tensor, dim: int, first: int) -> Tensor:
-    return nodes[tuple(slice(first, None, 2) if d == dim else slice(None) for d in range(3))]
+    return nodes[(..., slice(first, None, 2), *(slice(None),) * (-1 - dim))]
+
+
+def _with_size(nodes: Tensor, dim: int, size: int) -> list[int]:
+    """The shape of ``nodes`` with another size along ``dim``."""
+    shape = list(nodes.shape)
+    shape[dim] = size
+    return shape

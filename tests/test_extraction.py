@@ -12,6 +12,7 @@ from analytic import SphereField
 from torch import Tensor
 
 from curriculums import CURRICULUMS
+from generators import extraction
 from generators.extraction import (
     LatticeSpec,
     Level,
@@ -162,6 +163,20 @@ def test_a_closed_cell_is_interpolated_and_an_open_one_asked() -> None:
     assert fine.num_asked == 17**3 + int(fine.exact.sum() - 17**3)
     middle = (coarse.values[0, 0, 0] + coarse.values[1, 0, 0]) / 2
     assert not fine.exact[1, 0, 0] and torch.isclose(fine.values[1, 0, 0], middle)
+
+
+@pytest.mark.parametrize("max_dense", [0, 10, 20, 130])
+@pytest.mark.parametrize("num", [96, 97])
+def test_bricks_of_any_depth(max_dense: int, num: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From four levels of bricks to one; 96 points end inside of the last brick."""
+    monkeypatch.setattr(extraction, "MAX_DENSE", max_dense)
+    field = Balls(SphereField(0.015, center=(0.001, 0.002, -0.003)), SphereField(0.004, center=(0.021, 0.021, 0.0)))
+    sparse, dense, asked = lattices(field, num, cube_size=0.05)
+    assert np.array_equal(sparse >= 0.5, dense >= 0.5)
+    beside = beside_surface(dense >= 0.5)
+    assert np.array_equal(sparse[beside], dense[beside])
+    assert asked < num**3 / 5
+    assert field.num_asked - num**3 == asked, "each point once"
 
 
 def test_slabs_cover_the_lattice_in_order() -> None:
