@@ -57,7 +57,8 @@ def arguments(photos: Path, output: Path, *more: str) -> list[str]:
 
 def fitted_state(curriculum: Curriculum) -> RunState:
     state = RunState(curriculum, seed=3, device=torch.device("cpu"), amp_dtype=None)
-    fit_coloured_ball(state.generator, num_steps=60)  # so that rays hit and the normal loss has a say
+    fit_coloured_ball(state.generator, num_steps=200)  # so that rays hit and the normal loss has a say
+    state.generator.zero_grad(set_to_none=True)
     return state
 
 
