@@ -1,6 +1,6 @@
 """The field's arithmetic on a CPU, in blocks that stay in the cache; gradients by hand.
 
-The functions of siren/folded.py, walked latent by latent in blocks of BLOCK points: a block's activations are used while
+The functions of siren/folded.py, walked latent by latent in blocks of 1000 or 2000 points: a block's activations are used while
 they are in the cache, and a latent's weights stay there from block to block. For training, a pass keeps one number per
 point, layer and unit, the phase; its sine and cosine are cheaper to compute again than to fetch. Automatic
 differentiation would keep both the phase and the sine, and go through memory for each operation.
@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from siren.folded import FoldedSiren
-from siren.sine import sine_into, times_cosine_
+from siren.sine import biased_sine_into, sine_into, times_cosine_
 
-BLOCK = 1024
+BLOCK = 2048  # points
+BLOCK_WITH_GRADIENT = 1024  # more matrices are in use at a time
 
 
 def logits_and_colors(folded: FoldedSiren, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -28,25 +29,32 @@ def logits_and_colors(folded: FoldedSiren, x: Tensor, directions: Tensor | None)
 
     Differentiable once, with respect to ``folded`` and ``x``.
     """
-    return _Query.apply(x, directions, *folded.tensors())
+    return _Query.apply(*_recorded(x, directions, *folded.tensors()))
 
 
 def logits_and_gradients(folded: FoldedSiren, x: Tensor) -> tuple[Tensor, Tensor]:
     """x (B, N, C) -> (B, N) and d logit / d x, (B, N, C). Both are differentiable once, with respect to ``folded``."""
-    return _GradientQuery.apply(x, *folded.tensors())
+    return _GradientQuery.apply(*_recorded(x, *folded.tensors()))
 
 
-def _blocks(x: Tensor) -> Iterator[tuple[int, slice]]:
+def _recorded(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors, detached where no gradient is recorded: ``ctx.needs_input_grad`` knows nothing of torch.no_grad."""
+    if torch.is_grad_enabled():
+        return list(tensors)
+    return [None if tensor is None else tensor.detach() for tensor in tensors]
+
+
+def _blocks(x: Tensor, size: int) -> Iterator[tuple[int, slice]]:
     for latent in range(x.shape[0]):
-        for start in range(0, x.shape[1], BLOCK):
-            yield latent, slice(start, min(start + BLOCK, x.shape[1]))
+        for start in range(0, x.shape[1], size):
+            yield latent, slice(start, min(start + size, x.shape[1]))
 
 
 class _Scratch:
     """Matrices of a block's size, used over and over so that they stay in the cache."""
 
-    def __init__(self, x: Tensor, width: int) -> None:
-        self._rows = min(BLOCK, x.shape[1])
+    def __init__(self, x: Tensor, width: int, size: int) -> None:
+        self._rows = min(size, x.shape[1])
         self._width = width
         self._like = x
         self._kept: dict[str, Tensor] = {}
@@ -56,11 +64,6 @@ class _Scratch:
         if name not in self._kept:
             self._kept[name] = self._like.new_empty(self._rows, self._width)
         return self._kept[name][: block.stop - block.start]
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-    """x @ weight + bias, into ``out``."""
-    return torch.addmm(bias, x, weight, out=out)
 
 
 class _Query(torch.autograd.Function):
@@ -73,19 +76,21 @@ class _Query(torch.autograd.Function):
         phases = x.new_empty(num_phases, *x.shape[:2], width) if keep else None
         logits = x.new_empty(x.shape[:2])
         colors = None if directions is None else x.new_empty(*x.shape[:2], 3)
-        scratch = _Scratch(x, width)
-        for b, block in _blocks(x):
+        size = BLOCK_WITH_GRADIENT if keep else BLOCK
+        scratch = _Scratch(x, width, size)
+        for b, block in _blocks(x, size):
             hidden = x[b, block]
             for i in range(num_layers):
                 phase = scratch.get(f"phase{i % 2}", block) if phases is None else phases[i, b, block]
-                _linear(hidden, folded.weights[i][b], folded.biases[i][b], phase)
-                hidden = sine_into(phase, phase if phases is None else scratch.get(f"hidden{i % 2}", block))
+                torch.mm(hidden, folded.weights[i][b], out=phase)
+                sines = phase if phases is None else scratch.get(f"hidden{i % 2}", block)
+                hidden = biased_sine_into(phase, folded.biases[i][b], sines)
             torch.addmv(folded.logit_bias.expand(len(hidden)), hidden, folded.logit_weight[0], out=logits[b, block])
             if directions is not None:
                 phase = scratch.get("color", block) if phases is None else phases[-1, b, block]
-                _linear(hidden, folded.color_weight[b], folded.color_bias[b], phase)
+                torch.mm(hidden, folded.color_weight[b], out=phase)
                 phase.addmm_(directions[b, block], folded.direction_weight[b])
-                hidden = sine_into(phase, phase if phases is None else scratch.get("color", block))
+                hidden = biased_sine_into(phase, folded.color_bias[b], phase if phases is None else scratch.get("color", block))
                 rgb = torch.addmm(folded.rgb_bias, hidden, folded.rgb_weight.t())
                 torch.sigmoid(rgb, out=colors[b, block])
         if keep:
@@ -101,8 +106,8 @@ class _Query(torch.autograd.Function):
         grads = FoldedSiren.from_tensors([torch.zeros_like(tensor) for tensor in tensors])
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         num_layers = len(folded.weights)
-        scratch = _Scratch(x, folded.logit_weight.shape[1])
-        for b, block in _blocks(x):
+        scratch = _Scratch(x, folded.logit_weight.shape[1], BLOCK_WITH_GRADIENT)
+        for b, block in _blocks(x, BLOCK_WITH_GRADIENT):
             grad = scratch.get("grad0", block).zero_()
             hidden = sine_into(phases[num_layers - 1, b, block], scratch.get("hidden", block))
             if grad_colors is not None:
@@ -143,15 +148,16 @@ class _GradientQuery(torch.autograd.Function):
         num_layers, width = len(folded.weights), folded.logit_weight.shape[1]
         keep = any(ctx.needs_input_grad)
         logits, gradients = x.new_empty(x.shape[:2]), torch.empty_like(x)
-        scratch = _Scratch(x, width)
+        size = BLOCK_WITH_GRADIENT if keep else BLOCK
+        scratch = _Scratch(x, width, size)
         kept = x.new_empty(2, num_layers, *x.shape[:2], width) if keep else None
-        for b, block in _blocks(x):
+        for b, block in _blocks(x, size):
             hidden = x[b, block]
             phases = []
             for i in range(num_layers):
                 phases.append(scratch.get(f"phase{i}", block) if kept is None else kept[0, i, b, block])
-                _linear(hidden, folded.weights[i][b], folded.biases[i][b], phases[i])
-                hidden = sine_into(phases[i], scratch.get(f"hidden{i % 2}", block))
+                torch.mm(hidden, folded.weights[i][b], out=phases[i])
+                hidden = biased_sine_into(phases[i], folded.biases[i][b], scratch.get(f"hidden{i % 2}", block))
             torch.addmv(folded.logit_bias.expand(len(hidden)), hidden, folded.logit_weight[0], out=logits[b, block])
             chain = scratch.get("chain", block) if kept is None else kept[1, num_layers - 1, b, block]
             chain.copy_(folded.logit_weight.expand_as(chain))
@@ -176,8 +182,8 @@ class _GradientQuery(torch.autograd.Function):
         x, kept, *tensors = ctx.saved_tensors
         folded = FoldedSiren.from_tensors(tensors)
         grads = FoldedSiren.from_tensors([torch.zeros_like(tensor) for tensor in tensors])
-        scratch = _Scratch(x, folded.logit_weight.shape[1])
-        for b, block in _blocks(x):
+        scratch = _Scratch(x, folded.logit_weight.shape[1], BLOCK_WITH_GRADIENT)
+        for b, block in _blocks(x, BLOCK_WITH_GRADIENT):
             part = _Part(b, x[b, block], kept[0, :, b, block], kept[1, :, b, block], block)
             bends = None
             if grad_gradients is not None:

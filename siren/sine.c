@@ -42,6 +42,25 @@ void gof_sine(const float *x, float *y, long n) {
   for (long i = 0; i < n; i++) y[i] = sine(x[i]);
 }
 
+/* For rows x columns: x += bias (kept only where y is another array), y = sin(x). */
+void gof_biased_sine(float *x, const float *bias, float *y, long rows, long columns) {
+#pragma omp parallel for schedule(static) if (rows * columns > 32768)
+  for (long i = 0; i < rows; i++) {
+    float *xi = x + i * columns, *yi = y + i * columns;
+    if (x == y) {
+#pragma omp simd
+      for (long j = 0; j < columns; j++) xi[j] = sine(xi[j] + bias[j]);
+    } else {
+#pragma omp simd
+      for (long j = 0; j < columns; j++) {
+        float phase = xi[j] + bias[j];
+        xi[j] = phase;
+        yi[j] = sine(phase);
+      }
+    }
+  }
+}
+
 void gof_sine_backward(const float *grad, const float *x, float *out, long n) {
 #pragma omp parallel for simd schedule(static) if (n > 32768)
   for (long i = 0; i < n; i++) out[i] = grad[i] * cosine(x[i]);

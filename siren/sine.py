@@ -34,6 +34,8 @@ class _Native:
         self.sine, self.backward = library.gof_sine, library.gof_sine_backward
         self.sine.argtypes, self.sine.restype = [pointer, pointer, count], None
         self.backward.argtypes, self.backward.restype = [pointer, pointer, pointer, count], None
+        self.biased_sine = library.gof_biased_sine
+        self.biased_sine.argtypes, self.biased_sine.restype = [pointer, pointer, pointer, count, count], None
 
 
 @functools.cache
@@ -128,6 +130,17 @@ def sine_into(x: Tensor, out: Tensor) -> Tensor:
     if not (_fits(x) and _fits(out)):
         return torch.sin(x, out=out)
     _native().sine(x.data_ptr(), out.data_ptr(), x.numel())
+    return out
+
+
+def biased_sine_into(x: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    """x += bias, out = sin(x), in one pass; no gradient is recorded. x, out: (n, H), contiguous; bias: (H,), contiguous.
+
+    ``out`` may be x; else x holds the phase afterwards.
+    """
+    if not (_fits(x) and _fits(out) and _fits(bias)):
+        return torch.sin(x.add_(bias), out=out)
+    _native().biased_sine(x.data_ptr(), bias.data_ptr(), out.data_ptr(), *x.shape)
     return out
 
 

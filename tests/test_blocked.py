@@ -15,6 +15,7 @@ from siren.folded import FoldedSiren
 def small_blocks(monkeypatch):
     """Several blocks for each latent, the last one not full."""
     monkeypatch.setattr(blocked, "BLOCK", 5)
+    monkeypatch.setattr(blocked, "BLOCK_WITH_GRADIENT", 5)
 
 
 def make_siren(num_layers: int = 3, width: int = 7, channels: int = 3) -> FoldedSiren:
