@@ -63,6 +63,8 @@ class InferenceFile:
 def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
     """Put ``data`` into ``path``: all of it, on the disk, or (WriteError) nothing, with what was there before intact."""
     path = Path(path)
+    if not path.name:
+        raise UserError(f"{path} is a folder; name the file to write in it")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import io
 import os
 import stat
 import sys
@@ -19,12 +20,23 @@ from typing import NoReturn
 import torch
 
 MAX_TEXT_BYTES = 1 << 20
+MAX_MESSAGE = 2000  # characters
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")  # torch's
 
 
 class UserError(Exception):
     """Something the user can put right. The message names the culprit and the remedy, in one line."""
 
     exit_status = 2
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: object) -> str:
+    """``text`` on one line of bounded length, with control characters (a file's name may hold any) made visible."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
+    return shown if len(shown) <= MAX_MESSAGE else shown[: MAX_MESSAGE - 3] + "..."
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -41,21 +53,37 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call ``main`` and exit: 0, or 2 (a subclass may say another) with one line on stderr for a :class:`UserError`."""
+    """Call ``main`` and exit: 0, or 2 (a subclass may say another) with one line on stderr for a :class:`UserError`.
+
+    So do errors of the system about files, and a lack of memory: nothing in the program is wrong then.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text that can be printed
     try:
         main()
     except UserError as error:
-        one_line = " ".join(str(error).split())
-        print(f"{Path(sys.argv[0]).name}: error: {one_line}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        _leave(error, error.exit_status)
     except BrokenPipeError:  # `script | head`: the reader left, which is no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:  # a name too long, a folder one may not enter, a disk that is full
+        _leave(f"{error.filename or 'a file'}: {error.strerror or error}; name another, or make room", 2)
+    except MemoryError as error:
+        _leave(f"not enough memory {error}; ask for less: smaller pictures, batches or networks", 2)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        _leave(f"not enough memory ({str(error)[:200]}); ask for less: smaller pictures, batches or networks", 2)
     sys.exit(0)
+
+
+def _leave(reason: object, status: int) -> NoReturn:
+    print(f"{Path(sys.argv[0]).name}: error: {one_line(reason)}", file=sys.stderr)
+    sys.exit(status)
 
 
 def require_file(path: str | Path) -> Path:

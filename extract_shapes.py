@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ from meshes import (
     vertex_colors,
     visible_radius,
 )
-from scripts_common import add_generator_arguments, field_from_seed, open_generator, positive_float, positive_int, seed_number
+from scripts_common import add_generator_arguments, field_from_seed, int_between, open_generator, positive_float, seed_number
 from siren.field import Field
 
 
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = next(loaded.generator.parameters()).device
     clip_radius = None if args.no_clip else visible_radius(loaded.curriculum)
     settings = MeshSettings(args.cube_size, args.level, clip_radius, args.largest_piece)
+    if not settings.are_possible():
+        raise cli.UserError("--cube_size or --level is too small or too large for a mesh")
     suffixes = (".ply", ".glb", ".obj") if args.obj else (".ply", ".glb")
 
     num_meshes = 0
@@ -73,15 +76,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add_generator_arguments(parser, output_dir="shapes")
     parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2, 3], help="a shape each")
     parser.add_argument("--cube_size", type=positive_float, default=0.3, help="side of the cube around the origin")
-    parser.add_argument("--voxel_resolution", type=positive_int, default=256, help="voxels along a side, at least 2")
+    parser.add_argument("--voxel_resolution", type=int_between(2, 4096), default=256, help="voxels along a side, at least 2")
     parser.add_argument("--level", type=positive_float, default=0.5, help="occupancy at the surface, between 0 and 1")
     parser.add_argument("--largest_piece", action="store_true", help="keep only the largest connected piece of the mesh")
     parser.add_argument("--no_clip", action="store_true", help="keep what lies where training's cameras could not look")
     parser.add_argument("--dense", action="store_true", help="ask the field at every voxel, not only near the surface")
     parser.add_argument("--obj", action="store_true", help="also write the mesh as .obj")
     args = parser.parse_args(argv)
-    if args.voxel_resolution < 2:
-        parser.error("--voxel_resolution must be at least 2")
     if args.level >= 1:
         parser.error("--level must lie between 0 and 1")
     return args
@@ -90,6 +91,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def write_voxels(path: Path, field: Field, curriculum: Curriculum, args: argparse.Namespace, device: torch.device) -> np.ndarray:
     """Fill the voxel file where it lies, so that 512^3 voxels need no memory; it appears under its name when whole."""
     resolution = args.voxel_resolution
+    free = shutil.disk_usage(path.parent).free
+    if 4 * resolution**3 > free:  # writing to a mapped file on a full disk ends the process
+        raise cli.UserError(f"{path} takes {4 * resolution**3} bytes, the disk has {free} left; use a lower --voxel_resolution")
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         voxels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(resolution,) * 3)

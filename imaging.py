@@ -51,7 +51,7 @@ def view_picture(view: View, quantity: str, t_near: float, t_far: float) -> Tens
 def depth_picture(depth: Tensor, t_near: float, t_far: float) -> Tensor:
     """depth (H, W) -> (3, H, W) in [-1, 1]: t_near bright, t_far dark, values beyond them clamped."""
     colors = torch.tensor(DEPTH_COLORS, dtype=torch.float32)
-    nearness = ((t_far - depth.float()) / (t_far - t_near)).clamp(0, 1) * (len(colors) - 1)
+    nearness = ((t_far - depth.float()) / (t_far - t_near)).nan_to_num(0).clamp(0, 1) * (len(colors) - 1)
     below = nearness.floor().long().clamp(max=len(colors) - 2)
     fraction = (nearness - below).unsqueeze(-1)
     rgb = colors[below] * (1 - fraction) + colors[below + 1] * fraction

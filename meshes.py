@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cli import UserError
+from cli import UserError, read_small_text, require_file
 from curriculums import Curriculum
 from generators.extraction import LatticeSpec, surface_slabs
 from generators.root_finding import find_surface
+from safe_pickle import printable
 from siren.field import Field
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ CPU_POINTS, GPU_POINTS = 1 << 16, 1 << 20  # per query: enough to keep the devic
 NUM_REFINE_STEPS = 7
 LOGIT_LIMIT = 16.0  # about where float32 can no longer tell an occupancy from 1
 AHEAD = (0.0, 0.0, -1.0)
+MIN_LENGTH, MAX_LENGTH = 1e-6, 1e6  # of a cube's side, and of the clip radius; world units
+MAX_MESH_BYTES = 1 << 30
+MIN_LEVEL = 1e-6  # of the occupancy at the surface; its logit is then near LOGIT_LIMIT
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,26 @@ class MeshSettings:
     @classmethod
     def load(cls, path: Path) -> MeshSettings:
         """What :meth:`save` wrote. Raises UserError for a damaged file."""
+        text = read_small_text(path)
         try:
-            settings = cls(**json.loads(path.read_text()))
-            valid = (
-                settings.cube_size > 0 and 0 < settings.level < 1 and (settings.clip_radius is None or settings.clip_radius > 0)
-            )
-        except (OSError, ValueError, TypeError):
-            valid = False
-        if not valid:
+            settings = cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError):
+            settings = None
+        if settings is None or not settings.are_possible():
             raise UserError(f"{path} does not hold mesh settings; delete it to use the defaults")
         return settings
+
+    def are_possible(self) -> bool:
+        """Whether the numbers are numbers, and none so small or large that a mesh could not be computed with it."""
+        numbers = (self.cube_size, self.level, 1.0 if self.clip_radius is None else self.clip_radius)
+        if any(type(value) not in (int, float) for value in numbers):
+            return False
+        cube_size, level, clip_radius = numbers
+        return (
+            MIN_LENGTH <= cube_size <= MAX_LENGTH
+            and MIN_LENGTH <= clip_radius <= MAX_LENGTH
+            and MIN_LEVEL <= level <= 1 - MIN_LEVEL
+        )
 
 
 def visible_radius(curriculum: Curriculum) -> float:
@@ -301,12 +315,13 @@ def save_mesh(mesh: Trimesh, stem: Path, suffixes: tuple[str, ...] = (".ply", ".
 
 def load_voxels(path: Path) -> np.ndarray:
     """The (N, N, N) floating-point array of a voxel file, mapped from the disk. Raises UserError for anything else."""
+    if not path.exists():
+        raise UserError(f"there is no voxel file {path}; extract_shapes.py makes them")
+    require_file(path)
     try:
         voxels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"there is no voxel file {path}; extract_shapes.py makes them") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is no voxel file ({error})") from None
+    except Exception as error:  # numpy's reader of headers fails in many ways
+        raise UserError(f"{path} is no voxel file ({type(error).__name__}: {printable(error)})") from None
     if not isinstance(voxels, np.ndarray) or voxels.ndim != 3 or len(set(voxels.shape)) != 1 or voxels.shape[0] < 2:
         raise UserError(f"{path} must hold an array (N, N, N) with N at least 2")
     if voxels.dtype.kind != "f":
@@ -322,12 +337,21 @@ def load_mesh(path: Path) -> Trimesh:
 
     if not path.is_file():
         raise UserError(f"there is no mesh {path}; extract_shapes.py makes them")
+    if path.stat().st_size > MAX_MESH_BYTES:
+        raise UserError(f"{path} has more than {MAX_MESH_BYTES} bytes; no mesh of extract_shapes.py has")
     try:
-        mesh = trimesh.load(path, force="mesh", process=False)
+        with path.open("rb") as file:  # given a path, trimesh would also read the pictures that the file names
+            mesh = trimesh.load(file, file_type=path.suffix[1:], force="mesh", process=False)
+        num_faces, num_vertices = len(mesh.faces), len(mesh.vertices)
+        is_sound = np.isfinite(mesh.vertices).all() and (
+            not num_faces or 0 <= mesh.faces.min() <= mesh.faces.max() < num_vertices
+        )
     except Exception as error:  # trimesh's readers fail in many ways
         raise UserError(f"{path} is no mesh that can be read ({type(error).__name__})") from None
-    if len(mesh.faces) == 0:
+    if num_faces == 0:
         raise UserError(f"{path} holds no faces")
+    if not is_sound:
+        raise UserError(f"{path} holds vertices that are not finite, or faces of vertices that it does not have")
     return mesh
 
 

@@ -21,7 +21,7 @@ import cli
 from imaging import from_uint8, picture_grid, save_picture
 from mesh_rendering import RENDERERS, open_renderer, pose_matrix
 from meshes import MeshSettings, extract_mesh, load_mesh, load_voxels, save_mesh, without_colors
-from scripts_common import positive_float, positive_int
+from scripts_common import picture_side, positive_float
 from trajectories import MULTIVIEW_YAWS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clip_radius", type=positive_float, help="free beyond this distance (default: as recorded, or none)")
     parser.add_argument("--largest_piece", action="store_true", help="keep only the largest connected piece")
     parser.add_argument("--mesh_colors", action="store_true", help="picture the coloured .ply beside the voxels")
-    parser.add_argument("--image_size", type=positive_int, default=512, help="side of a picture in pixels")
+    parser.add_argument("--image_size", type=picture_side, default=512, help="side of a picture in pixels")
     parser.add_argument("--fov", type=positive_float, default=12.0, help="field of view in degrees")
     parser.add_argument("--renderer", choices=RENDERERS, default="auto", help="auto: pyrender, or ray casting without GL")
     args = parser.parse_args(argv)
@@ -92,9 +92,9 @@ def mesh_of(path: Path, stem: str, args: argparse.Namespace) -> Trimesh | None:
     The .ply that extract_shapes.py took from the same voxels is the same surface, only finer: its vertices were moved onto
     the field's own surface. It is used unless an argument asks for another surface.
     """
+    voxels = load_voxels(path)
     beside = path.with_name(f"{stem}.ply")
     overrides = {name: getattr(args, name) for name in ("cube_size", "level", "clip_radius") if getattr(args, name) is not None}
-    voxels = load_voxels(path)
     is_current = beside.is_file() and beside.stat().st_mtime >= path.stat().st_mtime
     if args.mesh_colors or (is_current and not overrides and not args.largest_piece):
         mesh = load_mesh(beside)
@@ -102,6 +102,8 @@ def mesh_of(path: Path, stem: str, args: argparse.Namespace) -> Trimesh | None:
     recorded = path.with_name(f"{stem}.json")
     settings = MeshSettings.load(recorded) if recorded.is_file() else MeshSettings()
     settings = replace(settings, **overrides, largest_piece=args.largest_piece or settings.largest_piece)
+    if not settings.are_possible():
+        raise cli.UserError("--cube_size, --level or --clip_radius is too small or too large for a mesh")
     return extract_mesh(voxels, settings)
 
 

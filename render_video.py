@@ -16,19 +16,19 @@ from scripts_common import (
     add_generator_arguments,
     add_view_arguments,
     field_from_seed,
+    int_between,
     open_generator,
-    positive_int,
     seed_number,
     share_between_views,
 )
-from video_rendering import Shot, add_video_arguments, render_shots
+from video_rendering import MAX_FRAMES, Shot, add_video_arguments, render_shots
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.ArgumentParser(__doc__)
     add_generator_arguments(parser, output_dir="vids")
     parser.add_argument("--seed", "--seeds", dest="seeds", type=seed_number, nargs="+", default=[0], help="a video each")
-    parser.add_argument("--num_frames", type=positive_int, default=36, help="frames of the whole loop")
+    parser.add_argument("--num_frames", type=int_between(1, MAX_FRAMES), default=36, help="frames of the whole loop")
     add_video_arguments(parser)
     add_view_arguments(parser)
     args = parser.parse_args(argv)

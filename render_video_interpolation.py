@@ -19,13 +19,13 @@ from scripts_common import (
     add_view_arguments,
     bind_field,
     film_from_seed,
+    int_between,
     open_generator,
-    positive_int,
     seed_number,
 )
 from siren.mapping import FilmParameters
 from trajectories import TRAJECTORIES
-from video_rendering import Shot, add_video_arguments, render_shots
+from video_rendering import MAX_FRAMES, Shot, add_video_arguments, render_shots
 
 MAX_SEEDS_IN_NAME = 8
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_generator_arguments(parser, output_dir="vids")
     parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2, 3], help="the seeds, in order")
     parser.add_argument("--trajectory", choices=sorted(TRAJECTORIES), default="front", help="where the camera goes")
-    parser.add_argument("--num_frames", type=positive_int, default=36, help="frames from one seed to the next")
+    parser.add_argument("--num_frames", type=int_between(1, MAX_FRAMES), default=36, help="frames from one seed to the next")
     add_video_arguments(parser)
     add_view_arguments(parser)
     args = parser.parse_args(argv)

@@ -29,6 +29,9 @@ CHARTS: dict[str, dict[str, str]] = {
     "Surface terms": {"G/opacity_prior": "opacity prior", "G/normal": "normal smoothness"},
 }
 MAX_POINTS = 300  # of a curve
+MAX_NUMBER = 1e100
+MAX_LOG_BYTES = 1 << 28
+MAX_INLINE_BYTES = 1 << 26  # of a picture or a video
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,9 @@ class Step:
 def read_steps(path: Path) -> list[Step]:
     """Lines of ``title, seconds, status, command``, separated by tabs; lines of another form are skipped."""
     steps = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+    for line in read_lines(path):
         fields = line.split("\t", 3)
-        if len(fields) == 4 and fields[1].isdigit():
+        if len(fields) == 4 and fields[1].isdecimal() and len(fields[1]) < 10:
             steps.append(Step(fields[0], int(fields[1]), fields[2], fields[3]))
     return steps
 
@@ -54,20 +57,36 @@ def read_steps(path: Path) -> list[Step]:
 def read_json(path: Path) -> dict[str, Any]:
     """The dictionary in ``path``; empty where there is none to read."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(cli.read_small_text(path))
+    except (cli.UserError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def part_of(record: dict[str, Any], key: str) -> dict[str, Any]:
+    """The dictionary under ``key``; empty where there is none."""
+    part = record.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file; none where it cannot be read or has more than MAX_LOG_BYTES."""
+    try:
+        if cli.require_file(path).stat().st_size <= MAX_LOG_BYTES:
+            return path.read_text(errors="replace").splitlines()
+    except (cli.UserError, OSError):
+        pass
+    return []
 
 
 def read_log(path: Path) -> dict[int, dict[str, float]]:
     """Scalars by step of a log.jsonl; a line cut off by a crash is skipped, a step done again after it counts once."""
     log: dict[int, dict[str, float]] = {}
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+    for line in read_lines(path):
         try:
-            scalars = json.loads(line)
+            scalars = {name: value for name, value in json.loads(line).items() if is_number(value)}
             log.setdefault(int(scalars["step"]), {}).update(scalars)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
     return dict(sorted(log.items()))
 
@@ -88,10 +107,12 @@ def commands_section(steps: list[Step]) -> str:
 
 def data_section(folder: Path) -> str:
     sheet, meta = folder / "data.png", read_json(folder / "heads" / "meta.json")
-    if not sheet.is_file():
+    if not files_in(folder, sheet.name):
         return ""
     count = (
-        f"{meta['num_images']} procedural heads at {meta['image_size']} px" if {"num_images", "image_size"} <= set(meta) else ""
+        f"{whole(meta['num_images'])} procedural heads at {whole(meta['image_size'])} px"
+        if {"num_images", "image_size"} <= set(meta)
+        else ""
     )
     caption = (
         f"{count or 'Real images'}, each with its exact depth, normals, mask and pose beside it. Training sees the pictures only."
@@ -112,7 +133,7 @@ def training_section(folder: Path) -> str:
             charts.append(chart(title, [curve for curve in curves if len(curve.points) > 1], mark=first_own))
         mark = " The dashed line is where the quickstart took over from the shipped checkpoint." if first_own else ""
         parts.append(f"<p>Steps {min(log)} to {max(log)}.{mark}</p><div class='charts'>{''.join(charts)}</div>")
-    samples = sorted((folder / "train" / "samples").glob("*.png"))
+    samples = files_in(folder / "train" / "samples", "*.png")
     if samples:
         legend = "Six latents (rows), three views each: image, depth, normals, mask. Nothing is truncated (psi 1)."
         parts.append(figure(samples[0], f"Before: step {int_or_name(samples[0])}. {legend}", pixelated=True))
@@ -128,12 +149,18 @@ def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return [(group[len(group) // 2][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
+def files_in(folder: Path, pattern: str) -> list[Path]:
+    """The regular files of that pattern, sorted, of a size that a page can hold."""
+    found = (path for path in folder.glob(pattern) if path.is_file())
+    return sorted(path for path in found if path.stat().st_size <= MAX_INLINE_BYTES)
+
+
 def int_or_name(path: Path) -> str:
-    return str(int(path.stem)) if path.stem.isdigit() else path.stem
+    return str(int(path.stem)) if path.stem.isdecimal() else path.stem
 
 
 def views_section(folder: Path) -> str:
-    grids = sorted((folder / "imgs").glob("grid_*.png"))
+    grids = files_in(folder / "imgs", "grid_*.png")
     if not grids:
         return ""
     labels = "".join(f"<span>{name.replace('_', ' ')}</span>" for name in QUANTITIES)
@@ -150,8 +177,8 @@ def views_section(folder: Path) -> str:
 
 
 def videos_section(folder: Path) -> str:
-    turning = [path for path in sorted((folder / "vids").glob("*.mp4")) if not path.stem.startswith("interpolation")]
-    walking = sorted((folder / "vids").glob("interpolation*.mp4"))
+    turning = [path for path in files_in(folder / "vids", "*.mp4") if not path.stem.startswith("interpolation")]
+    walking = files_in(folder / "vids", "interpolation*.mp4")
     parts = []
     for title, paths in (("The camera goes round", turning), ("From head to head", walking)):
         if paths:
@@ -168,7 +195,7 @@ def video_caption(path: Path) -> str:
 
 
 def meshes_section(folder: Path) -> str:
-    pictures = sorted((folder / "mesh_images").glob("*_views.png"))
+    pictures = files_in(folder / "mesh_images", "*_views.png")
     if not pictures:
         return ""
     figures = "".join(figure(path, f"seed {path.stem.split('_')[0]}") for path in pictures)
@@ -192,8 +219,9 @@ def scores_section(folder: Path) -> str:
 
 
 def image_rows(record: dict[str, Any]) -> list[list[str]]:
-    metrics, protocol = record.get("metrics", {}), record.get("protocol", {})
-    counts = f"{protocol.get('num_fake')} generated, {protocol.get('num_real')} real images at {protocol.get('image_size')} px"
+    metrics, protocol = part_of(record, "metrics"), part_of(record, "protocol")
+    fake, real, size = (whole(protocol.get(name)) for name in ("num_fake", "num_real", "image_size"))
+    counts = f"{fake} generated, {real} real images at {size} px"
     rows = []
     if "swd" in metrics:
         halves = number(metrics.get("swd_real_halves"))
@@ -207,10 +235,10 @@ def image_rows(record: dict[str, Any]) -> list[list[str]]:
 
 
 def variance_rows(record: dict[str, Any]) -> list[list[str]]:
-    metrics, protocol = record.get("metrics", {}), record.get("protocol", {})
+    metrics, protocol = part_of(record, "metrics"), part_of(record, "protocol")
     if "weighted_variance_1e4" not in metrics:
         return []
-    counts = f"{metrics.get('num_seeds')} seeds at {protocol.get('image_size')} px"
+    counts = f"{whole(metrics.get('num_seeds'))} seeds at {whole(protocol.get('image_size'))} px"
     value = f"{number(metrics['weighted_variance_1e4'])} ± {number(metrics.get('std_over_seeds_1e4'))}"
     return [
         ["Thickness of surfaces: weighted variance, × 10⁴ (lower is thinner)", value, "about 0.03 for a perfect surface", counts]
@@ -218,15 +246,17 @@ def variance_rows(record: dict[str, Any]) -> list[list[str]]:
 
 
 def geometry_rows(record: dict[str, Any]) -> list[list[str]]:
-    score, floor, baselines = record.get("score", {}), record.get("noise_floor", {}), record.get("baselines", {})
-    counts = f"{score.get('num_views')} generated views"
+    score, floor, baselines = (part_of(record, name) for name in ("score", "noise_floor", "baselines"))
+    counts = f"{whole(score.get('num_views'))} generated views"
     rows = []
     for key, label in (
         ("depth_mae_aligned", "Depth error (lower is better)"),
         ("normal_mean_degrees", "Normal error in degrees (lower is better)"),
     ):
         if key in score:
-            twins = [f"{name} {number(values[key])}" for name, values in baselines.items() if key in values]
+            twins = [
+                f"{escape(name)} {number(part_of(baselines, name)[key])}" for name in baselines if key in part_of(baselines, name)
+            ]
             scale = ", ".join([f"predictor's own {number(floor.get(key))}", *twins])
             rows.append([f"{label}, against what the pictures show", number(score[key]), scale, counts])
     if "depth_correlation" in score:
@@ -247,7 +277,16 @@ def geometry_rows(record: dict[str, Any]) -> list[list[str]]:
 
 
 def number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else "–"
+    return f"{value:.3g}" if is_number(value) else "–"
+
+
+def whole(value: Any) -> str:
+    return f"{value:.0f}" if is_number(value) else "–"
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number of a size that can be shown and drawn."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def next_section(folder: Path) -> str:
@@ -266,7 +305,7 @@ def next_section(folder: Path) -> str:
 
 
 def summary(folder: Path, steps: list[Step]) -> str:
-    curriculum = read_json(folder / "train" / "run.json").get("curriculum", {})
+    curriculum = part_of(read_json(folder / "train" / "run.json"), "curriculum")
     failed = [step.title for step in steps if step.status != "ok"]
     text = "A generator that learns solid 3D heads from flat pictures: no poses, no shapes were given to it."
     name = curriculum.get("name", "")
@@ -277,7 +316,7 @@ def summary(folder: Path, steps: list[Step]) -> str:
 
 def hero(folder: Path) -> str:
     """The first thing seen: the heads that turn."""
-    paths = sorted(p for p in (folder / "vids").glob("*.mp4") if p.stem.isdigit())
+    paths = [path for path in files_in(folder / "vids", "*.mp4") if path.stem.isdecimal()]
     if not paths:
         return ""
     videos = "".join(f'<video autoplay loop muted playsinline src="{inline(path)}"></video>' for path in paths)
@@ -301,7 +340,7 @@ def write_report(folder: Path, output: Path) -> None:
     if not any(body):
         raise cli.UserError(f"{folder} holds nothing to report; run bash auto_bash/quickstart.sh {folder} first")
     html = page("Generative Occupancy Fields", summary(folder, steps) + hero(folder), [*filter(None, body), next_section(folder)])
-    write_atomically(output, html.encode())
+    write_atomically(output, html.encode(errors="replace"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,12 +27,20 @@ MIN_PRODUCTS_TO_CACHE = 1 << 16  # per point: asking a smaller network is as qui
 MIN_RAYS_TO_CACHE = 1 << 17  # what all views together must have: building a cache costs as much as about 40,000 rays
 
 
-def positive_int(text: str) -> int:
-    """For argparse: a whole number of at least 1."""
-    value = _number(int, text, "a whole number")
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be at least 1")
-    return value
+def int_between(least: int, most: int) -> Callable[[str], int]:
+    """For argparse: a whole number from ``least`` to ``most``."""
+
+    def parse(text: str) -> int:
+        value = _number(int, text, "a whole number")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} must be at least {least} and at most {most}")
+        return value
+
+    return parse
+
+
+positive_int = int_between(1, 10**9)
+picture_side = int_between(1, 8192)
 
 
 def positive_float(text: str) -> float:
@@ -84,8 +92,10 @@ def add_generator_arguments(parser: argparse.ArgumentParser, output_dir: str, ps
 
 def add_view_arguments(parser: argparse.ArgumentParser) -> None:
     """--image_size, --ray_step_multiplier, --lock_view_dependence, --surface_only, --plain and --save_raw."""
-    parser.add_argument("--image_size", type=positive_int, default=256, help="side of a picture in pixels")
-    parser.add_argument("--ray_step_multiplier", type=positive_int, default=2, help="times the curriculum's samples per ray")
+    parser.add_argument("--image_size", type=picture_side, default=256, help="side of a picture in pixels")
+    parser.add_argument(
+        "--ray_step_multiplier", type=int_between(1, 1000), default=2, help="times the curriculum's samples per ray"
+    )
     parser.add_argument("--lock_view_dependence", action="store_true", help="colours as seen from straight ahead")
     parser.add_argument("--surface_only", action="store_true", help="a fast preview: one colour per ray, at the surface")
     parser.add_argument("--plain", action="store_true", help="share nothing between the views of a latent: slow, and exact")

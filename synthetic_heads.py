@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ __all__ = ["HeadImages", "HeadParameters", "generate", "head_poses", "head_sdf",
 
 BLOCK = 32  # heads rendered together
 _CAMERA_FIELDS = ("fov", "h_mean", "v_mean", "h_stddev", "v_stddev", "sample_dist")
+MAX_IMAGES, MAX_SIZE = 10_000_000, 8192
 _VERSION = 1  # of the look: raise it when the same seed gives other pictures
 
 
@@ -134,8 +135,11 @@ def generate(
     ``num_workers``: processes (None: one per core; 1: none but this one). Raises UserError where the folder holds something
     else or cannot be written.
     """
-    if num_images < 1 or image_size < 2:
-        raise cli.UserError(f"cannot make {num_images} images of {image_size} px; use --num_images >= 1 and --image_size >= 2")
+    if not 1 <= num_images <= MAX_IMAGES or not 2 <= image_size <= MAX_SIZE:
+        ranges = f"--num_images from 1 to {MAX_IMAGES} and --image_size from 2 to {MAX_SIZE}"
+        raise cli.UserError(f"cannot make {num_images} images of {image_size} px; use {ranges}")
+    if not -(2**63) <= seed < 2**63:
+        raise cli.UserError(f"--seed {seed} is no 64-bit number")
     curriculum = curriculum or get_curriculum("SYNTH")
     output_dir = cli.make_output_dir(output_dir)
     _open_set(output_dir, _meta(num_images, image_size, seed, curriculum))
@@ -159,7 +163,7 @@ def generate(
     return len(missing)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.ArgumentParser("Make the built-in data set: procedural heads with exact depth, normals, mask and pose.")
     parser.add_argument("--output_dir", required=True, help="where the set goes; an interrupted set there is completed")
     parser.add_argument("--num_images", type=int, default=1000)
@@ -167,7 +171,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other heads")
     parser.add_argument("--curriculum", default="SYNTH", help="whose cameras the heads are seen by")
     parser.add_argument("--num_workers", type=int, default=None, help="processes (default: one per core)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.num_workers is not None and args.num_workers < 1:
         raise cli.UserError(f"--num_workers must be at least 1, not {args.num_workers}")
     curriculum = get_curriculum(args.curriculum)

@@ -17,6 +17,8 @@ from siren.field import Field
 from trajectories import TrajectoryPose
 from videos import VideoWriter
 
+MAX_FRAMES = 100_000
+
 
 class Shot(NamedTuple):
     """One frame to render. ``field``: of one latent, or a function that binds it when the frame's turn comes."""
@@ -26,12 +28,20 @@ class Shot(NamedTuple):
     seed: int
 
 
+def frame_rate(text: str) -> float:
+    """For argparse: what players can show."""
+    value = positive_float(text)
+    if not 0.1 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} must lie between 0.1 and 1000")
+    return value
+
+
 def add_video_arguments(parser: argparse.ArgumentParser) -> None:
     """--quantities and --fps."""
     parser.add_argument(
         "--quantities", nargs="+", choices=QUANTITIES, default=["image", "depth", "normals"], help="a video of each"
     )
-    parser.add_argument("--fps", type=positive_float, default=24, help="frames per second")
+    parser.add_argument("--fps", type=frame_rate, default=24, help="frames per second")
 
 
 def render_shots(

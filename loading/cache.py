@@ -114,7 +114,7 @@ def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -
     """The pictures and the indices of unreadable ones; None if there is no sound cache."""
     try:
         unreadable = json.loads(path.with_suffix(".json").read_text())["unreadable"]
-        if not all(type(i) is int for i in unreadable):
+        if not all(type(i) is int and 0 <= i < len(source.names) for i in unreadable) or len(set(unreadable)) < len(unreadable):
             return None
         expected = (len(source.names) - len(unreadable), size, size, 3)
         with path.open("rb") as file:
@@ -124,7 +124,7 @@ def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -
             offset, num_bytes = file.tell(), os.fstat(file.fileno()).st_size
         sound = shape == expected and dtype == np.uint8 and not is_fortran and num_bytes == offset + int(np.prod(shape))
         return (CachedPictures(path, offset, source, spec, size, unreadable), unreadable) if sound else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except Exception:  # whatever is wrong with a cache (numpy's reader of headers fails in many ways), it is made again
         return None
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import glob
 import io
 import os
+import stat
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -22,6 +22,9 @@ from PIL import Image, ImageOps
 import cli
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # by content; Pillow hands others to programs (EPS: Ghostscript)
+MAX_FILE_BYTES = 1 << 28
+MAX_RESIZED_PIXELS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -47,31 +50,64 @@ class ImageSource:
 def find_images(path: str | Path) -> ImageSource:
     """Pictures in a folder (recursively), a glob, a zip, or a single file. Raises UserError where there are none."""
     text = str(path)
-    place = Path(text).expanduser()
-    if place.is_file() and zipfile.is_zipfile(place):
-        with zipfile.ZipFile(place) as archive:
-            infos = {i.filename: i for i in archive.infolist() if not i.is_dir() and _is_image_name(i.filename)}
-        names = sorted(infos)
-        source = ImageSource(text, str(place), tuple(names), tuple((infos[n].file_size, infos[n].CRC) for n in names))
-    else:
-        if place.is_dir():
-            files = [os.path.join(folder, name) for folder, _, found in os.walk(place, followlinks=True) for name in found]
-        elif place.is_file():
-            files = [str(place)]
-        else:
-            files = [name for name in glob.glob(os.path.expanduser(text), recursive=True) if os.path.isfile(name)]
-            if not files:
-                raise cli.UserError(f"there is no folder, zip or picture at {text}; give --dataset_path one that exists")
-        stamps = {}
-        for name in sorted(name for name in files if _is_image_name(name)):
-            with contextlib.suppress(OSError):  # gone since it was listed
-                stat = os.stat(name)
-                stamps[name] = (stat.st_size, stat.st_mtime_ns)
-        names = list(stamps)
-        source = ImageSource(text, None, tuple(names), tuple(stamps.values()))
-    if not names:
+    try:
+        place = Path(text).expanduser()
+        source = _in_zip(text, place) if place.is_file() and zipfile.is_zipfile(place) else _in_files(text, place)
+    except Exception as error:  # a name too long, a home that is nobody's, a zip whose directory is damaged
+        if isinstance(error, cli.UserError):
+            raise
+        raise cli.UserError(f"cannot read {text} ({type(error).__name__}: {error}); give --dataset_path another") from None
+    if not source.names:
         raise cli.UserError(f"{text} holds no pictures ({', '.join(EXTENSIONS)})")
     return source
+
+
+def _in_zip(text: str, place: Path) -> ImageSource:
+    with zipfile.ZipFile(place) as archive:
+        infos = {i.filename: i for i in archive.infolist() if not i.is_dir() and _is_image_name(i.filename)}
+    names = sorted(infos)
+    return ImageSource(text, str(place), tuple(names), tuple((infos[n].file_size, infos[n].CRC) for n in names))
+
+
+def _in_files(text: str, place: Path) -> ImageSource:
+    if place.is_dir():
+        files = _files_below(place)
+    elif place.is_file():
+        files = [str(place)]
+    else:
+        files = _files_matching(place)
+        if not files:
+            raise cli.UserError(f"there is no folder, zip or picture at {text}; give --dataset_path one that exists")
+    stamps = {}
+    for name in sorted(name for name in files if _is_image_name(name)):
+        with contextlib.suppress(OSError):  # gone since it was listed, or a link to nowhere
+            status = os.stat(name)
+            if stat.S_ISREG(status.st_mode):  # a pipe or a device would be read without end
+                stamps[name] = (status.st_size, status.st_mtime_ns)
+    return ImageSource(text, None, tuple(stamps), tuple(stamps.values()))
+
+
+def _files_below(folder: Path) -> list[str]:
+    """Links to folders are followed, but each folder is entered once: links can lead round in circles."""
+    files: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        files += [os.path.join(here, name) for name in names]
+    return files
+
+
+def _files_matching(pattern: Path) -> list[str]:
+    """Files that a pattern names; ``**`` does not follow links."""
+    relative = pattern.relative_to(pattern.anchor)
+    if relative.name == "**":
+        relative = relative / "*"
+    return [str(found) for found in Path(pattern.anchor).glob(str(relative)) if found.is_file()]
 
 
 def _is_image_name(name: str) -> bool:
@@ -81,22 +117,38 @@ def _is_image_name(name: str) -> bool:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as upright RGB; transparency over black; 16-bit scaled to 8, not cut off."""
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # a copy would be one picture more in memory
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float64)
+        values = np.asarray(image)
         top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-        return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8)).convert("RGB")
+        scaled = np.empty(values.shape, np.uint8)
+        for rows in _strips(image):  # float64 of a whole picture would take eight times its memory
+            scaled[rows] = (values[rows].astype(np.float64).clip(0, top) * (255 / top)).round()
+        return Image.fromarray(scaled).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
-    return image.convert("RGB")
+        laid = Image.new("RGB", image.size)
+        for rows in _strips(image):
+            part = image.crop((0, rows.start, image.width, rows.stop)).convert("RGBA")
+            black = Image.new("RGBA", part.size, (0, 0, 0, 255))
+            laid.paste(Image.alpha_composite(black, part).convert("RGB"), (0, rows.start))
+        return laid
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _strips(image: Image.Image) -> list[slice]:
+    """Rows of about a million pixels each."""
+    step = max(1, (1 << 20) // max(1, image.width))
+    return [slice(start, min(start + step, image.height)) for start in range(0, image.height, step)]
 
 
 def to_square(image: Image.Image, spec: DatasetSpec, size: int) -> Image.Image:
     """``image`` (RGB) resized and cropped as ``spec`` says, then antialiased to ``size`` pixels square."""
     if spec.resize is not None:
         scale = spec.resize / min(image.size)
-        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC)
+        width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        if width * height > MAX_RESIZED_PIXELS:  # a line of pixels, made 320 wide
+            raise ValueError(f"{image.width} x {image.height} becomes too large when its short side is {spec.resize}")
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     side = min(spec.center_crop or min(image.size), *image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     if (image.width, image.height) == (size, size) == (side, side):
@@ -107,8 +159,18 @@ def to_square(image: Image.Image, spec: DatasetSpec, size: int) -> Image.Image:
 def open_member(source: ImageSource, name: str) -> io.BytesIO:
     """The bytes of one picture. A zip is opened anew in every process that reads it."""
     if source.zip_path is None:
-        return io.BytesIO(Path(name).read_bytes())
-    return io.BytesIO(_open_zip(os.getpid(), source.zip_path, os.stat(source.zip_path).st_mtime_ns).read(name))
+        with open(name, "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    else:
+        archive = _open_zip(os.getpid(), source.zip_path, os.stat(source.zip_path).st_mtime_ns)
+        info = archive.getinfo(name)
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("compressed in a way that Python's zipfile unpacks without bounds")
+        with archive.open(info) as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"more than {MAX_FILE_BYTES} bytes")
+    return io.BytesIO(data)
 
 
 @functools.lru_cache(maxsize=1)
@@ -123,7 +185,7 @@ def decode(source: ImageSource, index: int, spec: DatasetSpec, size: int) -> np.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(open_member(source, source.names[index])) as image:
+            with Image.open(open_member(source, source.names[index]), formats=FORMATS) as image:
                 return np.asarray(to_square(to_rgb(image), spec, size))
     except Exception:  # a broken file can raise anything in a decoder; the caller counts and names it
         return None

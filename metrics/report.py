@@ -14,7 +14,7 @@ import torch
 from checkpoint_files import write_atomically
 from checkpoints import LoadedGenerator
 from cli import add_device_argument
-from scripts_common import finite_float, open_generator, positive_int
+from scripts_common import finite_float, int_between, open_generator, picture_side
 
 
 def add_common_arguments(
@@ -25,9 +25,11 @@ def add_common_arguments(
     parser.add_argument("--curriculum", help="name or .json file; needed where the file does not carry its own settings")
     parser.add_argument("--psi", type=finite_float, default=psi, help="truncation: 1 is the full variety, 0 the mean")
     if image_size is not None:
-        parser.add_argument("--image_size", type=positive_int, default=image_size, help="side of a picture in pixels")
+        parser.add_argument("--image_size", type=picture_side, default=image_size, help="side of a picture in pixels")
     if batches:
-        parser.add_argument("--batch_size", type=positive_int, default=8, help="images at a time; changes speed and memory only")
+        parser.add_argument(
+            "--batch_size", type=int_between(1, 1 << 16), default=8, help="images at a time; changes speed and memory only"
+        )
     parser.add_argument("--output_json", default=output_json, help="where the results and their protocol are written")
     add_device_argument(parser)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cli import UserError
+from cli import UserError, read_small_text, require_file
 from generators.cameras import CameraPoses
+from loading.files import FORMATS
 from metrics.shapes import Geometry, normals_to_camera
+from safe_pickle import printable
+
+NPY_HEADER_BYTES = 4096
 
 
 class TruthFiles(NamedTuple):
@@ -39,8 +44,8 @@ class TruthSet(NamedTuple):
 def find_truth(folder: str | Path, limit: int) -> TruthFiles:
     """The first ``limit`` pairs of ``folder``. Raises UserError where there are none."""
     folder = Path(folder)
-    images = {path.stem: path for path in sorted((folder / "images").glob("*.png"))}
-    truths = {path.stem: path for path in sorted((folder / "ground_truth").glob("*.npz"))}
+    images = {path.stem: path for path in sorted((folder / "images").glob("*.png")) if path.is_file()}
+    truths = {path.stem: path for path in sorted((folder / "ground_truth").glob("*.npz")) if path.is_file()}
     names = [name for name in images if name in truths][:limit]
     if not names:
         raise UserError(
@@ -58,13 +63,14 @@ def read_truth(files: TruthFiles) -> TruthSet:
     images, depths, normals, masks, pitches, yaws = [], [], [], [], [], []
     for image_path, truth_path in zip(files.images, files.truths, strict=True):
         try:
-            with Image.open(image_path) as image:
+            with Image.open(require_file(image_path), formats=FORMATS) as image:
                 pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            _check_sizes(require_file(truth_path), pixels.shape[1] * pixels.shape[2])
             with np.load(truth_path, allow_pickle=False) as truth:
                 depth, mask = torch.from_numpy(truth["depth"]).float(), torch.from_numpy(truth["mask"]).bool()
                 normal, pitch, yaw = torch.from_numpy(truth["normals"]).float(), float(truth["pitch"]), float(truth["yaw"])
         except Exception as error:  # damaged pictures and archives fail in many ways
-            raise UserError(f"cannot read {truth_path} or its image ({type(error).__name__}: {error})") from None
+            raise UserError(f"cannot read {truth_path} or its image ({type(error).__name__}: {printable(error)})") from None
         shape = images[0].shape if images else pixels.shape
         if shape[1] != shape[2] or not (pixels.shape == normal.shape == shape and depth.shape == mask.shape == shape[1:]):
             raise UserError(f"{truth_path}: image and ground truth must be square and of one size throughout the set")
@@ -77,9 +83,19 @@ def read_truth(files: TruthFiles) -> TruthSet:
     return TruthSet(torch.stack(images), geometry)
 
 
+def _check_sizes(path: Path, num_pixels: int) -> None:
+    """ValueError where an .npz holds, or may unfold to, more than the geometry of ``num_pixels`` takes."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("compressed in a way that numpy does not write")
+            if member.file_size > NPY_HEADER_BYTES + 3 * 8 * num_pixels:
+                raise ValueError(f"{printable(member.filename)} is larger than its picture")
+
+
 def camera_fov(folder: str | Path) -> float | None:
     """The set's field of view in degrees, or None where it does not say."""
     try:
-        return float(json.loads((Path(folder) / "meta.json").read_text())["camera"]["fov"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(json.loads(read_small_text(Path(folder) / "meta.json"))["camera"]["fov"])
+    except (UserError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
