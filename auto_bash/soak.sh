@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains a small model while killing it, filling its disk and damaging its files, and shows that the result is the undisturbed
-# run's, bit for bit. About 4 minutes; --quick: about 1. The last line is JSON; the exit status is 0 only if all went well.
+# run's, bit for bit. About 6 minutes; --quick: about 2. The last line is JSON; the exit status is 0 only if all went well.
 #   bash auto_bash/soak.sh [--quick] [--seed N] [--work_dir DIR]
 set -euo pipefail
 CALLED_FROM="$PWD"
