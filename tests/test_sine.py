@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from siren.sine import _native, sine, sine_into, times_cosine_
+from siren.sine import _native, biased_sine_into, sine, sine_into, times_cosine_
 
 needs_native = pytest.mark.skipif(_native() is None, reason="no C compiler: torch.sin is used")
 
@@ -22,6 +22,17 @@ def test_values():
     x = phases()
     assert float((sine(x).double() - x.double().sin()).abs().max()) < 2e-7
     assert torch.equal(sine_into(x, torch.empty_like(x)), sine(x))
+
+
+def test_in_place_forms():
+    x, bias = phases(), torch.linspace(-3, 3, 257)
+    phase, values = x.clone(), torch.empty_like(x)
+    assert torch.allclose(biased_sine_into(phase, bias, values), torch.sin(x + bias), atol=1e-5)
+    assert torch.equal(phase, x + bias)
+    assert torch.equal(biased_sine_into(x.clone(), bias, phase), values)
+    same = x.clone()
+    assert torch.equal(biased_sine_into(same, bias, same), values)
+    assert torch.allclose(times_cosine_(torch.full_like(x, 2), x), 2 * torch.cos(x), atol=1e-5)
 
 
 @needs_native
