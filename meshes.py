@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -315,7 +316,7 @@ def save_mesh(mesh: Trimesh, stem: Path, suffixes: tuple[str, ...] = (".ply", ".
 
 def load_voxels(path: Path) -> np.ndarray:
     """The (N, N, N) floating-point array of a voxel file, mapped from the disk. Raises UserError for anything else."""
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, False for a name too long
         raise UserError(f"there is no voxel file {path}; extract_shapes.py makes them")
     require_file(path)
     try:
@@ -335,7 +336,7 @@ def load_mesh(path: Path) -> Trimesh:
     """The mesh of a file. Raises UserError where there is none in it."""
     import trimesh
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"there is no mesh {path}; extract_shapes.py makes them")
     if path.stat().st_size > MAX_MESH_BYTES:
         raise UserError(f"{path} has more than {MAX_MESH_BYTES} bytes; no mesh of extract_shapes.py has")
