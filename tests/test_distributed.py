@@ -5,8 +5,10 @@ Ranks are forked from one server that has loaded everything, so that most tests 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -199,6 +201,46 @@ def test_the_log_has_means_over_processes(gradients, world_size):
     assert float(part["own D/r1"]) != pytest.approx(float(whole["logged D/r1"]), rel=1e-4)  # not rank 0's own
 
 
+def _count_exchanged(folder: str) -> None:
+    processes = join_processes(CPU)
+    state = RunState(small_curriculum(), seed=3, device=CPU, amp_dtype=None)
+    trainer = Trainer(state, RunOptions(Path(), "", "Images"), processes)
+    real = torch.rand(2, 3, 8, 8) * 2 - 1
+    found = []
+    for step in (10, LATE):  # D is fading in, then not: other parameters take part
+        stage = dataclasses.replace(state.curriculum.stage_at(step), batch_split=1 + len(found) % 2)
+        state.step = step
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+            trainer._step(real, stage)
+        events = [event for event in profile.events() if event.name == "gloo:all_reduce"]
+        found.append(sum(math.prod(event.input_shapes[0]) for event in events))
+    Path(folder, str(processes.rank)).write_text(json.dumps(found))
+    processes.close()
+
+
+def test_each_gradient_travels_once_per_batch_and_no_other(tmp_path):
+    run_ranks(_count_exchanged, 2, tmp_path, str(tmp_path))
+    state = RunState(small_curriculum(), seed=3, device=CPU, amp_dtype=None)
+    size_G = sum(p.numel() for p in state.generator.parameters())
+    expected = []
+    for step in (10, LATE):
+        used = state.discriminator.used_parameters(8, StepSettings.at(state.curriculum, step).fade_alpha)
+        expected.append(size_G + sum(p.numel() for p in used))
+    assert expected[0] > expected[1]
+    for rank in range(2):
+        assert json.loads((tmp_path / str(rank)).read_text()) == expected
+
+
+def test_parameters_said_to_be_used_are_those_that_get_a_gradient():
+    state = RunState(small_curriculum(), seed=3, device=CPU, amp_dtype=None)
+    D = state.discriminator
+    for size, fade_alpha in ((4, 1.0), (8, 0.3), (16, 1.0), (32, 0.5), (64, 0.0)):
+        D.zero_grad(set_to_none=True)
+        sum(output.sum() for output in D(torch.rand(1, 3, size, size), fade_alpha)).backward()
+        with_gradient = {id(p) for p in D.parameters() if p.grad is not None}
+        assert {id(p) for p in D.used_parameters(size, fade_alpha)} == with_gradient
+
+
 # -- data -----------------------------------------------------------------------------------------------------------
 
 
@@ -237,9 +279,8 @@ def num_logged(output: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-@pytest.mark.parametrize("victim", [0, 2])
-def test_when_a_process_is_killed_the_others_end_with_one_word(photos, tmp_path, victim):
-    output = tmp_path / "out"
+def test_when_the_main_process_is_killed_the_others_end_with_one_word(photos, tmp_path):
+    output, victim = tmp_path / "out", 0
     command = arguments(photos, output, "--model_save_interval", "2")
     ranks = Ranks(train_rank, 4, tmp_path, command, GOF_PEER_TIMEOUT="20")
     wait_for(lambda: num_logged(output) >= 3, ranks.texts)
@@ -260,7 +301,7 @@ def _wait_at_barrier(folder: str) -> None:
     Path(folder, f"pid_{processes.rank}").write_text(str(os.getpid()))
     with processes.together():
         if processes.is_main:
-            time.sleep(7)  # slow, as when it decodes a large set: twice the timeout, and no reason for the others to go
+            time.sleep(6)  # slow, as when it decodes a large set: twice the timeout, and no reason for the others to go
         processes.barrier()
         Path(folder, f"met_{processes.rank}").touch()
         if processes.is_main:
@@ -311,10 +352,10 @@ def _train_apart(command: list[str], folder: str) -> None:
 
 
 def test_only_the_main_process_writes(photos, tmp_path):
-    more = ("--max_steps", "4", "--model_save_interval", "2", "--eval_freq", "3", "--sample_interval", "4", "--use_logger")
+    more = ("--max_steps", "4", "--model_save_interval", "2", "--eval_freq", "3", "--sample_interval", "4")
     run_ranks(_train_apart, 2, tmp_path, arguments(photos, tmp_path, *more), str(tmp_path))
     written = {path.name for path in (tmp_path / "0").iterdir()}
-    assert {"checkpoint_0000004.pt", "generator.safetensors", "log.jsonl", "run.json", "samples", "tensorboard"} <= written
+    assert {"checkpoint_0000004.pt", "generator.safetensors", "log.jsonl", "run.json", "samples"} <= written
     assert list((tmp_path / "1").iterdir()) == []
 
 
@@ -383,9 +424,8 @@ def _evaluate(generator: str, photos: str, folder: str) -> None:
     cal_weighted_var.main([*common, f"{folder}/variance.json", "--seeds_end", "5"])
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_scores_do_not_depend_on_the_number_of_processes(photos, tmp_path, world_size, tiny_generator_path):
-    generator = tiny_generator_path
+def test_scores_do_not_depend_on_the_number_of_processes(photos, tmp_path, tiny_generator_path):
+    generator, world_size = tiny_generator_path, 2
     folders = [tmp_path / "alone", tmp_path / "together"]
     run_ranks(_evaluate, 1, folders[0], str(generator), str(photos), str(folders[0]))
     run_ranks(_evaluate, world_size, folders[1], str(generator), str(photos), str(folders[1]))
@@ -463,6 +503,7 @@ SSH = """#!/bin/bash
 # ssh [-o X]... HOST COMMAND, run here.
 while [ "$1" = -o ]; do shift 2; done
 echo "$1" >>"$HOSTS_REACHED"
+if [ "$1" = broken ]; then sleep 1; exit 7; fi
 exec bash -c "$2"
 """
 
@@ -524,22 +565,24 @@ def test_a_slurm_job_whose_time_is_up_saves_and_requeues_itself(photos, tmp_path
     assert load_training_checkpoint(output / f"checkpoint_{step + 1:07d}.pt")["images_seen"] == (step + 1) * 2 * 2
 
 
-def test_ssh_trains_on_all_machines_and_stops_all_when_one_fails(photos, tmp_path, repo, monkeypatch, cluster, ready_environment):
+def test_ssh_trains_on_all_machines(photos, tmp_path, repo, monkeypatch, cluster, ready_environment):
     monkeypatch.chdir(repo)
     output, log = tmp_path / "out", tmp_path / "log"
-    words = ["SYNTH_TINY", str(photos), str(output), *arguments(photos, output, "--model_save_interval", "2")[6:]]
-    env = {**cluster, "MAX_RESTARTS": "0"}
-    job = launch("ssh.sh", "127.0.0.1 localhost", *words, env=env, log=log)
-    wait_for(lambda: num_logged(output) >= 3 or job.poll() is not None, log.read_text)
-    os.kill(worker(output, 1), signal.SIGKILL)
-    assert job.wait(DEADLINE) not in (0, 127), log.read_text()
-    assert sorted((tmp_path / "hosts_reached").read_text().split()) == ["127.0.0.1", "localhost"]
-    assert "ended first" in log.read_text()
-    wait_for(lambda: pids_of(output) == [], log.read_text)
-    newest = max(output.glob("checkpoint_*.pt"))
-    job = launch("ssh.sh", "127.0.0.1 localhost", *words[:3], "--max_steps", "1", *words[3:], env=env, log=log)
+    words = ["SYNTH_TINY", str(photos), str(output), *arguments(photos, output, "--max_steps", "3")[6:]]
+    job = launch("ssh.sh", "127.0.0.1 localhost", *words, env=cluster, log=log)
     assert job.wait(DEADLINE) == 0, log.read_text()
-    assert f"resuming from {newest}" in log.read_text() and "--max_steps 1" in log.read_text()
+    assert sorted((tmp_path / "hosts_reached").read_text().split()) == ["127.0.0.1", "localhost"]
+    assert load_training_checkpoint(output / "checkpoint_0000003.pt")["images_seen"] == 3 * 2 * 2
+
+
+def test_ssh_stops_all_machines_when_one_fails(photos, tmp_path, repo, monkeypatch, cluster, ready_environment):
+    monkeypatch.chdir(repo)
+    output, log = tmp_path / "out", tmp_path / "log"
+    words = ["SYNTH_TINY", str(photos), str(output), *arguments(photos, output)[6:]]
+    job = launch("ssh.sh", "127.0.0.1 broken", *words, env=cluster, log=log)
+    assert job.wait(DEADLINE) == 7, log.read_text()  # and not after the hours for which the other would wait
+    assert "broken ended first, with status 7" in log.read_text()
+    wait_for(lambda: pids_of(output) == [], log.read_text)
 
 
 @pytest.mark.parametrize(("script", "words"), [("slurm.sh", ["CATS"]), ("slurm.sh", ["CATS", "a", "b"]), ("ssh.sh", ["host"])])

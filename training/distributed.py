@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training.peers import JOINING, REMEDY, PeerLost, PeerWatch, meet, peer_timeout
 
 WAIT = timedelta(hours=12)  # for peers that are alive: one may decode a large set, or compute a score, while others wait
-BUCKET_MB = 12  # about one residual block of D (11.6 MB): its gradients leave while the block before is computed
+BUCKET_MB = 5  # one convolution of D (5.8 MB) fills a bucket: it leaves while the one before is computed
 SIOCGIFADDR = 0x8915
 
 
@@ -46,7 +46,7 @@ class Processes:
         """One process of each machine: what a machine needs once is for it to do."""
         return self.is_main or os.environ.get("LOCAL_RANK", "0") == "0"
 
-    def wrap(self, step: nn.Module, used: Iterable[nn.Parameter] | None = None) -> nn.Module:
+    def wrap(self, step: nn.Module, used: Iterable[nn.Parameter] | None = None, bucket_mb: float = BUCKET_MB) -> nn.Module:
         """A step whose gradients are averaged over processes; itself where there is one process.
 
         ``used``: the parameters that take part in it, all if None. The others' gradients stay at home; a step that comes
@@ -63,7 +63,7 @@ class Processes:
                 step,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                bucket_cap_mb=BUCKET_MB,
+                bucket_cap_mb=bucket_mb,
             )
         finally:
             for parameter in left_out:

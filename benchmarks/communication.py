@@ -1,0 +1,209 @@
+"""What processes send each other in a training step, counted on the network, beside the least that they must.
+
+    python benchmarks/communication.py [--json communication.json]      # some minutes on 2 cores
+
+Every process is a host of its own (virtual_hosts.py), takes whole steps of the published curriculum BFM with its full
+networks, and reads the kernel's count of the bytes that its interface sent: headers, acknowledgements, top-k, signs of life
+and all. Few samples per ray and one image per part, for what is sent does not depend on them.
+
+The least: an all-reduce of B bytes over n processes cannot do with fewer than 2 (n - 1) / n B sent by each (a ring reaches
+it), and a step needs one of G's and D's gradients, whatever batch_split. Then the buckets, and scaling on paper.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as if run from the repository's root
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import cli
+from benchmarks import virtual_hosts
+from curriculums import CURRICULUMS, Curriculum
+from discriminators.progressive import ProgressiveEncoderDiscriminator
+from generators.generator import ImplicitGenerator3d
+from training.distributed import BUCKET_MB, join_processes
+from training.run_state import RunState
+from training.trainer import RunOptions, Trainer
+
+REPO = Path(__file__).resolve().parent.parent
+MB = 1e6
+LATE = 4000  # a step of the first stage at which top-k drops images
+NUM_STEPS = 3
+BUCKETS = (1, BUCKET_MB, 12, 25, 100)
+PORT = 29400
+LINKS = {"NVLink, 300 GB/s": 300e9, "InfiniBand, 400 Gb/s per GPU": 50e9, "Ethernet, 25 Gb/s per GPU": 3.1e9}
+STEP_SECONDS = (0.05, 0.2)
+
+
+def curriculum(batch_split: int) -> Curriculum:
+    """BFM, at 32 px, with little to compute per image."""
+    few = ["num_steps_coarse=3", "num_steps_surface=2", "num_steps_fine=1", "n_secant_steps=1", "init_ball_radius=0"]
+    return CURRICULUMS["BFM"].with_overrides([*few, f"batch_size={batch_split}", f"batch_split={batch_split}", "img_size=32"])
+
+
+def sent_bytes() -> int:
+    """What this host's interface has sent so far."""
+    (line,) = [line for line in Path("/proc/self/net/dev").read_text().splitlines() if line.strip().startswith("eth0:")]
+    return int(line.split(":")[1].split()[8])
+
+
+def all_reduces(trainer: Trainer, real: torch.Tensor) -> int:
+    """How many all-reduces a step takes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        take_step(trainer, real)
+    return sum(event.count for event in profile.key_averages() if event.key.endswith(":all_reduce"))
+
+
+def take_step(trainer: Trainer, real: torch.Tensor) -> None:
+    trainer._step(real, trainer.curriculum.stage_at(trainer.state.step))
+    trainer.state.step += 1
+
+
+def rank_main(folder: Path) -> None:
+    """One process: its counts, as JSON in ``folder``."""
+    torch.set_num_threads(1)
+    processes = join_processes(torch.device("cpu"))
+    rows: list[dict[str, Any]] = []
+    for batch_split in (1, 2):
+        state = RunState(curriculum(batch_split), seed=0, device=processes.device, amp_dtype=None)
+        state.step = LATE
+        trainer = Trainer(state, RunOptions(Path(), "", "Images"), processes)
+        real = torch.rand(batch_split, 3, 32, 32) * 2 - 1
+        for _ in range(2):  # the first one wraps D and puts the buckets in order
+            take_step(trainer, real)
+        counts = []
+        for _ in range(NUM_STEPS):
+            dist.barrier()
+            before = sent_bytes()
+            take_step(trainer, real)
+            dist.barrier()
+            counts.append(sent_bytes() - before)
+        rows.append({"batch_split": batch_split, "sent": counts, "all_reduces": all_reduces(trainer, real)})
+    buckets = [bucket_sizes(processes, size) for size in BUCKETS] if processes.world_size == 2 else []
+    processes.barrier()
+    (folder / f"{processes.world_size}_{processes.rank}.json").write_text(json.dumps({"rows": rows, "buckets": buckets}))
+    processes.close()
+
+
+def bucket_sizes(processes: Any, bucket_mb: int) -> dict[str, Any]:
+    """In bytes, in the order in which they are filled, with buckets of at most ``bucket_mb``."""
+    state = RunState(curriculum(1), seed=0, device=processes.device, amp_dtype=None)
+    state.step = LATE
+    trainer = Trainer(state, RunOptions(Path(), "", "Images"), processes)
+    real = torch.rand(1, 3, 32, 32) * 2 - 1
+    wrap = type(processes).wrap
+    trainer.generator_step = wrap(processes, trainer.generator_step.module, bucket_mb=bucket_mb)
+    used = state.discriminator.used_parameters(32, 0.5)
+    trainer.discriminator_step = wrap(processes, trainer.discriminator_step, used, bucket_mb)
+    trainer._wrapped_for = (32, True)
+    steps = {"G": trainer.generator_step, "D": trainer.discriminator_step}
+    for step in steps.values():
+        step._set_ddp_runtime_logging_sample_rate(1)
+    for _ in range(3):
+        take_step(trainer, real)
+    sizes = {name: step._get_ddp_logging_data()["rebuilt_bucket_sizes"] for name, step in steps.items()}
+    return {"bucket_mb": bucket_mb, **{name: [int(size) for size in text.split(",")] for name, text in sizes.items()}}
+
+
+def gradient_bytes() -> dict[str, int]:
+    """Of G, of D in each stage while it fades in, and of all of D."""
+    c = CURRICULUMS["BFM"]
+    D = ProgressiveEncoderDiscriminator(c)
+    sizes = {"G": _bytes(ImplicitGenerator3d(c).parameters()), "D, all blocks": _bytes(D.parameters())}
+    return sizes | {f"D, {size} px": _bytes(D.used_parameters(size, 0.5)) for size in (32, 64, 128)}
+
+
+def _bytes(parameters: Sequence[nn.Parameter]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def measure(world_size: int, folder: Path) -> list[dict[str, Any]]:
+    """What the processes of a run wrote. Raises UserError where one failed."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--rank_folder", str(folder)]
+    commands = [["env", f"RANK={rank}", f"WORLD_SIZE={world_size}", "LOCAL_WORLD_SIZE=1", *command] for rank in range(world_size)]
+    variables = {"MASTER_ADDR": virtual_hosts.address(0), "MASTER_PORT": str(PORT), "OMP_NUM_THREADS": "1"}
+    results = virtual_hosts.VirtualHosts(commands, REPO, variables).finish(timeout=900)
+    for rank, result in enumerate(results):
+        if result.status:
+            raise cli.UserError(f"process {rank} of {world_size} ended with status {result.status}: {result.errors[-500:]}")
+    return [json.loads((folder / f"{world_size}_{rank}.json").read_text()) for rank in range(world_size)]
+
+
+def volume_row(world_size: int, found: list[dict[str, Any]], i: int, gradients: int) -> dict[str, Any]:
+    least = 2 * (world_size - 1) / world_size * gradients
+    sent = [sum(part["rows"][i]["sent"]) / NUM_STEPS for part in found]
+    return {
+        "processes": world_size,
+        "batch_split": found[0]["rows"][i]["batch_split"],
+        "all_reduces": found[0]["rows"][i]["all_reduces"],
+        "least_bytes": least,
+        "sent_bytes": sum(sent) / len(sent),
+        "ratio": sum(sent) / len(sent) / least,
+    }
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    for row in (heads, ["---"] * len(heads), *rows):
+        print("| " + " | ".join(str(cell) for cell in row) + " |")
+    print()
+
+
+def print_tables(report: dict[str, Any]) -> None:
+    sizes = report["gradient_bytes"]
+    print("Bytes of gradients (float32): " + ", ".join(f"{name} {size / MB:.1f} MB" for name, size in sizes.items()) + "\n")
+    rows = []
+    for row in report["volume"]:
+        megabytes = [f"{row[name] / MB:.2f}" for name in ("least_bytes", "sent_bytes")]
+        rows.append([row["processes"], row["batch_split"], row["all_reduces"], *megabytes, f"{row['ratio']:.3f}"])
+    print_table(["processes", "batch_split", "all-reduces", "least, MB per process", "sent, MB", "ratio"], rows)
+    rows = []
+    for row in report["buckets"]:
+        texts = [" ".join(f"{size / MB:.1f}" for size in row[name]) for name in "GD"]
+        rows.append([row["bucket_mb"], *texts])
+    print_table(["bucket_cap_mb", "G's buckets, MB", "D's buckets, MB"], rows)
+    rows = []
+    for name, rate in LINKS.items():
+        exchange = 2 * (sizes["G"] + sizes["D, 32 px"]) / rate
+        rows.append([name, f"{1000 * exchange:.2f}", *(f"{t / (t + exchange):.1%}" for t in STEP_SECONDS)])
+    print_table(["link", "exchange, ms", *(f"efficiency at {1000 * t:g} ms per step" for t in STEP_SECONDS)], rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    import tempfile
+
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--processes", nargs="+", type=int, default=[2, 4], help="how many, one run each")
+    parser.add_argument("--rank_folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.rank_folder:
+        os.environ.setdefault("GOF_PEER_TIMEOUT", "300")
+        return rank_main(args.rank_folder)
+    reason = virtual_hosts.why_impossible()
+    if reason:
+        raise cli.UserError(f"nothing to count on: {reason}; run it as root, or where users may have namespaces")
+    sizes = gradient_bytes()
+    gradients = sizes["G"] + sizes["D, 32 px"]
+    report: dict[str, Any] = {"gradient_bytes": sizes, "volume": [], "buckets": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for world_size in args.processes:
+            found = measure(world_size, Path(folder))
+            report["volume"] += [volume_row(world_size, found, i, gradients) for i in range(len(found[0]["rows"]))]
+            report["buckets"] += found[0]["buckets"]
+    print_tables(report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
