@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     training_sizes: tuple[tuple[int, int], ...]  # px, images
 
 
-QUICK = Plan(3, 64, (), (8, 12, 12), 128, 8, (), (4, 1), ())
+QUICK = Plan(2, 48, (), (4, 18, 18), 128, 8, (), (3, 1), ())
 FULL = Plan(9, 128, (32, 64, 128), (1, 4, 1), 256, 1, (64, 128, 256, 512), (16, 3), ((32, 2), (64, 2), (128, 2)))
 
 
@@ -58,7 +58,7 @@ def _extraction(choice: Choice, plan: Plan) -> dict[str, Any]:
         dense = measure.in_child(of, choice, shapes.measure_against_dense, plan.resolution, sheet_step)
         growth = [measure.in_child(of, choice, shapes.measure_sparse, resolution) for resolution in plan.resolutions]
         result[name] = {"against_dense": dense, "growth": growth}
-    plain = measure.in_child(_of_full, choice, shapes.measure_straightforward, plan.resolution, 1 << 16)
+    plain = measure.in_child(_of_full, choice, shapes.measure_straightforward, plan.resolution, 1 << 14)
     return {**result, "straightforward": plain}
 
 

@@ -45,6 +45,7 @@ CUBIC_BLOCK = 1 << 15  # points interpolated at a time
 ASK_LEVEL = 0.5
 ASK_COARSE = 0.014  # of coarse samples: change of their weight with their logit, from which the surface's ray is asked
 ASK_SLOPE = 1e-3  # of composited samples: change of the ray's depth with their logit, world units
+DIM = 0.1  # transmittance below which a cell may be known ten times less well
 UNKNOWN, ROUGH, FAIR, FINE = range(4)  # how well a cell is known
 COLORS_TO_TRY = (1, 2, 3, 4, 6, 8, 12, 16, 1000)
 NUM_TRIAL_RAYS, TRIAL_PSNR_DB = 1024, 48.0  # 3 dB above what a picture has to reach
@@ -64,24 +65,24 @@ class CachedField:
     def __init__(self, field: Field, spec: LatticeSpec, values: Tensor, quality: Tensor, num_asked: int, level: float) -> None:
         """``values``: logits (n, n, n) on ``spec``. ``level``: the logit at the surface.
 
-        ``quality``: how well each cell of twice the spacing is known: UNKNOWN, ROUGH, FAIR, or FINE, where all values are the
-        field's own. What lies outside of the lattice is UNKNOWN.
+        ``quality``: how well each cell of twice the spacing is known: UNKNOWN; ROUGH, for what is left of a ray below DIM; FAIR;
+        or FINE, where all values are the field's own. What lies outside of the lattice is UNKNOWN.
         """
         self._field, self._level, self.num_asked = field, level, num_asked
         self._values, self._quality, self._spec = values, quality, spec
         self.num_colors = COLORS_TO_TRY[-1]
 
-    def lookup(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Interpolated logits and their quality, (N,) each, at points (1, N, 3)."""
+    def lookup(self, points: Tensor, cubic: bool = True) -> tuple[Tensor, Tensor]:
+        """Interpolated logits and their quality, (N,) each, at points (1, N, 3). ``cubic``: with four points per axis if FINE."""
         logits = _interpolate(self._values, self._spec.low, self._spec.spacing * (self._spec.num - 1), points)[0]
         position = (points[0] - self._spec.low) / self._spec.spacing
         last = self._spec.num - 2.001
         outside = (position < 1).logical_or_(position > last).any(dim=-1)
         position.clamp_(1, last)
         quality = self._quality[tuple((position * 0.5).long().t())].masked_fill_(outside, UNKNOWN)
-        index = (quality == FINE).nonzero().squeeze(-1)
-        for part in index.split(CUBIC_BLOCK):
-            logits[part] = _interpolate_cubic(self._values, position[part])
+        if cubic:
+            for part in (quality == FINE).nonzero().squeeze(-1).split(CUBIC_BLOCK):
+                logits[part] = _interpolate_cubic(self._values, position[part])
         return logits, quality
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
@@ -105,10 +106,10 @@ class CachedField:
         points = ray_points(Rays(origins, directions), t)
         if t.shape[-1] == 1:
             return self.occupancy_logits(points).view(t.shape)
-        logits, quality = (part.view(t.shape[1:]) for part in self.lookup(points))
-        known = quality >= FAIR
+        logits, quality = (part.view(t.shape[1:]) for part in self.lookup(points, cubic=False))
         alphas = torch.sigmoid(logits)
-        left = volume_rendering.compute_transmittance(alphas * known)
+        left = volume_rendering.compute_transmittance(alphas * (quality > UNKNOWN))
+        known = _is_enough(quality, left)
         enters = self._enters(logits)
         num_entered = enters.cumsum(dim=1)
         first = enters & (num_entered == 1)
@@ -136,7 +137,8 @@ class CachedField:
         """origins and unit directions (1, R, 3), rising t (1, R, S) -> (1, R, S) and (1, R, S, 3)."""
         points = ray_points(Rays(origins, directions), t)
         logits, quality = (part.view(t.shape[1:]) for part in self.lookup(points))
-        self._ask(logits, quality < FAIR, points)
+        left = volume_rendering.compute_transmittance(torch.sigmoid(logits) * (quality > UNKNOWN))
+        self._ask(logits, ~_is_enough(quality, left), points)
         alphas = torch.sigmoid(logits)
         asked = _worth_asking(alphas, self.num_colors)
         asked |= (_depth_slopes(alphas, t[0]) > ASK_SLOPE) & self._enters(logits).any(dim=1, keepdim=True)
@@ -146,6 +148,11 @@ class CachedField:
         asked_logits, asked_colors = self._field.logits_and_colors(points[:, ray, sample], directions[:, ray])
         logits[ray, sample] = asked_logits[0]
         return logits.unsqueeze(0), _interpolate_along(asked, asked_colors[0], t[0]).unsqueeze(0)
+
+
+def _is_enough(quality: Tensor, left: Tensor) -> Tensor:
+    """Whether a cell's quality is enough for a sample that the share ``left`` of its ray reaches; both (R, S)."""
+    return (quality >= FAIR) | ((quality == ROUGH) & (left <= 4 * DIM))
 
 
 def _worth_asking(alphas: Tensor, num: int) -> Tensor:
@@ -193,8 +200,12 @@ def _interpolate_along(asked: Tensor, colors: Tensor, t: Tensor) -> Tensor:
 
 def _interpolate(values: Tensor, low: float, length: float, points: Tensor) -> Tensor:
     """Trilinear values (1, N) of nodes (n, n, n) that fill a cube; clamped to it. points: (1, N, 3), world."""
-    grid = ((points - low) * (2 / length) - 1).flip(-1).view(1, 1, 1, -1, 3)
-    return F.grid_sample(values[None, None], grid, padding_mode="border", align_corners=True).view(1, -1)
+    grid = ((points[0] - low) * (2 / length) - 1).flip(-1)
+    num = len(grid)
+    parts = max(1, min(num, torch.get_num_threads()))  # on a CPU, grid_sample spreads a batch over threads, and only that
+    grid = F.pad(grid, (0, 0, 0, -num % parts)).view(parts, 1, 1, -1, 3)
+    volume = values.expand(parts, 1, -1, -1, -1)
+    return F.grid_sample(volume, grid, padding_mode="border", align_corners=True).view(1, -1)[:, :num]
 
 
 def _interpolate_cubic(values: Tensor, position: Tensor) -> Tensor:
@@ -249,42 +260,49 @@ def _fill_lattice(field: Field, spec: LatticeSpec, rays: Rays, settings: RenderS
         return field.occupancy_logits(points.unsqueeze(0))[0]
 
     lattice = coarsest_level(query, spec, rays.origins.device, max_spacing=COARSE_STRIDE * 1.5 * spec.spacing)
-    seen = unknown = None
+    while lattice.stride > MARCH_STRIDE:
+        lattice = refine(lattice, query, spec, _cell_errors(lattice) > ALPHA_TOLERANCE, cubic=True)
+    seen = _seen_cells(lattice, spec, rays, settings)
+    bright = _seen_cells(lattice, spec, rays, settings, DIM)
+    unknown, rough = torch.zeros_like(seen), torch.zeros_like(seen)
     while True:
-        wanted = _error_cells(lattice)
-        if seen is None and lattice.stride <= MARCH_STRIDE:
-            seen, unknown = _seen_cells(lattice, spec, rays, settings), torch.zeros_like(wanted)
-        if seen is not None and unknown is not None:
-            unknown |= wanted & ~seen
-            wanted &= seen
+        errors = _cell_errors(lattice)
+        wrong, wanted = errors > ALPHA_TOLERANCE, errors > torch.where(bright, ALPHA_TOLERANCE, ALPHA_TOLERANCE / DIM)
+        unknown |= wrong & ~seen
+        rough |= wrong & ~wanted
+        wanted &= seen
         if lattice.stride == 2:
             break
         lattice = refine(lattice, query, spec, wanted, cubic=True)
-        if seen is not None and unknown is not None:
-            seen, unknown = (children_of_cells(cells, lattice.values.shape[0] - 1) for cells in (seen, unknown))
+        num = lattice.values.shape[0] - 1
+        seen, bright, unknown, rough = (children_of_cells(cells, num) for cells in (seen, bright, unknown, rough))
 
     # half the spacing quarters the bound, and all corners being exact, four points per axis do better than two
-    still_wrong = _error_cells(lattice._replace(bound=lattice.bound * (0.25 * CUBIC_GAIN)))
+    still_wrong = errors * (0.25 * CUBIC_GAIN) > ALPHA_TOLERANCE
     fine = wanted & ~still_wrong
     values = lattice.values.new_empty((spec.num,) * 3)
     num_asked = lattice.num_asked
     for start, slab, asked, _ in refine_in_slabs(lattice, query, spec, fine, cubic=True):
         values[start : start + len(slab)] = slab
         num_asked += asked
-    quality = fine.byte().mul_(FINE - FAIR).add_(FAIR).masked_fill_(still_wrong, ROUGH).masked_fill_(unknown, UNKNOWN)
+    quality = torch.full(fine.shape, FAIR, dtype=torch.uint8, device=fine.device)
+    for cells, value in ((fine, FINE), (rough, ROUGH), (unknown | (wanted & still_wrong), UNKNOWN)):
+        quality.masked_fill_(cells, value)
     return values, quality, num_asked
 
 
-def _error_cells(lattice: Level) -> Tensor:
-    """True where interpolating inside of a cell may be off by more than ALPHA_TOLERANCE in occupancy."""
+def _cell_errors(lattice: Level) -> Tensor:
+    """By how much interpolating inside of a cell may be off, in occupancy."""
     bound = over_corners(lattice.bound, torch.maximum)
     flattest = (over_corners(lattice.values.abs(), torch.minimum) - bound).clamp_(min=0)
     alpha = torch.sigmoid(-flattest)
-    return bound * alpha * (1 - alpha) > ALPHA_TOLERANCE
+    return bound * alpha * (1 - alpha)
 
 
-def _seen_cells(lattice: Level, spec: LatticeSpec, rays: Rays, settings: RenderSettings) -> Tensor:
-    """True for cells that some ray reaches before it is used up, and their neighbours."""
+def _seen_cells(
+    lattice: Level, spec: LatticeSpec, rays: Rays, settings: RenderSettings, transmittance: float = VISIBLE_TRANSMITTANCE
+) -> Tensor:
+    """True for cells that more than ``transmittance`` of some ray reaches, and their neighbours."""
     num = lattice.values.shape[0]
     spacing = spec.spacing * lattice.stride
     seen = torch.zeros((num - 1,) * 3, dtype=torch.bool, device=lattice.values.device)
@@ -293,7 +311,7 @@ def _seen_cells(lattice: Level, spec: LatticeSpec, rays: Rays, settings: RenderS
         points = ray_points(Rays(origins, directions), t.expand(1, origins.shape[1], -1))
         logits = _interpolate(lattice.values, spec.low, spacing * (num - 1), points).view(-1, len(t))
         survival = torch.cumprod(1 - torch.sigmoid(logits), dim=-1)
-        reached = torch.cat([torch.ones_like(survival[:, :1]), survival[:, :-1]], dim=-1) > VISIBLE_TRANSMITTANCE
+        reached = torch.cat([torch.ones_like(survival[:, :1]), survival[:, :-1]], dim=-1) > transmittance
         cell = ((points[0][reached.flatten()] - spec.low) / spacing).long().clamp_(0, num - 2)
         seen[tuple(cell.t())] = True
     return dilate(seen, torch.logical_or)
