@@ -29,7 +29,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cli import UserError
+from cli import UserError, require_file
 from curriculums import Curriculum
 from generators.generator import ImplicitGenerator3d
 from published_format import curriculum_from
@@ -296,7 +296,7 @@ def _parts_are_whole(path: Path) -> bool:
 
 def read_inference(path: str | Path) -> InferenceFile:
     """What :func:`save_inference` wrote, on the CPU. Raises UserError for any other file."""
-    path = Path(path)
+    path = require_file(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

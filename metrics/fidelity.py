@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cli import UserError
+from cli import UserError, require_file
+from safe_pickle import printable
 from torch_files import read_torch_file
 
 DOWNLOAD_TIMEOUT_SECONDS = 20.0
@@ -119,13 +120,14 @@ def _download(extractor: str, source: WeightsSource, path: Path) -> None:
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Named tensors of a file by torch.save or safetensors; nothing in it is run. Raises UserError for anything else."""
+    require_file(path)
     if path.suffix == ".safetensors":
         import safetensors.torch
 
         try:
             return safetensors.torch.load_file(path)
         except Exception as error:
-            raise UserError(f"{path} is damaged or no safetensors file ({error})") from None
+            raise UserError(f"{path} is damaged or no safetensors file ({printable(error)})") from None
     state = read_torch_file(path)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} is not a dictionary of named tensors, as the weights of a feature extractor are")

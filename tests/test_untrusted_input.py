@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ from PIL import EpsImagePlugin, Image
 import cli
 import render_meshimg
 import report
-from checkpoint_files import write_atomically
+from checkpoint_files import read_inference, write_atomically
 from checkpoints import load_generator
 from cli import UserError
 from curriculums import CURRICULUMS, get_curriculum
@@ -30,6 +31,7 @@ from dataset import DATASETS, ImageDataset
 from imaging import depth_picture
 from loading.files import decode, find_images, open_member
 from meshes import MeshSettings, load_mesh, load_voxels
+from metrics.fidelity import read_state_dict
 from metrics.truth import camera_fov, find_truth
 from published_format import read_options_curriculum
 from torch_files import read_torch_file
@@ -70,19 +72,21 @@ READERS: list[Callable[[Path], Any]] = [
     MeshSettings.load,
     lambda path: get_curriculum(str(path)),
     lambda path: ImageDataset(path, 8, cache_dir=None),
+    read_inference,
+    read_state_dict,
 ]
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "nowhere", "circle", "long name"])
 def test_pipes_devices_and_broken_links_are_no_files(tmp_path: Path, kind: str) -> None:
-    for number, read in enumerate(READERS):
-        path = tmp_path / f"{number}.json"
+    for read, suffix in itertools.product(READERS, (".json", ".safetensors")):
+        path = tmp_path / f"{READERS.index(read)}{suffix}"
         if kind == "pipe":
             os.mkfifo(path)
         elif kind == "folder":
             path.mkdir()
         elif kind == "long name":
-            path = tmp_path / ("x" * 5000 + ".json")
+            path = tmp_path / ("x" * 5000 + suffix)
         else:
             path.symlink_to({"device": "/dev/zero", "nowhere": "missing", "circle": path.name}[kind])
         with pytest.raises(UserError):
