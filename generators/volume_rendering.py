@@ -29,7 +29,22 @@ def alphas_from_densities(densities: Tensor, t: Tensor, clamp_mode: str = "relu"
 def compute_transmittance(alphas: Tensor) -> Tensor:
     """alphas in [0, 1], (..., S), front to back -> the share of the ray that reaches each sample, (..., S)."""
     survival = 1 - alphas + 1e-10
-    return torch.cumprod(torch.cat([torch.ones_like(alphas[..., :1]), survival[..., :-1]], dim=-1), dim=-1)
+    return _RunningProduct.apply(torch.cat([torch.ones_like(alphas[..., :1]), survival[..., :-1]], dim=-1))
+
+
+class _RunningProduct(torch.autograd.Function):
+    """torch.cumprod of positive factors (..., S). Its own gradient first looks for zeros, which waits for a GPU."""
+
+    @staticmethod
+    def forward(ctx, factors: Tensor) -> Tensor:  # type: ignore[override]
+        products = torch.cumprod(factors, dim=-1)
+        ctx.save_for_backward(factors, products)
+        return products
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        factors, products = ctx.saved_tensors
+        return (grad * products).flip(-1).cumsum(dim=-1).flip(-1) / factors
 
 
 def compute_weights(alphas: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 A meta tensor has a shape and no values. Whatever needs a value on the host (``.item()``, ``nonzero``, a boolean mask as an
 index) fails on it by itself; what copies from the host (``torch.tensor(..., device=...)``, lists as indices) is caught by
-:class:`NoWaiting`. tests/test_cuda.py repeats this where there is a GPU, with PyTorch's own detector.
+:class:`NoWaiting`. Some of PyTorch's own gradients look at values, but not of meta tensors: those are found by the profiler,
+on CPU tensors. tests/test_cuda.py repeats this where there is a GPU, with PyTorch's own detector.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -22,6 +24,8 @@ from generators.cameras import CameraPoses, camera_rays
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderSettings, render
 from generators.samplers import RenderNoise
+from siren import field, folded
+from training import losses
 from training.ema import MovingAverage
 from training.guard import BadSteps, Guard, are_finite, nan_unless_finite
 from training.losses import topk_image_weights
@@ -114,12 +118,53 @@ def test_a_discriminator_step(parts):
 def test_rendering(curriculum, parts):
     generator, _, _, inputs = parts
     with NoWaiting(), torch.no_grad():
-        field = generator.field(generator.film(inputs.z))
+        bound = generator.field(generator.film(inputs.z))
         for changes in ({}, {"surface_sample": False, "pred_occ": False}, {"root_method": "bisection", "last_back": True}):
             settings = replace(RenderSettings.from_curriculum(curriculum), **changes)
-            output = render(field, camera_rays(inputs.poses, SIZE, 12.0), settings)
-            field.normals(output.t[..., :3])
+            output = render(bound, camera_rays(inputs.poses, SIZE, 12.0), settings)
+            bound.normals(output.t[..., :3])
     assert output.rgb.shape == (BATCH, SIZE * SIZE, 3)
+
+
+def values_read(call: Callable[[], object]) -> list[list[str]]:
+    """The callers, innermost first, of each operation of ``call`` that brings a value to the host."""
+    with torch.autograd.profiler.profile() as profile:
+        call()
+    found = []
+    for event in profile.function_events:
+        if event.name.removeprefix("aten::") in WAITING:
+            found.append([])
+            while (event := event.cpu_parent) is not None:
+                found[-1].append(event.name)
+    return found
+
+
+@pytest.mark.parametrize("changes", [{}, {"surface_sample": False, "pred_occ": False, "clamp_mode": "softplus"}])
+def test_gradients_do_not_look_at_values(curriculum, changes, monkeypatch):
+    monkeypatch.setattr(field, "_in_blocks", lambda *inputs: False)  # a GPU's arithmetic
+    monkeypatch.setattr(folded, "sine", torch.sin)
+    torch.manual_seed(0)
+    generator, D = ImplicitGenerator3d(curriculum), ProgressiveEncoderDiscriminator(curriculum)
+    settings = replace(RenderSettings.from_curriculum(curriculum), **changes)
+    poses = CameraPoses(torch.full((2,), 1.5), torch.full((2,), 1.6))
+    real = torch.rand(2, 3, SIZE, SIZE).requires_grad_(True)
+
+    def steps() -> None:
+        bound = generator.field(generator.film(torch.ones(2, 16)))
+        output = render(bound, camera_rays(poses, SIZE, 12.0), settings)
+        images = output.rgb.transpose(1, 2).unflatten(2, (SIZE, SIZE))
+        normals = bound.normals(torch.rand(2, 50, 3) / 10)
+        hit = torch.ones(2, 50, dtype=torch.bool)
+        loss = D(images, 0.5).score.sum() + losses.opacity_prior_loss(output.alphas) + output.depth.mean()
+        (loss + losses.normal_smoothness_loss(normals, -normals.detach(), hit)).backward()
+        losses.r1_loss(D(real, 0.5).score, real).backward()
+
+    assert not values_read(steps)
+
+
+def test_the_profiler_sees_gradients_that_look_at_values():
+    x = torch.rand(3, 4).requires_grad_(True)
+    assert any("aten::cumprod_backward" in callers for callers in values_read(lambda: x.cumprod(dim=1).sum().backward()))
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,20 @@ def test_compositing_by_hand():
     assert torch.allclose(volume_rendering.composite_colors(thin, colors, white_back=True), torch.tensor([[[0.875, 0.5, 0.375]]]))
 
 
+def test_gradient_of_the_transmittance():
+    """Twice by finite differences; where a sample is solid, that of torch.cumprod."""
+    alphas = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).mul_(0.9).requires_grad_(True)
+    assert torch.autograd.gradcheck(volume_rendering.compute_transmittance, alphas)
+    assert torch.autograd.gradgradcheck(volume_rendering.compute_transmittance, alphas)
+    solid = torch.tensor([0.3, 1.0, 0.2, 1.0, 0.5], requires_grad=True)
+    plain = torch.cumprod(torch.cat([torch.ones(1), 1 - solid[:-1] + 1e-10]), dim=0)
+    grads = [
+        torch.autograd.grad((t * torch.arange(1.0, 6)).sum(), solid)[0]
+        for t in (plain, volume_rendering.compute_transmittance(solid))
+    ]
+    assert torch.equal(*grads) and float(grads[0].abs().min()) == 0
+
+
 def test_weights_against_a_loop():
     alphas = torch.rand(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weights = volume_rendering.compute_weights(alphas)
