@@ -109,6 +109,7 @@ class Curriculum:
     unique_lr: bool = True  # True: one rate for all of G, as the published results have it. False: mapping at 5%.
     fade_steps: int = 10000
     init_ball_radius: float = 0.0  # > 0: fit the field to a ball of this radius before adversarial training
+    hollow_check_interval: int = 0  # steps between looks at which way the shapes bulge, to turn hollow ones outward; 0: never
 
     # Evaluation
     num_eval_imgs: int = 8000  # what the published runs scored themselves with; eval_metrics.py takes --num_images
@@ -245,7 +246,7 @@ _COUNTS = (
     "end_step",
     "num_eval_imgs",
 )
-_COUNTS_OR_ZERO = ("num_steps_surface", "num_steps_fine", "n_secant_steps")
+_COUNTS_OR_ZERO = ("num_steps_surface", "num_steps_fine", "n_secant_steps", "hollow_check_interval")
 _MOST = {  # what no run wants more of; a file's settings must not fill the memory
     **{"latent_dim": 1 << 20, "hidden_dim": 1 << 20, "num_layers": 1000, "n_secant_steps": 1000},
     **dict.fromkeys(("num_steps_coarse", "num_steps_surface", "num_steps_fine"), 1024),
@@ -307,8 +308,8 @@ def _problems(c: Curriculum) -> Iterable[str]:
         yield "surface_sample needs pred_occ: a radiance field has no surface to find"
     if c.surface_sample and c.num_steps_surface < 2:
         yield f"num_steps_surface must be at least 2 with surface_sample, not {c.num_steps_surface}"
-    if (c.with_opacprior or c.with_normal_loss) and not c.pred_occ:
-        yield "with_opacprior and with_normal_loss need pred_occ"
+    if (c.with_opacprior or c.with_normal_loss or c.hollow_check_interval) and not c.pred_occ:
+        yield "with_opacprior, with_normal_loss and hollow_check_interval need pred_occ"
     if not (isinstance(c.betas, tuple) and len(c.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in c.betas)):
         yield f"betas must be two numbers in [0, 1), not {_shown(c.betas)}"
     if not (

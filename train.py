@@ -30,6 +30,7 @@ import cli
 from checkpoint_files import damage_in, latest_checkpoint, list_checkpoints, write_atomically
 from curriculums import Curriculum, get_curriculum
 from dataset import DATASETS, find_images
+from metrics.fidelity import read_state_dict
 from scripts_common import positive_float, positive_int, seed_number
 from siren import compiled
 from training.console import steady_output, tell
@@ -81,7 +82,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max_bad_steps", type=positive_int, default=20, help="go back to a checkpoint after so many non-finite steps in a row"
     )
-    parser.add_argument("--eval_freq", type=count, default=0, help="steps between measurements (training/evaluation.py); 0: none")
+    parser.add_argument("--eval_freq", type=count, default=0, help="steps between measurements, into metrics.jsonl; 0: none")
+    parser.add_argument("--eval_images", type=count, default=256, help="images of a measurement, for SWD, FID and KID; 0: none")
+    parser.add_argument(
+        "--feature_extractor_weights",
+        help="the file of Inception's weights, for FID and KID (default: where it is kept)",
+    )
     parser.add_argument("--log_interval", type=positive_int, default=20, help="steps between lines in log.jsonl and TensorBoard")
     parser.add_argument("--use_logger", action=argparse.BooleanOptionalAction, default=True, help="TensorBoard")
     parser.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True, help="keep decoded images in a cache")
@@ -130,6 +136,8 @@ def check_dataset(arguments: argparse.Namespace, curriculum: Curriculum) -> None
             " (python synthetic_heads.py makes a built-in set)"
         )
     find_images(arguments.dataset_path)
+    if arguments.feature_extractor_weights:
+        read_state_dict(Path(arguments.feature_extractor_weights))
 
 
 def checkpoint_to_resume(arguments: argparse.Namespace, output_dir: Path) -> Path | None:
@@ -201,6 +209,8 @@ def run_options(arguments: argparse.Namespace, curriculum: Curriculum, output_di
         num_kept=arguments.keep,
         max_bad_steps=arguments.max_bad_steps,
         eval_interval=arguments.eval_freq,
+        eval_images=arguments.eval_images,
+        eval_weights=Path(arguments.feature_extractor_weights) if arguments.feature_extractor_weights else None,
         log_interval=arguments.log_interval,
         use_tensorboard=arguments.use_logger,
         use_cache=arguments.cache,

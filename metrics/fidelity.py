@@ -102,6 +102,14 @@ def find_weights(extractor: str, weights_file: str | Path | None) -> Path:
     return path
 
 
+def weights_at_hand(extractor: str, weights_file: Path | None) -> Path | None:
+    """As :func:`find_weights`, but nothing is fetched: None where there are none."""
+    if weights_file is not None:
+        return weights_file
+    path = Path(torch.hub.get_dir()) / "checkpoints" / EXTRACTORS[extractor].file_name
+    return path if path.is_file() else None
+
+
 def _download(extractor: str, source: WeightsSource, path: Path) -> None:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # without one a dead network hangs for minutes

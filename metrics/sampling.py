@@ -46,7 +46,8 @@ def sample_fields(
     latents = draw_latents(num, curriculum.latent_dim, curriculum.z_dist, torch.Generator().manual_seed(seed))
     poses = draw_poses(num, curriculum, torch.Generator().manual_seed(seed + 1))
     starts = range(0, num, batch_size)[rank::world_size]
-    with tqdm(total=sum(min(batch_size, num - start) for start in starts), desc=what, unit="image", leave=False) as progress:
+    total = sum(min(batch_size, num - start) for start in starts)
+    with tqdm(total=total, desc=what, unit="image", leave=False, disable=rank > 0) as progress:
         for start in starts:
             part = slice(start, start + batch_size)
             field = loaded.generator.field(loaded.generator.film(latents[part].to(device), psi))
@@ -80,27 +81,46 @@ def generated_images(
 
     Several ``processes`` render a part each, and the main one gets all of them, the others None.
     """
+    own = share_of_images(loaded, num, image_size, psi=psi, seed=seed, batch_size=batch_size, processes=processes)
+    return collect_images(own, num, batch_size=batch_size, processes=processes)
+
+
+def share_of_images(
+    loaded: LoadedGenerator,
+    num: int,
+    image_size: int,
+    *,
+    psi: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 8,
+    processes: Processes = ALONE,
+) -> Tensor:
+    """Those of :func:`generated_images` that this process renders, (N, 3, image_size, image_size) uint8."""
     share = {"rank": processes.rank, "world_size": processes.world_size}
     batches = sample_fields(loaded, num, psi=psi, seed=seed, batch_size=batch_size, what="generated images", **share)
     images = [render_images(field, poses, loaded.curriculum, image_size) for field, poses in batches]
-    own = torch.cat(images) if images else torch.empty((0, 3, image_size, image_size), dtype=torch.uint8)
+    return torch.cat(images) if images else torch.empty((0, 3, image_size, image_size), dtype=torch.uint8)
+
+
+def collect_images(own: Tensor, num: int, *, batch_size: int, processes: Processes) -> Tensor | None:
+    """In the main process the shares of all of them, in the order of one process; elsewhere None."""
     parts = processes.gather(own)
     if not processes.is_main:
         return None
-    ordered = torch.empty((num, 3, image_size, image_size), dtype=torch.uint8)
+    ordered = own.new_empty((num, *own.shape[1:]))
     piles = [iter(part.split(batch_size)) for part in parts]
     for i, batch in enumerate(ordered.split(batch_size)):
         batch.copy_(next(piles[i % len(piles)]))
     return ordered
 
 
-def real_images(path: str | Path, preset: str, num: int, image_size: int, seed: int = 0) -> Tensor:
+def real_images(path: str | Path, preset: str, num: int, image_size: int, seed: int = 0, use_cache: bool = True) -> Tensor:
     """A random choice of at most ``num`` images of ``path``: (N, 3, image_size, image_size) uint8; N < num if it holds fewer.
 
     Raises UserError where there are none, or too many that cannot be read.
     """
     from dataset import ImageDataset
 
-    dataset = ImageDataset(path, image_size, preset)
+    dataset = ImageDataset(path, image_size, preset, "default" if use_cache else None)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     return torch.stack([dataset[int(index)] for index in tqdm(order[:num], desc="real images", unit="image", leave=False)])

@@ -37,7 +37,7 @@ def test_pose_is_read_about_the_front():
     discriminator = ProgressiveEncoderDiscriminator(CURRICULUMS["SYNTH_TINY"])
     images = torch.randn(2, 3, 16, 16)
     before = discriminator(images)
-    mirror_pose_readout(discriminator)
+    mirror_pose_readout(discriminator, CURRICULUMS["SYNTH_TINY"])
     after = discriminator(images)
     assert torch.allclose(after.pose, math.pi - before.pose, atol=1e-5)
     assert torch.equal(after.score, before.score)

@@ -313,10 +313,10 @@ def test_what_is_only_shown_never_ends_a_run(photos, tmp_path, monkeypatch, caps
     def fails(*_: object) -> None:
         raise LookupError("a defect in a measurement")
 
-    monkeypatch.setattr("training.recorder.evaluate", fails)
+    monkeypatch.setattr("training.evaluation.surface_metrics", fails)
     train(command(photos, output, "--max_steps", "4", "--eval_freq", "1", "--use_logger", "--sample_interval", "1"))
     errors = capsys.readouterr().err
-    for words in ("TensorBoard failed", "sample grid of step 1 failed", "evaluation at step 1 failed (LookupError"):
+    for words in ("TensorBoard failed", "sample grid of step 1 failed", "evaluation at step 1, surfaces, failed (LookupError"):
         assert errors.count(words) == 1, (words, errors)
     assert errors.count(" failed (") == 3 and steps_in(output) == [4]
 

@@ -86,16 +86,17 @@ class Processes:
         return dict(zip(scalars, (values / self.world_size).unbind(), strict=True))
 
     def gather(self, rows: Tensor) -> list[Tensor]:
-        """In the main process, each process's ``rows`` (N, ...), whose N may differ; elsewhere an empty list."""
+        """In the main process, each process's ``rows`` (N, ...) on the CPU, whose N may differ; elsewhere an empty list."""
         if self.world_size == 1:
             return [rows]
-        counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        dist.all_gather(counts, torch.tensor([len(rows)]))
-        padded = rows.new_zeros(int(max(counts)), *rows.shape[1:])
+        device = self.device if dist.get_backend() == "nccl" else torch.device("cpu")
+        counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(self.world_size)]
+        dist.all_gather(counts, torch.tensor([len(rows)], device=device))
+        padded = rows.new_zeros(int(max(counts)), *rows.shape[1:], device=device)
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts] if self.is_main else None
         dist.gather(padded, parts)
-        return [part[: int(count)] for part, count in zip(parts or [], counts, strict=False)]
+        return [part[: int(count)].cpu() for part, count in zip(parts or [], counts, strict=False)]
 
     def barrier(self) -> None:
         if self.world_size > 1:

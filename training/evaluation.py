@@ -1,25 +1,156 @@
-"""What a run measures of itself every ``--eval_freq`` steps: numbers that need no download and no real images."""
+"""What a run measures of itself every ``--eval_freq`` steps, into metrics.jsonl and TensorBoard (docs/metrics.md).
+
+Nothing is fetched. Parts that have nothing to work with are left out: shape error without a set's ground truth, FID and KID
+without the extractor's weights.
+"""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from checkpoints import LoadedGenerator
+from cli import UserError
 from generators.generator import ImplicitGenerator3d, latent_from_seed
 from generators.views import ViewSettings, render_views
-from metrics.shapes import Geometry, shape_statistics
+from loading.cache import default_cache_dir
+from metrics.consistency import view_consistency
+from metrics.fidelity import weights_at_hand
+from metrics.geometry import background_is_white, generated_geometry
+from metrics.predictor import GeometryPredictor, PredictorSettings, get_predictor
+from metrics.registry import METRICS, Evaluation
+from metrics.sampling import collect_images, real_images, share_of_images
+from metrics.shapes import Geometry, compare, shape_statistics
+from metrics.truth import TruthFiles, find_truth, read_truth
 from metrics.weighted_variance import latent_variances, mean_pose
+from training.distributed import Processes
 
 NUM_SEEDS = 8
+NUM_SHAPES = 64  # views of which the shape error is measured
+NUM_TRUTH = 4000  # views of the set that its predictor may learn from, as in eval_geometry.py
+BATCH_SIZE = 8
+EXTRACTOR = "inception-v3-compat"
+
+Part = Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """``num_images``: generated ones for FID, KID and SWD; 0: none. ``weights``: the extractor's; None: where torch keeps them."""
+
+    dataset_path: str
+    dataset_preset: str
+    num_images: int = 0
+    weights: Path | None = None
+    use_cache: bool = True
+
+
+class Evaluator:
+    """Measures the averaged generator of a run; what does not change in the course of it is made once."""
+
+    def __init__(self, options: EvaluationOptions, processes: Processes) -> None:
+        self._options = options
+        self._processes = processes
+        self._real: dict[int, Tensor] = {}
+
+    def parts(self, generator: ImplicitGenerator3d, image_size: int, step: int) -> dict[str, Part]:
+        """By name, what is to be measured, in the main process; each may raise what it likes. Every process must call this.
+
+        The images of all processes are collected here, so that nobody waits for one whose part fails later.
+        """
+        loaded = LoadedGenerator(generator, generator.curriculum, step, [])
+        fake, failure = self._generated_images(loaded, image_size)
+        if not self._processes.is_main:
+            return {}
+        parts: dict[str, Part] = {"surfaces": lambda: surface_metrics(generator, image_size)}
+        if generator.curriculum.pred_occ and self._truth:
+            parts["the shape error"] = lambda: self._shape_error(loaded)
+        if failure is not None:
+            parts["generated images"] = lambda: _raise(failure)
+        elif fake is not None:
+            parts["image metrics"] = lambda: self._image_metrics(fake, image_size, generator)
+        return parts
+
+    def _generated_images(self, loaded: LoadedGenerator, image_size: int) -> tuple[Tensor | None, Exception | None]:
+        """In the main process ``num_images`` images, or why there are none; all processes render a share."""
+        num, failure, own = self._options.num_images, None, torch.empty((0, 3, image_size, image_size), dtype=torch.uint8)
+        if num == 0 or image_size < 8:
+            return None, None
+        try:
+            own = share_of_images(loaded, num, image_size, batch_size=BATCH_SIZE, processes=self._processes)
+        except Exception as error:  # whatever it is, the others are not to wait for this process
+            failure = error
+        if self._processes.any(failure is not None):
+            return None, failure or RuntimeError("another process could not render its share")
+        return collect_images(own, num, batch_size=BATCH_SIZE, processes=self._processes), None
+
+    # -- the shape error -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _truth(self) -> TruthFiles | None:
+        """The data set's ground truth, where it has one: beside the images, or in the folder above."""
+        for folder in (Path(self._options.dataset_path), Path(self._options.dataset_path).parent):
+            try:
+                return find_truth(folder, NUM_TRUTH)
+            except (UserError, OSError, ValueError):
+                continue
+        return None
+
+    @cached_property
+    def _ruler(self) -> tuple[GeometryPredictor, int, bool]:
+        """The predictor, the set's image size, and whether it has a white background."""
+        files = self._truth
+        cache_dir = default_cache_dir()
+        predictor = get_predictor(files, PredictorSettings(), cache_dir, self._processes.device)[0]
+        some = read_truth(TruthFiles(files.images[:16], files.truths[:16], files.fingerprint))
+        return predictor, some.images.shape[-1], background_is_white(some)
+
+    def _shape_error(self, loaded: LoadedGenerator) -> dict[str, float]:
+        predictor, size, is_white = self._ruler
+        curriculum = replace(loaded.curriculum, white_back=is_white)
+        images, generated = generated_geometry(loaded, curriculum, NUM_SHAPES, size, psi=1.0, seed=0, batch_size=BATCH_SIZE)
+        scores = compare(predictor.predict(images), generated)
+        names = {
+            "depth_error": "depth_mae_aligned",
+            "depth_correlation": "depth_correlation",
+            "normal_median_degrees": "normal_median_degrees",
+            "mask_iou": "mask_iou",
+        }
+        return {ours: scores[theirs] for ours, theirs in names.items()}
+
+    # -- images ----------------------------------------------------------------------------------------------------
+
+    def _image_metrics(self, fake: Tensor, image_size: int, generator: ImplicitGenerator3d) -> dict[str, float]:
+        options, weights = self._options, weights_at_hand(EXTRACTOR, self._options.weights)
+        if image_size not in self._real:
+            where = (options.dataset_path, options.dataset_preset)
+            self._real = {image_size: real_images(*where, options.num_images, image_size, use_cache=options.use_cache)}
+        names = ("swd",) if weights is None else ("swd", "fid", "kid")
+        device = next(generator.parameters()).device
+        evaluation = Evaluation(self._real[image_size], fake, names, device=device, extractor=EXTRACTOR, weights_file=weights)
+        results: dict[str, float] = {}
+        for name in names:
+            results |= METRICS[name].compute(evaluation)
+        return {name: value for name, value in results.items() if name in (*names, "swd_real_halves")}
+
+
+def _raise(error: Exception) -> dict[str, float]:
+    raise error
 
 
 @torch.no_grad()
-def evaluate(generator: ImplicitGenerator3d, image_size: int) -> dict[str, float]:
+def surface_metrics(generator: ImplicitGenerator3d, image_size: int) -> dict[str, float]:
     """Scalars of fixed seeds at psi 1, seen from the mean pose with the narrowest interval.
 
     ``hit_rate``: rays that enter a surface. ``weighted_variance_1e4``: thickness of the surface, times 1e4, where any ray
     qualifies. ``bulge``: how much nearer the middle of the shapes is than their rim, world units; below 0 they are hollow
-    (train.py --mirror_depth turns them outward). ``surface_psnr_db``: the picture of the roots alone against the
-    volume-rendered one, on rays that hit.
+    (training/hollow.py turns them outward). ``surface_psnr_db``: the picture of the roots alone against the volume-rendered
+    one, on rays that hit. ``consistency_*``: see :func:`metrics.consistency.compare_views`.
     """
     curriculum = generator.curriculum
     device = next(generator.parameters()).device
@@ -27,16 +158,17 @@ def evaluate(generator: ImplicitGenerator3d, image_size: int) -> dict[str, float
     field = generator.field(generator.film(z.to(device)))
     views = render_views(field, mean_pose(curriculum, NUM_SEEDS, device), curriculum, ViewSettings(image_size, 1))
     hit = torch.stack([view.hit_mask for view in views])
-    scalars = {"eval/hit_rate": float(hit.float().mean())}
+    scalars = {"hit_rate": float(hit.float().mean())}
     if curriculum.pred_occ:
         variances = [v.variance for v in latent_variances(field, curriculum, image_size, device) if v.num_rays]
         if variances:
-            scalars["eval/weighted_variance_1e4"] = 1e4 * sum(variances) / len(variances)
+            scalars["weighted_variance_1e4"] = 1e4 * sum(variances) / len(variances)
     shapes = Geometry(torch.stack([view.surface_depth for view in views]), torch.stack([view.normals for view in views]), hit)
     bulges = shape_statistics(shapes)["bulge"]
     if len(bulges):
-        scalars["eval/bulge"] = float(bulges.mean())
+        scalars["bulge"] = float(bulges.mean())
     if hit.any():
         difference = torch.stack([(view.image - view.surface_image).square().mean(dim=0) for view in views])[hit]
-        scalars["eval/surface_psnr_db"] = float(10 * torch.log10(4 / difference.mean().clamp_min(1e-12)))
+        scalars["surface_psnr_db"] = float(10 * torch.log10(4 / difference.mean().clamp_min(1e-12)))
+        scalars |= view_consistency(field, curriculum, image_size, device)
     return scalars

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from checkpoint_files import latest_checkpoint
+from checkpoint_files import WriteError, latest_checkpoint
 from cli import UserError
 from training.guard import Diverged
 from training.run_folder import is_milestone, remove_old_checkpoints
@@ -98,7 +98,11 @@ class Keeper:
             self._saved_step = state.step
         state.save_generator(self._folder)
         if not state.bad_steps.in_a_row:
-            remove_old_checkpoints(self._folder, self._num_kept, self._milestone_interval)
+            try:
+                remove_old_checkpoints(self._folder, state.step, self._num_kept, self._milestone_interval)
+            except WriteError:  # the disk did not keep what it took: the next try is to write it again
+                self._saved_step = None
+                raise
 
     def forget(self) -> None:
         """The run went back to a checkpoint: what was saved of the step it comes to is no longer its state."""

@@ -1,4 +1,4 @@
-"""What a run shows: the progress line, log.jsonl, TensorBoard scalars, and grids of image, depth, normals and mask.
+"""What a run shows: the progress line, log.jsonl, metrics.jsonl, TensorBoard, and grids of image, depth, normals and mask.
 
 Nothing here ends a run: what cannot be written or measured is said once, in one line, and tried again the next time.
 """
@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from generators.cameras import CameraPoses
 from generators.generator import ImplicitGenerator3d, latent_from_seed
 from generators.views import View, ViewSettings, render_views
 from imaging import picture_grid, to_uint8, view_picture
-from training.evaluation import evaluate
 from training.run_folder import cut_log
 
 GRID_SEEDS = 6
@@ -38,8 +37,9 @@ class Recorder:
 
     def __init__(self, output_dir: Path, step: int, end_step: int, use_tensorboard: bool) -> None:
         self._dir = output_dir
-        self._log_path = output_dir / "log.jsonl"
-        self._unwritten: list[dict[str, Any]] = []  # lines of the log that wait for room on the disk
+        self._log_path, self._metrics_path = output_dir / "log.jsonl", output_dir / "metrics.jsonl"
+        # lines that wait for room on the disk
+        self._unwritten: dict[Path, list[dict[str, Any]]] = {self._log_path: [], self._metrics_path: []}
         self._failing: set[str] = set()  # what could not be done the last time, and was said
         self._bar = tqdm(total=end_step, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
         self._use_tensorboard = use_tensorboard
@@ -67,19 +67,26 @@ class Recorder:
             "img/s": scalars["images_per_second"],
         }
         self._bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
-        self._write(step, scalars)
+        self._write(self._log_path, step, scalars)
 
-    def log_evaluation(self, step: int, generator: ImplicitGenerator3d, image_size: int) -> None:
-        """Measure the generator."""
-        with self._no_reason_to_stop(f"evaluation at step {step}", key="evaluation"):
-            scalars = evaluate(generator, image_size)
-            shown = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in scalars.items())
-            self.note(f"step {step}: {shown}")
-            self._write(step, scalars)
+    def log_evaluation(self, step: int, parts: Mapping[str, Callable[[], dict[str, float]]]) -> None:
+        """Measure the parts, each by itself, and write what came out of them as one line of metrics.jsonl."""
+        scalars: dict[str, float] = {}
+        for name, measure in parts.items():
+            with self._no_reason_to_stop(f"evaluation at step {step}, {name},", key=f"evaluation, {name}"):
+                scalars |= measure()
+        if scalars:
+            self.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scalars.items()))
+            self._write(self._metrics_path, step, scalars, prefix="eval/")
+
+    def log_turn(self, step: int, bulge: float) -> None:
+        """The shapes were hollow and were mirrored in depth. A line of metrics.jsonl."""
+        self.note(f"step {step}: the shapes are hollow (bulge {bulge:.4g}): mirrored in depth, they go outward now")
+        self._append(self._metrics_path, {"step": step, "mirrored_depth": True, "bulge_before": float(f"{bulge:.6g}")})
 
     def event(self, step: int, name: str, **details: str | int | float) -> None:
         """A line in log.jsonl for something that happened, beside the scalars."""
-        self._append({"step": step, "event": name, **details})
+        self._append(self._log_path, {"step": step, "event": name, **details})
 
     def go_back(self, step: int) -> None:
         """The run goes on from an earlier ``step``: what was logged beyond it is taken back."""
@@ -89,27 +96,29 @@ class Recorder:
         self._purge_step = step + 1
         self._cut_log(step)
 
-    def _write(self, step: int, scalars: dict[str, float]) -> None:
-        """Values that are not finite are no JSON; their names go into ``not_finite``."""
+    def _write(self, path: Path, step: int, scalars: dict[str, float], prefix: str = "") -> None:
+        """Values that are not finite are no JSON; their names go into ``not_finite``. ``prefix``: of names in TensorBoard."""
         finite = {name: float(f"{value:.6g}") for name, value in scalars.items() if math.isfinite(value)}
         bad = [name for name in scalars if name not in finite]
-        self._append({"step": step, **finite, **({"not_finite": bad} if bad else {})})
-        self._show(lambda writer: [writer.add_scalar(name, value, step) for name, value in finite.items()])
+        self._append(path, {"step": step, **finite, **({"not_finite": bad} if bad else {})})
+        self._show(lambda writer: [writer.add_scalar(prefix + name, value, step) for name, value in finite.items()])
 
-    def _append(self, line: dict[str, Any]) -> None:
-        self._unwritten = [*self._unwritten, line][-MAX_UNWRITTEN:]
-        self._write_log()
+    def _append(self, path: Path, line: dict[str, Any]) -> None:
+        self._unwritten[path] = [*self._unwritten[path], line][-MAX_UNWRITTEN:]
+        self._write_logs()
 
-    def _write_log(self) -> None:
-        with self._no_reason_to_stop(f"writing {self._log_path}", key="log"):
-            if self._unwritten:
-                append_line(self._log_path, "\n".join(json.dumps(line) for line in self._unwritten))
-            self._unwritten = []
+    def _write_logs(self) -> None:
+        for path, lines in self._unwritten.items():
+            with self._no_reason_to_stop(f"writing {path}", key=path.name):
+                if lines:
+                    append_line(path, "\n".join(json.dumps(line) for line in lines))
+                self._unwritten[path] = []
 
     def _cut_log(self, step: int) -> None:
-        self._unwritten = [line for line in self._unwritten if line["step"] <= step or "event" in line]
-        with self._no_reason_to_stop(f"shortening {self._log_path}", key="cut"):
-            cut_log(self._log_path, step)
+        for path, lines in self._unwritten.items():
+            self._unwritten[path] = [line for line in lines if line["step"] <= step or "event" in line]
+            with self._no_reason_to_stop(f"shortening {path}", key=f"cut {path.name}"):
+                cut_log(path, step)
 
     def _show(self, write: Callable[[Any], None]) -> None:
         """``write`` to TensorBoard's writer, which is opened anew after a failure (its own thread fails later than the call)."""
@@ -177,7 +186,7 @@ class Recorder:
         self._bar.write(" ".join(text.split()), file=sys.stderr)
 
     def close(self) -> None:
-        self._write_log()
+        self._write_logs()
         self._bar.close()
         self._close_writer()
 

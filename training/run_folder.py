@@ -77,10 +77,13 @@ def clean_up(folder: Path) -> None:
         remove_unfinished(place)
 
 
-def remove_old_checkpoints(folder: Path, num_kept: int, milestone_interval: int) -> None:
-    """Keep the newest ``num_kept`` checkpoints and every milestone; remove the others once the newest is proved whole."""
-    found = list_checkpoints(folder)
-    old = [path for step, path in found[num_kept:] if not is_milestone(step, milestone_interval)]
+def remove_old_checkpoints(folder: Path, step: int, num_kept: int, milestone_interval: int) -> None:
+    """Keep the newest ``num_kept`` checkpoints and every milestone; remove the others once that of ``step`` is proved whole.
+
+    Those beyond ``step``, the run's own, stay as they are: it passed them over, because they are damaged or lead nowhere.
+    """
+    found = [(of_step, path) for of_step, path in list_checkpoints(folder) if of_step <= step]
+    old = [path for of_step, path in found[num_kept:] if not is_milestone(of_step, milestone_interval)]
     if not old:
         return
     damage = damage_in(found[0][1])

@@ -174,7 +174,7 @@ class RunState:
 
     def mirror_depth(self) -> None:
         """Turn a hollow shape outward (training/mirror.py). Adam's first moments are 0 at beta_1 = 0; the second are even."""
-        mirror_pose_readout(self.discriminator)
+        mirror_pose_readout(self.discriminator, self.curriculum)
         for generator in (self.generator, *(average.generator for average in self.averages.values())):
             mirror_field(generator)
 

@@ -18,7 +18,9 @@ from curriculums import Curriculum, Stage
 from training import schedules
 from training.batches import StageBatches
 from training.distributed import Processes
+from training.evaluation import EvaluationOptions, Evaluator
 from training.guard import BadSteps, Diverged, Guard, are_finite, nan_unless_finite, step_if_finite
+from training.hollow import measure_bulge
 from training.inputs import draw_inputs
 from training.keeper import Keeper
 from training.losses import topk_image_weights
@@ -49,6 +51,8 @@ class RunOptions:
     num_kept: int = 3
     max_bad_steps: int = 20
     eval_interval: int = 0
+    eval_images: int = 0
+    eval_weights: Path | None = None
     log_interval: int = 20
     use_tensorboard: bool = True
     use_cache: bool = True
@@ -72,6 +76,8 @@ class Trainer:
             *(state, options.output_dir, options.save_interval, options.milestone_interval, options.num_kept),
             processes.world_size,
         )
+        where = (options.dataset_path, options.dataset_preset, options.eval_images, options.eval_weights, options.use_cache)
+        self.evaluator = Evaluator(EvaluationOptions(*where), processes)
         past_after = max(options.save_interval, 10 * options.max_bad_steps)
         self.setbacks = Setbacks(self.curriculum, options.output_dir, processes, past_after)
         self._batches: StageBatches | None = None
@@ -93,6 +99,7 @@ class Trainer:
                     self.state.step += 1
                     self.state.images_seen += stage.batch_size * self.processes.world_size
                     if self._is_sound(recorder):
+                        self._turn_outward(recorder, stage)
                         self._record(recorder, scalars, stage)
                 if recorder is not None:
                     self._sample(recorder)
@@ -252,6 +259,19 @@ class Trainer:
             recorder.event(state.step, "went back", reason=what, from_step=from_step, attempt=attempt, skipped_steps=bad.skipped)
             recorder.warn(f"{what}: going back to {path}, with other random numbers (attempt {attempt})")
 
+    # -- which way the shapes bulge --------------------------------------------------------------------------------
+
+    def _turn_outward(self, recorder: Recorder | None, stage: Stage) -> None:
+        """Mirror the run in depth where its shapes are hollow. The main process looks, and all do as it finds."""
+        c, state = self.curriculum, self.state
+        if not c.hollow_check_interval or state.step % c.hollow_check_interval:
+            return
+        bulge = measure_bulge(state.averages["ema"].generator, stage.img_size) if self.processes.is_main else None
+        if self.processes.any(bulge is not None and bulge.is_hollow(c.ray_end - c.ray_start)):
+            state.mirror_depth()
+            if recorder is not None and bulge is not None:
+                recorder.log_turn(state.step, bulge.mean)
+
     # -- around the steps ------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -311,8 +331,10 @@ class Trainer:
 
     def _evaluate(self, recorder: Recorder | None, stage: Stage) -> None:
         """Measure the averaged generator, in the course of training. Every process comes here; the main one records."""
+        step = self.state.step
+        parts = self.evaluator.parts(self.state.averages["ema"].generator, stage.img_size, step)
         if recorder is not None:
-            recorder.log_evaluation(self.state.step, self.state.averages["ema"].generator, stage.img_size)
+            recorder.log_evaluation(step, parts)
 
     def _readable(self, scalars: dict[str, Tensor], stage: Stage) -> dict[str, float]:
         """The one place where the log waits for the device."""

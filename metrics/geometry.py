@@ -1,0 +1,60 @@
+"""The surfaces behind generated pictures, against the geometry that the pictures show (docs/metrics.md, eval_geometry.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from checkpoints import LoadedGenerator
+from cli import UserError
+from curriculums import Curriculum
+from generators.cameras import CameraPoses
+from generators.views import View, ViewSettings, render_views
+from metrics.sampling import sample_fields
+from metrics.shapes import Geometry, compare, flattened, mirrored, normals_to_camera
+from metrics.truth import TruthSet
+
+
+def background_is_white(data: TruthSet) -> bool:
+    """Whether the set's pictures are brighter than mid-grey where there is no object."""
+    outside = ~data.geometry.mask.unsqueeze(1).expand_as(data.images)
+    return bool(outside.any()) and float(data.images[outside].float().mean()) > 127.5
+
+
+def generated_geometry(
+    loaded: LoadedGenerator, curriculum: Curriculum, num: int, image_size: int, *, psi: float, seed: int, batch_size: int
+) -> tuple[Tensor, Geometry]:
+    """``num`` pictures (N, 3, H, W) uint8 and the surfaces behind them, normals in camera axes."""
+    settings = ViewSettings(image_size=image_size, last_back=False)
+    views: list[View] = []
+    poses: list[CameraPoses] = []
+    for field, pose in sample_fields(loaded, num, psi=psi, seed=seed, batch_size=batch_size, what="generated geometry"):
+        views += render_views(field, pose, curriculum, settings)
+        poses.append(CameraPoses(pose.pitch.cpu(), pose.yaw.cpu()))
+    images = torch.stack([((view.image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for view in views])
+    all_poses = CameraPoses(*(torch.cat(column) for column in zip(*poses, strict=True)))
+    normals = normals_to_camera(torch.stack([view.normals for view in views]), all_poses)
+    depth = torch.stack([view.surface_depth for view in views])
+    return images, Geometry(depth, normals, torch.stack([view.hit_mask for view in views]))
+
+
+def score(predicted: Geometry, generated: Geometry) -> dict[str, Any]:
+    """``compare``, and the same for the hollow twin and the cardboard cut-out of each generated surface, for scale."""
+    results = compare(predicted, generated)
+    if not results["num_views_compared"]:
+        raise UserError(
+            f"none of the {results['num_views']} generated views has a surface where its picture shows an object; "
+            "is this generator trained on the set of --dataset_path?"
+        )
+    baselines = {"mirrored": compare(predicted, mirrored(generated)), "flat": compare(predicted, flattened(generated))}
+    keys = ("depth_mae_aligned", "normal_mean_degrees", "normal_median_degrees")
+    return {
+        "score": {
+            **results,
+            "mirrored_depth_mae": baselines["mirrored"]["depth_mae_aligned"],
+            "bulges_outward": results["depth_correlation"] > 0,
+        },
+        "baselines": {name: {key: values[key] for key in keys} for name, values in baselines.items()},
+    }
