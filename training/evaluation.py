@@ -41,7 +41,7 @@ Part = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """``num_images``: generated ones for FID, KID and SWD; 0: none. ``weights``: the extractor's; None: where torch keeps them."""
+    """``num_images``: how many for FID, KID and SWD; 0: none. ``weights``: the extractor's; None: where torch keeps them."""
 
     dataset_path: str
     dataset_preset: str

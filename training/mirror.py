@@ -17,7 +17,7 @@ from generators.generator import ImplicitGenerator3d
 
 
 def reflection(curriculum: Curriculum) -> torch.Tensor:
-    """(3, 3), float64: it reverses the mean direction of view and leaves what is across it; diag(1, 1, -1) for the usual means."""
+    """(3, 3), float64: reverses the mean direction of view and leaves what is across it; diag(1, 1, -1) for the usual means."""
     pose = CameraPoses(*(torch.tensor([mean], dtype=torch.float64) for mean in (curriculum.v_mean, curriculum.h_mean)))
     axis = camera_positions(pose)[0]
     axis = torch.where(axis.abs() < 1e-9, 0.0, axis)  # the cosine of pi/2, as far as pi has digits
