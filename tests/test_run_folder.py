@@ -149,9 +149,9 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
 def test_the_newest_and_the_milestones_are_kept(tmp_path):
     for step in range(1, 11):
         save(tmp_path, step)
-    remove_old_checkpoints(tmp_path, 2, milestone_interval=4)
+    remove_old_checkpoints(tmp_path, 10, 2, milestone_interval=4)
     assert steps_in(tmp_path) == [4, 8, 9, 10]
-    remove_old_checkpoints(tmp_path, 1, milestone_interval=0)
+    remove_old_checkpoints(tmp_path, 10, 1, milestone_interval=0)
     assert steps_in(tmp_path) == [10]
 
 
@@ -160,8 +160,16 @@ def test_older_checkpoints_stay_where_the_newest_is_not_as_it_was_written(tmp_pa
         path = save(tmp_path, step)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(WriteError, match="older checkpoints are left alone"):
-        remove_old_checkpoints(tmp_path, 1, 0)
+        remove_old_checkpoints(tmp_path, 4, 1, 0)
     assert steps_in(tmp_path) == [1, 2, 3, 4]
+
+
+def test_a_damaged_checkpoint_ahead_of_the_run_is_in_nobodys_way(tmp_path):
+    for step in (1, 2, 3, 9):
+        path = save(tmp_path, step)
+    path.write_bytes(path.read_bytes()[:-5])
+    remove_old_checkpoints(tmp_path, 3, 2, 0)
+    assert steps_in(tmp_path) == [2, 3, 9]
 
 
 def test_newer_checkpoints_are_set_aside(tmp_path):
