@@ -114,15 +114,18 @@ class SirenField:
         return folded.logits(self._folded, hidden), colors
 
     def _logits_and_gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        arithmetic = blocked if _in_blocks(points) else compiled if compiled.is_on() else folded
         if self._grid is None:
-            arithmetic = blocked if _in_blocks(points) else compiled if compiled.is_on() else folded
             return arithmetic.logits_and_gradients(self._folded, points)
-        if not points.requires_grad:
-            points = points.detach().requires_grad_(True)
+        is_recorded = torch.is_grad_enabled()
+        points = points if points.requires_grad else points.detach().requires_grad_(True)
         with torch.enable_grad():
             x = self._encode(points)
+        if is_recorded:  # twice differentiable with respect to x: plain PyTorch
             logits, gradient = folded.logits_and_gradients(self._folded, x)
-            (gradient,) = torch.autograd.grad(x, points, gradient, create_graph=True)
+        else:
+            logits, gradient = arithmetic.logits_and_gradients(self._folded, x.detach())
+        (gradient,) = torch.autograd.grad(x, points, gradient, create_graph=is_recorded)
         return logits, gradient
 
     def _in_chunks(self, query: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -135,3 +135,19 @@ def test_training_gradients_of_a_field_in_float32(model):
 
     for by_hand, plain in zip(by_query(False), by_query(True), strict=True):
         assert float((by_hand - plain).norm()) <= 2e-4 * float(plain.norm()) + 1e-7
+
+
+@torch.no_grad()
+def test_nothing_is_recorded_where_no_gradient_is_wanted():
+    """Of a model with a feature grid as well, whose points are differentiated by."""
+    torch.manual_seed(0)
+    curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides(["model=EmbeddingPiGAN256", "hidden_dim=32", "latent_dim=8"])
+    generator = ImplicitGenerator3d(curriculum)
+    field = generator.field(generator.film(torch.randn(2, 8)))
+    points = torch.rand(2, 13, 3) * 0.2 - 0.1
+    found = field.logits_and_gradients(points)
+    assert not any(tensor.requires_grad for tensor in found)
+    with torch.enable_grad():
+        where = points.clone().requires_grad_(True)
+        (expected,) = torch.autograd.grad(field.occupancy_logits(where).sum(), where)
+    torch.testing.assert_close(found[1], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
