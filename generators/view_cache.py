@@ -57,7 +57,8 @@ VISIBLE_TRANSMITTANCE = 1e-3
 class CachedField:
     """A field of one latent that answers from a lattice where it can. See the module's docstring, and siren.field.Field.
 
-    ``num_asked`` counts the points that the field itself was asked, those of the lattice included.
+    ``num_asked`` counts the points that the field itself was asked, those of the lattice included. ``trial_psnr_db``: of the
+    pixels that were tried out against the field when this was built; infinite before.
     """
 
     batch_size = 1
@@ -71,6 +72,7 @@ class CachedField:
         self._field, self._level, self.num_asked = field, level, num_asked
         self._values, self._quality, self._spec = values, quality, spec
         self.num_colors = COLORS_TO_TRY[-1]
+        self.trial_psnr_db = math.inf
 
     def lookup(self, points: Tensor, cubic: bool = True) -> tuple[Tensor, Tensor]:
         """Interpolated logits and their quality, (N,) each, at points (1, N, 3). ``cubic``: with four points per axis if FINE."""
@@ -236,14 +238,15 @@ def build_cache(field: Field, rays: Rays, settings: RenderSettings) -> CachedFie
         rays: (1, R), a coarse picture of each camera. Others may be rendered as well: what they see beyond is asked.
         settings: as the views will be rendered.
 
-    How many colours a ray needs is tried out on NUM_TRIAL_RAYS of the rays, against the field itself.
+    How many colours a ray needs is tried out on NUM_TRIAL_RAYS of the rays, against the field itself. Fields that bend within
+    less than COARSE_STRIDE spacings may disagree with any number: ``trial_psnr_db`` tells.
     """
     ends = torch.cat([rays.origins + t * rays.directions for t in (settings.t_near, settings.t_far)], dim=1)
     half = float(ends.abs().max()) + 2 * FINE_SPACING
     spec = LatticeSpec.of_cube(2 * half, min(MAX_NODES, int(2 * half / FINE_SPACING) + 2))
     level = math.log(settings.tau / (1 - settings.tau))
     cache = CachedField(field, spec, *_fill_lattice(field, spec, rays, settings), level)
-    cache.num_colors = _enough_colors(cache, field, rays, settings)
+    cache.num_colors, cache.trial_psnr_db = _enough_colors(cache, field, rays, settings)
     return cache
 
 
@@ -317,15 +320,17 @@ def _seen_cells(
     return dilate(seen, torch.logical_or)
 
 
-def _enough_colors(cache: CachedField, field: Field, rays: Rays, settings: RenderSettings) -> int:
-    """The fewest colours per ray that give TRIAL_PSNR_DB on a sample of the rays."""
+def _enough_colors(cache: CachedField, field: Field, rays: Rays, settings: RenderSettings) -> tuple[int, float]:
+    """The fewest colours per ray that give TRIAL_PSNR_DB on a sample of the rays, else the most; and what they give."""
     stride = max(1, rays.origins.shape[1] // NUM_TRIAL_RAYS)
     trial = Rays(rays.origins[:, ::stride], rays.directions[:, ::stride])
     truth = render(field, trial, settings).rgb
     cache.num_asked += trial.origins.shape[1] * (settings.num_coarse + settings.num_surface + settings.num_fine)
+    psnr_db = 0.0
     for num in COLORS_TO_TRY:
         cache.num_colors = num
-        error = (render(cache, trial, settings).rgb - truth).square().mean()
-        if error <= 10 ** (-TRIAL_PSNR_DB / 10):
+        error = float((render(cache, trial, settings).rgb - truth).square().mean())
+        psnr_db = -10 * math.log10(max(error, 1e-12))
+        if psnr_db >= TRIAL_PSNR_DB:
             break
-    return cache.num_colors
+    return cache.num_colors, psnr_db

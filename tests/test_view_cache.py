@@ -176,6 +176,19 @@ def test_hard_colours_get_more_samples(curved: Curved) -> None:
     check_views_agree(render_view(cache, pose, BFM, SETTINGS), render_view(hard, pose, BFM, SETTINGS))
 
 
+def test_a_field_that_bends_too_much_is_found_out(curved: Curved) -> None:
+    class Bumps(SphereField):
+        def occupancy_logits(self, points: Tensor) -> Tensor:
+            return super().occupancy_logits(points) + 8 * torch.sin(points * 300).prod(dim=-1)
+
+        def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+            return self.occupancy_logits(points), (torch.sin(points * 40 + directions) + 1) / 2
+
+    bumps = cache_of(Bumps(0.07, sharpness=200))
+    assert bumps.num_colors == view_cache.COLORS_TO_TRY[-1] and bumps.trial_psnr_db < 40
+    assert view_cache.TRIAL_PSNR_DB <= curved[1].trial_psnr_db < 120
+
+
 def test_a_solid_camera_side_has_no_surface() -> None:
     """A ray whose first sample is solid: the published meaning is kept."""
     field = SphereField(0.13, sharpness=100)
@@ -253,6 +266,12 @@ def test_videos_with_and_without_the_cache(
     assert psnr_db(images["cached"], images["plain"]) >= 45
     assert not torch.equal(images["cached"], images["plain"])
     assert "dB PSNR against the volume rendering" in capsys.readouterr().out
+    monkeypatch.setattr(scripts_common, "MIN_CACHE_PSNR_DB", math.inf)  # no cache is good enough
+    render_video.main([*video, "--output_dir", str(tmp_path / "given_up")])
+    assert "share nothing" in capsys.readouterr().err
+    with np.load(tmp_path / "given_up" / "raw_0_1.npz") as raw:
+        assert torch.equal(torch.from_numpy(raw["image"]), images["plain"])
+    monkeypatch.undo()
     render_multiview_images.main([*common, "--seeds_end", "1", "--lock_view_dependence", "--output_dir", str(tmp_path / "five")])
     assert (tmp_path / "five" / "image_0_4.png").exists()
 
