@@ -35,6 +35,7 @@ from scripts_common import positive_float, positive_int, seed_number
 from siren import compiled
 from training.console import steady_output, tell
 from training.distributed import Processes, join_processes
+from training.mirror import best_turn
 from training.recorder import Recorder
 from training.run_folder import FolderLock, clean_up, room_warning, set_aside_newer
 from training.run_state import RunState
@@ -181,7 +182,10 @@ def prepare_state(
             state.start_from(Path(arguments.load_dir), notes)
             state.step = arguments.set_step or 0
             if arguments.mirror_depth:
-                state.mirror_depth()
+                turn = best_turn(state.averages["ema"].generator, curriculum.stage_at(state.step).img_size)
+                state.mirror_depth(turn.invert)
+                how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
+                notes.append(f"{how}: {turn.psnr_db:.1f} dB between the pictures before and after")
 
     all_or_none(processes, choose, only_main=True)
     path = text_of_main(processes, str(chosen[0] or ""))

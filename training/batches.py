@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from loading.batches import BatchStream
 from training.console import tell
 from training.distributed import Processes
 from training.run_state import RunState
-from training.together import all_or_none
+from training.together import all_or_none, text_of_main
 
 RESTART_PAUSES = (0.0, 2.0, 10.0)  # seconds before the reader is started again, the first, second and third time in a row
 
@@ -38,8 +39,20 @@ class StageBatches:
         # One process of each machine decodes the images, the others read its cache.
         all_or_none(processes, lambda: read() if processes.is_first_on_machine else None)
         all_or_none(processes, lambda: None if processes.is_first_on_machine else read())
+        self._agree_on_number(path)
         self._tell_of_changes(path)
         self.restart()
+
+    def _agree_on_number(self, path: str) -> None:
+        """The order of the pictures, and when an epoch ends, follow from their number: it must be the same for all."""
+        own, main = len(self.dataset), int(text_of_main(self._processes, str(len(self.dataset))))
+
+        def compare() -> None:
+            if own != main:
+                where = f"rank {self._processes.rank} on {socket.gethostname()}"
+                raise UserError(f"{path} holds {own} pictures for {where}, {main} for rank 0; let all see the same files")
+
+        all_or_none(self._processes, compare)
 
     def _tell_of_changes(self, path: str) -> None:
         names, state = self.dataset.unreadable_names, self._state

@@ -3,9 +3,16 @@
 Through a narrow lens, a shape mirrored in depth and seen from the mirrored pose gives nearly the same picture, so unposed
 images cannot tell a face from its hollow mould, and training may settle on the mould. Mirroring the field along the mean
 direction of view, and the pose read-outs of D about the mean pose, turns one into the other with everything else as it was.
+
+Where the mould is a solid block, its mirror image is solid up to the camera, and solid has to become free: then the
+occupancy is inverted too. Where it is a shell before empty space, it must not be. :func:`best_turn` finds out by looking.
 """
 
 from __future__ import annotations
+
+import copy
+import math
+from typing import NamedTuple
 
 import torch
 
@@ -13,7 +20,18 @@ from cli import UserError
 from curriculums import Curriculum
 from discriminators.progressive import NUM_POSE, ProgressiveEncoderDiscriminator
 from generators.cameras import CameraPoses, camera_positions
-from generators.generator import ImplicitGenerator3d
+from generators.generator import ImplicitGenerator3d, latent_from_seed
+from generators.views import ViewSettings, render_views
+
+NUM_SEEDS = 8
+MAX_SIZE = 32  # pixels; more see no more of a shape
+
+
+class Turn(NamedTuple):
+    """``invert``: solid becomes free and free solid. ``psnr_db``: of the pictures, those before against those after."""
+
+    invert: bool
+    psnr_db: float
 
 
 def reflection(curriculum: Curriculum) -> torch.Tensor:
@@ -25,8 +43,34 @@ def reflection(curriculum: Curriculum) -> torch.Tensor:
 
 
 @torch.no_grad()
-def mirror_field(generator: ImplicitGenerator3d) -> None:
+def best_turn(generator: ImplicitGenerator3d, image_size: int) -> Turn:
+    """With or without inverting: what leaves colours and silhouettes, seen from the mirrored poses, most as they were."""
+    c = generator.curriculum
+    device = next(generator.parameters()).device
+    z = torch.cat([latent_from_seed(seed, c.latent_dim, c.z_dist) for seed in range(NUM_SEEDS)]).to(device)
+    aside = torch.linspace(-0.5, 0.5, NUM_SEEDS, device=device)
+    offsets = torch.stack([aside * c.v_stddev, -aside * c.h_stddev])
+    settings = ViewSettings(min(image_size, MAX_SIZE), 1, last_back=False)
+
+    def pictures(of: ImplicitGenerator3d, sign: int) -> torch.Tensor:
+        poses = CameraPoses(c.v_mean + sign * offsets[0], c.h_mean + sign * offsets[1])
+        views = render_views(of.field(of.film(z)), poses, c, settings)
+        return torch.stack([torch.cat([view.image, view.hit_mask[None] * 2.0 - 1]) for view in views])
+
+    before, turns = pictures(generator, 1), {}
+    for invert in (False, True):
+        other = copy.deepcopy(generator)
+        mirror_field(other, invert)
+        errors = (pictures(other, -1) - before).square().mean(dim=(0, 2, 3)).clamp_min(1e-12)
+        turns[float(errors.mean())] = Turn(invert, float(10 * torch.log10(4 / errors[:3].mean())))
+    return turns[min(turns)]
+
+
+@torch.no_grad()
+def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
     """field(x, direction) becomes field(R x, R direction), R the :func:`reflection`, in place; exact for every latent.
+
+    invert: logits are reflected at that of the curriculum's tau, so that what was solid is free.
 
     Raises UserError for a model with a feature grid that does not lie along the mean direction of view.
     """
@@ -39,6 +83,9 @@ def mirror_field(generator: ImplicitGenerator3d) -> None:
         weight.copy_(weight.double() @ matrix.to(weight.device))
     if siren.embedding_grid is not None:
         siren.embedding_grid.copy_(siren.embedding_grid.flip(2))
+    if invert:
+        siren.final_layer.weight.neg_()
+        siren.final_layer.bias.neg_().add_(2 * math.log(generator.curriculum.tau / (1 - generator.curriculum.tau)))
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from generators.cameras import CameraPoses
 from generators.generator import ImplicitGenerator3d, latent_from_seed
 from generators.views import View, ViewSettings, render_views
 from imaging import picture_grid, to_uint8, view_picture
+from training.mirror import Turn
 from training.run_folder import cut_log
 
 GRID_SEEDS = 6
@@ -79,10 +80,12 @@ class Recorder:
             self.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scalars.items()))
             self._write(self._metrics_path, step, scalars, prefix="eval/")
 
-    def log_turn(self, step: int, bulge: float) -> None:
-        """The shapes were hollow and were mirrored in depth. A line of metrics.jsonl."""
-        self.note(f"step {step}: the shapes are hollow (bulge {bulge:.4g}): mirrored in depth, they go outward now")
-        self._append(self._metrics_path, {"step": step, "mirrored_depth": True, "bulge_before": float(f"{bulge:.6g}")})
+    def log_turn(self, step: int, bulge: float, turn: Turn) -> None:
+        """The shapes were hollow (``bulge`` below 0) and were mirrored in depth. A line of metrics.jsonl."""
+        how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
+        self.note(f"step {step}: the shapes are hollow (bulge {bulge:.4g}): {how}, {turn.psnr_db:.1f} dB from before")
+        numbers = {"bulge_before": float(f"{bulge:.6g}"), "turn_psnr_db": float(f"{turn.psnr_db:.6g}")}
+        self._append(self._metrics_path, {"step": step, "mirrored_depth": True, "inverted": turn.invert, **numbers})
 
     def event(self, step: int, name: str, **details: str | int | float) -> None:
         """A line in log.jsonl for something that happened, beside the scalars."""

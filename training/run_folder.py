@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -100,13 +101,19 @@ def is_milestone(step: int, interval: int) -> bool:
 
 
 def set_aside_newer(folder: Path, step: int) -> list[Path]:
-    """Move checkpoints beyond ``step`` into ``folder``/superseded, so that the next run does not take them up."""
+    """Move checkpoints beyond ``step`` into ``folder``/superseded, so that the next run does not take them up.
+
+    What lies there already stays: a checkpoint of the same step gets a number.
+    """
     moved = []
     for newer, path in list_checkpoints(folder):
         if newer > step:
             target = folder / "superseded" / path.name
             try:
                 target.parent.mkdir(exist_ok=True)
+                numbers = itertools.count(2)
+                while target.exists():
+                    target = target.with_name(f"{path.stem}.{next(numbers)}.pt")
                 path.replace(target)
             except OSError as error:
                 raise UserError(f"cannot move {path} to {target}: {error.strerror}; move it away by hand") from None

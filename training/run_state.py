@@ -172,11 +172,14 @@ class RunState:
             if state.get(name) is not None and not _load_optimizer(optimizer, state[name]):
                 notes.append(f"{name} does not fit this run's parameters; it starts afresh")
 
-    def mirror_depth(self) -> None:
-        """Turn a hollow shape outward (training/mirror.py). Adam's first moments are 0 at beta_1 = 0; the second are even."""
+    def mirror_depth(self, invert: bool) -> None:
+        """Turn a hollow shape outward (training/mirror.py).
+
+        Adam's moments stay: the second are even, and at beta_1 = 0 a step makes the first anew.
+        """
         mirror_pose_readout(self.discriminator, self.curriculum)
         for generator in (self.generator, *(average.generator for average in self.averages.values())):
-            mirror_field(generator)
+            mirror_field(generator, invert)
 
     def _load_networks(self, path: Path, state: dict[str, Any]) -> None:
         self.is_fresh = False

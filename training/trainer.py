@@ -24,6 +24,7 @@ from training.hollow import measure_bulge
 from training.inputs import draw_inputs
 from training.keeper import Keeper
 from training.losses import topk_image_weights
+from training.mirror import best_turn
 from training.recorder import Recorder
 from training.run_state import RunState
 from training.setbacks import Setbacks
@@ -266,11 +267,13 @@ class Trainer:
         c, state = self.curriculum, self.state
         if not c.hollow_check_interval or state.step % c.hollow_check_interval:
             return
-        bulge = measure_bulge(state.averages["ema"].generator, stage.img_size) if self.processes.is_main else None
+        average = state.averages["ema"].generator
+        bulge = measure_bulge(average, stage.img_size) if self.processes.is_main else None
         if self.processes.any(bulge is not None and bulge.is_hollow(c.ray_end - c.ray_start)):
-            state.mirror_depth()
-            if recorder is not None and bulge is not None:
-                recorder.log_turn(state.step, bulge.mean)
+            turn = best_turn(average, stage.img_size) if self.processes.is_main else None
+            state.mirror_depth(self.processes.any(turn is not None and turn.invert))
+            if recorder is not None:
+                recorder.log_turn(state.step, bulge.mean, turn)
 
     # -- around the steps ------------------------------------------------------------------------------------------
 
