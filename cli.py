@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import io
 import os
+import signal
 import stat
 import sys
 from collections.abc import Callable, Sequence
@@ -67,6 +68,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
     except UserError as error:
         _leave(error, error.exit_status)
+    except KeyboardInterrupt:
+        _leave_by_interrupt()
     except BrokenPipeError:  # `script | head`: the reader left, which is no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -82,8 +85,20 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def _leave(reason: object, status: int) -> NoReturn:
-    print(f"{Path(sys.argv[0]).name}: error: {one_line(reason)}", file=sys.stderr)
+    try:
+        print(f"{Path(sys.argv[0]).name}: error: {one_line(reason)}", file=sys.stderr, flush=True)
+    except OSError:  # the terminal closed, or stderr goes to a full disk: the status still says it
+        os._exit(status)
     sys.exit(status)
+
+
+def _leave_by_interrupt() -> NoReturn:
+    """As Ctrl-C ends a program that does not heed it, so that a shell's script stops too; without the traceback."""
+    with contextlib.suppress(OSError):
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
+    sys.exit(128 + signal.SIGINT)
 
 
 def require_file(path: str | Path) -> Path:

@@ -258,6 +258,24 @@ def test_shards_are_disjoint_cover_the_set_and_change_each_epoch(world_size, bat
     assert epochs[0] != epochs[1] != epochs[2]
 
 
+def _train_on_own_photos(command: list[str], photos: str, place: str) -> None:
+    folder = Path(place, f"photos_{os.environ['RANK']}")
+    shutil.copytree(photos, folder)
+    if os.environ["RANK"] == "1":
+        next(folder.glob("*.png")).unlink()
+    command[command.index("--dataset_path") + 1] = str(folder)
+    train_rank(command)
+
+
+def test_processes_that_see_other_pictures_are_refused(photos, tmp_path):
+    command = arguments(photos, tmp_path / "out", "--max_steps", "2")
+    ranks = Ranks(_train_on_own_photos, 2, tmp_path, command, str(photos), str(tmp_path))
+    assert ranks.finish() == [2, 2], ranks.texts()
+    num = len(list(photos.glob("*.png")))
+    assert f"holds {num - 1} pictures for rank 1 on " in ranks.texts()[1] and f", {num} for rank 0" in ranks.texts()[1]
+    assert not list((tmp_path / "out").glob("checkpoint_*"))
+
+
 # -- peers that die -------------------------------------------------------------------------------------------------
 
 

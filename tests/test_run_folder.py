@@ -179,6 +179,15 @@ def test_newer_checkpoints_are_set_aside(tmp_path):
     assert steps_in(tmp_path) == [1] and steps_in(tmp_path / "superseded") == [2, 3] == steps_in(moved[0].parent)
 
 
+def test_what_was_set_aside_before_stays(tmp_path):
+    for content in ("first", "second", "third"):
+        (tmp_path / "checkpoint_0000002.pt").write_text(content)
+        set_aside_newer(tmp_path, 1)
+    kept = sorted((tmp_path / "superseded").iterdir())
+    assert sorted(path.read_text() for path in kept) == ["first", "second", "third"]
+    assert [path.name for path in kept] == ["checkpoint_0000002.2.pt", "checkpoint_0000002.3.pt", "checkpoint_0000002.pt"]
+
+
 def test_the_log_is_cut_where_the_run_goes_on(tmp_path):
     path = tmp_path / "log.jsonl"
     lines = [json.dumps({"step": step, "D/gan": 1.0}) + "\n" for step in (1, 2, 3, 4)]
