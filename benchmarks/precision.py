@@ -4,7 +4,7 @@
 
 The rounding is emulated on the CPU, so the numbers hold for any GPU up to the order of sums: inputs of the hidden layers'
 products are rounded to the format, sums, biases, phases, the first layer and the two heads stay float32. That is what
-the fused kernel (siren/triton_occupancy.py) does in fp16 and bf16, and what TF32 products do.
+the fused kernel (siren/triton_occupancy.py) does in fp16 and bf16, and what TF32 products do, but for the heads' weights.
 """
 
 from __future__ import annotations

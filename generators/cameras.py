@@ -120,6 +120,7 @@ def camera_rays(poses: CameraPoses, size: int, fov_degrees: float) -> Rays:
     """Rays through every pixel of a (size, size) picture: (B, size * size, 3) each."""
     cam2world = camera_to_world(poses)
     directions = camera_ray_directions(size, fov_degrees, cam2world.device).to(cam2world.dtype)
-    world_directions = directions @ cam2world[:, :3, :3].transpose(1, 2)
+    # Not as a matrix product: with TF32 a GPU would round both to 11 bits, which moves a picture by part of a pixel.
+    world_directions = (directions.unsqueeze(-2) * cam2world[:, None, :3, :3]).sum(dim=-1)
     origins = cam2world[:, None, :3, 3].expand_as(world_directions)
     return Rays(origins, world_directions)

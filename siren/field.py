@@ -4,7 +4,7 @@ Notation: B latents, N points per latent, H hidden units. FiLM is folded into th
 once, when the field is bound (siren/folded.py). On a CPU the arithmetic runs in blocks that stay in the cache, with
 gradients by hand (siren/blocked.py); elsewhere it is plain PyTorch. Without gradients, points are walked in chunks of
 bounded memory, so callers may pass millions of them. Phases are float32 whatever the autocast state: gamma is about 30,
-and a phase error of 0.1 rad is visible. Training on a GPU lets their products round to TF32 (train.py), and its
+and a phase error of 0.1 rad is visible. Training on a GPU lets products after the first layer round to TF32 (train.py), and its
 occupancy queries go through one fused kernel (siren/fused.py, which shows the error).
 """
 

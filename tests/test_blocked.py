@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.precision import round_to_tf32
 from curriculums import CURRICULUMS
 from generators.generator import ImplicitGenerator3d
 from siren import blocked, folded
@@ -151,3 +152,33 @@ def test_nothing_is_recorded_where_no_gradient_is_wanted():
         where = points.clone().requires_grad_(True)
         (expected,) = torch.autograd.grad(field.occupancy_logits(where).sum(), where)
     torch.testing.assert_close(found[1], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_the_first_product_is_exact_where_tf32_rounds_its_inputs():
+    random = torch.Generator().manual_seed(0)
+    x = ((torch.rand(2, 50, 3, generator=random) - 0.5) * 0.3).requires_grad_(True)
+    weight = ((torch.rand(2, 3, 16, generator=random) - 0.5) * 160).requires_grad_(True)
+    exact = x.double() @ weight.double()
+
+    def error(a: torch.Tensor, b: torch.Tensor) -> float:
+        rounded = round_to_tf32(a.detach()).double() @ round_to_tf32(b.detach()).double()
+        return float((rounded - exact.detach()).abs().max())
+
+    a, b = folded.in_two_parts(x, weight)
+    assert error(a, b) < 1e-5 and error(x, weight) > 1e-3
+    for found, expected in zip(gradients_of([a @ b], [x, weight]), gradients_of([x @ weight], [x, weight]), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert torch.isfinite(folded.in_two_parts(x.detach() * 1e7, weight.detach())[0]).all()
+
+
+@torch.no_grad()
+def test_a_gpus_field_is_that_of_a_cpu(monkeypatch):
+    siren, x = FoldedSiren.from_tensors([tensor.float() for tensor in make_siren().tensors()]), make_points()[0].float()
+    expected = folded.phases(siren, x)
+    cpu = folded._products(siren, x)
+    assert cpu[0] is x and cpu[1] is siren.weights
+    products = folded.in_two_parts(x, siren.weights[0])
+    monkeypatch.setattr(folded, "_products", lambda siren, x: (products[0], (products[1], *siren.weights[1:])))
+    for a, b in zip(folded.phases(siren, x), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(folded.features(siren, x), expected[-1].sin(), rtol=1e-4, atol=1e-4)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from generators.cameras import CameraPoses, camera_positions, camera_rays, camera_to_world, sample_camera_poses
 
@@ -44,6 +45,16 @@ def test_rays_run_row_major_from_the_top_left():
     assert torch.allclose(directions[2, 2], torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64), atol=1e-6)
     # fov is the full angle: the middle of the right edge is 45 degrees off the axis
     assert torch.allclose(directions[2, 4], torch.tensor([math.sqrt(0.5), 0.0, -math.sqrt(0.5)], dtype=torch.float64), atol=1e-6)
+
+
+def test_rays_need_no_matrix_product():
+    """A GPU may round its inputs to TF32."""
+    poses = CameraPoses(torch.tensor([1.4, 1.6]), torch.tensor([1.5, 1.2]))
+    with FlopCounterMode(display=False) as counter:
+        rays = camera_rays(poses, 6, 12)
+    assert counter.get_total_flops() == 0
+    camera = torch.linalg.inv(camera_to_world(poses).double())[:, :3, :3] @ rays.directions.double().transpose(1, 2)
+    assert torch.allclose(camera[0], camera[1], atol=1e-6) and (camera[:, 2] < 0).all()
 
 
 @pytest.mark.parametrize(
