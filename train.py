@@ -10,7 +10,7 @@ Run the same command again and it goes on where it stood (docs/long_runs.md). Ex
     3      the last state could not be saved (a full disk); the checkpoints before it are whole
     4      the run diverged, also after going back to a checkpoint; the checkpoints are whole
     5      another process of the run, or the way to it, was lost; the last checkpoint is whole
-    128+N  signal N (SIGINT, SIGTERM, SIGUSR1) stopped it; a checkpoint is written. A second one ends it at once
+    128+N  signal N (SIGINT, SIGTERM, SIGUSR1, SIGHUP) stopped it; a checkpoint is written. A second one ends it at once
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 import cli
-from checkpoint_files import damage_in, latest_checkpoint, list_checkpoints, write_atomically
+from checkpoint_files import damage_in, latest_checkpoint, list_checkpoints, load_training_checkpoint, write_atomically
 from curriculums import Curriculum, get_curriculum
 from dataset import DATASETS, find_images
 from metrics.fidelity import read_state_dict
@@ -110,6 +110,13 @@ def resolve_amp(choice: str, device: torch.device) -> torch.dtype | None:
     return AMP_DTYPES[choice]
 
 
+def device_name(device: torch.device) -> str:
+    """In words, for the record of a run."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
 @contextlib.contextmanager
 def deterministic(is_wanted: bool) -> Iterator[None]:
     """Within it, every operation gives the same bits each time; UserError where one of them has no such form."""
@@ -141,14 +148,26 @@ def check_dataset(arguments: argparse.Namespace, curriculum: Curriculum) -> None
         read_state_dict(Path(arguments.feature_extractor_weights))
 
 
+def is_started_anew() -> bool:
+    """Whether a launcher started this very command before: torchrun after a process died, Slurm after a requeue."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def _has_gone_on_from(path: str, present: list[tuple[int, Path]]) -> bool:
+    """Whether ``present`` holds a checkpoint that the run which --resume PATH began has written; it set older ones aside."""
+    if not Path(path).exists():  # it was among the oldest, and was removed in the course of that run
+        return bool(present)
+    return bool(present) and present[0][0] > load_training_checkpoint(path)["step"]
+
+
 def checkpoint_to_resume(arguments: argparse.Namespace, output_dir: Path) -> Path | None:
     """What --resume names or finds; None for a new run. Raises UserError."""
     present = list_checkpoints(output_dir)
-    if arguments.resume == "never":
+    if arguments.resume == "never" and not is_started_anew():
         if present:
             raise cli.UserError(f"{output_dir} already holds {present[0][1].name}; choose another --output_dir or --resume auto")
         return None
-    if arguments.resume != "auto":
+    if arguments.resume not in ("auto", "never") and not (is_started_anew() and _has_gone_on_from(arguments.resume, present)):
         path = Path(arguments.resume)
         damage = damage_in(path)
         if damage:
@@ -236,6 +255,7 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
     recorder = None
     if processes.is_main:
         record = {"arguments": vars(arguments), "curriculum": curriculum.to_dict(), "world_size": processes.world_size}
+        record["machine"] = {"device": device_name(processes.device), "torch": torch.__version__}
         write_atomically(output_dir / "run.json", json.dumps(record, indent=1).encode())
         warning = room_warning(output_dir, state.num_bytes(), options.num_kept)
         if warning:

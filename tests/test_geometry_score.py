@@ -186,7 +186,13 @@ def test_bad_input(ball_set, tiny_generator_path, empty_generator_path, tmp_path
         eval_geometry.main([str(tiny_generator_path), "--dataset_path", str(tmp_path), *common])
     with pytest.raises(UserError, match="radiance field"):
         pigan = load_generator(tiny_generator_path).curriculum.with_overrides(
-            ["pred_occ=False", "surface_sample=False", "with_opacprior=False", "with_normal_loss=False"]
+            [
+                "pred_occ=False",
+                "surface_sample=False",
+                "with_opacprior=False",
+                "with_normal_loss=False",
+                "hollow_check_interval=0",
+            ]
         )
         (tmp_path / "pigan.json").write_text(json.dumps(pigan.to_dict()))
         radiance = ["--curriculum", str(tmp_path / "pigan.json")]

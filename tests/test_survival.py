@@ -39,6 +39,12 @@ os.fsync = lambda descriptor: (time.sleep(1), sync(descriptor))
 import cli, train
 cli.run(train.main)
 """
+UNDER_NOHUP = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+import cli, train
+cli.run(train.main)
+"""
 PATIENCE = 120.0  # seconds for a loaded machine
 
 
@@ -143,6 +149,20 @@ def test_a_second_signal_during_a_save_leaves_at_once_and_the_last_file_whole(ph
     assert list(output.glob(".checkpoint_*.tmp"))
     train(command(photos, output, "--max_steps", str(present[0][0] + 1)))
     assert not list(output.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(("script", "status"), [(("train.py",), 129), (("-c", UNDER_NOHUP), 143)])
+def test_a_terminal_that_closes_stops_a_run_and_does_not_under_nohup(photos, tmp_path, repo, script, status):
+    output = tmp_path / "out"
+    with running(repo, command(photos, output), script=script) as process:
+        wait_until(lambda: (output / "log.jsonl").exists(), process)
+        process.send_signal(signal.SIGHUP)
+        if status == 143:
+            seen = len(logged_steps(output))
+            wait_until(lambda: len(logged_steps(output)) > seen + 2, process)
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == status
+    assert steps_in(output)[-1] == logged_steps(output)[-1]
 
 
 def test_a_stop_by_slurms_signal_saves_and_says_so(photos, tmp_path, repo):

@@ -190,6 +190,7 @@ def test_averages_follow_the_weights(photos, tmp_path):
 
 def test_radiance_curriculum_trains(photos, tmp_path):
     radiance = ["pred_occ=False", "surface_sample=False", "with_opacprior=False", "with_normal_loss=False", "num_steps_fine=4"]
+    radiance += ["hollow_check_interval=0"]
     train([*arguments(photos, tmp_path, "--max_steps", "2"), *radiance])
     assert load_training_checkpoint(tmp_path / "checkpoint_0000002.pt")["step"] == 2
 

@@ -132,6 +132,7 @@ class Recorder:
                 if self._writer is None:
                     from torch.utils.tensorboard import SummaryWriter
 
+                    _put_behind_us(self._dir / "tensorboard")
                     self._writer = SummaryWriter(str(self._dir / "tensorboard"), purge_step=self._purge_step, flush_secs=10)
                     self._purge_step = None
                 write(self._writer)
@@ -192,6 +193,15 @@ class Recorder:
         self._write_logs()
         self._bar.close()
         self._close_writer()
+
+
+def _put_behind_us(folder: Path) -> None:
+    """Where the clock was set back, rename what TensorBoard has: it reads files in the order of the seconds in their names."""
+    names = sorted(path.name for path in folder.glob("events.out.tfevents.*"))
+    if names and names[-1] >= f"events.out.tfevents.{int(time.time()):010d}":
+        for place, name in enumerate(names):
+            rest = name.split(".", 4)[4]
+            (folder / name).rename(folder / f"events.out.tfevents.{place:010d}.{rest}")
 
 
 def append_line(path: Path, text: str) -> None:

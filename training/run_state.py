@@ -154,6 +154,8 @@ class RunState:
                     scaler.load_state_dict(state[name])
                 except (KeyError, TypeError, ValueError, RuntimeError):
                     raise UserError(f"{path}: its {name} is not as it was written; use --load_dir instead") from None
+        stage = self.curriculum.stage_at(max(self.step - 1, 0))  # so that saved again without a step it is the same file
+        self.set_learning_rates(stage.gen_lr, stage.disc_lr)
 
     def start_from(self, folder: Path, notes: list[str]) -> None:
         """Take weights, averages and (where they fit) optimizers from another run's folder, ours or a published one.

@@ -31,7 +31,8 @@ from training.setbacks import Setbacks
 from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, StepSettings, generate, to_images
 from training.together import all_or_none
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: what Slurm can send before the time is up
+# SIGUSR1: what Slurm can send before the time is up; SIGHUP: the terminal closed
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 CHECK_STOP_EVERY = 10  # steps, where several GPUs must agree and would wait for each other
 LAUNCHER_ECHO = 2.0  # seconds within which torchrun passes on a signal that its processes got themselves
 
@@ -102,9 +103,9 @@ class Trainer:
                     if self._is_sound(recorder):
                         self._turn_outward(recorder, stage)
                         self._record(recorder, scalars, stage)
+                self._save_last(recorder)  # first: whoever asked to stop may not wait for a picture
                 if recorder is not None:
                     self._sample(recorder)
-                self._save_last(recorder)
             finally:
                 if self._batches is not None:
                     self._batches.close()
@@ -279,7 +280,9 @@ class Trainer:
 
     @contextlib.contextmanager
     def _handled_signals(self) -> Iterator[None]:
-        previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup: the run is to outlive its terminal
+        heeded = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored]
+        previous = {number: signal.signal(number, self._on_signal) for number in heeded}
         try:
             yield
         finally:

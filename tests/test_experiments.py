@@ -1,0 +1,119 @@
+"""Packaging a run with its card, and ablations: small real runs from the command line on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import package_model
+from checkpoints import load_generator
+from cli import UserError
+from train import main as train
+
+REPO = Path(__file__).resolve().parent.parent
+SETTINGS = [
+    *("hidden_dim=16", "num_layers=2", "latent_dim=8", "disc_channels=(4,4,4,4,4,4,8,8,8)", "init_ball_radius=0"),
+    *("num_steps_coarse=6", "num_steps_surface=3", "num_steps_fine=2", "batch_size=4", "img_size=8"),
+]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    output = tmp_path_factory.mktemp("run")
+    command = ["--curriculum", "SYNTH_TINY", "--dataset_path", str(photos), "--output_dir", str(output), "--device", "cpu"]
+    train(
+        [*command, "--no-cache", "--no-use_logger", "--log_interval", "1", "--max_steps", "3", "--seed", "0", "--set", *SETTINGS]
+    )
+    return output
+
+
+def test_a_packaged_run_is_its_averaged_generator_with_a_card(run: Path, tmp_path: Path) -> None:
+    scores = tmp_path / "eval_metrics.json"
+    record = {"metrics": {"swd": 1.5}, "protocol": {"num_fake": 7, "dataset_path": "somewhere"}, "model": {"step": 3}}
+    scores.write_text(json.dumps(record))
+    where = ["--name", "small-one", "--output_dir", str(tmp_path), "--scores", str(scores), "--note", "A test."]
+    package_model.main([str(run), *where, "--precision", "full"])
+    card = json.loads((tmp_path / "small-one.json").read_text())
+    assert card["step"] == 3 and card["training"]["seed"] == 0 and card["training"]["images_seen"] == 12
+    assert card["training"]["command"].startswith("python train.py --curriculum SYNTH_TINY")
+    assert card["training"]["device"].startswith("CPU") and card["training"]["minutes"] >= 0
+    assert card["scores"]["eval_metrics"]["metrics"] == {"swd": 1.5} and "somewhere" not in json.dumps(card)
+    assert str(tmp_path) not in json.dumps({**card, "training": {**card["training"], "command": ""}})
+    packed = load_generator(tmp_path / "small-one.safetensors").generator.state_dict()
+    original = load_generator(run / "generator.safetensors").generator.state_dict()
+    assert all(torch.equal(packed[name], value) for name, value in original.items())
+    assert card["bytes"] == (tmp_path / "small-one.safetensors").stat().st_size
+
+
+def test_half_precision_is_half_the_file_and_close(run: Path, tmp_path: Path) -> None:
+    for precision in ("full", "half"):
+        package_model.main([str(run), "--name", precision, "--output_dir", str(tmp_path), "--precision", precision])
+    full, half = (tmp_path / f"{precision}.safetensors" for precision in ("full", "half"))
+    assert half.stat().st_size < 0.7 * full.stat().st_size
+    a, b = (load_generator(path).generator.state_dict() for path in (full, half))
+    assert all(torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-6) for name in a)
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"path": "{tmp}"}, "holds no whole checkpoint"),
+        ({"name": "../x"}, "letters, digits"),
+        ({"scores": '{"model": {"step": 2}}'}, "scores step 2, this generator is of step 3"),
+        ({"scores": "[]"}, "holds no dictionary"),
+        ({"scores": "{"}, "is no JSON"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(run: Path, tmp_path: Path, change: dict[str, str], words: str) -> None:
+    scores = tmp_path / "scores.json"
+    scores.write_text(change.get("scores", "{}"))
+    path = change.get("path", str(run)).format(tmp=tmp_path)
+    with pytest.raises(UserError, match=words):
+        package_model.main([path, "--name", change.get("name", "x"), "--output_dir", str(tmp_path), "--scores", str(scores)])
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def ablation(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPO / "experiments" / "ablation.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+
+
+def test_an_ablation_trains_each_variant_and_its_table_has_them(photos: Path, tmp_path: Path) -> None:
+    common = ["hollow", "--dataset_path", str(photos), "--output_dir", str(tmp_path), "--steps", "2", "--eval_images", "0"]
+    common += ["--seeds", "5", "--variants", "plain", "watch", "--set", *SETTINGS]
+    done = ablation(*common)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "hollow.json").read_text())
+    assert set(record["runs"]) == {"plain", "watch"} and record["runs"]["plain"]["5"]["step"] == 2
+    settings = json.loads((tmp_path / "watch_s5" / "run.json").read_text())["curriculum"]
+    assert settings["hollow_check_interval"] == 50 and settings["hidden_dim"] == 16
+    rows = (tmp_path / "hollow.md").read_text().splitlines()
+    assert [row.split(" | ")[0] for row in rows[2:4]] == ["| plain", "| watch"] and "| 1 | 2 |" in rows[2]
+    before = (tmp_path / "plain_s5" / "checkpoint_0000002.pt").read_bytes()
+    assert ablation(*common).returncode == 0, "what is done is not done again"
+    assert (tmp_path / "plain_s5" / "checkpoint_0000002.pt").read_bytes() == before
+
+
+def test_an_ablation_refuses_what_it_does_not_know(photos: Path, tmp_path: Path) -> None:
+    where = ["--dataset_path", str(photos), "--output_dir", str(tmp_path / "x")]
+    for more, words in ((["--variants", "none"], "--variants none: not in hollow"), (["--set", "fov=0"], "fov must be positive")):
+        done = ablation("hollow", *where, *more)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "x").exists()
