@@ -6,21 +6,17 @@ it is trained once. A tenth of the set is held out; the error there is the noise
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from checkpoint_files import write_atomically
 from metrics.shapes import Geometry, compare
+from metrics.small_networks import chosen, conv_block, degrade, keep_network, kept_path, read_kept, train_network
 from metrics.truth import TruthFiles, TruthSet, read_truth
 
 FORMAT = "gof-geometry-predictor-1"
@@ -49,9 +45,9 @@ class GeometryPredictor(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         widths = [width, 2 * width, 4 * width, 4 * width]
-        self.encoder = nn.ModuleList(_block(i, o) for i, o in zip([12, *widths], widths, strict=False))
+        self.encoder = nn.ModuleList(conv_block(i, o) for i, o in zip([12, *widths], widths, strict=False))
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # (below, beside), from coarse to fine
-        self.decoder = nn.ModuleList(_block(below + beside, beside) for below, beside in pairs)
+        self.decoder = nn.ModuleList(conv_block(below + beside, beside) for below, beside in pairs)
         self.head = nn.Conv2d(width, 4 * 5, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -75,11 +71,6 @@ class GeometryPredictor(nn.Module):
         return Geometry(out[:, 0] * DEPTH_SCALE + DEPTH_CENTRE, F.normalize(out[:, 1:4], dim=1), out[:, 4] > 0)
 
 
-def _block(num_in: int, num_out: int) -> nn.Sequential:
-    layers = [nn.Conv2d(num_in, num_out, 3, padding=1), nn.GroupNorm(8, num_out), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, nn.Conv2d(num_out, num_out, 3, padding=1), nn.GroupNorm(8, num_out), nn.LeakyReLU(0.2))
-
-
 def prediction_loss(raw: Tensor, truth: Geometry) -> Tensor:
     """Mean absolute scaled depth + (1 - cosine) of normals, both on the object, + cross entropy of the mask."""
     mask = truth.mask.float()
@@ -91,28 +82,14 @@ def prediction_loss(raw: Tensor, truth: Geometry) -> Tensor:
 
 
 def augment(images: Tensor, truth: Geometry, generator: torch.Generator) -> tuple[Tensor, Geometry]:
-    """Left-right mirror; and what generated pictures are like: blurred, a little noisy, of another brightness.
-
-    images: (B, 3, H, W) in [-1, 1].
-    """
-
-    def chosen(probability: float) -> Tensor:
-        return (torch.rand(len(images), generator=generator) < probability)[:, None, None, None].to(images.device)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(images.device)
-
-    mirror = chosen(0.5)
+    """Left-right mirror, and :func:`degrade`. images: (B, 3, H, W) in [-1, 1]."""
+    mirror = chosen(len(images), 0.5, generator, images.device)
     images = torch.where(mirror, images.flip(-1), images)
     signs = torch.tensor([-1.0, 1.0, 1.0], device=images.device)[:, None, None]
     depth = torch.where(mirror[:, 0], truth.depth.flip(-1), truth.depth)
     normals = torch.where(mirror, truth.normals.flip(-1) * signs, truth.normals)
     mask = torch.where(mirror[:, 0], truth.mask.flip(-1), truth.mask)
-    half = F.interpolate(F.avg_pool2d(images, 2), size=images.shape[-2:], mode="bilinear", align_corners=False)
-    images = torch.where(chosen(0.4), half, images)
-    brightness = 1 + 0.1 * draw(len(images), 1, 1, 1)
-    images = (images + 1) * brightness - 1 + 0.05 * chosen(0.5) * draw(*images.shape)
-    return images.clamp(-1, 1), Geometry(depth, normals, mask)
+    return degrade(images, generator), Geometry(depth, normals, mask)
 
 
 def split_indices(num: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -135,20 +112,15 @@ def train_predictor(data: TruthSet, settings: PredictorSettings, device: torch.d
     training, _ = split_indices(len(data.images), settings.seed)
     if len(training) == 0:
         training = torch.arange(len(data.images))
-    optimizer = torch.optim.AdamW(predictor.parameters(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.num_steps)
-    with tqdm(range(settings.num_steps), desc="geometry predictor", unit="step", leave=False) as steps:
-        for _ in steps:
-            index = training[torch.randint(len(training), (settings.batch_size,), generator=generator)]
-            images = data.images[index].to(device).float() / 127.5 - 1
-            images, truth = augment(_pad(images), _pad_truth(_take(data.geometry, index, device)), generator)
-            loss = prediction_loss(predictor(images), truth)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            steps.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
-    return predictor.eval()
+
+    def batch_loss() -> Tensor:
+        index = training[torch.randint(len(training), (settings.batch_size,), generator=generator)]
+        images = data.images[index].to(device).float() / 127.5 - 1
+        images, truth = augment(_pad(images), _pad_truth(_take(data.geometry, index, device)), generator)
+        return prediction_loss(predictor(images), truth)
+
+    train_network(predictor, batch_loss, settings.num_steps, settings.learning_rate, "geometry predictor")
+    return predictor
 
 
 def _pad(values: Tensor) -> Tensor:
@@ -173,29 +145,23 @@ def get_predictor(
 
     Read from that file if it is there and whole, else trained and written there. Raises UserError where that fails.
     """
-    key = hashlib.sha256(json.dumps([FORMAT, files.fingerprint, asdict(settings)]).encode()).hexdigest()[:16]
-    path = cache_dir / f"geometry_predictor_{key}.safetensors"
-    cached = _read(path, settings)
-    if cached is not None:
-        return cached[0].to(device, memory_format=torch.channels_last), cached[1], path
+    path = kept_path(cache_dir, "geometry_predictor", [FORMAT, files.fingerprint, asdict(settings)])
+    kept = _read(path, settings)
+    if kept is not None:
+        return kept[0].to(device, memory_format=torch.channels_last), kept[1], path
     data = read() if read else read_truth(files)
     predictor = train_predictor(data, settings, device)
     _, held_out = split_indices(len(data.images), settings.seed)
     truth = _take(data.geometry, held_out, torch.device("cpu"))
     floor = compare(truth, predictor.predict(data.images[held_out]))
-    tensors = {name: value.detach().cpu().contiguous() for name, value in predictor.state_dict().items()}
-    write_atomically(path, safetensors.torch.save(tensors, {"format": FORMAT, "held_out": json.dumps(floor)}))
+    keep_network(path, predictor, {"format": FORMAT, "held_out": json.dumps(floor)})
     return predictor, floor, path
 
 
 def _read(path: Path, settings: PredictorSettings) -> tuple[GeometryPredictor, dict[str, float]] | None:
-    """None where the file is missing or damaged: it can be made again."""
+    predictor = GeometryPredictor(settings.width)
+    metadata = read_kept(path, predictor)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        predictor = GeometryPredictor(settings.width)
-        predictor.load_state_dict(tensors)
-        return predictor.eval(), json.loads(metadata["held_out"])
-    except Exception:  # whatever is wrong with a cache, the remedy is the same
+        return None if metadata is None else (predictor, json.loads(metadata["held_out"]))
+    except (KeyError, ValueError):
         return None

@@ -1,0 +1,67 @@
+"""How close pose_spread.py's read-out comes on built-in heads whose camera prior is known: the table in docs/own_photos.md.
+
+python benchmarks/pose_spread.py
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cli
+from generators.cameras import CameraPoses, sample_camera_poses
+from heads.parameters import sample_heads
+from heads.render import render_heads
+from loading.cache import default_cache_dir
+from metrics.pose_readout import INPUT_SIZE, PosedHeads, ReadoutSettings, get_pose_readout, vary
+from metrics.pose_statistics import fit_prior
+from pose_spread import read_with_heads, spreads_of
+
+PRIORS = (("gaussian", 0.2, 0.1), ("gaussian", 0.3, 0.155), ("uniform", 0.5, 0.4), ("uniform", 0.7, 0.25))
+NUM_HEADS = 300
+FIRST_SEED = 101  # heads and poses of the first prior; the others have the next ones
+
+
+def posed_heads(prior: tuple[str, float, float], seed: int) -> PosedHeads:
+    """NUM_HEADS other heads than the read-out learned from, seen from the prior's poses."""
+    means = {"h_mean": math.pi / 2, "v_mean": math.pi / 2}
+    names = dict(zip(("sample_dist", "h_stddev", "v_stddev"), prior, strict=True))
+    poses = sample_camera_poses(NUM_HEADS, **means, **names, generator=torch.Generator().manual_seed(seed))
+    images, masks = [], []
+    for start in range(0, NUM_HEADS, 50):
+        some = CameraPoses(poses.pitch[start : start + 50], poses.yaw[start : start + 50])
+        rendered = render_heads(sample_heads(range(start, start + 50), seed), some, INPUT_SIZE)
+        images.append(((rendered.images + 1) * 127.5).round().to(torch.uint8))
+        masks.append(rendered.mask)
+    return PosedHeads(torch.cat(images), torch.cat(masks), torch.stack([poses.yaw, poses.pitch], dim=1) - math.pi / 2)
+
+
+def main() -> None:
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("--readout_cache", help="folder where trained read-outs are kept")
+    args = parser.parse_args()
+    settings = ReadoutSettings()
+    cache_dir = Path(args.readout_cache) if args.readout_cache else default_cache_dir()
+    readout, path = get_pose_readout(settings, cache_dir, torch.device("cpu"))
+    print(f"{NUM_HEADS} heads of {INPUT_SIZE} px for each prior, seeds {FIRST_SEED} and on; {path.name}")
+    for number, prior in enumerate(PRIORS):  # "varied": other backgrounds, colours, sizes and places
+        heads = posed_heads(prior, FIRST_SEED + number)
+        kinds = {"on black": (heads.images.float() / 127.5 - 1, heads.poses)}
+        kinds["varied"] = vary(heads, torch.Generator().manual_seed(number))
+        for kind, (images, truth) in kinds.items():
+            yaw, pitch = spreads_of(read_with_heads(images, readout, path.name, settings))
+            fitted = fit_prior(yaw, pitch)
+            truths, found = (", ".join(f"{v:.3f}" for v in pair) for pair in (truth.std(0), (yaw.stddev or 0, pitch.stddev or 0)))
+            wanted = f"{prior[0]} {prior[1]:g}, {prior[2]:g}"
+            print(
+                f"{wanted:<22} {kind:<9} true deviations {truths}  read {found}  {' '.join(fitted.settings() if fitted else [])}"
+            )
+
+
+if __name__ == "__main__":
+    cli.run(main)

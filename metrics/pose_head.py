@@ -1,0 +1,91 @@
+"""What the pose head of a run's discriminator reads from pictures, and how well it reads the run's own generated ones.
+
+The head has learned to tell the poses of generated pictures, drawn from the run's camera prior, so what it reads in real ones
+leans toward that prior: set what comes out, train shortly again, read again (docs/own_photos.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkpoint_files import check_finite
+from checkpoints import latest_checkpoint, load_generator, load_training_checkpoint
+from cli import UserError, require_file
+from curriculums import Curriculum
+from discriminators.progressive import ProgressiveEncoderDiscriminator
+from metrics.sampling import render_images, sample_fields
+from training.schedules import fade_alpha_at
+
+BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class PoseHead:
+    """A discriminator as it stood at ``step``, for images of ``image_size``, with its curriculum and its checkpoint."""
+
+    discriminator: ProgressiveEncoderDiscriminator
+    curriculum: Curriculum
+    path: Path
+    step: int
+
+    @property
+    def image_size(self) -> int:
+        return self.curriculum.stage_at(self.step - 1).img_size
+
+    @torch.no_grad()
+    def read(self, images: Tensor, batch_size: int = 128) -> Tensor:
+        """Yaw and pitch (N, 2) around the curriculum's mean pose of images (N, 3, H, H) in [-1, 1], on the CPU."""
+        device = next(self.discriminator.parameters()).device
+        fade_alpha = fade_alpha_at(self.curriculum, self.step - 1)
+        poses = torch.cat([self.discriminator(batch.to(device), fade_alpha).pose.cpu() for batch in images.split(batch_size)])
+        return poses.flip(1) - torch.tensor([self.curriculum.h_mean, self.curriculum.v_mean])
+
+    def read_generated(self, num: int, seed: int) -> tuple[Tensor, Tensor]:
+        """What it reads from ``num`` of the run's own generated pictures, and their true poses: (N, 2) each, as :meth:`read`.
+
+        The generator's own weights, which the head learned from, not the averaged ones.
+        """
+        device = next(self.discriminator.parameters()).device
+        loaded = load_generator(self.path, device=device, weights="generator")
+        means = torch.tensor([self.curriculum.h_mean, self.curriculum.v_mean])
+        readings, truth = [], []
+        for field, poses in sample_fields(loaded, num, psi=1.0, seed=seed, batch_size=BATCH_SIZE, what="generated images"):
+            images = render_images(field, poses, self.curriculum, self.image_size)
+            readings.append(self.read(images.float() / 127.5 - 1))
+            truth.append(torch.stack([poses.yaw.cpu(), poses.pitch.cpu()], dim=1) - means)
+        return torch.cat(readings), torch.cat(truth)
+
+
+def load_pose_head(path: str | Path, device: torch.device) -> PoseHead:
+    """From a training checkpoint, or the newest whole one in a run's folder. Raises UserError."""
+    path = Path(path)
+    if path.is_dir():
+        found = latest_checkpoint(path)
+        if found is None:
+            raise UserError(f"{path} holds no whole training checkpoint (checkpoint_0001000.pt); name the folder of a run")
+        path = found
+    content = load_training_checkpoint(require_file(path))
+    curriculum = Curriculum.from_dict(content["curriculum"])
+    if content["step"] == 0:
+        raise UserError(f"{path} is from before the first step; its discriminator has learned nothing yet")
+    if curriculum.sample_dist is None or not curriculum.pos_lambda or min(curriculum.h_stddev, curriculum.v_stddev) == 0:
+        raise UserError(f"{path}: its run had one fixed pose or no pose loss (pos_lambda), so its discriminator reads no poses")
+    discriminator = _discriminator(path, curriculum, content["discriminator"])
+    return PoseHead(discriminator.to(device).eval(), curriculum, path, content["step"])
+
+
+def _discriminator(path: Path, curriculum: Curriculum, state: Mapping[str, Tensor]) -> ProgressiveEncoderDiscriminator:
+    """Built without memory, then given the file's tensors: its widths may come from an untrusted file."""
+    check_finite(path, state)
+    try:
+        with torch.device("meta"):
+            discriminator = ProgressiveEncoderDiscriminator(curriculum)
+        discriminator.load_state_dict({name: value.float() for name, value in state.items()}, strict=True, assign=True)
+    except (RuntimeError, TypeError, OverflowError):
+        raise UserError(f"{path}: its discriminator is not the one that its curriculum describes") from None
+    return discriminator
