@@ -3,8 +3,9 @@
     python pose_spread.py photos/ --dataset CelebA              # read by a network that learned poses from the built-in heads
     python pose_spread.py photos/ --checkpoint outputs/run      # read by the discriminator of a run with these photos
 
-The first is for faces, human or roughly so; it is trained once, in some minutes. The second is for anything, and leans toward
-the camera prior that the run had. The last line is for train.py. See docs/own_photos.md for how close both come.
+The first is for faces; it is trained once, in some minutes, and refuses pictures that are foreign to it. The second is for
+anything, but leans toward the camera prior that the run had: a hint at most. The last line is for train.py. See
+docs/own_photos.md for how close both come.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def read_with_discriminator(images: Tensor, head: PoseHead, seed: int) -> Readin
     prior = {name: getattr(c, name) for name in ("h_stddev", "v_stddev", "sample_dist")}
     reader = {"kind": "discriminator", "file": str(head.path), "step": head.step, "image_size": head.image_size, "prior": prior}
     known = torch.cat([truth, readings], dim=1)
-    note = "a discriminator leans toward the prior of its run: set what it says, train shortly again, read again"
+    note = "a discriminator leans toward the prior of its run, and a short run's misreads: a hint at most (docs/own_photos.md)"
     return Readings(head.read(images), known, reader, [note])
 
 
@@ -175,7 +176,7 @@ def report(args: Any, images: Tensor, readings: Readings) -> None:
         if spread.stddev is None:
             print(f"  note: {name} cannot be told: it is hardly followed, drowns in error, or is not believed")
     if prior is None:
-        remedy = "train longer" if args.checkpoint else "use --checkpoint"
+        remedy = "train longer" if args.checkpoint else "they are foreign to it, or too few"
         raise cli.UserError(
             f"neither yaw nor pitch of these pictures can be told; {remedy}, or choose by eye (dataset.py --check)"
         )
