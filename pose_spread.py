@@ -176,10 +176,8 @@ def report(args: Any, images: Tensor, readings: Readings) -> None:
         if spread.stddev is None:
             print(f"  note: {name} cannot be told: it is hardly followed, drowns in error, or is not believed")
     if prior is None:
-        remedy = "train longer" if args.checkpoint else "they are foreign to it, or too few"
-        raise cli.UserError(
-            f"neither yaw nor pitch of these pictures can be told; {remedy}, or choose by eye (dataset.py --check)"
-        )
+        remedy = "train longer, or choose" if args.checkpoint else "choose"
+        raise cli.UserError(f"neither yaw nor pitch of these pictures can be told; {remedy} by eye (dataset.py --check)")
     print(f"--set {' '.join(settings)}")
 
 
