@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from checkpoints import load_generator
 from cli import UserError
 from generators.cameras import CameraPoses, camera_rays
 from metrics.predictor import GeometryPredictor, PredictorSettings, augment, get_predictor, prediction_loss, train_predictor
+from metrics.sampling import ALONE
 from metrics.shapes import Geometry, compare, compare_statistics, flattened, mirrored, normals_to_camera, shape_statistics
 from metrics.truth import find_truth, read_truth
+from training.evaluation import EvaluationOptions, Evaluator
 
 SIZE, FOV, RADIUS = 32, 12.0, 0.07
 
@@ -177,6 +180,22 @@ def test_script_finds_a_generator_true_to_its_pictures(ball_set, tiny_generator_
     assert record["noise_floor"]["depth_mae"] > 0 and record["protocol"]["predictor"]["num_steps"] == 80
     assert record["protocol"]["white_background"] is False and record["protocol"]["image_size"] == SIZE
     assert "noise floor" in capsys.readouterr().out
+
+
+def test_a_run_measures_its_shape_error_where_the_set_has_a_truth(ball_set, tiny_generator_path, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.evaluation.PredictorSettings", partial(PredictorSettings, num_steps=80))
+    monkeypatch.setattr("training.evaluation.default_cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("training.evaluation.NUM_SHAPES", 8)
+    loaded = load_generator(tiny_generator_path)
+    for path in (ball_set, ball_set / "images"):
+        evaluator = Evaluator(EvaluationOptions(str(path), "Heads"), ALONE)
+        parts = evaluator.parts(loaded.generator, SIZE, 1)
+        assert list(parts) == ["surfaces", "the shape error"]
+        scores = parts["the shape error"]()
+        assert scores["depth_correlation"] > 0.7 and scores["mask_iou"] > 0.8 and 0 < scores["depth_error"] < 0.02
+    (tmp_path / "photos").mkdir()
+    without = Evaluator(EvaluationOptions(str(tmp_path / "photos"), "Heads"), ALONE)
+    assert list(without.parts(loaded.generator, SIZE, 1)) == ["surfaces"]
 
 
 def test_bad_input(ball_set, tiny_generator_path, empty_generator_path, tmp_path):

@@ -19,8 +19,9 @@ from cli import UserError
 from metrics import fidelity
 from metrics.fidelity import FidelitySettings, calculate, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation, Metric
-from metrics.sampling import draw_poses, generated_images
+from metrics.sampling import ALONE, draw_poses, generated_images
 from metrics.swd import laplacian_pyramid, sliced_distance, sliced_wasserstein
+from training.evaluation import EvaluationOptions, Evaluator
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,15 @@ def test_script_through_torch_fidelity(repo, photo_dir, inception_file, tiny_gen
     assert (protocol["num_real"], protocol["num_fake"], protocol["kid_subset_size"]) == (12, 14, 6)
     assert protocol["feature_extractor"] == "inception-v3-compat" and protocol["psi"] == 1.0 and protocol["torch_fidelity"]
     assert "only 12 real images" in done.stdout and "fid" in done.stdout
+
+
+def test_a_run_measures_fid_where_the_weights_are(photo_dir, inception_file, tiny_generator_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))  # where none lie
+    generator = load_generator(tiny_generator_path).generator
+    for weights, expected in ((inception_file, {"swd", "swd_real_halves", "fid", "kid"}), (None, {"swd", "swd_real_halves"})):
+        options = EvaluationOptions(str(photo_dir), "Images", num_images=8, weights=weights, use_cache=False)
+        results = Evaluator(options, ALONE).parts(generator, 16, 1)["image metrics"]()
+        assert set(results) == expected and all(value > 0 for name, value in results.items() if name != "kid")
 
 
 def test_hostile_weights_run_nothing(tmp_path):
