@@ -252,6 +252,8 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
         if processes.is_main:
             tell(f"outward start: fitting the field to a ball of radius {curriculum.init_ball_radius}")
         state.start_outward()
+        networks = (state.generator, *(average.generator for average in state.averages.values()))
+        processes.share(tensor for network in networks for tensor in network.state_dict().values())
     recorder = None
     if processes.is_main:
         record = {"arguments": vars(arguments), "curriculum": curriculum.to_dict(), "world_size": processes.world_size}

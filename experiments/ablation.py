@@ -45,7 +45,6 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "strong_normal_term": (*WATCH, "normal_lambda=0.5"),
         "wide_interval": (*WATCH, "interval_min=0.12"),
         "narrow_interval": (*WATCH, "interval_max=0.03"),
-        "half_rates": (*WATCH, "gen_lr=2e-4", "disc_lr=4e-4"),
     },
 }
 

@@ -480,6 +480,21 @@ def test_pictures_are_those_of_one_process_in_their_order(tmp_path):
     assert len({image.numpy().tobytes() for image in found[0]}) == 7  # all different, so that an exchange would show
 
 
+def _share(folder: str) -> None:
+    processes = join_processes(CPU)
+    layer = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(layer.weight, float(processes.rank + 1))
+    processes.share(layer.state_dict().values())
+    torch.save(layer.state_dict(), f"{folder}/{processes.rank}.pt")
+    processes.close()
+
+
+def test_what_the_main_process_shares_all_have(tmp_path):
+    run_ranks(_share, 2, tmp_path, str(tmp_path))
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first) and (second["weight"] == 1).all()
+
+
 # -- launchers ------------------------------------------------------------------------------------------------------
 
 # Stand-ins for the programs of a cluster. Everything else is real: the launchers, torchrun, training.

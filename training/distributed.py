@@ -98,6 +98,12 @@ class Processes:
         dist.gather(padded, parts)
         return [part[: int(count)].cpu() for part, count in zip(parts or [], counts, strict=False)]
 
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """The main process's values, in place, in every process: what each has computed may differ in its last bits."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
