@@ -14,7 +14,7 @@ from checkpoints import load_training_checkpoint
 from curriculums import CURRICULUMS, Curriculum
 from generators.generator import ImplicitGenerator3d
 from train import main as train
-from training.hollow import Bulge, measure_bulge
+from training.hollow import PATIENCE, Bulge, measure_bulge
 from training.mirror import reflection
 from training.run_state import RunState
 
@@ -80,7 +80,7 @@ def test_a_ball_goes_outward_and_a_bowl_inward(states: dict[str, RunState]) -> N
 
 def test_only_what_is_beyond_doubt_is_hollow() -> None:
     assert Bulge(-0.02, 0.002, 16).is_hollow(0.24)
-    assert not Bulge(-0.02, 0.02, 16).is_hollow(0.24), "the shapes do not agree"
+    assert not Bulge(-0.02, 0.012, 16).is_hollow(0.24), "the shapes do not agree"
     assert not Bulge(-0.001, 0.0001, 16).is_hollow(0.24), "nearly flat"
     assert not Bulge(-0.02, 0.002, 4).is_hollow(0.24), "most have no surface"
 
@@ -93,7 +93,7 @@ def command(photos: Path, output: Path, start: Path, *more: str) -> list[str]:
     return [
         *("--curriculum", "SYNTH_TINY", "--dataset_path", str(photos), "--output_dir", str(output), "--device", "cpu"),
         *("--no-cache", "--no-use_logger", "--sample_interval", "0", "--load_dir", str(start), *more),
-        *("--set", *SETTINGS, "hollow_check_interval=2"),
+        *("--set", *SETTINGS, "hollow_check_interval=1"),
     ]
 
 
@@ -102,14 +102,14 @@ def test_a_run_turns_hollow_shapes_outward_once(states, photos, tmp_path, shape:
     start, output = tmp_path / "start", tmp_path / "run"
     start.mkdir()
     states[shape].save(start, 1)
-    train(command(photos, output, start, "--max_steps", "4", "--eval_freq", "4", "--eval_images", "0"))
+    train(command(photos, output, start, "--max_steps", "6", "--eval_freq", "6", "--eval_images", "0"))
     turned = [line for line in lines(output) if "mirrored_depth" in line]
-    assert [line["step"] for line in turned] == ([2] if shape == "bowl" else [])
+    assert [line["step"] for line in turned] == ([PATIENCE] if shape == "bowl" else [])
     assert lines(output)[-1]["bulge"] > 0.01 and lines(output)[-1]["hit_rate"] > 0.3
     assert all(line["inverted"] for line in turned), "the block before which the bowl lay is free now"
     before, after = (
         load_training_checkpoint(folder / f"checkpoint_{step:07d}.pt")["discriminator"]["final_layer.weight"][-2:]
-        for folder, step in ((start, 0), (output, 4))
+        for folder, step in ((start, 0), (output, 6))
     )
     agreement = torch.nn.functional.cosine_similarity(before.flatten(), after.flatten(), dim=0)
     assert (agreement < -0.9) if shape == "bowl" else (agreement > 0.9)
@@ -119,10 +119,10 @@ def test_a_run_cut_at_the_turn_goes_on_as_if_it_had_not_been(states, photos, tmp
     start = tmp_path / "start"
     start.mkdir()
     states["bowl"].save(start, 1)
-    for name, stops in (("whole", ("4",)), ("cut", ("2", "4"))):
+    for name, stops in (("whole", ("6",)), ("cut", ("2", str(PATIENCE), "6"))):
         for stop in stops:
             train(command(photos, tmp_path / name, start, "--max_steps", stop, "--eval_freq", "2", "--eval_images", "0"))
-    whole, cut = (tmp_path / name / "checkpoint_0000004.pt" for name in ("whole", "cut"))
+    whole, cut = (tmp_path / name / "checkpoint_0000006.pt" for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
 

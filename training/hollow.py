@@ -2,7 +2,8 @@
 
 From unposed pictures a shape and its hollow twin look the same (training/mirror.py), so which of them a run finds is chance. Its
 shapes say which it was: seen from the front, the middle of an object is nearer than its rim; of its mould, farther.
-The rest of the run is as good either way: mirroring keeps what both networks have learned.
+The rest of the run is as good either way: mirroring keeps what both networks have learned. It disturbs fog, though, which
+may bulge either way before it takes shape: so only what stays hollow is turned.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from metrics.weighted_variance import mean_pose
 NUM_SEEDS = 16
 FEWEST_SHAPES = 8  # with a surface; fewer say nothing about the generator
 MAX_SIZE = 32  # pixels; more see no more of a bulge
-HOLLOW = 0.02  # of a ray's length: inward by so much is no fog that is still to take shape
+HOLLOW = 0.05  # of a ray's length
+PATIENCE = 4  # looks in a row: fog that is still to take shape goes inward for a while, and comes out again
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class RunState:
         self.is_fresh = True  # no weights of another run, or of this one's earlier part
         self.images_seen = 0
         self.num_images: int | None = None  # in the data set, as the checkpoint has it
+        self.hollow_looks = 0  # in a row, at which the shapes were hollow (training/hollow.py)
         self.attempt = 0  # raised each time the run goes back to a checkpoint; another attempt draws other numbers
         self.bad_steps = BadSteps()
         self.generator = generator.to(device)
@@ -87,6 +88,7 @@ class RunState:
             "world_size": world_size,
             "images_seen": self.images_seen,
             "num_images": self.num_images,
+            "hollow_looks": self.hollow_looks,
             "attempt": self.attempt,
             "bad_steps": asdict(self.bad_steps),
             "generator": self.generator.state_dict(),
@@ -142,6 +144,7 @@ class RunState:
         self.step = state["step"]
         self.images_seen = _count(path, state, "images_seen")
         self.num_images = _count(path, state, "num_images") or None
+        self.hollow_looks = _count(path, state, "hollow_looks")
         self.attempt = _count(path, state, "attempt")
         self.bad_steps = _bad_steps(path, state.get("bad_steps"))
         self._load_networks(path, state)

@@ -20,7 +20,7 @@ from training.batches import StageBatches
 from training.distributed import Processes
 from training.evaluation import EvaluationOptions, Evaluator
 from training.guard import BadSteps, Diverged, Guard, are_finite, nan_unless_finite, step_if_finite
-from training.hollow import measure_bulge
+from training.hollow import PATIENCE, measure_bulge
 from training.inputs import draw_inputs
 from training.keeper import Keeper
 from training.losses import topk_image_weights
@@ -264,13 +264,16 @@ class Trainer:
     # -- which way the shapes bulge --------------------------------------------------------------------------------
 
     def _turn_outward(self, recorder: Recorder | None, stage: Stage) -> None:
-        """Mirror the run in depth where its shapes are hollow. The main process looks, and all do as it finds."""
+        """Mirror the run in depth where its shapes stay hollow. The main process looks, and all do as it finds."""
         c, state = self.curriculum, self.state
         if not c.hollow_check_interval or state.step % c.hollow_check_interval:
             return
         average = state.averages["ema"].generator
         bulge = measure_bulge(average, stage.img_size) if self.processes.is_main else None
-        if self.processes.any(bulge is not None and bulge.is_hollow(c.ray_end - c.ray_start)):
+        is_hollow = self.processes.any(bulge is not None and bulge.is_hollow(c.ray_end - c.ray_start))
+        state.hollow_looks = state.hollow_looks + 1 if is_hollow else 0
+        if state.hollow_looks == PATIENCE:
+            state.hollow_looks = 0
             turn = best_turn(average, stage.img_size) if self.processes.is_main else None
             state.mirror_depth(self.processes.any(turn is not None and turn.invert))
             if recorder is not None:
