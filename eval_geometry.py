@@ -1,6 +1,6 @@
 """How true a generator's surfaces are to its own pictures, on data with ground truth (synthetic_heads.py).
 
-    python eval_geometry.py model.safetensors --dataset_path heads/
+    python eval_geometry.py model.safetensors --dataset_path data/heads64
 
 A generated head is no particular head of the set, so there is no truth to compare it with pixel by pixel. But there is a
 truth about pictures OF heads: a small predictor learns it from the set (depth, normals, mask), reads the geometry off each

@@ -1,7 +1,7 @@
 """How close a generator's images are to real ones: FID, KID, IS (torch-fidelity), and SWD, which needs no weights.
 
     python eval_metrics.py generator.pth --dataset_path photos/ --curriculum CelebA
-    python eval_metrics.py model.safetensors --dataset_path heads/images --metrics swd
+    python eval_metrics.py model.safetensors --dataset_path data/heads64/images --metrics swd
     torchrun --standalone --nproc_per_node=8 eval_metrics.py model.safetensors --dataset_path photos/
 
 Images go to the metric as they were rendered, without a file between. See docs/metrics.md for what the numbers mean.

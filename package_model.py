@@ -1,8 +1,8 @@
 """Package a trained generator for others: one small file and its model card.
 
-    python package_model.py outputs/heads --name heads --scores outputs/eval_geometry.json outputs/eval_metrics.json
+    python package_model.py outputs/mine --name mine --scores outputs/eval_geometry.json outputs/eval_metrics.json
 
-writes pretrained/heads.safetensors, which all scripts then take by its name, and pretrained/heads.json: the command, curriculum,
+writes pretrained/mine.safetensors, which all scripts then take by its name, and pretrained/mine.json: the command, curriculum,
 data, seed, steps, device and minutes of the run, and the scores with all they depend on. Weights are stored in half precision
 where that cannot be seen (--precision auto: pictures above 60 dB PSNR from those of the full one).
 """
@@ -53,6 +53,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--note", default="", help="a sentence for the card")
     parser.add_argument("--minutes", type=positive_float, help="of training, if the run's log does not tell all of them")
     parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model of that name")
     parser.add_argument("--output_dir", default=str(PRETRAINED_DIR))
     return parser.parse_args(argv)
 
@@ -100,7 +101,7 @@ def training_record(folder: Path, minutes: float | None) -> dict[str, Any]:
         if "images_per_second" in line and "images_seen" in line:
             seconds += (line["images_seen"] - seen) / max(line["images_per_second"], 1e-9)
             seen = line["images_seen"]
-    record |= {"images_seen": int(seen), "minutes": round(minutes or seconds / 60, 1), **run.get("machine", {})}
+    record |= {"minutes": round(minutes or seconds / 60, 1), **run.get("machine", {})}
     return record
 
 
@@ -139,6 +140,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     if not args.name.replace("-", "").replace("_", "").isalnum() or not args.name.isascii():
         raise cli.UserError(f"--name {args.name!r}: use letters, digits, - and _")
+    target = Path(args.output_dir) / f"{args.name}.safetensors"
+    if target.exists() and not args.overwrite:
+        raise cli.UserError(f"{target} is there already; choose another --name, or --overwrite it")
     path = Path(args.path)
     run_dir = Path(args.run_dir) if args.run_dir else None
     if path.is_dir():
@@ -157,9 +161,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         size = packed.stat().st_size
         if size > MAX_BYTES:
             raise cli.UserError(f"the file would be {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}; use --precision half")
-        write_atomically(output / f"{args.name}.safetensors", packed.read_bytes())
+        write_atomically(target, packed.read_bytes())
     write_json(output / f"{args.name}.json", {**card, "bytes": size})
-    print(f"{output / args.name}.safetensors: {size / 1e6:.2f} MB, {dtype} precision (half costs {psnr:.0f} dB); card beside it")
+    print(f"{target}: {size / 1e6:.2f} MB, {dtype} precision (half costs {psnr:.0f} dB); card beside it")
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def run_options(arguments: argparse.Namespace, curriculum: Curriculum, output_di
     return RunOptions(
         output_dir=output_dir,
         dataset_path=arguments.dataset_path,
-        dataset_preset=arguments.dataset or curriculum.dataset,
+        dataset_preset=curriculum.dataset,
         max_steps=arguments.max_steps,
         max_minutes=arguments.max_minutes,
         num_epochs=arguments.n_epochs,
@@ -280,7 +280,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise cli.UserError("--set_step and --mirror_depth go with --load_dir")
     if arguments.load_dir and arguments.resume not in ("auto", "never"):
         raise cli.UserError("--load_dir starts a new run and --resume PATH goes on with one; give one of them")
-    curriculum = get_curriculum(arguments.curriculum).with_overrides(arguments.set)
+    crop = [f"dataset={arguments.dataset}"] if arguments.dataset else []  # kept with the weights: scores need it
+    curriculum = get_curriculum(arguments.curriculum).with_overrides([*arguments.set, *crop])
     device = cli.resolve_device(arguments.device)
     output_dir = cli.make_output_dir(arguments.output_dir)
     check_dataset(arguments, curriculum)

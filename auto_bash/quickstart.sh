@@ -14,6 +14,10 @@ case "${1:-}" in
 esac
 MINUTES="${QUICKSTART_MINUTES:-2.5}"
 HEADS="${QUICKSTART_HEADS:-1500}"
+if ! [[ "$MINUTES" =~ ^[0-9]+(\.[0-9]+)?$ && "$HEADS" =~ ^[1-9][0-9]*$ ]]; then
+  echo "quickstart.sh: error: QUICKSTART_MINUTES=$MINUTES, QUICKSTART_HEADS=$HEADS: write a number of minutes and a whole number of heads" >&2
+  exit 2
+fi
 OUT="$(realpath -m "${1:-"$(dirname "$0")/../quickstart"}")"
 cd "$(dirname "$0")/.."
 OUT="${OUT#"$PWD"/}" # short in the commands shown, where it lies in the project

@@ -39,6 +39,7 @@ class RenderSettings:
     density_noise: float = 0.0
     last_back: bool = False
     white_back: bool = False
+    background: float | None = None  # of pictures: what rays without a surface show; None: what is composited
 
     @classmethod
     def from_curriculum(cls, curriculum: Curriculum, interval: float | None = None) -> RenderSettings:

@@ -21,8 +21,8 @@ RAYS_PER_CHUNK = 1 << 15
 class ViewSettings:
     """How pictures are made; None stands for the curriculum's value (``interval``: its final, narrowest one).
 
-    ``surface_only``, of occupancy fields: a fast preview of one colour per ray, that of the root, or, without one, of the
-    far end. The depth is the root's.
+    ``surface_only``, of occupancy fields: a fast preview of one colour per ray, that of the root; without one, the background,
+    or with ``last_back`` the colour of the far end. The depth is the root's.
     """
 
     image_size: int = 256
@@ -38,7 +38,8 @@ class ViewSettings:
         settings = replace(RenderSettings.from_curriculum(curriculum, self.interval), last_back=last_back)
         settings = settings.multiply_steps(self.ray_step_multiplier)
         if self.surface_only:  # the interval shrinks to the root, and its only sample takes all of the weight
-            settings = replace(settings, num_surface=1, num_fine=0, interval=0.0, last_back=True)
+            background = None if last_back else float(settings.white_back)
+            settings = replace(settings, num_surface=1, num_fine=0, interval=0.0, last_back=True, background=background)
         return settings
 
 
@@ -131,6 +132,8 @@ def view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Te
     Colours (B, R, 3) in [0, 1], normals (B, R, 3), the rest (B, R).
     """
     output = render(field, rays, settings)
+    if settings.background is not None:
+        output.rgb = torch.where(output.surface.hit_mask.unsqueeze(-1), output.rgb, settings.background)
     only_the_root = settings.num_surface == 1 and settings.interval == 0
     normals, surface_colors = surface_appearance(field, rays, output, output.rgb if only_the_root else None)
     return output.rgb, output.depth, output.surface.t, output.surface.hit_mask, normals, surface_colors

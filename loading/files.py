@@ -56,7 +56,7 @@ def find_images(path: str | Path) -> ImageSource:
     except Exception as error:  # a name too long, a home that is nobody's, a zip whose directory is damaged
         if isinstance(error, cli.UserError):
             raise
-        raise cli.UserError(f"cannot read {text} ({type(error).__name__}: {error}); give --dataset_path another") from None
+        raise cli.UserError(f"cannot read {text} ({type(error).__name__}: {error}); name another") from None
     if not source.names:
         raise cli.UserError(f"{text} holds no pictures ({', '.join(EXTENSIONS)})")
     return source
@@ -77,7 +77,7 @@ def _in_files(text: str, place: Path) -> ImageSource:
     else:
         files = _files_matching(place)
         if not files:
-            raise cli.UserError(f"there is no folder, zip or picture at {text}; give --dataset_path one that exists")
+            raise cli.UserError(f"there is no folder, zip or picture at {text}; name one that exists")
     stamps = {}
     for name in sorted(name for name in files if _is_image_name(name)):
         with contextlib.suppress(OSError):  # gone since it was listed, or a link to nowhere

@@ -50,7 +50,7 @@ def test_a_packaged_run_is_its_averaged_generator_with_a_card(run: Path, tmp_pat
     where = ["--name", "small-one", "--output_dir", str(tmp_path), "--scores", str(scores), "--note", "A test."]
     package_model.main([str(run), *where, "--precision", "full"])
     card = json.loads((tmp_path / "small-one.json").read_text())
-    assert card["step"] == 3 and card["training"]["seed"] == 0 and card["training"]["images_seen"] == 12
+    assert card["step"] == 3 and card["training"]["seed"] == 0
     assert card["training"]["command"].startswith("python train.py --curriculum SYNTH_TINY")
     assert card["training"]["device"].startswith("CPU") and card["training"]["minutes"] >= 0
     assert card["scores"]["eval_metrics"]["metrics"] == {"swd": 1.5} and "somewhere" not in json.dumps(card)
@@ -64,6 +64,10 @@ def test_a_packaged_run_is_its_averaged_generator_with_a_card(run: Path, tmp_pat
 def test_half_precision_is_half_the_file_and_close(run: Path, tmp_path: Path) -> None:
     for precision in ("full", "half"):
         package_model.main([str(run), "--name", precision, "--output_dir", str(tmp_path), "--precision", precision])
+    before = (tmp_path / "full.safetensors").read_bytes()
+    with pytest.raises(UserError, match="is there already"):
+        package_model.main([str(run), "--name", "full", "--output_dir", str(tmp_path), "--precision", "half"])
+    assert (tmp_path / "full.safetensors").read_bytes() == before
     full, half = (tmp_path / f"{precision}.safetensors" for precision in ("full", "half"))
     assert half.stat().st_size < 0.7 * full.stat().st_size
     a, b = (load_generator(path).generator.state_dict() for path in (full, half))

@@ -19,6 +19,7 @@ from PIL import Image
 from small_models import fit_coloured_ball
 
 from checkpoints import load_generator, load_training_checkpoint
+from cli import UserError
 from curriculums import CURRICULUMS, Curriculum
 from train import main as train
 from training.distributed import Processes
@@ -186,6 +187,16 @@ def test_averages_follow_the_weights(photos, tmp_path):
     measured = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert measured["step"] == 3 and {"hit_rate", "swd", "swd_real_halves"} <= measured.keys()
     assert {"D/r1", "D/pose", "G/gan", "G/opacity_prior", "G/normal", "G/hit_rate", "images_per_second"} <= lines[0].keys()
+
+
+def test_the_crop_is_kept_with_the_run(photos, tmp_path):
+    train(arguments(photos, tmp_path, "--max_steps", "1", "--dataset", "Cats"))
+    assert load_generator(tmp_path / "generator.safetensors").curriculum.dataset == "Cats"
+    with pytest.raises(UserError, match="was trained with dataset = 'Cats', this run asks for 'Images'"):
+        train(arguments(photos, tmp_path, "--max_steps", "2", "--dataset", "Images"))
+    faster = arguments(photos, tmp_path, "--max_steps", "2", "--dataset", "Cats")
+    with pytest.raises(UserError, match=r"with stages\[0\]\.gen_lr = 0\.0004, this run asks for 0\.001;"):
+        train([*faster, "gen_lr=1e-3"])
 
 
 def test_radiance_curriculum_trains(photos, tmp_path):

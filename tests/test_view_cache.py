@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,20 @@ def test_surface_only_is_the_colour_at_the_root() -> None:
     assert torch.allclose(preview.image * preview.hit_mask, plain.surface_image * preview.hit_mask, atol=1e-5)
     assert torch.allclose(preview.depth[preview.hit_mask], plain.surface_depth[preview.hit_mask], atol=2e-5)
     assert num_preview == 32**2, "one colour per ray"
+
+
+def test_surface_only_shows_the_background_where_there_is_no_surface() -> None:
+    field, pose = CurvedField(0.08, sharpness=2000), make_pose(1.8, 1.6)
+    for white, value in ((False, -1.0), (True, 1.0)):
+        curriculum = replace(CURRICULUMS["SYNTH"], white_back=white)  # without eval_last_back
+        whole, preview, far = (
+            render_view(field, pose, curriculum, ViewSettings(32, last_back=last_back, surface_only=surface_only)).image
+            for last_back, surface_only in ((None, False), (None, True), (True, True))
+        )
+        missed = (preview == value).all(dim=0)
+        assert 0.5 < missed.float().mean() < 0.7
+        assert torch.equal(preview[:, ~missed], far[:, ~missed])
+        assert psnr_db(preview, whole) > psnr_db(far, whole) + 5
 
 
 def test_reference_generator(shared_dir: Path) -> None:

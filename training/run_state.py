@@ -134,8 +134,9 @@ class RunState:
         theirs, ours = Curriculum.from_dict(state["curriculum"]).to_dict(), self.curriculum.to_dict()
         for key in [key for key in ours if key not in EVALUATION_KEYS]:
             if theirs.get(key) != ours[key]:
+                name, was, asked = _first_difference(key, theirs.get(key), ours[key])
                 raise UserError(
-                    f"{path} was trained with {key} = {theirs.get(key)!r}, this run asks for {ours[key]!r};"
+                    f"{path} was trained with {name} = {was!r}, this run asks for {asked!r};"
                     " choose another --output_dir, or --load_dir to start a new run from its weights"
                 )
         if _count(path, state, "seed") != self.seed:
@@ -196,6 +197,17 @@ class RunState:
             _load_weights(average.generator, state[source], path, name)
             average.generator.truncation_mean = None
             average.num_updates = _count(path, state, f"{source}_num_updates")
+
+
+def _first_difference(name: str, theirs: Any, ours: Any) -> tuple[str, Any, Any]:
+    """Where two settings differ, as deep as their lists and dictionaries correspond: a name, and both values there."""
+    if isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+        pairs = [(f"{name}[{i}]", *both) for i, both in enumerate(zip(theirs, ours, strict=True))]
+    elif isinstance(theirs, dict) and isinstance(ours, dict) and theirs.keys() == ours.keys():
+        pairs = [(f"{name}.{key}", theirs[key], ours[key]) for key in ours]
+    else:
+        return name, theirs, ours
+    return next(_first_difference(*pair) for pair in pairs if pair[1] != pair[2])
 
 
 def _check_world_size(path: Path, theirs: int | None, ours: int, step: int, curriculum: Curriculum) -> None:
