@@ -1,10 +1,11 @@
 # Sourced by bfm.sh, celeba.sh, cats.sh: trains CURRICULUM on one GPU, on all that CUDA_VISIBLE_DEVICES names, or on the CPU.
 #   bash auto_bash/cats.sh DATASET_PATH [OUTPUT_DIR] [further arguments of train.py]
 set -euo pipefail
-if [ $# -lt 1 ]; then
-  echo "usage: bash auto_bash/$(basename "$0") DATASET_PATH [OUTPUT_DIR] [arguments of train.py]" >&2
-  exit 2
-fi
+USAGE="usage: bash auto_bash/$(basename "$0") DATASET_PATH [OUTPUT_DIR] [arguments of train.py]"
+case "${1:-}" in
+  -h | --help) echo "$USAGE"; exit 0 ;;
+  "" | -*) echo "$USAGE" >&2; exit 2 ;;
+esac
 DATASET_PATH="$1"; shift
 [ "${DATASET_PATH#/}" != "$DATASET_PATH" ] || DATASET_PATH="$PWD/$DATASET_PATH" # a glob too is the caller's
 OUTPUT_DIR="$(dirname "${BASH_SOURCE[0]}")/../outputs/$CURRICULUM"
