@@ -369,7 +369,7 @@ class Soak:
                 self.disturb(event, rng, num_left=len(events) - index)
             self.train_to_the_end()
             self.compare()
-        except SoakError as error:
+        except (SoakError, OSError, subprocess.SubprocessError) as error:  # the last line is JSON whatever happens
             self.problem(str(error))
         self.tally.identical = self.tally.identical and not self.tally.problems
         self.tally.seconds = round(time.monotonic() - self.started, 1)
