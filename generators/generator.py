@@ -19,6 +19,11 @@ def latent_from_seed(seed: int, latent_dim: int, z_dist: str = "gaussian") -> Te
     return draw_latents(1, latent_dim, z_dist, generator)
 
 
+def latents_of_first_seeds(num: int, curriculum: Curriculum) -> Tensor:
+    """(num, latent_dim): the latents of seeds 0, 1, ..., num - 1."""
+    return torch.cat([latent_from_seed(seed, curriculum.latent_dim, curriculum.z_dist) for seed in range(num)])
+
+
 def draw_latents(num: int, latent_dim: int, z_dist: str, generator: torch.Generator) -> Tensor:
     """(num, latent_dim): standard normal, or uniform in [-1, 1]."""
     if z_dist == "gaussian":

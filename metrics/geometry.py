@@ -17,6 +17,11 @@ from metrics.shapes import Geometry, compare, flattened, mirrored, normals_to_ca
 from metrics.truth import TruthSet
 
 
+def surfaces_of(views: list[View]) -> Geometry:
+    """The surfaces that views meet, normals in WORLD axes."""
+    return Geometry(*(torch.stack([getattr(view, name) for view in views]) for name in ("surface_depth", "normals", "hit_mask")))
+
+
 def background_is_white(data: TruthSet) -> bool:
     """Whether the set's pictures are brighter than mid-grey where there is no object."""
     outside = ~data.geometry.mask.unsqueeze(1).expand_as(data.images)
@@ -35,9 +40,8 @@ def generated_geometry(
         poses.append(CameraPoses(pose.pitch.cpu(), pose.yaw.cpu()))
     images = torch.stack([((view.image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for view in views])
     all_poses = CameraPoses(*(torch.cat(column) for column in zip(*poses, strict=True)))
-    normals = normals_to_camera(torch.stack([view.normals for view in views]), all_poses)
-    depth = torch.stack([view.surface_depth for view in views])
-    return images, Geometry(depth, normals, torch.stack([view.hit_mask for view in views]))
+    surfaces = surfaces_of(views)
+    return images, surfaces._replace(normals=normals_to_camera(surfaces.normals, all_poses))
 
 
 def score(predicted: Geometry, generated: Geometry) -> dict[str, Any]:

@@ -33,6 +33,10 @@ def draw_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> 
     return CameraPoses(torch.cat([pose.pitch for pose in poses]), torch.cat([pose.yaw for pose in poses]))
 
 
+class SharedWorkFailed(RuntimeError):
+    """A process could not do its share; its own error is the cause."""
+
+
 @torch.no_grad()
 def sample_fields(
     loaded: LoadedGenerator, num: int, *, psi: float, seed: int, batch_size: int, what: str, rank: int = 0, world_size: int = 1
@@ -79,31 +83,20 @@ def generated_images(
 ) -> Tensor | None:
     """``num`` images of random latents and poses: (num, 3, image_size, image_size) uint8, never compressed.
 
-    Several ``processes`` render a part each, and the main one gets all of them, the others None.
+    Several ``processes`` render a part each, and the main one gets all of them, the others None. Raises SharedWorkFailed in
+    all of them where one cannot.
     """
-    own = share_of_images(loaded, num, image_size, psi=psi, seed=seed, batch_size=batch_size, processes=processes)
-    return collect_images(own, num, batch_size=batch_size, processes=processes)
-
-
-def share_of_images(
-    loaded: LoadedGenerator,
-    num: int,
-    image_size: int,
-    *,
-    psi: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 8,
-    processes: Processes = ALONE,
-) -> Tensor:
-    """Those of :func:`generated_images` that this process renders, (N, 3, image_size, image_size) uint8."""
     share = {"rank": processes.rank, "world_size": processes.world_size}
-    batches = sample_fields(loaded, num, psi=psi, seed=seed, batch_size=batch_size, what="generated images", **share)
-    images = [render_images(field, poses, loaded.curriculum, image_size) for field, poses in batches]
-    return torch.cat(images) if images else torch.empty((0, 3, image_size, image_size), dtype=torch.uint8)
-
-
-def collect_images(own: Tensor, num: int, *, batch_size: int, processes: Processes) -> Tensor | None:
-    """In the main process the shares of all of them, in the order of one process; elsewhere None."""
+    own, failure = torch.empty((0, 3, image_size, image_size), dtype=torch.uint8), None
+    try:
+        batches = sample_fields(loaded, num, psi=psi, seed=seed, batch_size=batch_size, what="generated images", **share)
+        images = [render_images(field, poses, loaded.curriculum, image_size) for field, poses in batches]
+        own = torch.cat(images) if images else own
+    except Exception as error:  # whatever it is, the others are not to wait for this process's images
+        failure = error
+    if processes.any(failure is not None):
+        why = "not enough memory" if isinstance(failure, MemoryError) else failure or "another process could not render its share"
+        raise SharedWorkFailed(str(why)) from failure
     parts = processes.gather(own)
     if not processes.is_main:
         return None

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from checkpoints import LoadedGenerator
 from cli import UserError
-from generators.generator import ImplicitGenerator3d, latent_from_seed
+from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
 from loading.cache import default_cache_dir
 from metrics.consistency import view_consistency
 from metrics.fidelity import weights_at_hand
-from metrics.geometry import background_is_white, generated_geometry
+from metrics.geometry import background_is_white, generated_geometry, surfaces_of
 from metrics.predictor import GeometryPredictor, PredictorSettings, get_predictor
 from metrics.registry import METRICS, Evaluation
-from metrics.sampling import collect_images, real_images, share_of_images
-from metrics.shapes import Geometry, compare, shape_statistics
+from metrics.sampling import SharedWorkFailed, generated_images, real_images
+from metrics.shapes import compare, shape_statistics
 from metrics.truth import TruthFiles, find_truth, read_truth
 from metrics.weighted_variance import latent_variances, mean_pose
 from training.distributed import Processes
@@ -34,6 +34,7 @@ NUM_SEEDS = 8
 NUM_SHAPES = 64  # views of which the shape error is measured
 NUM_TRUTH = 4000  # views of the set that its predictor may learn from, as in eval_geometry.py
 BATCH_SIZE = 8
+MIN_IMAGE_SIZE = 8  # pixels, of what SWD can see
 EXTRACTOR = "inception-v3-compat"
 
 Part = Callable[[], dict[str, float]]
@@ -78,23 +79,21 @@ class Evaluator:
 
     def _generated_images(self, loaded: LoadedGenerator, image_size: int) -> tuple[Tensor | None, Exception | None]:
         """In the main process ``num_images`` images, or why there are none; all processes render a share."""
-        num, failure, own = self._options.num_images, None, torch.empty((0, 3, image_size, image_size), dtype=torch.uint8)
-        if num == 0 or image_size < 8:
+        num = self._options.num_images
+        if num == 0 or image_size < MIN_IMAGE_SIZE:
             return None, None
         try:
-            own = share_of_images(loaded, num, image_size, batch_size=BATCH_SIZE, processes=self._processes)
-        except Exception as error:  # whatever it is, the others are not to wait for this process
-            failure = error
-        if self._processes.any(failure is not None):
-            return None, failure or RuntimeError("another process could not render its share")
-        return collect_images(own, num, batch_size=BATCH_SIZE, processes=self._processes), None
+            return generated_images(loaded, num, image_size, batch_size=BATCH_SIZE, processes=self._processes), None
+        except SharedWorkFailed as failure:  # in all processes
+            return None, failure
 
     # -- the shape error -------------------------------------------------------------------------------------------
 
     @cached_property
     def _truth(self) -> TruthFiles | None:
-        """The data set's ground truth, where it has one: beside the images, or in the folder above."""
-        for folder in (Path(self._options.dataset_path), Path(self._options.dataset_path).parent):
+        """The data set's ground truth, where it has one, as synthetic_heads.py lays it out."""
+        path = Path(self._options.dataset_path)
+        for folder in [path, path.parent] if path.name == "images" else [path]:
             try:
                 return find_truth(folder, NUM_TRUTH)
             except (UserError, OSError, ValueError):
@@ -154,8 +153,7 @@ def surface_metrics(generator: ImplicitGenerator3d, image_size: int) -> dict[str
     """
     curriculum = generator.curriculum
     device = next(generator.parameters()).device
-    z = torch.cat([latent_from_seed(seed, curriculum.latent_dim, curriculum.z_dist) for seed in range(NUM_SEEDS)])
-    field = generator.field(generator.film(z.to(device)))
+    field = generator.field(generator.film(latents_of_first_seeds(NUM_SEEDS, curriculum).to(device)))
     views = render_views(field, mean_pose(curriculum, NUM_SEEDS, device), curriculum, ViewSettings(image_size, 1))
     hit = torch.stack([view.hit_mask for view in views])
     scalars = {"hit_rate": float(hit.float().mean())}
@@ -163,8 +161,7 @@ def surface_metrics(generator: ImplicitGenerator3d, image_size: int) -> dict[str
         variances = [v.variance for v in latent_variances(field, curriculum, image_size, device) if v.num_rays]
         if variances:
             scalars["weighted_variance_1e4"] = 1e4 * sum(variances) / len(variances)
-    shapes = Geometry(torch.stack([view.surface_depth for view in views]), torch.stack([view.normals for view in views]), hit)
-    bulges = shape_statistics(shapes)["bulge"]
+    bulges = shape_statistics(surfaces_of(views))["bulge"]
     if len(bulges):
         scalars["bulge"] = float(bulges.mean())
     if hit.any():

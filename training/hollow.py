@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from generators.generator import ImplicitGenerator3d, latent_from_seed
+from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
-from metrics.shapes import Geometry, shape_statistics
+from metrics.geometry import surfaces_of
+from metrics.shapes import shape_statistics
 from metrics.weighted_variance import mean_pose
 
 NUM_SEEDS = 16
@@ -43,12 +44,10 @@ def measure_bulge(generator: ImplicitGenerator3d, image_size: int) -> Bulge:
     """Of fixed latents at psi 1 from the mean pose: :func:`metrics.shapes.shape_statistics`, the same at every call."""
     curriculum = generator.curriculum
     device = next(generator.parameters()).device
-    z = torch.cat([latent_from_seed(seed, curriculum.latent_dim, curriculum.z_dist) for seed in range(NUM_SEEDS)])
-    field = generator.field(generator.film(z.to(device)))
+    field = generator.field(generator.film(latents_of_first_seeds(NUM_SEEDS, curriculum).to(device)))
     settings = ViewSettings(min(image_size, MAX_SIZE), 1, surface_only=True)
     views = render_views(field, mean_pose(curriculum, NUM_SEEDS, device), curriculum, settings)
-    columns = (torch.stack([getattr(view, name) for view in views]) for name in ("surface_depth", "normals", "hit_mask"))
-    bulges = shape_statistics(Geometry(*columns))["bulge"].double()
+    bulges = shape_statistics(surfaces_of(views))["bulge"].double()
     if len(bulges) < 2:
         return Bulge(0.0, 0.0, len(bulges))
     return Bulge(float(bulges.mean()), float(bulges.std() / len(bulges) ** 0.5), len(bulges))

@@ -20,7 +20,7 @@ from cli import UserError
 from curriculums import Curriculum
 from discriminators.progressive import NUM_POSE, ProgressiveEncoderDiscriminator
 from generators.cameras import CameraPoses, camera_positions
-from generators.generator import ImplicitGenerator3d, latent_from_seed
+from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
 
 NUM_SEEDS = 8
@@ -47,7 +47,7 @@ def best_turn(generator: ImplicitGenerator3d, image_size: int) -> Turn:
     """With or without inverting: what leaves colours and silhouettes, seen from the mirrored poses, most as they were."""
     c = generator.curriculum
     device = next(generator.parameters()).device
-    z = torch.cat([latent_from_seed(seed, c.latent_dim, c.z_dist) for seed in range(NUM_SEEDS)]).to(device)
+    z = latents_of_first_seeds(NUM_SEEDS, c).to(device)
     aside = torch.linspace(-0.5, 0.5, NUM_SEEDS, device=device)
     offsets = torch.stack([aside * c.v_stddev, -aside * c.h_stddev])
     settings = ViewSettings(min(image_size, MAX_SIZE), 1, last_back=False)
