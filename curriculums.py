@@ -109,6 +109,8 @@ class Curriculum:
     unique_lr: bool = True  # True: one rate for all of G, as the published results have it. False: mapping at 5%.
     fade_steps: int = 10000
     init_ball_radius: float = 0.0  # > 0: fit the field to a ball of this radius before adversarial training
+    ball_hold_steps: int = 0  # the field is held to that ball, less and less until this step; 0: not at all
+    ball_hold_lambda: float = 0.1
     hollow_check_interval: int = 0  # steps between looks at which way the shapes bulge, to turn hollow ones outward; 0: never
 
     # Evaluation
@@ -234,7 +236,7 @@ def _shown(value: Any) -> str:
 _POSITIVE = ("fov", "interval_max", "interval_min", "h_sample", "grad_clip", "ray_start", "ray_end", "opacprior_lambda_init")
 _NON_NEGATIVE = (
     *("h_stddev", "v_stddev", "decay_beta", "r1_lambda", "z_lambda", "pos_lambda", "normal_lambda"),
-    *("weight_decay", "opacprior_growth_rate", "init_ball_radius", "h_mean", "v_mean"),
+    *("weight_decay", "opacprior_growth_rate", "init_ball_radius", "ball_hold_lambda", "h_mean", "v_mean"),
 )
 _COUNTS = (
     "latent_dim",
@@ -246,7 +248,7 @@ _COUNTS = (
     "end_step",
     "num_eval_imgs",
 )
-_COUNTS_OR_ZERO = ("num_steps_surface", "num_steps_fine", "n_secant_steps", "hollow_check_interval")
+_COUNTS_OR_ZERO = ("num_steps_surface", "num_steps_fine", "n_secant_steps", "ball_hold_steps", "hollow_check_interval")
 _MOST = {  # what no run wants more of; a file's settings must not fill the memory
     **{"latent_dim": 1 << 20, "hidden_dim": 1 << 20, "num_layers": 1000, "n_secant_steps": 1000},
     **dict.fromkeys(("num_steps_coarse", "num_steps_surface", "num_steps_fine"), 1024),
@@ -430,6 +432,8 @@ _TWO_CORES: dict[str, Any] = {  # a narrow field and discriminator, short schedu
     "opacprior_growth_rate": 1.5e-3,
     "num_eval_imgs": 512,
     "hollow_check_interval": 50,
+    "ball_hold_steps": 1000,
+    "ball_hold_lambda": 0.3,
 }
 
 

@@ -28,23 +28,22 @@ from curriculums import get_curriculum  # noqa: E402
 from scripts_common import positive_int, seed_number  # noqa: E402
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
-NO_REMEDY = ("init_ball_radius=0", "hollow_check_interval=0")
-WATCH = ("init_ball_radius=0", "hollow_check_interval=50")
+NOTHING = ("init_ball_radius=0", "ball_hold_steps=0", "hollow_check_interval=0")
+BALL = ("ball_hold_steps=0", "hollow_check_interval=0")  # of the curriculum's radius
+HOLD = ("hollow_check_interval=0",)
+WATCH = ("init_ball_radius=0", "ball_hold_steps=0")
 
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
-    "hollow": {
-        "plain": NO_REMEDY,
-        "ball": ("init_ball_radius=0.08", "hollow_check_interval=0"),
-        "watch": WATCH,
-    },
+    "hollow": {"plain": NOTHING, "ball": BALL, "hold": HOLD, "watch": WATCH, "both": ()},
     "recipe": {
-        "all": WATCH,
-        "no_opacity_prior": (*WATCH, "with_opacprior=False"),
-        "no_normal_term": (*WATCH, "with_normal_loss=False"),
-        "neither": (*WATCH, "with_opacprior=False", "with_normal_loss=False"),
-        "strong_normal_term": (*WATCH, "normal_lambda=0.5"),
-        "wide_interval": (*WATCH, "interval_min=0.12"),
-        "narrow_interval": (*WATCH, "interval_max=0.03"),
+        "both": (),  # the curriculum as it is
+        "no_opacity_prior": ("with_opacprior=False",),
+        "no_normal_term": ("with_normal_loss=False",),
+        "neither": ("with_opacprior=False", "with_normal_loss=False"),
+        "strong_normal_term": ("normal_lambda=0.5",),
+        "wide_interval": ("interval_min=0.12",),
+        "narrow_interval": ("interval_max=0.03",),
+        "weak_r1": ("r1_lambda=0.1",),
     },
 }
 

@@ -42,7 +42,8 @@ SMALL = [
     *("num_steps_coarse=6", "num_steps_surface=3", "num_steps_fine=2", "batch_size=2", "img_size=8", "topk_v=0.5"),
 ]
 CPU = torch.device("cpu")
-LATE = 5_000  # a step at which top-k drops images
+LATE = 5_000  # a step at which top-k drops images and the field is held to a ball
+HELD = ("init_ball_radius=0.08", f"ball_hold_steps={2 * LATE}")
 TOTAL_BATCH = 8
 DEADLINE = 300  # seconds, for a machine that is busy with other things; nothing here takes as long
 FORK = multiprocessing.get_context("forkserver")
@@ -134,11 +135,11 @@ def fitted_state() -> RunState:
 
 def gradients_and_scalars(weights: dict, processes: Processes, batch_split: int) -> dict[str, torch.Tensor]:
     """What the trainer's own step leaves in .grad, as seen by the optimizers, and what it would log, of a batch of 8."""
-    state = RunState(small_curriculum(), seed=3, device=CPU, amp_dtype=None)
+    state = RunState(small_curriculum(*HELD), seed=3, device=CPU, amp_dtype=None)
     state.generator.load_state_dict(weights)
     trainer = Trainer(state, RunOptions(Path(), "", "Images"), processes)
     settings = StepSettings.at(state.curriculum, LATE)
-    assert settings.topk_fraction < 1
+    assert settings.topk_fraction < 1 and settings.lambda_ball_hold > 0
     kept: dict[str, torch.Tensor] = {}
     finish = trainer._finish
 
@@ -195,7 +196,7 @@ def test_processes_give_the_gradient_of_one(gradients, world_size, batch_split):
 def test_the_log_has_means_over_processes(gradients, world_size):
     whole, part = gradients[1, 0, 1], gradients[world_size, 0, 1]
     names = [name.removeprefix("logged ") for name in whole if name.startswith("logged ")]
-    assert {"D/r1", "D/pose", "G/gan", "G/opacity_prior", "G/normal", "G/hit_rate", "G/grad_norm"} <= set(names)
+    assert {"D/r1", "D/pose", "G/gan", "G/opacity_prior", "G/normal", "G/ball_hold", "G/hit_rate", "G/grad_norm"} <= set(names)
     for name in names:
         assert float(part[f"logged {name}"]) == pytest.approx(float(whole[f"logged {name}"]), rel=2e-5, abs=1e-6), name
     assert float(part["own D/r1"]) != pytest.approx(float(whole["logged D/r1"]), rel=1e-4)  # not rank 0's own

@@ -138,4 +138,7 @@ def test_schedules():
     assert schedules.fade_alpha_at(bfm, 59_999) == 1
     assert schedules.density_noise_at(bfm, 0) == 0
     assert schedules.density_noise_at(CURRICULUMS["PIGAN_CelebA"], 2500) == 0.5
+    held = CURRICULUMS["SYNTH_TINY"].with_overrides(["init_ball_radius=0.08", "ball_hold_steps=100", "ball_hold_lambda=0.2"])
+    assert [schedules.ball_hold_weight_at(held, step) for step in (0, 50, 100, 101)] == [0.2, 0.1, 0, 0]
+    assert schedules.ball_hold_weight_at(held.with_overrides(["init_ball_radius=0"]), 0) == 0  # nothing to hold to
     assert schedules.ema_decay_at(0.999, 0) == 0.1 and schedules.ema_decay_at(0.999, 10**6) == 0.999

@@ -8,7 +8,7 @@ import torch
 from curriculums import CURRICULUMS
 from generators.generator import ImplicitGenerator3d
 from training import outward_start
-from training.outward_start import Attempt, fit_to_ball
+from training.outward_start import Attempt, ball_hold_loss, draw_points, fit_to_ball
 
 RADIUS = 0.08
 
@@ -55,3 +55,30 @@ def test_the_best_of_bad_attempts_is_kept(monkeypatch):
         losses.append(fit_to_ball(make_generator(), RADIUS, seed=0))
     assert losses[0] != losses[1]
     assert losses[2] == pytest.approx(min(losses[:2]), rel=1e-6)
+
+
+def test_the_hold_asks_for_what_is_missing_of_the_ball_and_for_no_more():
+    points = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.0, 0.079], [0.1, 0.0, 0.0], [0.0, 0.2, 0.0]]])  # two inside, two outside
+    depth = torch.tensor([[6.0, 0.15, -3.0, -6.0]])  # 150 a unit, at most 6
+    assert float(ball_hold_loss(depth, points, RADIUS)) == pytest.approx(0, abs=1e-8)
+    assert float(ball_hold_loss(2 * depth, points, RADIUS)) == 0  # a harder ball is free
+    logits = torch.tensor([[1.0, 0.05, 2.0, -9.0]], requires_grad=True)
+    loss = ball_hold_loss(logits, points, RADIUS)
+    assert float(loss.detach()) == pytest.approx((5**2 + 0.1**2 + 5**2) / 4, rel=1e-4)
+    loss.backward()
+    assert logits.grad[0, 0] < 0 and logits.grad[0, 2] > 0 and logits.grad[0, 3] == 0
+
+
+def test_the_hold_brings_a_dissolved_field_back():
+    generator = make_generator()
+    assert share_right(generator) < 0.9
+    optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        points = draw_points(4, 256, generator.curriculum, random)
+        logits = generator.field(generator.film(torch.randn(4, 64, generator=random))).occupancy_logits(points)
+        optimizer.zero_grad()
+        ball_hold_loss(logits, points, RADIUS).backward()
+        optimizer.step()
+    assert float(points.abs().max()) <= generator.curriculum.ray_end - 1 + 1e-6
+    assert share_right(generator) > 0.95

@@ -33,7 +33,8 @@ SMALL = [
     *("num_steps_coarse=6", "num_steps_surface=3", "num_steps_fine=2", "batch_size=4", "img_size=8", "topk_v=0.5"),
 ]
 ALONE = Processes(0, 1, torch.device("cpu"))
-LATE = 5_000  # a step at which top-k drops images
+LATE = 5_000  # a step at which top-k drops images and the field is held to a ball
+HELD = ("init_ball_radius=0.08", f"ball_hold_steps={2 * LATE}")
 
 
 def small_curriculum(*more: str) -> Curriculum:
@@ -87,8 +88,9 @@ def step_gradients(state: RunState, batch_split: int, monkeypatch) -> tuple[torc
 
 
 def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch):
-    state = fitted_state(small_curriculum())
-    assert StepSettings.at(state.curriculum, LATE).topk_fraction < 1
+    state = fitted_state(small_curriculum(*HELD))
+    settings = StepSettings.at(state.curriculum, LATE)
+    assert settings.topk_fraction < 1 and settings.lambda_ball_hold > 0
     whole = step_gradients(state, 1, monkeypatch)
     split = step_gradients(state, 4, monkeypatch)
     for a, b in zip(whole, split, strict=True):
@@ -100,7 +102,7 @@ def _two_processes(rank: int, port: int, weights: dict, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     processes = Processes(rank, 2, torch.device("cpu"))
-    state = RunState(small_curriculum(), seed=3, device=torch.device("cpu"), amp_dtype=None)
+    state = RunState(small_curriculum(*HELD), seed=3, device=torch.device("cpu"), amp_dtype=None)
     state.generator.load_state_dict(weights)
     results = _wrapped_gradients(state, processes, slice(2 * rank, 2 * rank + 2))
     torch.save(results, f"{folder}/{rank}.pt")
@@ -125,7 +127,7 @@ def _wrapped_gradients(state: RunState, processes: Processes, mine: slice) -> li
 
 
 def test_two_processes_give_the_gradient_of_one(tmp_path):
-    state = fitted_state(small_curriculum())
+    state = fitted_state(small_curriculum(*HELD))
     weights = state.generator.state_dict()
     torch.multiprocessing.spawn(_two_processes, args=(29_541, weights, str(tmp_path)), nprocs=2)
     expected = _wrapped_gradients(state, ALONE, slice(0, 4))

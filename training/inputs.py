@@ -18,6 +18,7 @@ from generators.cameras import CameraPoses, sample_camera_poses
 from generators.generator import draw_latents
 from generators.renderer import RenderNoise, draw_noise
 from training.distributed import Processes
+from training.outward_start import NUM_HOLD_POINTS, draw_points
 from training.steps import GeneratorInputs, StepSettings
 
 
@@ -56,16 +57,18 @@ def draw_inputs(
     )
     device, num_rays = processes.device, settings.image_size**2
     with_neighbours = purpose == "G" and curriculum.with_normal_loss and bool(curriculum.normal_lambda)
-    noises, directions = [], []
+    noises, directions, points = [], [], []
     for place in range(mine.start, mine.stop):
         own = seeded_generator(device, seed, step, purpose, place)
         noises.append(draw_noise(1, num_rays, settings.render, device, own))
         if with_neighbours:
             directions.append(torch.randn(1, num_rays, 3, generator=own, device=device))
+        if purpose == "G" and settings.lambda_ball_hold:
+            points.append(draw_points(1, NUM_HOLD_POINTS, curriculum, own))
     noise = RenderNoise(*(None if column[0] is None else torch.cat(column) for column in zip(*noises, strict=True)))
-    neighbours = F.normalize(torch.cat(directions), dim=-1) if with_neighbours else None
+    neighbours = F.normalize(torch.cat(directions), dim=-1) if directions else None
     poses = CameraPoses(*(_send(angle[mine], device) for angle in poses))
-    return GeneratorInputs(_send(z, device), poses, noise, neighbours)
+    return GeneratorInputs(_send(z, device), poses, noise, neighbours, torch.cat(points) if points else None)
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""An outward start: fit the field to a ball before adversarial training.
+"""An outward start: fit the field to a ball before adversarial training, and let go of it slowly.
 
 From scratch, training sometimes finds the inward-facing (hollow) shape, which explains unposed images equally well; the
 published runs start from a checkpoint picked by hand because of it. A solid ball bulges outward for every latent.
@@ -6,6 +6,10 @@ published runs start from a checkpoint picked by hand because of it. A solid bal
 A narrow network is fitted as it is. In a deep and wide one (8 layers of 256) the latent moves the phases of every layer so
 much that no ball is learned: the logits end as one constant, the field is empty. There the latent's influence, the
 last layer of the mapping network, starts smaller; adversarial training makes it grow.
+
+The first few hundred adversarial steps would dissolve the ball: a wrong colour is mended fastest by making it transparent,
+and what takes shape from that fog may face either way. So G's loss holds the field to the ball while the colours are learned
+(:func:`ball_hold_loss`), less and less, and the shape grows out of the ball.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from curriculums import Curriculum
 from generators.generator import ImplicitGenerator3d, draw_latents
 
 
@@ -28,6 +34,7 @@ ATTEMPTS = (Attempt(1.0, 1e-3), Attempt(0.5, 3e-4), Attempt(0.25, 3e-4))
 NUM_STEPS = 400
 NUM_LATENTS = 4
 NUM_POINTS = 1024
+NUM_HOLD_POINTS = 256  # per image of a step
 LOGIT_PER_UNIT = 150.0
 MAX_LOGIT = 6.0
 GOOD_LOSS = 0.5  # the mean square error of logits in [-MAX_LOGIT, MAX_LOGIT]; a constant has about 10
@@ -78,8 +85,25 @@ def _try(generator: ImplicitGenerator3d, radius: float, seed: int, attempt: Atte
 def _loss(generator: ImplicitGenerator3d, radius: float, random: torch.Generator) -> Tensor:
     curriculum = generator.curriculum
     device = next(generator.parameters()).device
-    half_side = curriculum.ray_end - 1
     z = draw_latents(NUM_LATENTS, curriculum.latent_dim, curriculum.z_dist, random).to(device)
-    points = ((torch.rand(NUM_LATENTS, NUM_POINTS, 3, generator=random) * 2 - 1) * half_side).to(device)
-    target = ((radius - points.norm(dim=-1)) * LOGIT_PER_UNIT).clamp(-MAX_LOGIT, MAX_LOGIT)
-    return (generator.field(generator.film(z)).occupancy_logits(points) - target).square().mean()
+    points = draw_points(NUM_LATENTS, NUM_POINTS, curriculum, random).to(device)
+    return (generator.field(generator.film(z)).occupancy_logits(points) - _ball_logits(points, radius)).square().mean()
+
+
+def draw_points(batch: int, num: int, curriculum: Curriculum, random: torch.Generator) -> Tensor:
+    """(batch, num, 3), uniform in the cube that reaches as far as the rays do, on the device of ``random``."""
+    uniform = torch.rand(batch, num, 3, generator=random, device=random.device)
+    return (uniform * 2 - 1) * (curriculum.ray_end - 1)
+
+
+def ball_hold_loss(logits: Tensor, points: Tensor, radius: float) -> Tensor:
+    """How far logits (B, N) at points (B, N, 3) fall short of a ball's: the mean square of what is missing, over images.
+
+    Inside they should be at least the ball's, outside at most; beyond that they are free, and near its surface in both ways.
+    """
+    target = _ball_logits(points, radius)
+    return F.relu((target - logits) * target.sign()).square().mean()
+
+
+def _ball_logits(points: Tensor, radius: float) -> Tensor:
+    return ((radius - points.norm(dim=-1)) * LOGIT_PER_UNIT).clamp(-MAX_LOGIT, MAX_LOGIT)

@@ -36,6 +36,13 @@ def opacity_prior_weight_at(curriculum: Curriculum, step: int) -> float:
     return min(10 * start, start * math.exp(min(curriculum.opacprior_growth_rate * step, 10)))
 
 
+def ball_hold_weight_at(curriculum: Curriculum, step: int) -> float:
+    """How strongly the field is held to the ball it started from: falls linearly to 0. 0 as well where it started from none."""
+    if not curriculum.ball_hold_steps or not curriculum.init_ball_radius:
+        return 0.0
+    return curriculum.ball_hold_lambda * max(0.0, 1 - step / curriculum.ball_hold_steps)
+
+
 def ema_decay_at(decay: float, num_updates: int) -> float:
     """Warm-up of a moving average."""
     return min(decay, (1 + num_updates) / (10 + num_updates))

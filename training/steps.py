@@ -18,16 +18,19 @@ from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderNoise, RenderOutput, RenderSettings, ray_points, render
 from siren.field import SirenField
 from training import losses, schedules
+from training.outward_start import ball_hold_loss
 
 
 class GeneratorInputs(NamedTuple):
     """Latents ``z`` (B, latent_dim), camera ``poses`` (B,), the renderer's random numbers, and unit ``neighbours``
-    (B, R, 3), the directions in which the normal loss looks (None where it is off)."""
+    (B, R, 3), the directions in which the normal loss looks, and ``ball_points`` (B, N, 3), where the field is held to a ball
+    (None where these are off)."""
 
     z: Tensor
     poses: CameraPoses
     noise: RenderNoise
-    neighbours: Tensor | None
+    neighbours: Tensor | None = None
+    ball_points: Tensor | None = None
 
     def split(self, num_parts: int) -> list[GeneratorInputs]:
         """Equal parts of the batch, in order."""
@@ -36,7 +39,8 @@ class GeneratorInputs(NamedTuple):
 
     def part(self, s: slice) -> GeneratorInputs:
         poses = CameraPoses(self.poses.pitch[s], self.poses.yaw[s])
-        return GeneratorInputs(self.z[s], poses, self.noise[s], None if self.neighbours is None else self.neighbours[s])
+        rest = (None if tensor is None else tensor[s] for tensor in (self.neighbours, self.ball_points))
+        return GeneratorInputs(self.z[s], poses, self.noise[s], *rest)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class StepSettings:
     fade_alpha: float
     topk_fraction: float
     lambda_opacity_prior: float
+    lambda_ball_hold: float
 
     @classmethod
     def at(cls, curriculum: Curriculum, step: int) -> StepSettings:
@@ -59,6 +64,7 @@ class StepSettings:
             fade_alpha=schedules.fade_alpha_at(curriculum, step),
             topk_fraction=schedules.topk_fraction_at(curriculum, step),
             lambda_opacity_prior=schedules.opacity_prior_weight_at(curriculum, step),
+            lambda_ball_hold=schedules.ball_hold_weight_at(curriculum, step),
         )
 
 
@@ -115,6 +121,9 @@ class GeneratorStep(nn.Module):
             weighted["opacity_prior"] = (settings.lambda_opacity_prior, losses.opacity_prior_loss(output.alphas))
         if inputs.neighbours is not None:
             weighted["normal"] = (c.normal_lambda, self._normal_loss(field, rays, output, inputs.neighbours, c.h_sample))
+        if inputs.ball_points is not None:
+            held = ball_hold_loss(field.occupancy_logits(inputs.ball_points), inputs.ball_points, c.init_ball_radius)
+            weighted["ball_hold"] = (settings.lambda_ball_hold, held)
         total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
         terms = {name: value.detach() for name, (_, value) in weighted.items()}
         terms["hit_rate"] = output.surface.hit_mask.float().mean()

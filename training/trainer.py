@@ -355,6 +355,7 @@ class Trainer:
             "schedule/fade_alpha": settings.fade_alpha,
             "schedule/topk_fraction": settings.topk_fraction,
             "schedule/lambda_opacity_prior": settings.lambda_opacity_prior,
+            "schedule/lambda_ball_hold": settings.lambda_ball_hold,
             "schedule/gen_lr": stage.gen_lr,
             "schedule/disc_lr": stage.disc_lr,
             "images_seen": self.state.images_seen,
