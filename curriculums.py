@@ -430,10 +430,18 @@ _TWO_CORES: dict[str, Any] = {  # a narrow field and discriminator, short schedu
     "topk_interval": 1000,
     "opacprior_lambda_init": 0.1,
     "opacprior_growth_rate": 1.5e-3,
+    "r1_lambda": 0.1,  # of so few pixels; experiments/ablation.py recipe
     "num_eval_imgs": 512,
     "hollow_check_interval": 50,
     "ball_hold_steps": 1000,
     "ball_hold_lambda": 0.3,
+}
+_TINY_CATS: dict[str, Any] = {  # photos fill their frame: what a ray leaves over is the colour at its end, not black
+    "stages": (Stage(0, 16, 16, 3e-4, 6e-4), Stage(3_000, 16, 32, 2e-4, 4e-4)),
+    "last_back": True,
+    "normal_lambda": 0.5,
+    "init_ball_radius": 0.1,
+    "ball_hold_steps": 3000,
 }
 
 
@@ -447,7 +455,7 @@ def _our_own() -> Iterable[Curriculum]:
         **_WATCH,
     )
     yield Curriculum(name="SYNTH_TINY", init_ball_radius=0.08, **_SYNTH_CAMERA, **_TWO_CORES)
-    yield Curriculum(name="CATS_TINY", init_ball_radius=0.1, dataset="Cats", **_CATS_CAMERA, **_TWO_CORES)
+    yield Curriculum(name="CATS_TINY", dataset="Cats", **_CATS_CAMERA, **{**_TWO_CORES, **_TINY_CATS})
 
 
 CURRICULUMS: dict[str, Curriculum] = {c.name: c for c in (*_published(), *_our_own())}

@@ -43,7 +43,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "strong_normal_term": ("normal_lambda=0.5",),
         "wide_interval": ("interval_min=0.12",),
         "narrow_interval": ("interval_max=0.03",),
-        "weak_r1": ("r1_lambda=0.1",),
+        "strong_r1": ("r1_lambda=1",),
     },
 }
 

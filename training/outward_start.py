@@ -1,7 +1,10 @@
-"""An outward start: fit the field to a ball before adversarial training, and let go of it slowly.
+"""An outward start: fit the field to a coloured ball before adversarial training, and let go of the ball slowly.
 
 From scratch, training sometimes finds the inward-facing (hollow) shape, which explains unposed images equally well; the
 published runs start from a checkpoint picked by hand because of it. A solid ball bulges outward for every latent.
+
+Each latent's ball has a colour of its own. A fit to the ball alone would teach the networks to ignore the latent, and
+adversarial training would long show the same picture for all (measured: docs/hollow.md).
 
 A narrow network is fitted as it is. In a deep and wide one (8 layers of 256) the latent moves the phases of every layer so
 much that no ball is learned: the logits end as one constant, the field is empty. There the latent's influence, the
@@ -31,9 +34,10 @@ class Attempt(NamedTuple):
 
 
 ATTEMPTS = (Attempt(1.0, 1e-3), Attempt(0.5, 3e-4), Attempt(0.25, 3e-4))
-NUM_STEPS = 400
-NUM_LATENTS = 4
-NUM_POINTS = 1024
+NUM_STEPS = 600
+NUM_LATENTS = 32
+NUM_POINTS = 128
+COLOR_WEIGHT = 50.0  # colours are in [0, 1], logits in [-MAX_LOGIT, MAX_LOGIT]
 NUM_HOLD_POINTS = 256  # per image of a step
 LOGIT_PER_UNIT = 150.0
 MAX_LOGIT = 6.0
@@ -42,7 +46,7 @@ HOPELESS_LOSS = 5.0  # half way
 
 
 def fit_to_ball(generator: ImplicitGenerator3d, radius: float, seed: int) -> float:
-    """Fit occupancy logits to a ball of ``radius`` (world units) at the origin, for all latents.
+    """Fit occupancy logits to a ball of ``radius`` (world units) at the origin, for all latents, and colours to one per latent.
 
     Makes the attempts one after the other until one is good, and keeps the best. Returns its loss on fresh points (mean
     square error of logits).
@@ -66,28 +70,36 @@ def _try(generator: ImplicitGenerator3d, radius: float, seed: int, attempt: Atte
     with torch.no_grad():
         generator.siren.mapping_network.network[-1].weight.mul_(attempt.latent_influence)
     optimizer = torch.optim.Adam(generator.parameters(), lr=attempt.learning_rate, betas=(0.9, 0.99))
+    color_of = torch.randn(generator.curriculum.latent_dim, 3, generator=random) / generator.curriculum.latent_dim**0.5
     recent = 2 * MAX_LOGIT**2
     for step in range(NUM_STEPS):
         for group in optimizer.param_groups:
             group["lr"] = attempt.learning_rate * (1 - step / NUM_STEPS)
-        loss = _loss(generator, radius, random)
+        loss, color_loss = _losses(generator, radius, color_of, random)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + COLOR_WEIGHT * color_loss).backward()
         optimizer.step()
         if step >= NUM_STEPS // 2 - 10:
             recent = min(recent, float(loss.detach()))
         if step == NUM_STEPS // 2 and recent > HOPELESS_LOSS:
             break
     with torch.no_grad():
-        return float(torch.stack([_loss(generator, radius, random) for _ in range(8)]).mean())
+        return float(torch.stack([_losses(generator, radius, color_of, random)[0] for _ in range(8)]).mean())
 
 
-def _loss(generator: ImplicitGenerator3d, radius: float, random: torch.Generator) -> Tensor:
+def _losses(generator: ImplicitGenerator3d, radius: float, color_of: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mean square errors of logits and of colours, on fresh latents, points and directions of view.
+
+    ``color_of`` (latent_dim, 3): what of a latent is its colour, before the sigmoid.
+    """
     curriculum = generator.curriculum
     device = next(generator.parameters()).device
-    z = draw_latents(NUM_LATENTS, curriculum.latent_dim, curriculum.z_dist, random).to(device)
+    z = draw_latents(NUM_LATENTS, curriculum.latent_dim, curriculum.z_dist, random)
     points = draw_points(NUM_LATENTS, NUM_POINTS, curriculum, random).to(device)
-    return (generator.field(generator.film(z)).occupancy_logits(points) - _ball_logits(points, radius)).square().mean()
+    directions = F.normalize(torch.randn(points.shape, generator=random), dim=-1).to(device)
+    logits, colors = generator.field(generator.film(z.to(device))).logits_and_colors(points, directions)
+    own = (z @ color_of).sigmoid().unsqueeze(1).to(device)
+    return (logits - _ball_logits(points, radius)).square().mean(), (colors - own).square().mean()
 
 
 def draw_points(batch: int, num: int, curriculum: Curriculum, random: torch.Generator) -> Tensor:
