@@ -13,6 +13,11 @@ from training.outward_start import Attempt, ball_hold_loss, draw_points, fit_to_
 RADIUS = 0.08
 
 
+@pytest.fixture(autouse=True)
+def shorter(monkeypatch):
+    monkeypatch.setattr(outward_start, "NUM_STEPS", 500)
+
+
 def make_generator(*overrides: str) -> ImplicitGenerator3d:
     torch.manual_seed(0)
     return ImplicitGenerator3d(CURRICULUMS["SYNTH_TINY"].with_overrides(list(overrides)))
@@ -31,11 +36,17 @@ def share_right(generator: ImplicitGenerator3d) -> float:
     return float(torch.stack([r[a].float().mean() for r, a in zip(right, away, strict=True)]).min())
 
 
-def test_a_narrow_network_becomes_a_ball():
+def test_a_narrow_network_becomes_a_ball_with_a_colour_for_each_latent():
     generator = make_generator()
     assert fit_to_ball(generator, RADIUS, seed=0) < outward_start.GOOD_LOSS
     assert share_right(generator) > 0.97
     assert all(p.grad is None for p in generator.parameters())
+    random = torch.Generator().manual_seed(2)
+    points = (torch.rand(1, 200, 3, generator=random) * 2 - 1) * RADIUS
+    with torch.no_grad():
+        field = generator.field(generator.film(torch.randn(32, generator.curriculum.latent_dim, generator=random)))
+        colors = field.logits_and_colors(points.expand(32, -1, -1), torch.tensor([0.0, 0.0, -1.0]).expand(32, 200, 3))[1]
+    assert colors.std(dim=0).mean() > 0.06  # a field that ignores the latent has 0.003
 
 
 def test_a_failed_attempt_is_followed_by_another(monkeypatch):

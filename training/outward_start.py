@@ -3,7 +3,7 @@
 From scratch, training sometimes finds the inward-facing (hollow) shape, which explains unposed images equally well; the
 published runs start from a checkpoint picked by hand because of it. A solid ball bulges outward for every latent.
 
-Each latent's ball has a colour of its own. A fit to the ball alone would teach the networks to ignore the latent, and
+Each latent's ball has colours of its own. A fit to the ball alone would teach the networks to ignore the latent, and
 adversarial training would long show the same picture for all (measured: docs/hollow.md).
 
 A narrow network is fitted as it is. In a deep and wide one (8 layers of 256) the latent moves the phases of every layer so
@@ -34,7 +34,7 @@ class Attempt(NamedTuple):
 
 
 ATTEMPTS = (Attempt(1.0, 1e-3), Attempt(0.5, 3e-4), Attempt(0.25, 3e-4))
-NUM_STEPS = 600
+NUM_STEPS = 1000
 NUM_LATENTS = 32
 NUM_POINTS = 128
 COLOR_WEIGHT = 50.0  # colours are in [0, 1], logits in [-MAX_LOGIT, MAX_LOGIT]
@@ -46,7 +46,7 @@ HOPELESS_LOSS = 5.0  # half way
 
 
 def fit_to_ball(generator: ImplicitGenerator3d, radius: float, seed: int) -> float:
-    """Fit occupancy logits to a ball of ``radius`` (world units) at the origin, for all latents, and colours to one per latent.
+    """Fit occupancy logits to a ball of ``radius`` (world units) at the origin, for all latents, and colours to ones of the latent's own.
 
     Makes the attempts one after the other until one is good, and keeps the best. Returns its loss on fresh points (mean
     square error of logits).
@@ -70,7 +70,7 @@ def _try(generator: ImplicitGenerator3d, radius: float, seed: int, attempt: Atte
     with torch.no_grad():
         generator.siren.mapping_network.network[-1].weight.mul_(attempt.latent_influence)
     optimizer = torch.optim.Adam(generator.parameters(), lr=attempt.learning_rate, betas=(0.9, 0.99))
-    color_of = torch.randn(generator.curriculum.latent_dim, 3, generator=random) / generator.curriculum.latent_dim**0.5
+    color_of = torch.randn(generator.curriculum.latent_dim, 12, generator=random) / generator.curriculum.latent_dim**0.5
     recent = 2 * MAX_LOGIT**2
     for step in range(NUM_STEPS):
         for group in optimizer.param_groups:
@@ -90,7 +90,7 @@ def _try(generator: ImplicitGenerator3d, radius: float, seed: int, attempt: Atte
 def _losses(generator: ImplicitGenerator3d, radius: float, color_of: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Mean square errors of logits and of colours, on fresh latents, points and directions of view.
 
-    ``color_of`` (latent_dim, 3): what of a latent is its colour, before the sigmoid.
+    ``color_of`` (latent_dim, 12): what of a latent is its colour, before the sigmoid; of each channel, at the centre and along the axes.
     """
     curriculum = generator.curriculum
     device = next(generator.parameters()).device
@@ -98,7 +98,8 @@ def _losses(generator: ImplicitGenerator3d, radius: float, color_of: Tensor, ran
     points = draw_points(NUM_LATENTS, NUM_POINTS, curriculum, random).to(device)
     directions = F.normalize(torch.randn(points.shape, generator=random), dim=-1).to(device)
     logits, colors = generator.field(generator.film(z.to(device))).logits_and_colors(points, directions)
-    own = (z @ color_of).sigmoid().unsqueeze(1).to(device)
+    at_centre, along_axes = (z @ color_of).to(device).view(NUM_LATENTS, 1, 3, 4).split([1, 3], dim=-1)
+    own = (at_centre.squeeze(-1) + (along_axes * (points / radius).unsqueeze(2)).sum(dim=-1)).sigmoid()
     return (logits - _ball_logits(points, radius)).square().mean(), (colors - own).square().mean()
 
 
