@@ -46,7 +46,7 @@ HOPELESS_LOSS = 5.0  # half way
 
 
 def fit_to_ball(generator: ImplicitGenerator3d, radius: float, seed: int) -> float:
-    """Fit occupancy logits to a ball of ``radius`` (world units) at the origin, for all latents, and colours to ones of the latent's own.
+    """Fit occupancy to a ball of ``radius`` (world units) at the origin, for all latents, and colours to the latent's own.
 
     Makes the attempts one after the other until one is good, and keeps the best. Returns its loss on fresh points (mean
     square error of logits).
@@ -90,7 +90,7 @@ def _try(generator: ImplicitGenerator3d, radius: float, seed: int, attempt: Atte
 def _losses(generator: ImplicitGenerator3d, radius: float, color_of: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Mean square errors of logits and of colours, on fresh latents, points and directions of view.
 
-    ``color_of`` (latent_dim, 12): what of a latent is its colour, before the sigmoid; of each channel, at the centre and along the axes.
+    ``color_of`` (latent_dim, 12): what of a latent is its colour before the sigmoid, per channel: at the centre, along the axes.
     """
     curriculum = generator.curriculum
     device = next(generator.parameters()).device
