@@ -68,6 +68,7 @@ class Curriculum:
     z_dist: str = "gaussian"
     hidden_dim: int = 256
     num_layers: int = 8
+    view_dependent: bool = True  # False: colours depend on the point alone, the same from all sides
     disc_channels: tuple[int, ...] = (16, 32, 64, 128, 256, 400, 400, 400, 400)
 
     # Rendering
@@ -439,9 +440,10 @@ _TWO_CORES: dict[str, Any] = {  # a narrow field and discriminator, short schedu
 _TINY_CATS: dict[str, Any] = {  # photos fill their frame: what a ray leaves over is the colour at its end, not black
     "stages": (Stage(0, 16, 16, 3e-4, 6e-4), Stage(3_000, 16, 32, 2e-4, 4e-4)),
     "last_back": True,
+    "view_dependent": False,
     "normal_lambda": 0.5,
     "init_ball_radius": 0.1,
-    "ball_hold_steps": 3000,
+    "ball_hold_steps": 2000,
 }
 
 

@@ -65,6 +65,8 @@ class SirenField:
         heads = (siren.color_layer_sine.layer, siren.final_layer, siren.color_layer_linear[0])
         with torch.autocast(film.frequencies.device.type, enabled=False):
             self._folded = fold(layers, *heads, film, point_scale=siren.point_scale if self._grid is None else 1.0)
+        if not siren.view_dependent:
+            self._folded = self._folded._replace(direction_weight=torch.zeros_like(self._folded.direction_weight))
         self._packed: dict[torch.dtype, PackedField] = {}  # made when the fused kernel first asks
 
     # -- queries ---------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ class Siren(nn.Module):
         hidden_dim, num_layers = curriculum.hidden_dim, curriculum.num_layers
         self.hidden_dim = hidden_dim
         self.num_layers = num_layers
+        self.view_dependent = curriculum.view_dependent
         self.point_scale = 1.0 if curriculum.model == "TALLSIREN" else 2 / BOX_SIDE
         num_inputs = 3
         resolution = EMBEDDING_RESOLUTION.get(curriculum.model)
