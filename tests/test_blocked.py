@@ -182,3 +182,18 @@ def test_a_gpus_field_is_that_of_a_cpu(monkeypatch):
     for a, b in zip(folded.phases(siren, x), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(folded.features(siren, x), expected[-1].sin(), rtol=1e-4, atol=1e-4)
+
+
+def test_colours_are_the_same_from_all_sides_where_the_curriculum_says_so():
+    directions = make_points()[1].float()
+    points = directions * 0.05
+    for view_dependent in (True, False):
+        torch.manual_seed(0)
+        curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides([f"view_dependent={view_dependent}"])
+        generator = ImplicitGenerator3d(curriculum)
+        field = generator.field(generator.film(torch.randn(2, curriculum.latent_dim)))
+        colors = [field.logits_and_colors(points, d)[1] for d in (directions, -directions)]
+        assert torch.equal(*colors) != view_dependent
+        (colors[0] - colors[1] * 0.5).square().sum().backward()
+        gradient = generator.siren.color_layer_sine.layer.weight.grad
+        assert bool(gradient[:, :3].any()) == view_dependent and bool(gradient[:, 3:].any())
