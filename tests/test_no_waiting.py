@@ -79,7 +79,8 @@ def parts(curriculum):
     settings = replace(StepSettings.at(curriculum, 3), image_size=SIZE, fade_alpha=0.5, topk_fraction=0.7)
     poses = CameraPoses(torch.empty(BATCH, device=META), torch.empty(BATCH, device=META))
     neighbours = torch.empty(BATCH, SIZE * SIZE, 3, device=META)
-    inputs = GeneratorInputs(torch.empty(BATCH, 16, device=META), poses, meta_noise(settings), neighbours)
+    ball_points = torch.empty(BATCH, 5, 3, device=META)
+    inputs = GeneratorInputs(torch.empty(BATCH, 16, device=META), poses, meta_noise(settings), neighbours, ball_points)
     return generator, discriminator, settings, inputs
 
 
@@ -98,7 +99,7 @@ def test_a_generator_step(parts):
         norm = finish(generator)
         average.update(generator, are_finite(generator.parameters()))
         guard.watch(0, {"D/grad_norm": norm, **result.terms, "G/grad_norm": norm})
-    assert {"gan", "pose", "opacity_prior", "normal"} <= set(result.terms)
+    assert {"gan", "pose", "opacity_prior", "normal", "ball_hold"} <= set(result.terms)
     assert all(parameter.grad is not None for parameter in generator.parameters())
 
 
