@@ -53,7 +53,7 @@ __all__ = [
     "save_training_checkpoint",
 ]
 
-ARCHITECTURE_KEYS = ("generator", "model", "latent_dim", "hidden_dim", "num_layers")
+ARCHITECTURE_KEYS = ("generator", "model", "latent_dim", "hidden_dim", "num_layers", "view_dependent")
 WEIGHTS = ("ema", "ema2", "generator")
 PRETRAINED_DIR = Path(__file__).resolve().parent / "pretrained"
 

@@ -255,6 +255,7 @@ _MOST = {  # what no run wants more of; a file's settings must not fill the memo
     **dict.fromkeys(("num_steps_coarse", "num_steps_surface", "num_steps_fine"), 1024),
 }
 MAX_COUNT = 10**9
+MIN_BALL_RADIUS = 1e-3  # world units
 MAX_BATCH = 1 << 16
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "sample_dist": SAMPLE_DISTS,
@@ -311,8 +312,11 @@ def _problems(c: Curriculum) -> Iterable[str]:
         yield "surface_sample needs pred_occ: a radiance field has no surface to find"
     if c.surface_sample and c.num_steps_surface < 2:
         yield f"num_steps_surface must be at least 2 with surface_sample, not {c.num_steps_surface}"
-    if (c.with_opacprior or c.with_normal_loss or c.hollow_check_interval) and not c.pred_occ:
-        yield "with_opacprior, with_normal_loss and hollow_check_interval need pred_occ"
+    if (c.with_opacprior or c.with_normal_loss or c.hollow_check_interval or c.init_ball_radius) and not c.pred_occ:
+        yield "with_opacprior, with_normal_loss, hollow_check_interval and init_ball_radius need pred_occ"
+    room = min(1 - c.ray_start, c.ray_end - 1)
+    if c.init_ball_radius and not MIN_BALL_RADIUS <= c.init_ball_radius < room:
+        yield f"init_ball_radius must be 0 or at least {MIN_BALL_RADIUS} and less than {room:.4g}, where the rays begin or end"
     if not (isinstance(c.betas, tuple) and len(c.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in c.betas)):
         yield f"betas must be two numbers in [0, 1), not {_shown(c.betas)}"
     if not (
@@ -464,7 +468,7 @@ CURRICULUMS: dict[str, Curriculum] = {c.name: c for c in (*_published(), *_our_o
 
 
 def get_curriculum(name_or_path: str) -> Curriculum:
-    """A curriculum by name, or from a .json file that :meth:`Curriculum.to_dict` could have written.
+    """A curriculum by name, or from a .json file: of :meth:`Curriculum.to_dict`, or the run.json of a run.
 
     Raises UserError for an unknown name, naming the known ones.
     """
@@ -475,6 +479,8 @@ def get_curriculum(name_or_path: str) -> Curriculum:
             settings = json.loads(read_small_text(name_or_path))
         except (ValueError, RecursionError) as error:
             raise UserError(f"the curriculum file {name_or_path} is no JSON: {error}") from None
+        if isinstance(settings, dict) and isinstance(settings.get("curriculum"), dict):
+            settings = settings["curriculum"]
         if not isinstance(settings, dict):
             raise UserError(f"the curriculum file {name_or_path} must hold a dictionary of settings")
         try:

@@ -26,7 +26,7 @@ CHARTS: dict[str, dict[str, str]] = {
     "GAN losses": {"D/gan": "discriminator", "G/gan": "generator"},
     "Pose read off a picture (MSE)": {"D/pose": "discriminator", "G/pose": "generator"},
     "Hit rate: share of rays with a surface": {"G/hit_rate": "hit rate"},
-    "Surface terms": {"G/opacity_prior": "opacity prior", "G/normal": "normal smoothness"},
+    "Surface terms": {"G/opacity_prior": "opacity prior", "G/normal": "normal smoothness", "G/ball_hold": "hold to the ball"},
 }
 MAX_POINTS = 300  # of a curve
 MAX_NUMBER = 1e100

@@ -64,7 +64,9 @@ must "$PYTHON" synthetic_heads.py --output_dir "$OUT/heads" --num_images "$HEADS
 may "$PYTHON" dataset.py --check "$OUT/heads/images" --dataset Heads --image_size 64 --output "$OUT/data.png"
 
 step "Start: the small generator that the project ships"
-TRAIN=("$PYTHON" train.py --curriculum SYNTH_TINY --dataset_path "$OUT/heads/images" --output_dir "$OUT/train")
+CURRICULUM=SYNTH_TINY # a run goes on with the settings it began with
+if compgen -G "$OUT/train/checkpoint_*.pt" >/dev/null && [ -f "$OUT/train/run.json" ]; then CURRICULUM="$OUT/train/run.json"; fi
+TRAIN=("$PYTHON" train.py --curriculum "$CURRICULUM" --dataset_path "$OUT/heads/images" --output_dir "$OUT/train")
 SHIPPED="$(compgen -G 'pretrained/SYNTH_TINY/checkpoint_*.pt' | sort | tail -n 1 || true)"
 if compgen -G "$OUT/train/checkpoint_*.pt" >/dev/null; then
   echo "  $OUT/train holds a run already: it goes on from there"

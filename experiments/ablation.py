@@ -28,21 +28,29 @@ from curriculums import get_curriculum  # noqa: E402
 from scripts_common import positive_int, seed_number  # noqa: E402
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
-NOTHING = ("init_ball_radius=0", "ball_hold_steps=0", "hollow_check_interval=0")
-BALL = ("ball_hold_steps=0", "hollow_check_interval=0")  # of the curriculum's radius
-HOLD = ("hollow_check_interval=0",)
-WATCH = ("init_ball_radius=0", "ball_hold_steps=0")
+NO_BALL = ("init_ball_radius=0", "ball_hold_steps=0")
+BALL = ("init_ball_radius=0.08", "ball_hold_steps=0")
+HOLD = ("init_ball_radius=0.08", "ball_hold_steps=1000", "ball_hold_lambda=0.3")
+NO_WATCH = ("hollow_check_interval=0",)
+WATCH = ("hollow_check_interval=50",)
 
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
-    "hollow": {"plain": NOTHING, "ball": BALL, "hold": HOLD, "watch": WATCH, "both": ()},
+    "hollow": {
+        "plain": (*NO_BALL, *NO_WATCH),
+        "ball": (*BALL, *NO_WATCH),
+        "hold": (*HOLD, *NO_WATCH),
+        "watch": (*NO_BALL, *WATCH),
+        "both": (*HOLD, *WATCH),
+    },
     "recipe": {
-        "both": (),  # the curriculum as it is
+        "as_it_is": (),
         "no_opacity_prior": ("with_opacprior=False",),
         "no_normal_term": ("with_normal_loss=False",),
         "neither": ("with_opacprior=False", "with_normal_loss=False"),
         "strong_normal_term": ("normal_lambda=0.5",),
-        "wide_interval": ("interval_min=0.12",),
-        "narrow_interval": ("interval_max=0.03",),
+        "wide_interval": ("decay_beta=0",),
+        "narrow_interval": ("interval_max=0.03", "interval_min=0.03"),
+        "weak_r1": ("r1_lambda=0.1",),
         "strong_r1": ("r1_lambda=1",),
     },
 }
@@ -78,10 +86,20 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
 
 
 def settings_of(args: Any, variant: str) -> list[str]:
-    """Of a variant, checked. Raises UserError."""
-    settings = [*args.set, *GROUPS[args.group][variant]]
-    get_curriculum(args.curriculum).with_overrides(settings)
-    return settings
+    return [*args.set, *GROUPS[args.group][variant]]
+
+
+def distinct(args: Any, variants: list[str]) -> list[str]:
+    """Without those that this curriculum makes the same run as an earlier one. Raises UserError for impossible settings."""
+    found: dict[str, Any] = {}
+    for variant in variants:
+        curriculum = get_curriculum(args.curriculum).with_overrides(settings_of(args, variant))
+        same = next((name for name, other in found.items() if other == curriculum), None)
+        if same is None:
+            found[variant] = curriculum
+        else:
+            print(f"{variant} is the same run as {same} with {args.curriculum}: left out", flush=True)
+    return list(found)
 
 
 def train(args: Any, variant: str, seed: int) -> int:
@@ -149,8 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     unknown = [name for name in variants if name not in GROUPS[args.group]]
     if unknown:
         raise cli.UserError(f"--variants {unknown[0]}: not in {args.group} (known: {', '.join(GROUPS[args.group])})")
-    for variant in variants:
-        settings_of(args, variant)
+    variants = distinct(args, variants)
     output = cli.make_output_dir(args.output_dir)
     failed = []
     if not args.only_table:

@@ -74,7 +74,7 @@ def compare_views(a: list[View], b: list[View], curriculum: Curriculum, fov_degr
 @torch.no_grad()
 def view_consistency(field: Field, curriculum: Curriculum, image_size: int, device: torch.device) -> dict[str, float]:
     """:func:`compare_views` of the B latents of ``field``, seen from half of YAW_APART to either side of the mean pose."""
-    settings = ViewSettings(image_size, 1, last_back=False)
+    settings = ViewSettings(image_size, 1, last_back=curriculum.last_back)
     half = YAW_APART * curriculum.h_stddev / 2
     pairs = []
     for yaw in (curriculum.h_mean - half, curriculum.h_mean + half):

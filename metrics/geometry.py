@@ -32,7 +32,7 @@ def generated_geometry(
     loaded: LoadedGenerator, curriculum: Curriculum, num: int, image_size: int, *, psi: float, seed: int, batch_size: int
 ) -> tuple[Tensor, Geometry]:
     """``num`` pictures (N, 3, H, W) uint8 and the surfaces behind them, normals in camera axes."""
-    settings = ViewSettings(image_size=image_size, last_back=False)
+    settings = ViewSettings(image_size=image_size, last_back=curriculum.last_back)
     views: list[View] = []
     poses: list[CameraPoses] = []
     for field, pose in sample_fields(loaded, num, psi=psi, seed=seed, batch_size=batch_size, what="generated geometry"):

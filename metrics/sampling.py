@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -61,8 +60,8 @@ def sample_fields(
 
 @torch.no_grad()
 def render_images(field: Field, poses: CameraPoses, curriculum: Curriculum, image_size: int) -> Tensor:
-    """(B, 3, H, W) uint8 on the CPU: final interval, no noise, ``last_back`` off, as the published scores are defined."""
-    settings = replace(RenderSettings.from_curriculum(curriculum), last_back=False)
+    """(B, 3, H, W) uint8 on the CPU: final interval, no noise, ``last_back`` as in training (the published: off)."""
+    settings = RenderSettings.from_curriculum(curriculum)
     rays = camera_rays(poses, image_size, curriculum.fov)
     chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
     chunks = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)

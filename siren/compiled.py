@@ -50,4 +50,4 @@ def _logits_and_colors(siren: FoldedSiren, x: Tensor, directions: Tensor | None)
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False)  # shapes change with the stage alone
+    return torch.compile(function, dynamic=False)  # shapes change with the stage, and where the hold to a ball ends

@@ -59,6 +59,9 @@ class Siren(nn.Module):
         for layer in (self.final_layer, self.color_layer_linear[0]):
             nn.init.uniform_(layer.weight, -_siren_bound(hidden_dim), _siren_bound(hidden_dim))
         self.mapping_network = MappingNetwork(curriculum.latent_dim, hidden_dim, num_layers + 1)
+        if not self.view_dependent:
+            with torch.no_grad():
+                self.color_layer_sine.layer.weight[:, :3] = 0  # they get no gradient, and stay so
 
     @property
     def embedding_grid(self) -> Tensor | None:

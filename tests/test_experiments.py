@@ -15,6 +15,7 @@ from PIL import Image
 import package_model
 from checkpoints import load_generator
 from cli import UserError
+from experiments.ablation import GROUPS, distinct, parse_arguments
 from train import main as train
 
 REPO = Path(__file__).resolve().parent.parent
@@ -97,6 +98,16 @@ def test_what_does_not_belong_together_is_refused(run: Path, tmp_path: Path, cha
 def ablation(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(REPO / "experiments" / "ablation.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+
+
+def test_variants_that_are_the_same_run_are_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for curriculum, extra in (("SYNTH_TINY", "weak_r1"), ("SYNTH", "strong_r1"), ("CATS_TINY", "strong_normal_term")):
+        common = ["recipe", "--curriculum", curriculum, "--dataset_path", "none", "--output_dir", str(tmp_path)]
+        args = parse_arguments(common)
+        kept = distinct(args, list(GROUPS["recipe"]))
+        assert extra not in kept and {"as_it_is", "no_opacity_prior", "wide_interval", "narrow_interval"} <= set(kept)
+        assert f"{extra} is the same run as as_it_is with {curriculum}" in capsys.readouterr().out
+        assert distinct(parse_arguments(["hollow", *common[1:]]), list(GROUPS["hollow"])) == list(GROUPS["hollow"])
 
 
 def test_an_ablation_trains_each_variant_and_its_table_has_them(photos: Path, tmp_path: Path) -> None:

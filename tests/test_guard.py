@@ -70,6 +70,17 @@ def test_bad_steps_are_counted_and_the_first_term_named():
     assert resumed.look() == BadSteps(skipped=5, in_a_row=2, first_step=6, first_term="G/gan")
 
 
+def test_a_term_that_ends_leaves_the_others_their_names():
+    """G/ball_hold is logged until the hold ends."""
+    guard = Guard(CPU, BadSteps())
+    held = {**terms(grad_G=math.nan), "G/ball_hold": torch.tensor(1.0), "G/hit_rate": torch.tensor(1.0)}
+    guard.watch(0, {name: held[name] for name in ("D/gan", "D/grad_norm", "G/gan", "G/ball_hold", "G/hit_rate", "G/grad_norm")})
+    guard.watch(1, terms())
+    assert guard.look() == BadSteps(skipped=1, in_a_row=0, first_step=0, first_term="G/grad_norm")
+    guard.watch(2, terms(math.nan))
+    assert guard.look() == BadSteps(skipped=2, in_a_row=1, first_step=2, first_term="D/grad_norm")
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_step_without_a_finite_gradient_moves_nothing(bad):
     weight = torch.nn.Parameter(torch.ones(3))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from checkpoints import load_generator, load_training_checkpoint
 from cli import UserError
 from curriculums import CURRICULUMS, Curriculum
 from train import main as train
+from training import outward_start
 from training.distributed import Processes
 from training.inputs import draw_inputs
 from training.run_state import RunState
@@ -178,6 +180,35 @@ def test_cut_and_resumed_equals_undisturbed_to_the_last_bit(photos, tmp_path):
     )
 
 
+def test_a_run_is_held_to_its_ball_for_a_while_and_a_finished_one_never_again(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(outward_start, "NUM_STEPS", 20)
+    held = ["init_ball_radius=0.08", "ball_hold_steps=4"]
+
+    def hold_of(name: str, *limits: str, more: Sequence[str] = ()) -> list[bool]:
+        for limit in limits:
+            train([*arguments(photos, tmp_path / name, "--max_steps", limit, *more), *held])
+        return ["G/ball_hold" in line for line in map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())]
+
+    assert hold_of("whole", "6") == hold_of("cut", "2", "5", "6") == [True] * 4 + [False] * 2
+    whole, cut = (load_training_checkpoint(tmp_path / name / "checkpoint_0000006.pt") for name in ("whole", "cut"))
+    assert_same(whole, cut)
+    assert hold_of("shaped", "2", more=["--load_dir", str(tmp_path / "whole")]) == [False] * 2
+    early = str(tmp_path / "cut" / "checkpoint_0000002.pt")
+    assert hold_of("still held", "4", more=["--load_dir", early, "--set_step", "2"]) == [True] * 2
+
+
+def test_a_run_goes_on_with_its_own_settings(photos, tmp_path):
+    train([*arguments(photos, tmp_path, "--max_steps", "1"), "r1_lambda=3", "normal_lambda=0.2"])
+    with pytest.raises(
+        UserError, match=r"r1_lambda = 3.*\(others differ too: normal_lambda\); go on with its own \(--curriculum .*run.json"
+    ):
+        train(arguments(photos, tmp_path, "--max_steps", "2"))
+    own = arguments(photos, tmp_path, "--max_steps", "2")
+    own[own.index("SYNTH_TINY")] = str(tmp_path / "run.json")
+    train(own[: own.index("--set")])
+    assert load_generator(tmp_path / "generator.safetensors").curriculum.r1_lambda == 3
+
+
 def test_averages_follow_the_weights(photos, tmp_path):
     train([*arguments(photos, tmp_path, "--max_steps", "3", "--eval_freq", "3")])
     state = load_training_checkpoint(tmp_path / "checkpoint_0000003.pt")
@@ -212,7 +243,7 @@ def test_another_curriculum_in_the_same_folder_is_refused(photos, tmp_path, caps
     train(arguments(photos, tmp_path, "--max_steps", "1"))
     from cli import UserError
 
-    with pytest.raises(UserError, match=r"r1_lambda = 1\.0"):
+    with pytest.raises(UserError, match=r"r1_lambda = 0\.1"):
         train([*arguments(photos, tmp_path, "--max_steps", "2"), "r1_lambda=2"])
     train(
         [*arguments(photos, tmp_path / "new", "--max_steps", "2", "--load_dir", str(tmp_path), "--set_step", "1"), "r1_lambda=2"]

@@ -47,9 +47,13 @@ class Guard:
         self._known_term = known.first_term
 
     def watch(self, step: int, terms: dict[str, Tensor]) -> None:
-        """Note whether this step was a bad one. ``terms``: its scalars in the order in which they were computed."""
-        self._names = list(terms)
-        is_bad = ~torch.isfinite(torch.stack([value.float() for value in terms.values()]))
+        """Note whether this step was a bad one. ``terms``: its scalars in the order in which they were computed.
+
+        A term that has come to its end (G/ball_hold) keeps its place, which the counts may hold.
+        """
+        self._names += [name for name in terms if name not in self._names]
+        ended = torch.zeros((), device=self._counts.device)
+        is_bad = ~torch.isfinite(torch.stack([terms.get(name, ended).float() for name in self._names]))
         first = is_bad.to(torch.int8).argmax()  # of equal values, the first
         # one by one: a list of places would be copied to the GPU, and waited for
         skipped = torch.stack([is_bad[self._names.index(name)] for name in GRADIENT_NORMS]).any()

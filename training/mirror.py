@@ -50,7 +50,7 @@ def best_turn(generator: ImplicitGenerator3d, image_size: int) -> Turn:
     z = latents_of_first_seeds(NUM_SEEDS, c).to(device)
     aside = torch.linspace(-0.5, 0.5, NUM_SEEDS, device=device)
     offsets = torch.stack([aside * c.v_stddev, -aside * c.h_stddev])
-    settings = ViewSettings(min(image_size, MAX_SIZE), 1, last_back=False)
+    settings = ViewSettings(min(image_size, MAX_SIZE), 1, last_back=c.last_back)
 
     def pictures(of: ImplicitGenerator3d, sign: int) -> torch.Tensor:
         poses = CameraPoses(c.v_mean + sign * offsets[0], c.h_mean + sign * offsets[1])

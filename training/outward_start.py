@@ -112,7 +112,7 @@ def draw_points(batch: int, num: int, curriculum: Curriculum, random: torch.Gene
 def ball_hold_loss(logits: Tensor, points: Tensor, radius: float) -> Tensor:
     """How far logits (B, N) at points (B, N, 3) fall short of a ball's: the mean square of what is missing, over images.
 
-    Inside they should be at least the ball's, outside at most; beyond that they are free, and near its surface in both ways.
+    Inside they should be at least the ball's, outside at most; beyond that they are free. Near its surface that asks for little.
     """
     target = _ball_logits(points, radius)
     return F.relu((target - logits) * target.sign()).square().mean()

@@ -26,6 +26,7 @@ from training.ema import MovingAverage
 from training.guard import BadSteps, are_finite
 from training.mirror import mirror_field, mirror_pose_readout
 from training.outward_start import fit_to_ball
+from training.schedules import ball_hold_weight_at
 
 EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
 MAPPING_RATE = 0.05
@@ -49,6 +50,7 @@ class RunState:
         self.is_fresh = True  # no weights of another run, or of this one's earlier part
         self.images_seen = 0
         self.num_images: int | None = None  # in the data set, as the checkpoint has it
+        self.is_held = False  # to the ball that it started from (training/outward_start.py), as the curriculum's schedule has it
         self.hollow_looks = 0  # in a row, at which the shapes were hollow (training/hollow.py)
         self.attempt = 0  # raised each time the run goes back to a checkpoint; another attempt draws other numbers
         self.bad_steps = BadSteps()
@@ -62,6 +64,7 @@ class RunState:
     def start_outward(self) -> None:
         """Fit the fresh generator, and its averages, to the curriculum's ball."""
         fit_to_ball(self.generator, self.curriculum.init_ball_radius, self.seed)
+        self.is_held = True
         for average in self.averages.values():
             average.generator.load_state_dict(self.generator.state_dict())
 
@@ -88,6 +91,7 @@ class RunState:
             "world_size": world_size,
             "images_seen": self.images_seen,
             "num_images": self.num_images,
+            "is_held": int(self.is_held and ball_hold_weight_at(self.curriculum, self.step) > 0),
             "hollow_looks": self.hollow_looks,
             "attempt": self.attempt,
             "bad_steps": asdict(self.bad_steps),
@@ -132,19 +136,23 @@ class RunState:
             if key not in state:
                 raise UserError(f"{path} lacks {key}, so the run cannot go on from it; use --load_dir to start from its weights")
         theirs, ours = Curriculum.from_dict(state["curriculum"]).to_dict(), self.curriculum.to_dict()
-        for key in [key for key in ours if key not in EVALUATION_KEYS]:
-            if theirs.get(key) != ours[key]:
-                name, was, asked = _first_difference(key, theirs.get(key), ours[key])
-                raise UserError(
-                    f"{path} was trained with {name} = {was!r}, this run asks for {asked!r};"
-                    " choose another --output_dir, or --load_dir to start a new run from its weights"
-                )
+        differing = [key for key in ours if key not in EVALUATION_KEYS and theirs.get(key) != ours[key]]
+        if differing:
+            name, was, asked = _first_difference(differing[0], theirs.get(differing[0]), ours[differing[0]])
+            others = f" (others differ too: {', '.join(differing[1:])})" if differing[1:] else ""
+            record = path.parent / "run.json"
+            own = f"go on with its own (--curriculum {record})," if record.is_file() else "use its settings,"
+            raise UserError(
+                f"{path} was trained with {name} = {was!r}, this run asks for {asked!r}{others}; {own}"
+                " choose another --output_dir, or --load_dir to start a new run from its weights"
+            )
         if _count(path, state, "seed") != self.seed:
             raise UserError(f"{path} was trained with --seed {state['seed']}, this run asks for {self.seed}; use the same seed")
         _check_world_size(path, _count(path, state, "world_size") or None, world_size, state["step"], self.curriculum)
         self.step = state["step"]
         self.images_seen = _count(path, state, "images_seen")
         self.num_images = _count(path, state, "num_images") or None
+        self.is_held = bool(_count(path, state, "is_held"))
         self.hollow_looks = _count(path, state, "hollow_looks")
         self.attempt = _count(path, state, "attempt")
         self.bad_steps = _bad_steps(path, state.get("bad_steps"))
@@ -170,6 +178,7 @@ class RunState:
         if newest is not None:
             state = load_training_checkpoint(newest)
             notes.append(f"starting from {newest} (its step {state['step']})")
+            self.is_held = bool(_count(newest, state, "is_held"))  # a shape is not to be pressed into a ball again
         else:
             state, published_notes = _published_state(folder)
             notes += [f"starting from the published files in {folder}", *published_notes]

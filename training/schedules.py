@@ -37,7 +37,7 @@ def opacity_prior_weight_at(curriculum: Curriculum, step: int) -> float:
 
 
 def ball_hold_weight_at(curriculum: Curriculum, step: int) -> float:
-    """How strongly the field is held to the ball it started from: falls linearly to 0. 0 as well where it started from none."""
+    """How strongly a field that started from a ball is held to it: falls linearly to 0. 0 where the curriculum has no ball."""
     if not curriculum.ball_hold_steps or not curriculum.init_ball_radius:
         return 0.0
     return curriculum.ball_hold_lambda * max(0.0, 1 - step / curriculum.ball_hold_steps)

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -143,7 +143,7 @@ class Trainer:
     def _step(self, real: Tensor, stage: Stage) -> dict[str, Tensor]:
         """One step of D, then of G. Returns scalars for the log, on the device."""
         c, state = self.curriculum, self.state
-        settings = StepSettings.at(c, state.step)
+        settings = self._settings()
         draw = {"seed": state.draw_seed, "step": state.step}
         inputs_D = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="D")
         inputs_G = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="G")
@@ -155,6 +155,10 @@ class Trainer:
         scalars = {**{f"D/{k}": v for k, v in terms_D.items()}, **{f"G/{k}": v for k, v in terms_G.items()}}
         self.guard.watch(state.step, scalars)
         return scalars
+
+    def _settings(self) -> StepSettings:
+        settings = StepSettings.at(self.curriculum, self.state.step)
+        return settings if self.state.is_held else replace(settings, lambda_ball_hold=0.0)
 
     def _train_discriminator(
         self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings, num_parts: int
@@ -348,7 +352,7 @@ class Trainer:
     def _readable(self, scalars: dict[str, Tensor], stage: Stage) -> dict[str, float]:
         """The one place where the log waits for the device."""
         values = torch.stack([value.float() for value in scalars.values()]).tolist()
-        settings = StepSettings.at(self.curriculum, self.state.step)
+        settings = self._settings()
         return {
             **dict(zip(scalars, values, strict=True)),
             "schedule/interval": settings.render.interval,
