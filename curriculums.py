@@ -112,6 +112,7 @@ class Curriculum:
     init_ball_radius: float = 0.0  # > 0: fit the field to a ball of this radius before adversarial training
     ball_hold_steps: int = 0  # the field is held to that ball, less and less until this step; 0: not at all
     ball_hold_lambda: float = 0.1
+    ball_hold_floor: float = 0.0  # what remains of that for the rest of the run
     hollow_check_interval: int = 0  # steps between looks at which way the shapes bulge, to turn hollow ones outward; 0: never
 
     # Evaluation
@@ -237,7 +238,7 @@ def _shown(value: Any) -> str:
 _POSITIVE = ("fov", "interval_max", "interval_min", "h_sample", "grad_clip", "ray_start", "ray_end", "opacprior_lambda_init")
 _NON_NEGATIVE = (
     *("h_stddev", "v_stddev", "decay_beta", "r1_lambda", "z_lambda", "pos_lambda", "normal_lambda"),
-    *("weight_decay", "opacprior_growth_rate", "init_ball_radius", "ball_hold_lambda", "h_mean", "v_mean"),
+    *("weight_decay", "opacprior_growth_rate", "init_ball_radius", "ball_hold_lambda", "ball_hold_floor", "h_mean", "v_mean"),
 )
 _COUNTS = (
     "latent_dim",
@@ -448,6 +449,7 @@ _TINY_CATS: dict[str, Any] = {  # photos fill their frame: what a ray leaves ove
     "normal_lambda": 0.5,
     "init_ball_radius": 0.1,
     "ball_hold_steps": 2000,
+    "ball_hold_floor": 0.05,  # else the faces flatten: so small a picture hardly shows how far they turn
 }
 
 

@@ -140,5 +140,7 @@ def test_schedules():
     assert schedules.density_noise_at(CURRICULUMS["PIGAN_CelebA"], 2500) == 0.5
     held = CURRICULUMS["SYNTH_TINY"].with_overrides(["init_ball_radius=0.08", "ball_hold_steps=100", "ball_hold_lambda=0.2"])
     assert [schedules.ball_hold_weight_at(held, step) for step in (0, 50, 100, 101)] == [0.2, 0.1, 0, 0]
-    assert schedules.ball_hold_weight_at(held.with_overrides(["init_ball_radius=0"]), 0) == 0  # nothing to hold to
+    floor = held.with_overrides(["ball_hold_floor=0.05"])
+    assert [schedules.ball_hold_weight_at(floor, step) for step in (0, 50, 90, 1000)] == [0.2, 0.1, 0.05, 0.05]
+    assert schedules.ball_hold_weight_at(floor.with_overrides(["init_ball_radius=0"]), 0) == 0  # nothing to hold to
     assert schedules.ema_decay_at(0.999, 0) == 0.1 and schedules.ema_decay_at(0.999, 10**6) == 0.999

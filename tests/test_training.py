@@ -193,6 +193,10 @@ def test_a_run_is_held_to_its_ball_for_a_while_and_a_finished_one_never_again(ph
     whole, cut = (load_training_checkpoint(tmp_path / name / "checkpoint_0000006.pt") for name in ("whole", "cut"))
     assert_same(whole, cut)
     assert hold_of("shaped", "2", more=["--load_dir", str(tmp_path / "whole")]) == [False] * 2
+    held.append("ball_hold_floor=0.01")
+    assert hold_of("a little", "2", more=["--load_dir", str(tmp_path / "whole")]) == [True] * 2
+    line = json.loads((tmp_path / "a little" / "log.jsonl").read_text().splitlines()[-1])
+    assert line["schedule/lambda_ball_hold"] == 0.01
     early = str(tmp_path / "cut" / "checkpoint_0000002.pt")
     assert hold_of("still held", "4", more=["--load_dir", early, "--set_step", "2"]) == [True] * 2
 

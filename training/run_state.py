@@ -50,7 +50,7 @@ class RunState:
         self.is_fresh = True  # no weights of another run, or of this one's earlier part
         self.images_seen = 0
         self.num_images: int | None = None  # in the data set, as the checkpoint has it
-        self.is_held = False  # to the ball that it started from (training/outward_start.py), as the curriculum's schedule has it
+        self.is_held = False  # to the ball that it started from (training/outward_start.py), beyond the curriculum's floor
         self.hollow_looks = 0  # in a row, at which the shapes were hollow (training/hollow.py)
         self.attempt = 0  # raised each time the run goes back to a checkpoint; another attempt draws other numbers
         self.bad_steps = BadSteps()
@@ -91,7 +91,7 @@ class RunState:
             "world_size": world_size,
             "images_seen": self.images_seen,
             "num_images": self.num_images,
-            "is_held": int(self.is_held and ball_hold_weight_at(self.curriculum, self.step) > 0),
+            "is_held": int(self.is_held and ball_hold_weight_at(self.curriculum, self.step) > self.curriculum.ball_hold_floor),
             "hollow_looks": self.hollow_looks,
             "attempt": self.attempt,
             "bad_steps": asdict(self.bad_steps),

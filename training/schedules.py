@@ -37,10 +37,11 @@ def opacity_prior_weight_at(curriculum: Curriculum, step: int) -> float:
 
 
 def ball_hold_weight_at(curriculum: Curriculum, step: int) -> float:
-    """How strongly a field that started from a ball is held to it: falls linearly to 0. 0 where the curriculum has no ball."""
-    if not curriculum.ball_hold_steps or not curriculum.init_ball_radius:
+    """How strongly a field that started from a ball is held to it: falls linearly to the floor. 0 where there is no ball."""
+    if not curriculum.init_ball_radius:
         return 0.0
-    return curriculum.ball_hold_lambda * max(0.0, 1 - step / curriculum.ball_hold_steps)
+    share_left = max(0.0, 1 - step / max(curriculum.ball_hold_steps, 1)) if curriculum.ball_hold_steps else 0.0
+    return max(curriculum.ball_hold_floor, curriculum.ball_hold_lambda * share_left)
 
 
 def ema_decay_at(decay: float, num_updates: int) -> float:

@@ -158,7 +158,9 @@ class Trainer:
 
     def _settings(self) -> StepSettings:
         settings = StepSettings.at(self.curriculum, self.state.step)
-        return settings if self.state.is_held else replace(settings, lambda_ball_hold=0.0)
+        if self.state.is_held or not settings.lambda_ball_hold:
+            return settings
+        return replace(settings, lambda_ball_hold=self.curriculum.ball_hold_floor)
 
     def _train_discriminator(
         self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings, num_parts: int
