@@ -1,4 +1,4 @@
-"""Puts what docs/make_pictures.sh rendered into the README's two files: NAME.png and the animated NAME.webp."""
+"""Puts what docs/make_pictures.sh rendered into the README's files: NAME.png, and NAME.webp and NAME_between.webp, which move."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ def read(path: Path):
         return from_uint8(np.asarray(image.convert("RGB")))
 
 
+def animate(output: str, folders: list[list[Path]]) -> None:
+    """``folders``: of frames 000.png and so on, as rows of a grid."""
+    frames = []
+    for i in range(len(list(folders[0][0].glob("*.png")))):
+        rows = [[read(folder / f"{i:03d}.png") for folder in row] for row in folders]
+        frames.append(Image.fromarray(to_uint8(picture_grid(rows))))
+    frames[0].save(output, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, quality=70, method=6)
+
+
 def main() -> None:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("work_dir", type=Path, help="where imgs/, vids/ and meshes/ lie")
@@ -34,17 +43,12 @@ def main() -> None:
         rows.append(row)
     Image.fromarray(to_uint8(picture_grid(rows))).save(f"{args.output}.png", optimize=True)
 
-    frames = []
-    for i in range(len(list((work / "vids" / f"{args.seeds[0]}_frames").glob("*.png")))):
-        per_quantity = [
-            [read(work / "vids" / f"{seed}{suffix}_frames" / f"{i:03d}.png") for seed in args.seeds]
-            for suffix in ("", "_normals")
-        ]
-        frames.append(Image.fromarray(to_uint8(picture_grid(per_quantity))))
-    frames[0].save(
-        f"{args.output}.webp", save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, quality=70, method=6
-    )
-    print(f"wrote {args.output}.png and {args.output}.webp")
+    vids = work / "vids"
+    turning = [[vids / f"{seed}{suffix}_frames" for seed in args.seeds] for suffix in ("", "_normals")]
+    animate(f"{args.output}.webp", turning)
+    walk = f"interpolation_{'_'.join(map(str, args.seeds))}_ellipse"
+    animate(f"{args.output}_between.webp", [[vids / f"{walk}_frames", vids / f"{walk}_normals_frames"]])
+    print(f"wrote {args.output}.png, {args.output}.webp and {args.output}_between.webp")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Remakes the README's pictures from a generator: docs/NAME.png (views, normals, meshes) and docs/NAME.webp (heads that turn).
+# Remakes the README's pictures from a generator: docs/NAME.png (views, normals, meshes), docs/NAME.webp (they turn) and
+# docs/NAME_between.webp (from each to the next).
 #   bash docs/make_pictures.sh GENERATOR [NAME, default: heads] [SEEDS, default: "0 1 2 3"]
 set -euo pipefail
 if [ $# -lt 1 ] || [ $# -gt 3 ] || [ ! -f "$1" ]; then
@@ -21,6 +22,8 @@ for seed in "${SEEDS[@]}"; do
     --output_dir "$WORK/imgs"
 done
 "$PYTHON" render_video.py "$GENERATOR" --seeds "${SEEDS[@]}" --image_size 160 --quantities image normals --output_dir "$WORK/vids"
+"$PYTHON" render_video_interpolation.py "$GENERATOR" --seeds "${SEEDS[@]}" --trajectory ellipse --num_frames 16 --image_size 160 \
+  --quantities image normals --output_dir "$WORK/vids"
 "$PYTHON" extract_shapes.py "$GENERATOR" --seeds "${SEEDS[@]}" --voxel_resolution 160 --largest_piece --output_dir "$WORK/shapes"
 "$PYTHON" render_meshimg.py --input_dir "$WORK/shapes" --output_dir "$WORK/meshes" --image_size 160
 PYTHONPATH=. "$PYTHON" docs/compose_pictures.py "$WORK" "docs/$NAME" --seeds "${SEEDS[@]}"
