@@ -458,8 +458,18 @@ def _our_own() -> Iterable[Curriculum]:
         name="SYNTH",
         stages=(Stage(0, 32, 32, 5e-5, 2e-4), Stage(8_000, 16, 64, 5e-5, 2e-4)),
         end_step=30_000,
-        **{"decay_beta": 1e-4, "init_ball_radius": 0.08, "num_eval_imgs": 2048},
+        **{"decay_beta": 1e-4, "init_ball_radius": 0.08, "ball_hold_steps": 2000, "ball_hold_lambda": 0.3, "num_eval_imgs": 2048},
         **_SYNTH_CAMERA,
+        **_WATCH,
+    )
+    yield Curriculum(
+        name="CATS64",
+        stages=(Stage(0, 32, 32, 5e-5, 2e-4), Stage(10_000, 16, 64, 4e-5, 2e-4)),
+        end_step=40_000,
+        **{"fade_steps": 2000, "decay_beta": 5e-5, "opacprior_growth_rate": 1e-5, "r1_lambda": 0.3, "num_eval_imgs": 6444},
+        **{"dataset": "Cats", "last_back": True, "view_dependent": False, "init_ball_radius": 0.1},
+        **{"ball_hold_steps": 4000, "ball_hold_lambda": 0.3, "ball_hold_floor": 0.05},
+        **_CATS_CAMERA,
         **_WATCH,
     )
     yield Curriculum(name="SYNTH_TINY", init_ball_radius=0.08, **_SYNTH_CAMERA, **_TWO_CORES)
