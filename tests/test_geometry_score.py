@@ -207,6 +207,7 @@ def test_bad_input(ball_set, tiny_generator_path, empty_generator_path, tmp_path
         pigan = load_generator(tiny_generator_path).curriculum.with_overrides(
             [
                 "pred_occ=False",
+                "init_ball_radius=0",
                 "surface_sample=False",
                 "with_opacprior=False",
                 "with_normal_loss=False",

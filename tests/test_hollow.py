@@ -134,5 +134,5 @@ def test_depth_is_reversed_along_the_mean_direction_of_view() -> None:
 
 
 def test_radiance_fields_have_no_surface_to_watch() -> None:
-    with pytest.raises(Exception, match="hollow_check_interval need pred_occ"):
+    with pytest.raises(Exception, match="hollow_check_interval and init_ball_radius need pred_occ"):
         CURRICULUMS["PIGAN_CelebA"].with_overrides(["hollow_check_interval=100"])

@@ -77,10 +77,12 @@ def command(photos: Path, output: Path, *more: str, settings: list[str] = ONE_ST
 @contextlib.contextmanager
 def running(repo: Path, arguments: list[str], script: Sequence[str] = ("train.py",)) -> Iterator[subprocess.Popen]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    own = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as from a terminal, where the tests run under nohup too
     process = subprocess.Popen(
         [sys.executable, *script, *arguments],
         cwd=repo, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    signal.signal(signal.SIGHUP, own)
     try:
         yield process
     finally:
