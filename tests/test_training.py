@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from training import outward_start
 from training.distributed import Processes
 from training.inputs import draw_inputs
 from training.run_state import RunState
-from training.steps import DiscriminatorStep, GeneratorStep, StepSettings
+from training.steps import DiscriminatorStep, GeneratorStep, StepSettings, generate, to_images
 from training.trainer import RunOptions, Trainer
 
 SMALL = [
@@ -71,26 +72,27 @@ def gradients(network: torch.nn.Module) -> torch.Tensor:
 
 
 def step_gradients(state: RunState, batch_split: int, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the trainer's own step leaves in .grad when the optimizers do nothing."""
+    """What the trainer's own step leaves in .grad, of D and of G, when the optimizers do nothing."""
     trainer = Trainer(state, RunOptions(Path(), "", "Images"), ALONE)
-    c = state.curriculum
-    settings = StepSettings.at(c, LATE)
     kept = {}
-    monkeypatch.setattr(
-        trainer,
-        "_finish",
-        lambda optimizer, scaler, network, results: kept.update({id(network): gradients(network)}) or results[0],
-    )
-    draw = {"seed": 0, "step": LATE}
-    real = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    inputs = [draw_inputs(c, settings, 4, ALONE, **draw, purpose=purpose) for purpose in ("D", "G")]
-    trainer._train_discriminator(real, inputs[0], settings, batch_split)
-    trainer._train_generator(inputs[1], settings, batch_split)
+
+    def keep(optimizer, scaler, network, results):
+        kept[id(network)] = gradients(network)
+        return {**results[0], "grad_norm": kept[id(network)].norm()}
+
+    monkeypatch.setattr(trainer, "_finish", keep)
+    state.step = LATE
+    trainer._step(real_images(), replace(state.curriculum.stage_at(LATE), batch_split=batch_split))
     return kept[id(state.discriminator)], kept[id(state.generator)]
 
 
-def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch):
-    state = fitted_state(small_curriculum(*HELD))
+def real_images() -> torch.Tensor:
+    return torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("share_images", [False, True])
+def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch, share_images):
+    state = fitted_state(small_curriculum(*HELD, f"share_images={share_images}"))
     settings = StepSettings.at(state.curriculum, LATE)
     assert settings.topk_fraction < 1 and settings.lambda_ball_hold > 0
     whole = step_gradients(state, 1, monkeypatch)
@@ -98,6 +100,23 @@ def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch):
     for a, b in zip(whole, split, strict=True):
         assert a.norm() > 0
         assert float((a - b).norm() / a.norm()) < 1e-4
+
+
+def test_shared_images_are_those_that_the_generator_learned_from(monkeypatch):
+    """D's gradient is that of the images of G's latents, poses and noise, made by the G that made them for itself."""
+    state = fitted_state(small_curriculum("share_images=True", "topk_v=1.0"))
+    shared, of_G = step_gradients(state, 1, monkeypatch)
+    c = state.curriculum
+    settings = StepSettings.at(c, LATE)
+    inputs = draw_inputs(c, settings, 4, ALONE, seed=state.draw_seed, step=LATE, purpose="G")
+    with torch.no_grad():
+        images = to_images(generate(state.generator, inputs, settings, c.fov)[2], 8)
+    state.discriminator.zero_grad(set_to_none=True)
+    DiscriminatorStep(state.discriminator, c)(real_images(), images, inputs, settings).total.backward()
+    torch.testing.assert_close(gradients(state.discriminator), shared)
+    state.generator.zero_grad(set_to_none=True)
+    GeneratorStep(state.generator)(inputs, state.discriminator, settings).total.backward()
+    torch.testing.assert_close(gradients(state.generator), of_G)
 
 
 def _two_processes(rank: int, port: int, weights: dict, folder: str) -> None:

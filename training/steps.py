@@ -69,10 +69,12 @@ class StepSettings:
 
 
 class StepResult(NamedTuple):
-    """``total`` to back-propagate; ``terms``: unweighted losses and other scalars for the log, detached."""
+    """``total`` to back-propagate; ``terms``: unweighted losses and other scalars for the log, detached; ``images``: those that
+    G's step generated, (B, 3, H, W) in [-1, 1], detached (None for D's)."""
 
     total: Tensor
     terms: dict[str, Tensor]
+    images: Tensor | None = None
 
 
 def to_images(output: RenderOutput, size: int) -> Tensor:
@@ -127,7 +129,7 @@ class GeneratorStep(nn.Module):
         total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
         terms = {name: value.detach() for name, (_, value) in weighted.items()}
         terms["hit_rate"] = output.surface.hit_mask.float().mean()
-        return StepResult(total, terms)
+        return StepResult(total, terms, images.detach())
 
     @staticmethod
     def _normal_loss(field: SirenField, rays: Rays, output: RenderOutput, neighbours: Tensor, h_sample: float) -> Tensor:

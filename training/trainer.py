@@ -141,14 +141,18 @@ class Trainer:
     # -- one step --------------------------------------------------------------------------------------------------
 
     def _step(self, real: Tensor, stage: Stage) -> dict[str, Tensor]:
-        """One step of D, then of G. Returns scalars for the log, on the device."""
+        """One step of D, then of G; with ``share_images`` of G, then of D. Returns scalars for the log, on the device."""
         c, state = self.curriculum, self.state
         settings = self._settings()
         draw = {"seed": state.draw_seed, "step": state.step}
-        inputs_D = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="D")
         inputs_G = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="G")
-        terms_D = self._train_discriminator(real, inputs_D, settings, stage.batch_split)
-        terms_G = self._train_generator(inputs_G, settings, stage.batch_split)
+        if c.share_images:
+            terms_G, fake = self._train_generator(inputs_G, settings, stage.batch_split)
+            terms_D = self._train_discriminator(real, inputs_G, settings, stage.batch_split, fake)
+        else:
+            inputs_D = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="D")
+            terms_D = self._train_discriminator(real, inputs_D, settings, stage.batch_split)
+            terms_G, _ = self._train_generator(inputs_G, settings, stage.batch_split)
         is_finite = are_finite(state.generator.parameters())
         for average in state.averages.values():
             average.update(state.generator, is_finite)
@@ -163,18 +167,17 @@ class Trainer:
         return replace(settings, lambda_ball_hold=self.curriculum.ball_hold_floor)
 
     def _train_discriminator(
-        self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings, num_parts: int
+        self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings, num_parts: int, fake: Tensor | None = None
     ) -> dict[str, Tensor]:
+        """``fake``: what was generated from ``inputs``; None: it is generated here, part by part."""
         state = self.state
         self._wrap_discriminator(settings)
         state.optimizer_D.zero_grad(set_to_none=True)
         results = []
         for i, (part, real_part) in enumerate(zip(inputs.split(num_parts), real.chunk(num_parts), strict=True)):
-            with torch.no_grad():
-                output = generate(state.generator, part, settings, self.curriculum.fov)[2]
-                fake = to_images(output, settings.image_size)
+            fake_part = self._generate(part, settings) if fake is None else fake.chunk(num_parts)[i]
             with self._sync_on_last(self.discriminator_step, i, num_parts):
-                result = self.discriminator_step(real_part, fake, part, settings, self.amp_dtype)
+                result = self.discriminator_step(real_part, fake_part, part, settings, self.amp_dtype)
                 state.scaler_D.scale(nan_unless_finite(result.total) / num_parts).backward()
             results.append(result.terms)
         return self._finish(state.optimizer_D, state.scaler_D, state.discriminator, results)
@@ -188,7 +191,15 @@ class Trainer:
             self.discriminator_step = self.processes.wrap(DiscriminatorStep(D, self.curriculum), used)
             self._wrapped_for = kind
 
-    def _train_generator(self, inputs: GeneratorInputs, settings: StepSettings, num_parts: int) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def _generate(self, inputs: GeneratorInputs, settings: StepSettings) -> Tensor:
+        output = generate(self.state.generator, inputs, settings, self.curriculum.fov)[2]
+        return to_images(output, settings.image_size)
+
+    def _train_generator(
+        self, inputs: GeneratorInputs, settings: StepSettings, num_parts: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns scalars for the log, and the images that were generated, (B, 3, H, W) in [-1, 1]."""
         state = self.state
         state.optimizer_G.zero_grad(set_to_none=True)
         state.discriminator.requires_grad_(False)
@@ -199,9 +210,10 @@ class Trainer:
             with self._sync_on_last(self.generator_step, i, num_parts):
                 result = self.generator_step(part, state.discriminator, settings, self.amp_dtype, weights)
                 state.scaler_G.scale(nan_unless_finite(result.total) / num_parts).backward()
-            results.append(result.terms)
+            results.append(result)
         state.discriminator.requires_grad_(True)
-        return self._finish(state.optimizer_G, state.scaler_G, state.generator, results)
+        terms = self._finish(state.optimizer_G, state.scaler_G, state.generator, [result.terms for result in results])
+        return terms, torch.cat([result.images for result in results])
 
     @torch.no_grad()
     def _topk_over_parts(self, inputs: GeneratorInputs, settings: StepSettings, num_parts: int) -> Tensor | None:
@@ -210,9 +222,9 @@ class Trainer:
             return None
         scores = []
         for part in inputs.split(num_parts):
-            output = generate(self.state.generator, part, settings, self.curriculum.fov)[2]
+            images = self._generate(part, settings)
             with torch.autocast(self.processes.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-                scores.append(self.state.discriminator(to_images(output, settings.image_size), settings.fade_alpha).score)
+                scores.append(self.state.discriminator(images, settings.fade_alpha).score)
         return topk_image_weights(torch.cat(scores), settings.topk_fraction)
 
     def _finish(self, optimizer, scaler, network: nn.Module, results: list[dict[str, Tensor]]) -> dict[str, Tensor]:
