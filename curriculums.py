@@ -107,7 +107,7 @@ class Curriculum:
     betas: tuple[float, float] = (0.0, 0.9)
     weight_decay: float = 0.0
     grad_clip: float = 1.0
-    share_images: bool = False  # D learns from the images that G has just learned from; False: from others, generated for it
+    share_images: bool = False  # G learns from the images that D has just learned from; False: from others, generated anew
     unique_lr: bool = True  # True: one rate for all of G, as the published results have it. False: mapping at 5%.
     fade_steps: int = 10000
     init_ball_radius: float = 0.0  # > 0: fit the field to a ball of this radius before adversarial training

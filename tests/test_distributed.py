@@ -155,7 +155,7 @@ def gradients_and_scalars(weights: dict, processes: Processes, batch_split: int)
     real = torch.rand(TOTAL_BATCH, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     terms = trainer._train_discriminator(real.split(batch)[processes.rank], inputs["D"], settings, batch_split)
     own = {f"D/{name}": value for name, value in terms.items()}
-    terms, _ = trainer._train_generator(inputs["G"], settings, batch_split)
+    terms = trainer._train_generator(inputs["G"], settings, batch_split)
     own |= {f"G/{name}": value for name, value in terms.items()}
     logged = processes.mean(own)
     return {**kept, **{f"own {k}": v for k, v in own.items()}, **{f"logged {k}": v for k, v in logged.items()}}

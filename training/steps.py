@@ -5,6 +5,7 @@ Everything random arrives as an argument, so a step is a pure function of the we
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -69,12 +70,10 @@ class StepSettings:
 
 
 class StepResult(NamedTuple):
-    """``total`` to back-propagate; ``terms``: unweighted losses and other scalars for the log, detached; ``images``: those that
-    G's step generated, (B, 3, H, W) in [-1, 1], detached (None for D's)."""
+    """``total`` to back-propagate; ``terms``: unweighted losses and other scalars for the log, detached."""
 
     total: Tensor
     terms: dict[str, Tensor]
-    images: Tensor | None = None
 
 
 def to_images(output: RenderOutput, size: int) -> Tensor:
@@ -105,11 +104,15 @@ class GeneratorStep(nn.Module):
         settings: StepSettings,
         amp_dtype: torch.dtype | None = None,
         image_weights: Tensor | None = None,
+        teach: Callable[[Tensor], None] | None = None,
     ) -> StepResult:
-        """``image_weights`` (B,): the whole batch's top-k choice where ``inputs`` is only a part of it."""
+        """``image_weights`` (B,): the whole batch's top-k choice where ``inputs`` is only a part of it. ``teach``: trains
+        ``discriminator`` on the images, (B, 3, H, W) in [-1, 1], before it judges them."""
         c = self.generator.curriculum
         field, rays, output = generate(self.generator, inputs, settings, c.fov)
         images = to_images(output, settings.image_size)
+        if teach is not None:
+            teach(images.detach())
         with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
             judged = discriminator(images, settings.fade_alpha)
         if image_weights is None:
@@ -129,7 +132,7 @@ class GeneratorStep(nn.Module):
         total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
         terms = {name: value.detach() for name, (_, value) in weighted.items()}
         terms["hit_rate"] = output.surface.hit_mask.float().mean()
-        return StepResult(total, terms, images.detach())
+        return StepResult(total, terms)
 
     @staticmethod
     def _normal_loss(field: SirenField, rays: Rays, output: RenderOutput, neighbours: Tensor, h_sample: float) -> Tensor:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -141,18 +141,17 @@ class Trainer:
     # -- one step --------------------------------------------------------------------------------------------------
 
     def _step(self, real: Tensor, stage: Stage) -> dict[str, Tensor]:
-        """One step of D, then of G; with ``share_images`` of G, then of D. Returns scalars for the log, on the device."""
+        """One step of D, then of G. Returns scalars for the log, on the device."""
         c, state = self.curriculum, self.state
         settings = self._settings()
         draw = {"seed": state.draw_seed, "step": state.step}
         inputs_G = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="G")
-        if c.share_images:
-            terms_G, fake = self._train_generator(inputs_G, settings, stage.batch_split)
-            terms_D = self._train_discriminator(real, inputs_G, settings, stage.batch_split, fake)
-        else:
-            inputs_D = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="D")
-            terms_D = self._train_discriminator(real, inputs_D, settings, stage.batch_split)
-            terms_G, _ = self._train_generator(inputs_G, settings, stage.batch_split)
+        if c.share_images and stage.batch_split == 1:
+            terms_D, terms_G = self._train_both(real, inputs_G, settings)
+        else:  # parts of a batch are generated twice all the same: D learns from all of them before it judges the first
+            own = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="D")
+            terms_D = self._train_discriminator(real, inputs_G if c.share_images else own, settings, stage.batch_split)
+            terms_G = self._train_generator(inputs_G, settings, stage.batch_split)
         is_finite = are_finite(state.generator.parameters())
         for average in state.averages.values():
             average.update(state.generator, is_finite)
@@ -196,10 +195,27 @@ class Trainer:
         output = generate(self.state.generator, inputs, settings, self.curriculum.fov)[2]
         return to_images(output, settings.image_size)
 
+    def _train_both(
+        self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """A step of D and one of G on the same images, generated once."""
+        terms_D: dict[str, Tensor] = {}
+
+        def teach(images: Tensor) -> None:
+            self.state.discriminator.requires_grad_(True)
+            terms_D.update(self._train_discriminator(real, inputs, settings, 1, images))
+            self.state.discriminator.requires_grad_(False)
+
+        terms_G = self._train_generator(inputs, settings, 1, teach)
+        return terms_D, terms_G
+
     def _train_generator(
-        self, inputs: GeneratorInputs, settings: StepSettings, num_parts: int
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Returns scalars for the log, and the images that were generated, (B, 3, H, W) in [-1, 1]."""
+        self,
+        inputs: GeneratorInputs,
+        settings: StepSettings,
+        num_parts: int,
+        teach: Callable[[Tensor], None] | None = None,
+    ) -> dict[str, Tensor]:
         state = self.state
         state.optimizer_G.zero_grad(set_to_none=True)
         state.discriminator.requires_grad_(False)
@@ -208,12 +224,11 @@ class Trainer:
         for i, part in enumerate(inputs.split(num_parts)):
             weights = None if image_weights is None else image_weights.chunk(num_parts)[i]
             with self._sync_on_last(self.generator_step, i, num_parts):
-                result = self.generator_step(part, state.discriminator, settings, self.amp_dtype, weights)
+                result = self.generator_step(part, state.discriminator, settings, self.amp_dtype, weights, teach)
                 state.scaler_G.scale(nan_unless_finite(result.total) / num_parts).backward()
-            results.append(result)
+            results.append(result.terms)
         state.discriminator.requires_grad_(True)
-        terms = self._finish(state.optimizer_G, state.scaler_G, state.generator, [result.terms for result in results])
-        return terms, torch.cat([result.images for result in results])
+        return self._finish(state.optimizer_G, state.scaler_G, state.generator, results)
 
     @torch.no_grad()
     def _topk_over_parts(self, inputs: GeneratorInputs, settings: StepSettings, num_parts: int) -> Tensor | None:
