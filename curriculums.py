@@ -91,6 +91,7 @@ class Curriculum:
 
     # Losses
     r1_lambda: float = 1.0
+    r1_interval: int = 1  # steps from one R1 penalty to the next; it weighs that many times as much
     z_lambda: float = 0.0
     pos_lambda: float = 15.0
     topk_interval: int = 2000
@@ -108,6 +109,8 @@ class Curriculum:
     weight_decay: float = 0.0
     grad_clip: float = 1.0
     share_images: bool = False  # G learns from the images that D has just learned from; False: from others, generated anew
+    lr_warmup_steps: int = 0  # over which the rates rise from 0
+    lr_decay: str = "constant"  # or "cosine": the rates fall to 0 at end_step
     unique_lr: bool = True  # True: one rate for all of G, as the published results have it. False: mapping at 5%.
     fade_steps: int = 10000
     init_ball_radius: float = 0.0  # > 0: fit the field to a ball of this radius before adversarial training
@@ -246,12 +249,15 @@ _COUNTS = (
     "hidden_dim",
     "num_layers",
     "num_steps_coarse",
+    "r1_interval",
     "topk_interval",
     "fade_steps",
     "end_step",
     "num_eval_imgs",
 )
-_COUNTS_OR_ZERO = ("num_steps_surface", "num_steps_fine", "n_secant_steps", "ball_hold_steps", "hollow_check_interval")
+_COUNTS_OR_ZERO = (
+    *("num_steps_surface", "num_steps_fine", "n_secant_steps", "ball_hold_steps", "hollow_check_interval", "lr_warmup_steps"),
+)
 _MOST = {  # what no run wants more of; a file's settings must not fill the memory
     **{"latent_dim": 1 << 20, "hidden_dim": 1 << 20, "num_layers": 1000, "n_secant_steps": 1000},
     **dict.fromkeys(("num_steps_coarse", "num_steps_surface", "num_steps_fine"), 1024),
@@ -267,6 +273,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "clamp_mode": ("relu", "softplus"),
     "z_dist": ("gaussian", "uniform"),
     "root_method": ("secant", "bisection"),
+    "lr_decay": ("constant", "cosine"),
 }
 
 

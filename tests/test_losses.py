@@ -143,4 +143,17 @@ def test_schedules():
     floor = held.with_overrides(["ball_hold_floor=0.05"])
     assert [schedules.ball_hold_weight_at(floor, step) for step in (0, 50, 90, 1000)] == [0.2, 0.1, 0.05, 0.05]
     assert schedules.ball_hold_weight_at(floor.with_overrides(["init_ball_radius=0"]), 0) == 0  # nothing to hold to
+    lazy = CURRICULUMS["SYNTH_TINY"].with_overrides(["r1_lambda=0.5", "r1_interval=4"])
+    assert [schedules.r1_weight_at(lazy, step) for step in range(8)] == [0, 0, 0, 2, 0, 0, 0, 2]
+    assert schedules.r1_weight_at(bfm, 0) == schedules.r1_weight_at(bfm, 1) == 1
     assert schedules.ema_decay_at(0.999, 0) == 0.1 and schedules.ema_decay_at(0.999, 10**6) == 0.999
+
+
+def test_learning_rates():
+    tiny = CURRICULUMS["SYNTH_TINY"].with_overrides(["gen_lr=4e-4", "disc_lr=8e-4"])
+    assert [schedules.learning_rates_at(tiny, step) for step in (0, 19_999)] == [(4e-4, 8e-4)] * 2
+    changing = tiny.with_overrides(["lr_warmup_steps=100", "lr_decay=cosine"])
+    rates = [schedules.learning_rates_at(changing, step).gen_lr for step in range(changing.end_step)]
+    assert rates[0] == pytest.approx(4e-6) and rates[49] == pytest.approx(2e-4, rel=1e-4)
+    assert rates[10_000] == pytest.approx(2e-4) and rates[-1] == pytest.approx(0, abs=1e-10)
+    assert schedules.learning_rates_at(changing, changing.end_step + 5).disc_lr == pytest.approx(0)

@@ -255,6 +255,17 @@ def test_the_crop_is_kept_with_the_run(photos, tmp_path):
         train([*faster, "gen_lr=1e-3"])
 
 
+def test_lazy_r1_comes_at_its_interval_and_rates_follow_their_schedule(photos, tmp_path):
+    lazy = ["r1_interval=2", "lr_warmup_steps=4", "gen_lr=1e-3"]
+    train([*arguments(photos, tmp_path, "--max_steps", "2"), *lazy])
+    train([*arguments(photos, tmp_path, "--max_steps", "4"), *lazy])
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert ["D/r1" in line for line in lines] == [False, True, False, True]
+    assert [line["schedule/gen_lr"] for line in lines] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3])
+    state = load_training_checkpoint(tmp_path / "checkpoint_0000004.pt")
+    assert state["optimizer_G"]["param_groups"][0]["lr"] == pytest.approx(1e-3)
+
+
 def test_radiance_curriculum_trains(photos, tmp_path):
     radiance = ["pred_occ=False", "surface_sample=False", "with_opacprior=False", "with_normal_loss=False", "num_steps_fine=4"]
     radiance += ["hollow_check_interval=0"]

@@ -26,7 +26,7 @@ from training.ema import MovingAverage
 from training.guard import BadSteps, are_finite
 from training.mirror import mirror_field, mirror_pose_readout
 from training.outward_start import fit_to_ball
-from training.schedules import ball_hold_weight_at
+from training.schedules import ball_hold_weight_at, learning_rates_at
 
 EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
 MAPPING_RATE = 0.05
@@ -73,7 +73,9 @@ class RunState:
         """What the random inputs of a step are drawn from, beside its number."""
         return (self.seed, self.attempt) if self.attempt else self.seed
 
-    def set_learning_rates(self, gen_lr: float, disc_lr: float) -> None:
+    def set_learning_rates(self, step: int) -> None:
+        """To those of ``step``."""
+        gen_lr, disc_lr = learning_rates_at(self.curriculum, step)
         for group in self.optimizer_G.param_groups:
             group["lr"] = gen_lr * group.get("rate", 1.0)
         for group in self.optimizer_D.param_groups:
@@ -166,8 +168,7 @@ class RunState:
                     scaler.load_state_dict(state[name])
                 except (KeyError, TypeError, ValueError, RuntimeError):
                     raise UserError(f"{path}: its {name} is not as it was written; use --load_dir instead") from None
-        stage = self.curriculum.stage_at(max(self.step - 1, 0))  # so that saved again without a step it is the same file
-        self.set_learning_rates(stage.gen_lr, stage.disc_lr)
+        self.set_learning_rates(max(self.step - 1, 0))  # so that saved again without a step it is the same file
 
     def start_from(self, folder: Path, notes: list[str]) -> None:
         """Take weights, averages and (where they fit) optimizers from another run's folder, ours or a published one.

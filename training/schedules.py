@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from curriculums import Curriculum
 
@@ -42,6 +43,25 @@ def ball_hold_weight_at(curriculum: Curriculum, step: int) -> float:
         return 0.0
     share_left = max(0.0, 1 - step / max(curriculum.ball_hold_steps, 1)) if curriculum.ball_hold_steps else 0.0
     return max(curriculum.ball_hold_floor, curriculum.ball_hold_lambda * share_left)
+
+
+def r1_weight_at(curriculum: Curriculum, step: int) -> float:
+    """Weight of R1, which comes every ``r1_interval`` steps ("lazy", StyleGAN2, appendix B), on average ``r1_lambda``."""
+    return curriculum.r1_lambda * curriculum.r1_interval if (step + 1) % curriculum.r1_interval == 0 else 0.0
+
+
+class LearningRates(NamedTuple):
+    gen_lr: float
+    disc_lr: float
+
+
+def learning_rates_at(curriculum: Curriculum, step: int) -> LearningRates:
+    """The stage's, times a linear warm-up, times half a cosine down to 0 at the end where ``lr_decay`` says so."""
+    stage = curriculum.stage_at(step)
+    factor = min(1.0, (step + 1) / max(curriculum.lr_warmup_steps, 1))
+    if curriculum.lr_decay == "cosine":
+        factor *= 0.5 + 0.5 * math.cos(math.pi * min(step / curriculum.end_step, 1.0))
+    return LearningRates(stage.gen_lr * factor, stage.disc_lr * factor)
 
 
 def ema_decay_at(decay: float, num_updates: int) -> float:

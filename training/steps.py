@@ -52,6 +52,7 @@ class StepSettings:
     render: RenderSettings
     fade_alpha: float
     topk_fraction: float
+    lambda_r1: float
     lambda_opacity_prior: float
     lambda_ball_hold: float
 
@@ -64,6 +65,7 @@ class StepSettings:
             render=replace(settings, density_noise=noise),
             fade_alpha=schedules.fade_alpha_at(curriculum, step),
             topk_fraction=schedules.topk_fraction_at(curriculum, step),
+            lambda_r1=schedules.r1_weight_at(curriculum, step),
             lambda_opacity_prior=schedules.opacity_prior_weight_at(curriculum, step),
             lambda_ball_hold=schedules.ball_hold_weight_at(curriculum, step),
         )
@@ -166,13 +168,13 @@ class DiscriminatorStep(nn.Module):
     ) -> StepResult:
         """real, fake: (B, 3, H, W) in [-1, 1]; ``inputs``: what ``fake`` was generated from."""
         c = self.curriculum
-        real = real.detach().requires_grad_(c.r1_lambda > 0)
+        real = real.detach().requires_grad_(settings.lambda_r1 > 0)
         with torch.autocast(real.device.type, amp_dtype, enabled=amp_dtype is not None):
             judged_real = self.discriminator(real, settings.fade_alpha)
             judged_fake = self.discriminator(fake.detach(), settings.fade_alpha)
         weighted = {"gan": (1.0, losses.discriminator_gan_loss(judged_real.score, judged_fake.score))}
-        if c.r1_lambda:
-            weighted["r1"] = (0.5 * c.r1_lambda, losses.r1_loss(judged_real.score, real))
+        if settings.lambda_r1:
+            weighted["r1"] = (0.5 * settings.lambda_r1, losses.r1_loss(judged_real.score, real))
         if c.pos_lambda:
             weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged_fake.pose, inputs.poses))
         if c.z_lambda:

@@ -131,7 +131,7 @@ class Trainer:
             if not is_first:  # the state stands between two steps, and is worth keeping
                 self._save_last(recorder)
             raise
-        self.state.set_learning_rates(stage.gen_lr, stage.disc_lr)
+        self.state.set_learning_rates(self.state.step)
         return stage, real
 
     @property
@@ -362,7 +362,7 @@ class Trainer:
         if recorder is not None:
             recorder.advance(stage.batch_size * self.processes.world_size)
             if is_logged:
-                recorder.log(step, self._readable(scalars, stage))
+                recorder.log(step, self._readable(scalars))
             if options.sample_interval and step % options.sample_interval == 0:
                 self._sample(recorder)
         if options.eval_interval and step % options.eval_interval == 0:
@@ -378,10 +378,10 @@ class Trainer:
         if recorder is not None:
             recorder.log_evaluation(step, parts)
 
-    def _readable(self, scalars: dict[str, Tensor], stage: Stage) -> dict[str, float]:
+    def _readable(self, scalars: dict[str, Tensor]) -> dict[str, float]:
         """The one place where the log waits for the device."""
         values = torch.stack([value.float() for value in scalars.values()]).tolist()
-        settings = self._settings()
+        settings, rates = self._settings(), schedules.learning_rates_at(self.curriculum, max(self.state.step - 1, 0))
         return {
             **dict(zip(scalars, values, strict=True)),
             "schedule/interval": settings.render.interval,
@@ -389,8 +389,8 @@ class Trainer:
             "schedule/topk_fraction": settings.topk_fraction,
             "schedule/lambda_opacity_prior": settings.lambda_opacity_prior,
             "schedule/lambda_ball_hold": settings.lambda_ball_hold,
-            "schedule/gen_lr": stage.gen_lr,
-            "schedule/disc_lr": stage.disc_lr,
+            "schedule/gen_lr": rates.gen_lr,
+            "schedule/disc_lr": rates.disc_lr,
             "images_seen": self.state.images_seen,
             "skipped_steps": self.state.bad_steps.skipped,
         }

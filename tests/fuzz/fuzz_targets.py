@@ -95,7 +95,7 @@ def _run_state() -> RunState:
 
 def _one_step(state: RunState) -> None:
     """A run that took something over must be able to go on."""
-    state.set_learning_rates(1e-4, 1e-4)
+    state.set_learning_rates(0)
     for optimizer in (state.optimizer_G, state.optimizer_D):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
