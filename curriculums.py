@@ -108,6 +108,7 @@ class Curriculum:
     betas: tuple[float, float] = (0.0, 0.9)
     weight_decay: float = 0.0
     grad_clip: float = 1.0
+    augment_target: float = 0.0  # of small sets, about 0.6: how sure of real images D may be before it sees changed ones; 0: off
     share_images: bool = False  # G learns from the images that D has just learned from; False: from others, generated anew
     lr_warmup_steps: int = 0  # over which the rates rise from 0
     lr_decay: str = "constant"  # or "cosine": the rates fall to 0 at end_step
@@ -241,7 +242,7 @@ def _shown(value: Any) -> str:
 
 _POSITIVE = ("fov", "interval_max", "interval_min", "h_sample", "grad_clip", "ray_start", "ray_end", "opacprior_lambda_init")
 _NON_NEGATIVE = (
-    *("h_stddev", "v_stddev", "decay_beta", "r1_lambda", "z_lambda", "pos_lambda", "normal_lambda"),
+    *("h_stddev", "v_stddev", "decay_beta", "r1_lambda", "z_lambda", "pos_lambda", "normal_lambda", "augment_target"),
     *("weight_decay", "opacprior_growth_rate", "init_ball_radius", "ball_hold_lambda", "ball_hold_floor", "h_mean", "v_mean"),
 )
 _COUNTS = (
@@ -311,6 +312,8 @@ def _problems(c: Curriculum) -> Iterable[str]:
         yield f"interval_max ({c.interval_max}) must not exceed half the ray, {(c.ray_end - c.ray_start) / 2:.4g}"
     if not 0 < c.tau < 1:
         yield f"tau must lie between 0 and 1, not {_shown(c.tau)}"
+    if c.augment_target >= 1:
+        yield f"augment_target must be less than 1, not {_shown(c.augment_target)}: a mean of signs is no greater"
     if not 0 < c.topk_v <= 1:
         yield f"topk_v must lie in (0, 1], not {_shown(c.topk_v)}"
     if c.num_steps_coarse < 2:

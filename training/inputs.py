@@ -17,6 +17,7 @@ from curriculums import Curriculum
 from generators.cameras import CameraPoses, sample_camera_poses
 from generators.generator import draw_latents
 from generators.renderer import RenderNoise, draw_noise
+from training.augmentation import NUM_UNIFORMS
 from training.distributed import Processes
 from training.outward_start import NUM_HOLD_POINTS, draw_points
 from training.steps import GeneratorInputs, StepSettings
@@ -57,7 +58,7 @@ def draw_inputs(
     )
     device, num_rays = processes.device, settings.image_size**2
     with_neighbours = purpose == "G" and curriculum.with_normal_loss and bool(curriculum.normal_lambda)
-    noises, directions, points = [], [], []
+    noises, directions, points, changes = [], [], [], []
     for place in range(mine.start, mine.stop):
         own = seeded_generator(device, seed, step, purpose, place)
         noises.append(draw_noise(1, num_rays, settings.render, device, own))
@@ -65,10 +66,13 @@ def draw_inputs(
             directions.append(torch.randn(1, num_rays, 3, generator=own, device=device))
         if purpose == "G" and settings.lambda_ball_hold:
             points.append(draw_points(1, NUM_HOLD_POINTS, curriculum, own))
+        if curriculum.augment_target:
+            changes.append(torch.rand(1, 2, NUM_UNIFORMS, generator=own, device=device))
     noise = RenderNoise(*(None if column[0] is None else torch.cat(column) for column in zip(*noises, strict=True)))
     neighbours = F.normalize(torch.cat(directions), dim=-1) if directions else None
+    rest = (torch.cat(column) if column else None for column in (points, changes))
     poses = CameraPoses(*(_send(angle[mine], device) for angle in poses))
-    return GeneratorInputs(_send(z, device), poses, noise, neighbours, torch.cat(points) if points else None)
+    return GeneratorInputs(_send(z, device), poses, noise, neighbours, *rest)
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:

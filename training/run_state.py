@@ -52,6 +52,7 @@ class RunState:
         self.num_images: int | None = None  # in the data set, as the checkpoint has it
         self.is_held = False  # to the ball that it started from (training/outward_start.py), beyond the curriculum's floor
         self.hollow_looks = 0  # in a row, at which the shapes were hollow (training/hollow.py)
+        self.augment_p = torch.zeros((), device=device)  # how often D sees changed images (training/augmentation.py)
         self.attempt = 0  # raised each time the run goes back to a checkpoint; another attempt draws other numbers
         self.bad_steps = BadSteps()
         self.generator = generator.to(device)
@@ -95,6 +96,7 @@ class RunState:
             "num_images": self.num_images,
             "is_held": int(self.is_held and ball_hold_weight_at(self.curriculum, self.step) > self.curriculum.ball_hold_floor),
             "hollow_looks": self.hollow_looks,
+            "augment_p": self.augment_p.to("cpu", copy=True),
             "attempt": self.attempt,
             "bad_steps": asdict(self.bad_steps),
             "generator": self.generator.state_dict(),
@@ -156,6 +158,7 @@ class RunState:
         self.num_images = _count(path, state, "num_images") or None
         self.is_held = bool(_count(path, state, "is_held"))
         self.hollow_looks = _count(path, state, "hollow_looks")
+        self.augment_p = _share(path, state, "augment_p").to(self.device)
         self.attempt = _count(path, state, "attempt")
         self.bad_steps = _bad_steps(path, state.get("bad_steps"))
         self._load_networks(path, state)
@@ -235,6 +238,14 @@ def _count(path: Path, state: dict[str, Any], key: str) -> int:
     if value is not None and (type(value) is not int or value < 0):
         raise UserError(f"{path}: its {key} is not a whole number")
     return value or 0
+
+
+def _share(path: Path, state: dict[str, Any], key: str) -> Tensor:
+    """A number () in [0, 1]; 0 in a file from before it was kept."""
+    value = state.get(key, torch.zeros(()))
+    if not isinstance(value, Tensor) or value.shape != () or not 0 <= float(value) <= 1:
+        raise UserError(f"{path}: its {key} is not a number in [0, 1]")
+    return value.detach().float().clone()
 
 
 def _bad_steps(path: Path, state: Any) -> BadSteps:

@@ -19,19 +19,22 @@ from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderNoise, RenderOutput, RenderSettings, ray_points, render
 from siren.field import SirenField
 from training import losses, schedules
+from training.augmentation import augment
 from training.outward_start import ball_hold_loss
 
 
 class GeneratorInputs(NamedTuple):
     """Latents ``z`` (B, latent_dim), camera ``poses`` (B,), the renderer's random numbers, and unit ``neighbours``
     (B, R, 3), the directions in which the normal loss looks, and ``ball_points`` (B, N, 3), where the field is held to a ball
-    (None where these are off)."""
+    (None where these are off). ``augmentation`` (B, 2, NUM_UNIFORMS) in [0, 1): how generated and real images are changed
+    for D."""
 
     z: Tensor
     poses: CameraPoses
     noise: RenderNoise
     neighbours: Tensor | None = None
     ball_points: Tensor | None = None
+    augmentation: Tensor | None = None
 
     def split(self, num_parts: int) -> list[GeneratorInputs]:
         """Equal parts of the batch, in order."""
@@ -40,13 +43,13 @@ class GeneratorInputs(NamedTuple):
 
     def part(self, s: slice) -> GeneratorInputs:
         poses = CameraPoses(self.poses.pitch[s], self.poses.yaw[s])
-        rest = (None if tensor is None else tensor[s] for tensor in (self.neighbours, self.ball_points))
+        rest = (None if tensor is None else tensor[s] for tensor in (self.neighbours, self.ball_points, self.augmentation))
         return GeneratorInputs(self.z[s], poses, self.noise[s], *rest)
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What the step number decides."""
+    """What the step number decides; and ``augment_p`` (), which the run has come to: how often D sees changed images."""
 
     image_size: int
     render: RenderSettings
@@ -55,6 +58,7 @@ class StepSettings:
     lambda_r1: float
     lambda_opacity_prior: float
     lambda_ball_hold: float
+    augment_p: Tensor | None = None
 
     @classmethod
     def at(cls, curriculum: Curriculum, step: int) -> StepSettings:
@@ -81,6 +85,13 @@ class StepResult(NamedTuple):
 def to_images(output: RenderOutput, size: int) -> Tensor:
     """(B, 3, size, size) in [-1, 1]."""
     return output.rgb.transpose(1, 2).unflatten(2, (size, size)) * 2 - 1
+
+
+def changed(images: Tensor, inputs: GeneratorInputs, settings: StepSettings, place: int) -> Tensor:
+    """``images`` (B, 3, H, W) as D sees them. ``place`` in ``inputs.augmentation``: 0 for generated, 1 for real ones."""
+    if inputs.augmentation is None or settings.augment_p is None:
+        return images
+    return augment(images, inputs.augmentation[:, place], settings.augment_p)
 
 
 def generate(
@@ -116,7 +127,7 @@ class GeneratorStep(nn.Module):
         if teach is not None:
             teach(images.detach())
         with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
-            judged = discriminator(images, settings.fade_alpha)
+            judged = discriminator(changed(images, inputs, settings, 0), settings.fade_alpha)
         if image_weights is None:
             image_weights = losses.topk_image_weights(judged.score, settings.topk_fraction)
         weighted = {"gan": (1.0, losses.generator_gan_loss(judged.score, image_weights))}
@@ -170,8 +181,8 @@ class DiscriminatorStep(nn.Module):
         c = self.curriculum
         real = real.detach().requires_grad_(settings.lambda_r1 > 0)
         with torch.autocast(real.device.type, amp_dtype, enabled=amp_dtype is not None):
-            judged_real = self.discriminator(real, settings.fade_alpha)
-            judged_fake = self.discriminator(fake.detach(), settings.fade_alpha)
+            judged_real = self.discriminator(changed(real, inputs, settings, 1), settings.fade_alpha)
+            judged_fake = self.discriminator(changed(fake.detach(), inputs, settings, 0), settings.fade_alpha)
         weighted = {"gan": (1.0, losses.discriminator_gan_loss(judged_real.score, judged_fake.score))}
         if settings.lambda_r1:
             weighted["r1"] = (0.5 * settings.lambda_r1, losses.r1_loss(judged_real.score, real))
@@ -182,4 +193,6 @@ class DiscriminatorStep(nn.Module):
         total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
         terms = {name: value.detach() for name, (_, value) in weighted.items()}
         terms["score_real"], terms["score_fake"] = judged_real.score.detach().mean(), judged_fake.score.detach().mean()
+        if inputs.augmentation is not None:
+            terms["sureness"] = judged_real.score.detach().sign().mean()
         return StepResult(total, terms)

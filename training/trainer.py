@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cli import UserError
 from curriculums import Curriculum, Stage
 from training import schedules
+from training.augmentation import adapted
 from training.batches import StageBatches
 from training.distributed import Processes
 from training.evaluation import EvaluationOptions, Evaluator
@@ -28,7 +29,7 @@ from training.mirror import best_turn
 from training.recorder import Recorder
 from training.run_state import RunState
 from training.setbacks import Setbacks
-from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, StepSettings, generate, to_images
+from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, StepSettings, changed, generate, to_images
 from training.together import all_or_none
 
 # SIGUSR1: what Slurm can send before the time is up; SIGHUP: the terminal closed
@@ -152,6 +153,10 @@ class Trainer:
             own = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="D")
             terms_D = self._train_discriminator(real, inputs_G if c.share_images else own, settings, stage.batch_split)
             terms_G = self._train_generator(inputs_G, settings, stage.batch_split)
+        if c.augment_target:
+            sureness = self.processes.mean({"sureness": terms_D["sureness"]})["sureness"]
+            state.augment_p = adapted(state.augment_p, sureness, c.augment_target, len(real) * self.processes.world_size)
+            terms_D["augment_p"] = state.augment_p
         is_finite = are_finite(state.generator.parameters())
         for average in state.averages.values():
             average.update(state.generator, is_finite)
@@ -161,6 +166,8 @@ class Trainer:
 
     def _settings(self) -> StepSettings:
         settings = StepSettings.at(self.curriculum, self.state.step)
+        if self.curriculum.augment_target:
+            settings = replace(settings, augment_p=self.state.augment_p)
         if self.state.is_held or not settings.lambda_ball_hold:
             return settings
         return replace(settings, lambda_ball_hold=self.curriculum.ball_hold_floor)
@@ -237,7 +244,7 @@ class Trainer:
             return None
         scores = []
         for part in inputs.split(num_parts):
-            images = self._generate(part, settings)
+            images = changed(self._generate(part, settings), part, settings, 0)
             with torch.autocast(self.processes.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
                 scores.append(self.state.discriminator(images, settings.fade_alpha).score)
         return topk_image_weights(torch.cat(scores), settings.topk_fraction)
