@@ -447,11 +447,15 @@ _TWO_CORES: dict[str, Any] = {  # a narrow field and discriminator, short schedu
     "topk_interval": 1000,
     "opacprior_lambda_init": 0.1,
     "opacprior_growth_rate": 1.5e-3,
-    "r1_lambda": 0.1,  # of so few pixels; experiments/ablation.py recipe
+    **{"r1_lambda": 0.02, "pos_lambda": 5.0, "betas": (0.0, 0.99), "share_images": True},  # docs/results.md, "The recipe"
     "num_eval_imgs": 512,
     "hollow_check_interval": 50,
     "ball_hold_steps": 1000,
     "ball_hold_lambda": 0.3,
+}
+_OUR_CATS: dict[str, Any] = {  # a prior and an interval narrower than published: rounder faces, sharper surfaces
+    **{"h_stddev": 0.25, "v_stddev": 0.18, "sample_dist": "gaussian", "interval_max": 0.12, "interval_min": 0.03},
+    **{"pos_lambda": 5.0, "betas": (0.0, 0.99), "share_images": True},
 }
 _TINY_CATS: dict[str, Any] = {  # photos fill their frame: what a ray leaves over is the colour at its end, not black
     "stages": (Stage(0, 16, 16, 3e-4, 6e-4), Stage(3_000, 16, 32, 2e-4, 4e-4)),
@@ -459,6 +463,7 @@ _TINY_CATS: dict[str, Any] = {  # photos fill their frame: what a ray leaves ove
     "view_dependent": False,
     "normal_lambda": 0.5,
     "init_ball_radius": 0.1,
+    "decay_beta": 1e-3,
     "ball_hold_steps": 2000,
     "ball_hold_floor": 0.05,  # else the faces flatten: so small a picture hardly shows how far they turn
 }
@@ -477,14 +482,14 @@ def _our_own() -> Iterable[Curriculum]:
         name="CATS64",
         stages=(Stage(0, 32, 32, 5e-5, 2e-4), Stage(10_000, 16, 64, 4e-5, 2e-4)),
         end_step=40_000,
-        **{"fade_steps": 2000, "decay_beta": 5e-5, "opacprior_growth_rate": 1e-5, "r1_lambda": 0.3, "num_eval_imgs": 6444},
+        **{"fade_steps": 2000, "decay_beta": 1e-4, "opacprior_growth_rate": 1e-5, "r1_lambda": 0.1, "num_eval_imgs": 6444},
         **{"dataset": "Cats", "last_back": True, "view_dependent": False, "init_ball_radius": 0.1},
         **{"ball_hold_steps": 4000, "ball_hold_lambda": 0.3, "ball_hold_floor": 0.05},
-        **_CATS_CAMERA,
+        **{**_CATS_CAMERA, **_OUR_CATS},
         **_WATCH,
     )
     yield Curriculum(name="SYNTH_TINY", init_ball_radius=0.08, **_SYNTH_CAMERA, **_TWO_CORES)
-    yield Curriculum(name="CATS_TINY", dataset="Cats", **_CATS_CAMERA, **{**_TWO_CORES, **_TINY_CATS})
+    yield Curriculum(name="CATS_TINY", dataset="Cats", **{**_CATS_CAMERA, **_TWO_CORES, **_TINY_CATS, **_OUR_CATS})
 
 
 CURRICULUMS: dict[str, Curriculum] = {c.name: c for c in (*_published(), *_our_own())}

@@ -50,8 +50,16 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "strong_normal_term": ("normal_lambda=0.5",),
         "wide_interval": ("decay_beta=0",),
         "narrow_interval": ("interval_max=0.03", "interval_min=0.03"),
-        "weak_r1": ("r1_lambda=0.1",),
+        "weak_r1": ("r1_lambda=0.02",),
         "strong_r1": ("r1_lambda=1",),
+        "lazy_r1": ("r1_interval=4",),
+        "own_images": ("share_images=False",),
+        "strong_pose": ("pos_lambda=15",),
+        "short_memory": ("betas=(0.0,0.9)",),
+        "large_batch": ("batch_size=32",),
+        "warm_up": ("lr_warmup_steps=200",),
+        "cosine": ("lr_decay=cosine",),  # to end_step: set that to --steps
+        "augmented": ("augment_target=0.6",),
     },
 }
 
