@@ -443,7 +443,7 @@ _TWO_CORES: dict[str, Any] = {  # a narrow field and discriminator, short schedu
     "num_steps_coarse": 8,
     "num_steps_surface": 5,
     "num_steps_fine": 3,
-    "decay_beta": 3e-4,
+    "decay_beta": 1e-3,
     "topk_interval": 1000,
     "opacprior_lambda_init": 0.1,
     "opacprior_growth_rate": 1.5e-3,
@@ -463,7 +463,6 @@ _TINY_CATS: dict[str, Any] = {  # photos fill their frame: what a ray leaves ove
     "view_dependent": False,
     "normal_lambda": 0.5,
     "init_ball_radius": 0.1,
-    "decay_beta": 1e-3,
     "ball_hold_steps": 2000,
     "ball_hold_floor": 0.05,  # else the faces flatten: so small a picture hardly shows how far they turn
 }
