@@ -282,7 +282,7 @@ def test_another_curriculum_in_the_same_folder_is_refused(photos, tmp_path, caps
     train(arguments(photos, tmp_path, "--max_steps", "1"))
     from cli import UserError
 
-    with pytest.raises(UserError, match=r"r1_lambda = 0\.1"):
+    with pytest.raises(UserError, match=r"r1_lambda = 0\.02"):
         train([*arguments(photos, tmp_path, "--max_steps", "2"), "r1_lambda=2"])
     train(
         [*arguments(photos, tmp_path / "new", "--max_steps", "2", "--load_dir", str(tmp_path), "--set_step", "1"), "r1_lambda=2"]
