@@ -91,7 +91,7 @@ class Curriculum:
 
     # Losses
     r1_lambda: float = 1.0
-    r1_interval: int = 1  # steps from one R1 penalty to the next; it weighs that many times as much
+    r1_interval: int = 1  # steps from one R1 penalty to the next, which weighs that many times as much (before grad_clip)
     z_lambda: float = 0.0
     pos_lambda: float = 15.0
     topk_interval: int = 2000
@@ -110,7 +110,7 @@ class Curriculum:
     grad_clip: float = 1.0
     augment_target: float = 0.0  # of small sets, about 0.6: how sure of real images D may be before it sees changed ones; 0: off
     share_images: bool = False  # G learns from the images that D has just learned from; False: from others, generated anew
-    lr_warmup_steps: int = 0  # over which the rates rise from 0
+    lr_warmup_steps: int = 0  # over which the rates rise from 0, from the curriculum's step 0 on
     lr_decay: str = "constant"  # or "cosine": the rates fall to 0 at end_step
     unique_lr: bool = True  # True: one rate for all of G, as the published results have it. False: mapping at 5%.
     fade_steps: int = 10000
@@ -432,6 +432,7 @@ _SYNTH_CAMERA: dict[str, Any] = {
     **{"h_stddev": 0.7, "v_stddev": 0.25, "sample_dist": "uniform", "dataset": "Heads"},
     "eval_last_back": False,  # the heads stand before black, which is what missing weight shows
 }
+_STEADY: dict[str, Any] = {"pos_lambda": 5.0, "betas": (0.0, 0.99), "share_images": True}  # docs/results.md, "The recipe"
 _TWO_CORES: dict[str, Any] = {  # a narrow field and discriminator, short schedules: hours become minutes
     "stages": (Stage(0, 16, 16, 4e-4, 8e-4), Stage(1_000, 16, 32, 3e-4, 6e-4)),
     "end_step": 20_000,
@@ -447,7 +448,8 @@ _TWO_CORES: dict[str, Any] = {  # a narrow field and discriminator, short schedu
     "topk_interval": 1000,
     "opacprior_lambda_init": 0.1,
     "opacprior_growth_rate": 1.5e-3,
-    **{"r1_lambda": 0.02, "pos_lambda": 5.0, "betas": (0.0, 0.99), "share_images": True},  # docs/results.md, "The recipe"
+    "r1_lambda": 0.02,  # of so few pixels
+    **_STEADY,
     "num_eval_imgs": 512,
     "hollow_check_interval": 50,
     "ball_hold_steps": 1000,
@@ -455,7 +457,7 @@ _TWO_CORES: dict[str, Any] = {  # a narrow field and discriminator, short schedu
 }
 _OUR_CATS: dict[str, Any] = {  # a prior and an interval narrower than published: rounder faces, sharper surfaces
     **{"h_stddev": 0.25, "v_stddev": 0.18, "sample_dist": "gaussian", "interval_max": 0.12, "interval_min": 0.03},
-    **{"pos_lambda": 5.0, "betas": (0.0, 0.99), "share_images": True},
+    **_STEADY,
 }
 _TINY_CATS: dict[str, Any] = {  # photos fill their frame: what a ray leaves over is the colour at its end, not black
     "stages": (Stage(0, 16, 16, 3e-4, 6e-4), Stage(3_000, 16, 32, 2e-4, 4e-4)),

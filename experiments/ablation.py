@@ -58,7 +58,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "short_memory": ("betas=(0.0,0.9)",),
         "large_batch": ("batch_size=32",),
         "warm_up": ("lr_warmup_steps=200",),
-        "cosine": ("lr_decay=cosine",),  # to end_step: set that to --steps
+        "cosine": ("lr_decay=cosine", "end_step={steps}"),
         "augmented": ("augment_target=0.6",),
     },
 }
@@ -94,7 +94,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
 
 
 def settings_of(args: Any, variant: str) -> list[str]:
-    return [*args.set, *GROUPS[args.group][variant]]
+    return [*args.set, *(setting.format(steps=args.steps) for setting in GROUPS[args.group][variant])]
 
 
 def distinct(args: Any, variants: list[str]) -> list[str]:

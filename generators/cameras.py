@@ -95,7 +95,7 @@ def camera_to_world(poses: CameraPoses) -> Tensor:
     position = camera_positions(poses)
     forward = -position / position.norm(dim=-1, keepdim=True)
     up = torch.zeros_like(forward)
-    up[..., 1] = 1  # filled in place: copying a constant to a GPU would wait for it
+    up[..., 1].fill_(1)  # an assigned number may become a tensor of the host's first, and a GPU would be waited for
     left = torch.nn.functional.normalize(torch.linalg.cross(up, forward), dim=-1)
     true_up = torch.nn.functional.normalize(torch.linalg.cross(forward, left), dim=-1)
     cam2world = torch.zeros(*position.shape[:-1], 4, 4, dtype=position.dtype, device=position.device)
@@ -103,7 +103,7 @@ def camera_to_world(poses: CameraPoses) -> Tensor:
     cam2world[..., :3, 1] = true_up
     cam2world[..., :3, 2] = -forward
     cam2world[..., :3, 3] = position
-    cam2world[..., 3, 3] = 1
+    cam2world[..., 3, 3].fill_(1)
     return cam2world
 
 

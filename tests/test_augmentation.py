@@ -43,7 +43,8 @@ def test_each_change_by_hand(image):
 def test_it_happens_with_probability_p_and_each_image_has_its_own():
     images = torch.zeros(4000, 3, 8, 8)
     numbers = torch.rand(4000, NUM_UNIFORMS, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(augment(images, numbers, ZERO), images)
+    some = torch.rand(100, 3, 8, 8)
+    torch.testing.assert_close(augment(some, numbers[:100], ZERO), some)
     brighter = augment(images, numbers, torch.tensor(0.3))[:, 0, 0, 0]
     assert float((brighter != 0).float().mean()) == pytest.approx(0.3, abs=0.03)
     assert len(brighter.unique()) > 1000

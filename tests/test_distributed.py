@@ -31,7 +31,6 @@ from checkpoints import load_training_checkpoint
 from curriculums import CURRICULUMS, Curriculum
 from dataset import batch_at
 from training.distributed import Processes, join_processes
-from training.inputs import draw_inputs
 from training.peers import PeerLost
 from training.run_state import RunState
 from training.steps import StepSettings
@@ -135,7 +134,8 @@ def fitted_state() -> RunState:
 
 def gradients_and_scalars(weights: dict, processes: Processes, batch_split: int) -> dict[str, torch.Tensor]:
     """What the trainer's own step leaves in .grad, as seen by the optimizers, and what it would log, of a batch of 8."""
-    state = RunState(small_curriculum(*HELD), seed=3, device=CPU, amp_dtype=None)
+    state = RunState(small_curriculum(*HELD, "augment_target=0.6", "share_images=True"), seed=3, device=CPU, amp_dtype=None)
+    state.step, state.augment_p = LATE, torch.tensor(0.5)
     state.generator.load_state_dict(weights)
     trainer = Trainer(state, RunOptions(Path(), "", "Images"), processes)
     settings = StepSettings.at(state.curriculum, LATE)
@@ -150,13 +150,9 @@ def gradients_and_scalars(weights: dict, processes: Processes, batch_split: int)
 
     trainer._finish = keep
     batch = TOTAL_BATCH // processes.world_size
-    draw = {"seed": 0, "step": LATE}
-    inputs = {purpose: draw_inputs(state.curriculum, settings, batch, processes, **draw, purpose=purpose) for purpose in "DG"}
+    stage = dataclasses.replace(state.curriculum.stage_at(LATE), batch_size=batch, batch_split=batch_split)
     real = torch.rand(TOTAL_BATCH, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    terms = trainer._train_discriminator(real.split(batch)[processes.rank], inputs["D"], settings, batch_split)
-    own = {f"D/{name}": value for name, value in terms.items()}
-    terms = trainer._train_generator(inputs["G"], settings, batch_split)
-    own |= {f"G/{name}": value for name, value in terms.items()}
+    own = trainer._step(real.split(batch)[processes.rank], stage)
     logged = processes.mean(own)
     return {**kept, **{f"own {k}": v for k, v in own.items()}, **{f"logged {k}": v for k, v in logged.items()}}
 

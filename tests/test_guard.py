@@ -94,6 +94,17 @@ def test_a_step_without_a_finite_gradient_moves_nothing(bad):
     assert all(torch.equal(optimizer.state[weight][name], value) for name, value in state.items())
 
 
+def test_a_term_that_comes_late_still_goes_before_the_gradients():
+    guard = Guard(CPU, BadSteps())
+    good, bad = torch.tensor(1.0), torch.tensor(math.nan)
+    guard.watch(0, {"D/gan": good, "D/grad_norm": good, "G/grad_norm": good})
+    guard.watch(1, {"D/gan": good, "D/r1": bad, "D/grad_norm": bad, "G/grad_norm": good})
+    assert guard.look().first_term == "D/r1"
+    guard.watch(2, {"D/gan": good, "D/r1": good, "D/grad_norm": good, "G/grad_norm": good})
+    guard.watch(3, {"D/gan": good, "D/grad_norm": bad, "G/grad_norm": good})
+    assert guard.look().first_term == "D/grad_norm"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the fused kernel that looks at the gradient itself")
 def test_a_gpu_leaves_the_step_out_without_being_waited_for():
     weight = torch.nn.Parameter(torch.ones(3, device="cuda"))

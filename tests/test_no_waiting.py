@@ -2,8 +2,9 @@
 
 A meta tensor has a shape and no values. Whatever needs a value on the host (``.item()``, ``nonzero``, a boolean mask as an
 index) fails on it by itself; what copies from the host (``torch.tensor(..., device=...)``, lists as indices) is caught by
-:class:`NoWaiting`. Some of PyTorch's own gradients look at values, but not of meta tensors: those are found by the profiler,
-on CPU tensors. tests/test_cuda.py repeats this where there is a GPU, with PyTorch's own detector.
+:class:`NoWaiting`, where this version of PyTorch lets it be seen. Some of PyTorch's own gradients look at values, but not of
+meta tensors: those are found by the profiler, on CPU tensors. tests/test_cuda.py repeats this where there is a GPU, with
+PyTorch's own detector.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from generators.renderer import RenderSettings, render
 from generators.samplers import RenderNoise
 from siren import field, folded
 from training import losses
+from training.augmentation import NUM_UNIFORMS, adapted
 from training.ema import MovingAverage
 from training.guard import BadSteps, Guard, are_finite, nan_unless_finite
 from training.losses import topk_image_weights
@@ -33,7 +35,30 @@ from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, St
 
 BATCH, SIZE = 4, 16
 META = torch.device("meta")
+
+
+def shows_constants() -> bool:
+    """Whether constants come to the meta device as something that a dispatch mode sees: not in all versions of PyTorch."""
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        torch.as_tensor(0.5, device=META)
+    return "lift_fresh" in seen or "_to_copy" in seen
+
+
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal", "lift_fresh")
+
+
+UNSEEN = pytest.mark.xfail(
+    not shows_constants(),
+    reason="this PyTorch makes constants on the meta device unseen; tests/test_cuda.py sees them",
+    strict=True,
+)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -80,7 +105,9 @@ def parts(curriculum):
     poses = CameraPoses(torch.empty(BATCH, device=META), torch.empty(BATCH, device=META))
     neighbours = torch.empty(BATCH, SIZE * SIZE, 3, device=META)
     ball_points = torch.empty(BATCH, 5, 3, device=META)
-    inputs = GeneratorInputs(torch.empty(BATCH, 16, device=META), poses, meta_noise(settings), neighbours, ball_points)
+    settings = replace(settings, augment_p=torch.empty((), device=META))
+    changes = torch.empty(BATCH, 2, NUM_UNIFORMS, device=META)
+    inputs = GeneratorInputs(torch.empty(BATCH, 16, device=META), poses, meta_noise(settings), neighbours, ball_points, changes)
     return generator, discriminator, settings, inputs
 
 
@@ -113,6 +140,7 @@ def test_a_discriminator_step(parts):
         nan_unless_finite(result.total).backward()
         finish(discriminator)
         topk_image_weights(torch.empty(BATCH, device=META), 0.6)
+        adapted(settings.augment_p, result.terms["sureness"], 0.6, BATCH)
     assert "r1" in result.terms
 
 
@@ -174,8 +202,8 @@ def test_the_profiler_sees_gradients_that_look_at_values():
         lambda x: x.sum().item(),
         lambda x: x[x > 0],
         lambda x: x.nonzero(),
-        lambda x: torch.as_tensor(0.5, device=x.device),
-        lambda x: x[[0, 1]],
+        pytest.param(lambda x: torch.as_tensor(0.5, device=x.device), marks=UNSEEN),
+        pytest.param(lambda x: x[[0, 1]], marks=UNSEEN),
         lambda x: x.cpu(),
         lambda x: x + torch.ones(3).to(x.device),
         lambda x: x if x.any() else -x,

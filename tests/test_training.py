@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -93,14 +94,15 @@ def real_images() -> torch.Tensor:
 @pytest.mark.parametrize("share_images", [False, True])
 def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch, share_images):
     state = fitted_state(small_curriculum(*HELD, f"share_images={share_images}", "augment_target=0.6"))
+    unchanged = step_gradients(state, 1, monkeypatch)
     state.augment_p = torch.tensor(0.7)
     settings = StepSettings.at(state.curriculum, LATE)
     assert settings.topk_fraction < 1 and settings.lambda_ball_hold > 0
     whole = step_gradients(state, 1, monkeypatch)
     split = step_gradients(state, 4, monkeypatch)
-    for a, b in zip(whole, split, strict=True):
-        assert a.norm() > 0
+    for a, b, c in zip(whole, split, unchanged, strict=True):
         assert float((a - b).norm() / a.norm()) < 1e-4
+        assert float((a - c).norm() / a.norm()) > 1e-2  # what D sees is changed, in both steps
 
 
 def test_shared_images_are_those_that_the_generator_learned_from(monkeypatch):
@@ -118,6 +120,20 @@ def test_shared_images_are_those_that_the_generator_learned_from(monkeypatch):
     state.generator.zero_grad(set_to_none=True)
     GeneratorStep(state.generator)(inputs, state.discriminator, settings).total.backward()
     torch.testing.assert_close(gradients(state.generator), of_G)
+
+
+def test_D_learns_from_shared_images_before_it_judges_them():
+    state = fitted_state(small_curriculum("share_images=True", "disc_lr=1e-2", "gen_lr=1e-3"))
+    c, before = state.curriculum, copy.deepcopy(state.discriminator)
+    state.step = LATE
+    state.set_learning_rates(LATE)
+    settings = StepSettings.at(c, LATE)
+    inputs = draw_inputs(c, settings, 4, ALONE, seed=state.draw_seed, step=LATE, purpose="G")
+    G = GeneratorStep(copy.deepcopy(state.generator))
+    scalars = Trainer(state, RunOptions(Path(), "", "Images"), ALONE)._step(real_images(), c.stage_at(LATE))
+    judged_by = {D: float(G(inputs, D, settings).terms["gan"]) for D in (before, state.discriminator)}
+    assert float(scalars["G/gan"]) == pytest.approx(judged_by[state.discriminator], rel=1e-5)
+    assert abs(judged_by[before] - judged_by[state.discriminator]) > 1e-3
 
 
 def _two_processes(rank: int, port: int, weights: dict, folder: str) -> None:

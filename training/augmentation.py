@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+GENERATED, REAL = 0, 1  # places in a step's numbers
 NUM_UNIFORMS = 9  # per image: four for whether, five for how
 MAX_P = 0.8
 IMAGES_TO_FULL = 20_000.0  # in which p could rise from 0 to 1
@@ -49,5 +50,9 @@ def _shifted(images: Tensor, by: Tensor, axis: int) -> Tensor:
 
 
 def adapted(p: Tensor, sureness: Tensor, target: float, num_images: int) -> Tensor:
-    """``p`` () after a step on ``num_images`` real images. ``sureness`` (): the mean sign of their scores, in [-1, 1]."""
+    """``p`` () after a step on ``num_images`` real images. ``sureness`` (): the mean sign of their scores, in [-1, 1].
+
+    By the sign alone, so it settles where half of the steps are surer: near the target with batches of 4 or more. A NaN
+    leaves p as it is.
+    """
     return (p + torch.sign(sureness - target) * (num_images / IMAGES_TO_FULL)).clamp(0.0, MAX_P)

@@ -49,13 +49,15 @@ class Guard:
     def watch(self, step: int, terms: dict[str, Tensor]) -> None:
         """Note whether this step was a bad one. ``terms``: its scalars in the order in which they were computed.
 
-        A term that has come to its end (G/ball_hold) keeps its place, which the counts may hold.
+        A term that has come to its end (G/ball_hold) keeps its place, which the counts may hold. One that comes later (a lazy
+        D/r1) has the last place; it still goes before the gradients, which follow from it.
         """
         self._names += [name for name in terms if name not in self._names]
         ended = torch.zeros((), device=self._counts.device)
         is_bad = ~torch.isfinite(torch.stack([terms.get(name, ended).float() for name in self._names]))
-        first = is_bad.to(torch.int8).argmax()  # of equal values, the first
         # one by one: a list of places would be copied to the GPU, and waited for
+        rank = torch.stack([bad * (1 if name in GRADIENT_NORMS else 2) for name, bad in zip(self._names, is_bad, strict=True)])
+        first = rank.argmax()  # of equal values, the first
         skipped = torch.stack([is_bad[self._names.index(name)] for name in GRADIENT_NORMS]).any()
         old_skipped, old_row, old_step, old_term = self._counts.unbind()
         starts = skipped & (old_row == 0)

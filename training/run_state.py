@@ -96,7 +96,7 @@ class RunState:
             "num_images": self.num_images,
             "is_held": int(self.is_held and ball_hold_weight_at(self.curriculum, self.step) > self.curriculum.ball_hold_floor),
             "hollow_looks": self.hollow_looks,
-            "augment_p": self.augment_p.to("cpu", copy=True),
+            "augment_p": self.augment_p,
             "attempt": self.attempt,
             "bad_steps": asdict(self.bad_steps),
             "generator": self.generator.state_dict(),
@@ -183,6 +183,7 @@ class RunState:
             state = load_training_checkpoint(newest)
             notes.append(f"starting from {newest} (its step {state['step']})")
             self.is_held = bool(_count(newest, state, "is_held"))  # a shape is not to be pressed into a ball again
+            self.augment_p = _share(newest, state, "augment_p").to(self.device)
         else:
             state, published_notes = _published_state(folder)
             notes += [f"starting from the published files in {folder}", *published_notes]

@@ -46,7 +46,10 @@ def ball_hold_weight_at(curriculum: Curriculum, step: int) -> float:
 
 
 def r1_weight_at(curriculum: Curriculum, step: int) -> float:
-    """Weight of R1, which comes every ``r1_interval`` steps ("lazy", StyleGAN2, appendix B), on average ``r1_lambda``."""
+    """Weight of R1, which comes every ``r1_interval`` steps ("lazy", StyleGAN2, appendix B), on average ``r1_lambda``.
+
+    The clipped gradient of such a step is no longer than that of another, so a strong R1 counts for less than on average.
+    """
     return curriculum.r1_lambda * curriculum.r1_interval if (step + 1) % curriculum.r1_interval == 0 else 0.0
 
 

@@ -10,6 +10,7 @@ from curriculums import Curriculum
 from training.console import tell
 from training.distributed import Processes
 from training.guard import BadSteps, Diverged
+from training.schedules import learning_rates_at
 from training.together import text_of_main
 
 MAX_SETBACKS = 3  # without getting well past the place in between
@@ -53,9 +54,10 @@ class Setbacks:
 
     def diagnosis(self, bad: BadSteps) -> str:
         """Which term went first, where, at which rates."""
-        stage = self._curriculum.stage_at(bad.first_step)
-        rates = f"{stage.img_size} px, gen_lr {stage.gen_lr:g}, disc_lr {stage.disc_lr:g}"
+        rates = learning_rates_at(self._curriculum, bad.first_step)
+        size = self._curriculum.stage_at(bad.first_step).img_size
+        settings = f"{size} px, gen_lr {rates.gen_lr:g}, disc_lr {rates.disc_lr:g}"
         return (
-            f"{bad.first_term} was the first to be not finite, at step {bad.first_step} ({rates}),"
+            f"{bad.first_term} was the first to be not finite, at step {bad.first_step} ({settings}),"
             f" and {bad.in_a_row} steps in a row could not be taken"
         )

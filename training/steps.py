@@ -1,6 +1,7 @@
 """The losses of one optimisation step as modules, which DDP wraps whole: one forward, one backward.
 
-Everything random arrives as an argument, so a step is a pure function of the weights and its inputs.
+Everything random arrives as an argument, so a step is a pure function of the weights and its inputs (but for G's where images
+are shared: D's step is taken in its midst).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderNoise, RenderOutput, RenderSettings, ray_points, render
 from siren.field import SirenField
 from training import losses, schedules
-from training.augmentation import augment
+from training.augmentation import GENERATED, REAL, augment
 from training.outward_start import ball_hold_loss
 
 
@@ -49,7 +50,8 @@ class GeneratorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What the step number decides; and ``augment_p`` (), which the run has come to: how often D sees changed images."""
+    """What the step number decides; and ``augment_p`` (): how often D sees changed images. That one the run has come to, and the
+    trainer supplies it; None: never."""
 
     image_size: int
     render: RenderSettings
@@ -88,8 +90,8 @@ def to_images(output: RenderOutput, size: int) -> Tensor:
 
 
 def changed(images: Tensor, inputs: GeneratorInputs, settings: StepSettings, place: int) -> Tensor:
-    """``images`` (B, 3, H, W) as D sees them. ``place`` in ``inputs.augmentation``: 0 for generated, 1 for real ones."""
-    if inputs.augmentation is None or settings.augment_p is None:
+    """``images`` (B, 3, H, W) as D sees them. ``place`` in ``inputs.augmentation``: GENERATED or REAL."""
+    if settings.augment_p is None:
         return images
     return augment(images, inputs.augmentation[:, place], settings.augment_p)
 
@@ -104,7 +106,10 @@ def generate(
 
 
 class GeneratorStep(nn.Module):
-    """G's losses. The discriminator comes as an argument, for its weights are not this step's to train."""
+    """G's losses. The discriminator comes as an argument, for its weights are not among those that this module trains.
+
+    Where images are shared, D's step comes in the middle, as ``teach``: DDP wants one forward, and the images are made once.
+    """
 
     def __init__(self, generator: ImplicitGenerator3d) -> None:
         super().__init__()
@@ -127,7 +132,7 @@ class GeneratorStep(nn.Module):
         if teach is not None:
             teach(images.detach())
         with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
-            judged = discriminator(changed(images, inputs, settings, 0), settings.fade_alpha)
+            judged = discriminator(changed(images, inputs, settings, GENERATED), settings.fade_alpha)
         if image_weights is None:
             image_weights = losses.topk_image_weights(judged.score, settings.topk_fraction)
         weighted = {"gan": (1.0, losses.generator_gan_loss(judged.score, image_weights))}
@@ -181,8 +186,8 @@ class DiscriminatorStep(nn.Module):
         c = self.curriculum
         real = real.detach().requires_grad_(settings.lambda_r1 > 0)
         with torch.autocast(real.device.type, amp_dtype, enabled=amp_dtype is not None):
-            judged_real = self.discriminator(changed(real, inputs, settings, 1), settings.fade_alpha)
-            judged_fake = self.discriminator(changed(fake.detach(), inputs, settings, 0), settings.fade_alpha)
+            judged_real = self.discriminator(changed(real, inputs, settings, REAL), settings.fade_alpha)
+            judged_fake = self.discriminator(changed(fake.detach(), inputs, settings, GENERATED), settings.fade_alpha)
         weighted = {"gan": (1.0, losses.discriminator_gan_loss(judged_real.score, judged_fake.score))}
         if settings.lambda_r1:
             weighted["r1"] = (0.5 * settings.lambda_r1, losses.r1_loss(judged_real.score, real))
@@ -193,6 +198,6 @@ class DiscriminatorStep(nn.Module):
         total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
         terms = {name: value.detach() for name, (_, value) in weighted.items()}
         terms["score_real"], terms["score_fake"] = judged_real.score.detach().mean(), judged_fake.score.detach().mean()
-        if inputs.augmentation is not None:
+        if settings.augment_p is not None:
             terms["sureness"] = judged_real.score.detach().sign().mean()
         return StepResult(total, terms)

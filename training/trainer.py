@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cli import UserError
 from curriculums import Curriculum, Stage
 from training import schedules
-from training.augmentation import adapted
+from training.augmentation import GENERATED, adapted
 from training.batches import StageBatches
 from training.distributed import Processes
 from training.evaluation import EvaluationOptions, Evaluator
@@ -150,8 +150,10 @@ class Trainer:
         if c.share_images and stage.batch_split == 1:
             terms_D, terms_G = self._train_both(real, inputs_G, settings)
         else:  # parts of a batch are generated twice all the same: D learns from all of them before it judges the first
-            own = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="D")
-            terms_D = self._train_discriminator(real, inputs_G if c.share_images else own, settings, stage.batch_split)
+            inputs_D = inputs_G
+            if not c.share_images:
+                inputs_D = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="D")
+            terms_D = self._train_discriminator(real, inputs_D, settings, stage.batch_split)
             terms_G = self._train_generator(inputs_G, settings, stage.batch_split)
         if c.augment_target:
             sureness = self.processes.mean({"sureness": terms_D["sureness"]})["sureness"]
@@ -175,13 +177,13 @@ class Trainer:
     def _train_discriminator(
         self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings, num_parts: int, fake: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """``fake``: what was generated from ``inputs``; None: it is generated here, part by part."""
+        """``fake``: what was generated from ``inputs``, in one part; None: it is generated here, part by part."""
         state = self.state
         self._wrap_discriminator(settings)
         state.optimizer_D.zero_grad(set_to_none=True)
         results = []
         for i, (part, real_part) in enumerate(zip(inputs.split(num_parts), real.chunk(num_parts), strict=True)):
-            fake_part = self._generate(part, settings) if fake is None else fake.chunk(num_parts)[i]
+            fake_part = self._generate(part, settings) if fake is None else fake
             with self._sync_on_last(self.discriminator_step, i, num_parts):
                 result = self.discriminator_step(real_part, fake_part, part, settings, self.amp_dtype)
                 state.scaler_D.scale(nan_unless_finite(result.total) / num_parts).backward()
@@ -205,7 +207,7 @@ class Trainer:
     def _train_both(
         self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """A step of D and one of G on the same images, generated once."""
+        """A step of D and one of G on the same images, generated once. What G's step keeps stays in memory during D's."""
         terms_D: dict[str, Tensor] = {}
 
         def teach(images: Tensor) -> None:
@@ -244,7 +246,7 @@ class Trainer:
             return None
         scores = []
         for part in inputs.split(num_parts):
-            images = changed(self._generate(part, settings), part, settings, 0)
+            images = changed(self._generate(part, settings), part, settings, GENERATED)
             with torch.autocast(self.processes.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
                 scores.append(self.state.discriminator(images, settings.fade_alpha).score)
         return topk_image_weights(torch.cat(scores), settings.topk_fraction)
@@ -388,7 +390,7 @@ class Trainer:
     def _readable(self, scalars: dict[str, Tensor]) -> dict[str, float]:
         """The one place where the log waits for the device."""
         values = torch.stack([value.float() for value in scalars.values()]).tolist()
-        settings, rates = self._settings(), schedules.learning_rates_at(self.curriculum, max(self.state.step - 1, 0))
+        settings = self._settings()
         return {
             **dict(zip(scalars, values, strict=True)),
             "schedule/interval": settings.render.interval,
@@ -396,8 +398,8 @@ class Trainer:
             "schedule/topk_fraction": settings.topk_fraction,
             "schedule/lambda_opacity_prior": settings.lambda_opacity_prior,
             "schedule/lambda_ball_hold": settings.lambda_ball_hold,
-            "schedule/gen_lr": rates.gen_lr,
-            "schedule/disc_lr": rates.disc_lr,
+            "schedule/gen_lr": self.state.optimizer_G.param_groups[0]["lr"],
+            "schedule/disc_lr": self.state.optimizer_D.param_groups[0]["lr"],
             "images_seen": self.state.images_seen,
             "skipped_steps": self.state.bad_steps.skipped,
         }
