@@ -98,10 +98,19 @@ def settings_of(args: Any, variant: str) -> list[str]:
 
 
 def distinct(args: Any, variants: list[str]) -> list[str]:
-    """Without those that this curriculum makes the same run as an earlier one. Raises UserError for impossible settings."""
+    """Without those that this curriculum makes the same run as an earlier one, or that nobody named and that it cannot be.
+
+    Raises UserError for impossible settings.
+    """
     found: dict[str, Any] = {}
     for variant in variants:
-        curriculum = get_curriculum(args.curriculum).with_overrides(settings_of(args, variant))
+        try:
+            curriculum = get_curriculum(args.curriculum).with_overrides(settings_of(args, variant))
+        except cli.UserError as error:
+            if args.variants or not found:
+                raise
+            print(f"{variant} is left out: {error}", flush=True)
+            continue
         same = next((name for name, other in found.items() if other == curriculum), None)
         if same is None:
             found[variant] = curriculum

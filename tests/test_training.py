@@ -94,6 +94,7 @@ def real_images() -> torch.Tensor:
 @pytest.mark.parametrize("share_images", [False, True])
 def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch, share_images):
     state = fitted_state(small_curriculum(*HELD, f"share_images={share_images}", "augment_target=0.6"))
+    state.is_held = True
     unchanged = step_gradients(state, 1, monkeypatch)
     state.augment_p = torch.tensor(0.7)
     settings = StepSettings.at(state.curriculum, LATE)

@@ -80,7 +80,8 @@ def test_points_need_not_be_contiguous_and_each_is_answered_alone():
     logits = field.occupancy_logits(points)
     assert torch.equal(logits, field.occupancy_logits(points.contiguous()))
     order = torch.randperm(200)
-    assert torch.allclose(logits[:, order], field.occupancy_logits(points[:, order]), atol=1e-5)
+    again = field.occupancy_logits(points[:, order])
+    assert torch.allclose(logits[:, order], again, atol=2e-3)  # in another row of a block the machine's sums round otherwise
 
 
 @torch.no_grad()
