@@ -136,6 +136,8 @@ def test_schedules():
     assert schedules.topk_fraction_at(bfm, 0) == 1 and schedules.topk_fraction_at(bfm, 10**6) == 0.6
     assert schedules.fade_alpha_at(bfm, 10_000) == 0 and schedules.fade_alpha_at(bfm, 15_000) == 0.5
     assert schedules.fade_alpha_at(bfm, 59_999) == 1
+    calmer = bfm.with_overrides(["img_size=64"])  # stages that differ in their rates alone: nothing new to fade in
+    assert [schedules.fade_alpha_at(calmer, step) for step in (0, 5_000, 10_000, 60_000)] == [0, 0.5, 1, 1]
     assert schedules.density_noise_at(bfm, 0) == 0
     assert schedules.density_noise_at(CURRICULUMS["PIGAN_CelebA"], 2500) == 0.5
     held = CURRICULUMS["SYNTH_TINY"].with_overrides(["init_ball_radius=0.08", "ball_hold_steps=100", "ball_hold_lambda=0.2"])

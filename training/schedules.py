@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -21,8 +22,11 @@ def density_noise_at(curriculum: Curriculum, step: int) -> float:
 
 
 def fade_alpha_at(curriculum: Curriculum, step: int) -> float:
-    """How far the stage's new discriminator block has faded in, in [0, 1]."""
-    return min(1.0, (step - curriculum.stage_at(step).start_step) / curriculum.fade_steps)
+    """How far D's new block has faded in since the images have their present size, in [0, 1]."""
+    size = curriculum.stage_at(step).img_size
+    before = [stage.start_step for stage in curriculum.stages if stage.start_step <= step]
+    same_size = itertools.takewhile(lambda start: curriculum.stage_at(start).img_size == size, reversed(before))
+    return min(1.0, (step - min(same_size)) / curriculum.fade_steps)
 
 
 def topk_fraction_at(curriculum: Curriculum, step: int) -> float:
