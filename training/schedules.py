@@ -24,7 +24,7 @@ def density_noise_at(curriculum: Curriculum, step: int) -> float:
 def fade_alpha_at(curriculum: Curriculum, step: int) -> float:
     """How far D's new block has faded in since the images have their present size, in [0, 1]."""
     size = curriculum.stage_at(step).img_size
-    before = [stage.start_step for stage in curriculum.stages if stage.start_step <= step]
+    before = [stage.start_step for stage in curriculum.stages if stage.start_step <= max(step, 0)]
     same_size = itertools.takewhile(lambda start: curriculum.stage_at(start).img_size == size, reversed(before))
     return min(1.0, (step - min(same_size)) / curriculum.fade_steps)
 
