@@ -461,7 +461,7 @@ _OUR_CATS: dict[str, Any] = {  # a prior and an interval narrower than published
 }
 _TINY_CATS: dict[str, Any] = {  # photos fill their frame: what a ray leaves over is the colour at its end, not black
     # the last stage is for calm: at a constant rate the cats went on changing colour and place
-    "stages": (Stage(0, 16, 16, 3e-4, 6e-4), Stage(3_000, 16, 32, 2e-4, 4e-4), Stage(5_000, 16, 32, 5e-5, 1e-4)),
+    "stages": (Stage(0, 16, 16, 3e-4, 6e-4), Stage(3_000, 16, 32, 2e-4, 4e-4), Stage(4_500, 16, 32, 5e-5, 1e-4)),
     "last_back": True,
     "view_dependent": False,
     "normal_lambda": 0.5,
