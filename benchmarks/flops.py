@@ -12,12 +12,13 @@ from training.steps import StepSettings
 
 
 def flops_of_images(curriculum: Curriculum, size: int) -> int:
-    """Per image of the batch: generated once for D, once for G, and G's backward pass."""
+    """Per image of the batch: generated once for D (but where G shares its own), once for G, and G's backward pass."""
     num_searched = curriculum.num_steps_coarse + curriculum.n_secant_steps
     num_composited = curriculum.num_steps_surface + curriculum.num_steps_fine
     searched = num_searched * flops_per_point(curriculum, with_color=False)
     composited = num_composited * flops_per_point(curriculum, with_color=True)
-    return size**2 * (2 * (searched + composited) + 2 * composited)
+    num_generated = 1 if curriculum.share_images else 2
+    return size**2 * (num_generated * (searched + composited) + 2 * composited)
 
 
 def flops_per_hit(curriculum: Curriculum) -> int:

@@ -2,7 +2,8 @@
 
 What the method needs, in evaluations of the network (two FLOP per multiply-add, FiLM folded in, sines free):
 
-- per generated image, for D and again for G: coarse samples and root steps, occupancy alone; composited samples with colour;
+- per generated image, for D and again for G (with share_images once for both): coarse samples and root steps, occupancy
+  alone; composited samples with colour;
 - G's backward pass: of the composited samples, twice their forward;
 - G's normals at two points per ray that hits: logit and gradient are two occupancies, their backward pass four more;
 - D: what torch's FlopCounterMode counts in its convolutions: two forward passes, backward, R1's double backward, and in
@@ -91,17 +92,23 @@ def _trainer(network: Network, size: int, batch: int) -> tuple[trainer.Trainer, 
 
 @contextlib.contextmanager
 def _phases(trainer_: trainer.Trainer) -> Iterator[dict[str, float]]:
-    """Seconds per phase of the iterations inside: what the trainer calls is timed where it calls it."""
+    """Seconds per phase of the iterations inside: what the trainer calls is timed where it calls it.
+
+    Where images are shared, D's step comes in the midst of G's forward pass: time counts for the innermost phase alone.
+    """
     clock = dict.fromkeys(PHASES[:-1], 0.0)
     generate, backward = trainer.generate, Tensor.backward
     steps = {"D": trainer_.discriminator_step, "G": trainer_.generator_step}
-    latest = ["D"]
+    latest, inner = ["D"], [0.0]  # seconds of the phases within the present one
 
     def timed(phase: Callable[[], str], call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
+            outer, inner[0] = inner[0], 0.0
+            name, started = phase(), time.perf_counter()
             result = call(*args, **kwargs)
-            clock[phase()] += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            clock[name] += seconds - inner[0]
+            inner[0] = outer + seconds
             return result
 
         return wrapped
@@ -111,7 +118,9 @@ def _phases(trainer_: trainer.Trainer) -> Iterator[dict[str, float]]:
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             latest[0] = name
-            return call(*args, **kwargs)
+            result = call(*args, **kwargs)
+            latest[0] = name  # again: D's step may have come within
+            return result
 
         return wrapped
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,12 +113,15 @@ def test_a_failing_child_is_an_error() -> None:
 
 def test_phases_cover_the_iteration(shipped: Network) -> None:
     threads = torch.get_num_threads()
-    result = training_step.measure(shipped, 32, 2, 1)
-    torch.set_num_threads(threads)
-    assert set(result["phases_s"]) == set(training_step.PHASES)
-    assert all(seconds > 0 for seconds in result["phases_s"].values())
-    assert sum(result["phases_s"].values()) == pytest.approx(result["seconds"])
-    assert 0 < result["hit_rate"] < 1 and result["over_floor"] > 1
+    for shares in (False, True):
+        curriculum = replace(shipped.curriculum, share_images=shares)
+        result = training_step.measure(replace(shipped, curriculum=curriculum), 32, 2, 1)
+        torch.set_num_threads(threads)
+        assert set(result["phases_s"]) == set(training_step.PHASES)
+        idle = {name for name, seconds in result["phases_s"].items() if seconds <= 0}
+        assert idle == ({"generate_for_D"} if shares else set())
+        assert sum(result["phases_s"].values()) == pytest.approx(result["seconds"])
+        assert 0 < result["hit_rate"] < 1 and result["over_floor"] > 1
 
 
 def test_a_quick_run_gives_every_figure(tmp_path: Path, capsys) -> None:
