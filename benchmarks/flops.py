@@ -28,17 +28,22 @@ def flops_per_hit(curriculum: Curriculum) -> int:
 
 
 def flops_of_D(network: ProgressiveEncoderDiscriminator, curriculum: Curriculum, size: int, step: int) -> float:
-    """Per image, in D's step and G's: the losses' arithmetic written out plainly."""
+    """Per image, in D's step (R1 and R2 at every step where they have a weight) and G's: the losses' arithmetic written out."""
     batch = 2
     fade_alpha = StepSettings.at(curriculum, step).fade_alpha
     images = torch.zeros(batch, 3, size, size, device=next(network.parameters()).device, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         real = network(images * 1, fade_alpha)  # the counter cannot differentiate by a module's own input
         (gradient,) = torch.autograd.grad(real.score.sum(), images, create_graph=True)
-        fake = network(images.detach(), fade_alpha)
+        fake = network(images * 1 if curriculum.r2_lambda else images.detach(), fade_alpha)
+        if curriculum.r2_lambda:
+            (of_fake,) = torch.autograd.grad(fake.score.sum(), images, create_graph=True)
+            gradient = gradient + of_fake
         (gradient.square().sum() + real.score.sum() + fake.score.sum() + fake.pose.sum()).backward()
         network.requires_grad_(False)
         judged = network(images * 1, fade_alpha)
         (judged.score.sum() + judged.pose.sum()).backward()
+        if curriculum.gan_loss == "relativistic":
+            network(images.detach(), fade_alpha)
     network.requires_grad_(True).zero_grad(set_to_none=True)
     return counter.get_total_flops() / batch

@@ -231,7 +231,7 @@ class Iteration:
         self._move(self.D, state.optimizer_D, state.scaler_D)
         state.optimizer_G.zero_grad(set_to_none=True)
         self.D.requires_grad_(False)
-        result = self.step_G(self.inputs, self.D, settings, self.amp_dtype)
+        result = self.step_G(self.inputs, self.D, settings, self.amp_dtype, real=self.real)
         result.total.backward()
         self.D.requires_grad_(True)
         self._move(state.generator, state.optimizer_G, state.scaler_G)

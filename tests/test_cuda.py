@@ -103,7 +103,9 @@ def test_rendering_does_not_wait():
         render(field, camera_rays(poses, 16, 12), settings)
 
 
-@pytest.mark.parametrize("changes", [(), ("share_images=False", "augment_target=0.6")])
+@pytest.mark.parametrize(
+    "changes", [(), ("share_images=False", "augment_target=0.6"), ("gan_loss=relativistic", "r2_lambda=0.02")]
+)
 @pytest.mark.parametrize("amp_dtype", [torch.bfloat16, torch.float16])
 def test_a_training_step_does_not_wait(tmp_path, amp_dtype, changes):
     curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides(["hidden_dim=64", "normal_lambda=0.05", *changes])

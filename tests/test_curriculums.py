@@ -47,7 +47,7 @@ def test_file(tmp_path):
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("r2_lambda=1", "did you mean 'r1_lambda'"),
+        ("r3_lambda=1", "did you mean 'r2_lambda'"),
         ("fov=0", "fov"),
         ("fov=wide", "fov"),
         ("ray_end=0.5", "ray_end"),

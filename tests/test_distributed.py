@@ -134,7 +134,8 @@ def fitted_state() -> RunState:
 
 def gradients_and_scalars(weights: dict, processes: Processes, batch_split: int) -> dict[str, torch.Tensor]:
     """What the trainer's own step leaves in .grad, as seen by the optimizers, and what it would log, of a batch of 8."""
-    state = RunState(small_curriculum(*HELD, "augment_target=0.6", "share_images=True"), seed=3, device=CPU, amp_dtype=None)
+    more = ("augment_target=0.6", "share_images=True", "gan_loss=relativistic", "r2_lambda=0.5")
+    state = RunState(small_curriculum(*HELD, *more), seed=3, device=CPU, amp_dtype=None)
     state.step, state.augment_p, state.is_held = LATE, torch.tensor(0.5), True
     state.generator.load_state_dict(weights)
     trainer = Trainer(state, RunOptions(Path(), "", "Images"), processes)

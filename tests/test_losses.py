@@ -25,6 +25,10 @@ def test_gan_losses_by_hand():
     assert float(losses.generator_gan_loss(zero, torch.ones(3))) == pytest.approx(math.log(2))
     assert float(losses.discriminator_gan_loss(zero, zero)) == pytest.approx(2 * math.log(2))
     assert float(losses.generator_gan_loss(torch.tensor([-100.0, 100.0]), torch.ones(2))) == pytest.approx(50)
+    assert float(losses.relativistic_loss(zero, zero)) == pytest.approx(math.log(2))
+    real, fake = torch.tensor([7.0, -50.0]), torch.tensor([7.0, 50.0])
+    assert float(losses.relativistic_loss(real, fake)) == pytest.approx((math.log(2) + 100) / 2)
+    assert float(losses.relativistic_loss(fake, real, torch.tensor([2.0, 0.0]))) == pytest.approx(math.log(2))
 
 
 def test_opacity_prior_is_zero_at_both_ends_and_highest_between():
@@ -53,6 +57,7 @@ def test_topk_keeps_the_best_and_their_mean_weight_is_one():
     [
         lambda x: losses.generator_gan_loss(x, torch.tensor([2.0, 0.0, 1.0, 1.0], dtype=torch.float64)),
         lambda x: losses.discriminator_gan_loss(x, x.flip(0)),
+        lambda x: losses.relativistic_loss(x, 2 * x.flip(0), torch.tensor([2.0, 0.0, 1.0, 1.0], dtype=torch.float64)),
         lambda x: losses.opacity_prior_loss(torch.sigmoid(x)),
         lambda x: losses.latent_loss(x[:, None], torch.zeros(4, 1, dtype=torch.float64)),
         lambda x: losses.pose_loss(x.view(2, 2), CameraPoses(torch.ones(2).double(), torch.zeros(2).double())),
@@ -73,7 +78,7 @@ def test_gradient_of_r1_by_finite_differences():
     def value():
         x = images.detach().requires_grad_(True)
         features = model.layers[7](model.layers[6](model.fromRGB[6](x)))
-        return losses.r1_loss(model.final_layer(features).flatten(1)[:, 0], x)
+        return losses.gradient_penalty(model.final_layer(features).flatten(1)[:, 0], x)
 
     (gradient,) = torch.autograd.grad(value(), weight)
     for index in [(0, 0, 1, 1), (2, 3, 0, 2), (1, 4, 1, 0)]:
@@ -146,8 +151,9 @@ def test_schedules():
     assert [schedules.ball_hold_weight_at(floor, step) for step in (0, 50, 90, 1000)] == [0.2, 0.1, 0.05, 0.05]
     assert schedules.ball_hold_weight_at(floor.with_overrides(["init_ball_radius=0"]), 0) == 0  # nothing to hold to
     lazy = CURRICULUMS["SYNTH_TINY"].with_overrides(["r1_lambda=0.5", "r1_interval=4"])
-    assert [schedules.r1_weight_at(lazy, step) for step in range(8)] == [0, 0, 0, 2, 0, 0, 0, 2]
-    assert schedules.r1_weight_at(bfm, 0) == schedules.r1_weight_at(bfm, 1) == 1
+    assert [schedules.penalty_weights_at(lazy, step).r1 for step in range(8)] == [0, 0, 0, 2, 0, 0, 0, 2]
+    assert schedules.penalty_weights_at(lazy.with_overrides(["r2_lambda=0.25"]), 3) == (2, 1)
+    assert schedules.penalty_weights_at(bfm, 0) == schedules.penalty_weights_at(bfm, 1) == (1, 0)
     assert schedules.ema_decay_at(0.999, 0) == 0.1 and schedules.ema_decay_at(0.999, 10**6) == 0.999
 
 

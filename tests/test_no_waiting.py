@@ -89,10 +89,11 @@ def no_autocast(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
 
 
-@pytest.fixture(params=["SPATIALSIRENBASELINE", "EmbeddingPiGAN256"])
+@pytest.fixture(params=[("SPATIALSIRENBASELINE", "non_saturating", 0), ("EmbeddingPiGAN256", "relativistic", 1)])
 def curriculum(request):
+    model, gan_loss, r2_lambda = request.param
     return CURRICULUMS["SYNTH_TINY"].with_overrides(
-        [f"model={request.param}", "hidden_dim=32", "latent_dim=16", "normal_lambda=1"]
+        [f"model={model}", f"gan_loss={gan_loss}", f"r2_lambda={r2_lambda}", "hidden_dim=32", "latent_dim=16", "normal_lambda=1"]
     )
 
 
@@ -121,7 +122,8 @@ def test_a_generator_step(parts):
     average = MovingAverage(generator, 0.999)
     guard = Guard(META, BadSteps())
     with NoWaiting():
-        result = GeneratorStep(generator)(inputs, discriminator, settings)
+        real = torch.empty(BATCH, 3, SIZE, SIZE, device=META)
+        result = GeneratorStep(generator)(inputs, discriminator, settings, real=real)
         nan_unless_finite(result.total).backward()
         norm = finish(generator)
         average.update(generator, are_finite(generator.parameters()))
@@ -186,7 +188,7 @@ def test_gradients_do_not_look_at_values(curriculum, changes, monkeypatch):
         hit = torch.ones(2, 50, dtype=torch.bool)
         loss = D(images, 0.5).score.sum() + losses.opacity_prior_loss(output.alphas) + output.depth.mean()
         (loss + losses.normal_smoothness_loss(normals, -normals.detach(), hit)).backward()
-        losses.r1_loss(D(real, 0.5).score, real).backward()
+        losses.gradient_penalty(D(real, 0.5).score, real).backward()
 
     assert not values_read(steps)
 

@@ -91,9 +91,12 @@ def real_images() -> torch.Tensor:
     return torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-@pytest.mark.parametrize("share_images", [False, True])
-def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch, share_images):
-    state = fitted_state(small_curriculum(*HELD, f"share_images={share_images}", "augment_target=0.6"))
+RELATIVISTIC = ("gan_loss=relativistic", "r2_lambda=0.5")
+
+
+@pytest.mark.parametrize("more", [(), ("share_images=True",), ("share_images=True", *RELATIVISTIC)])
+def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch, more):
+    state = fitted_state(small_curriculum(*HELD, *more, "augment_target=0.6"))
     state.is_held = True
     unchanged = step_gradients(state, 1, monkeypatch)
     state.augment_p = torch.tensor(0.7)
@@ -135,6 +138,46 @@ def test_D_learns_from_shared_images_before_it_judges_them():
     judged_by = {D: float(G(inputs, D, settings).terms["gan"]) for D in (before, state.discriminator)}
     assert float(scalars["G/gan"]) == pytest.approx(judged_by[state.discriminator], rel=1e-5)
     assert abs(judged_by[before] - judged_by[state.discriminator]) > 1e-3
+
+
+def test_relativistic_losses_compare_pairs(monkeypatch):
+    """The trainer's gradients are those of the losses written out; shared images, so that both steps see the same."""
+    state = fitted_state(small_curriculum("share_images=True", "topk_v=1.0", "pos_lambda=0", "r1_lambda=0.3", *RELATIVISTIC))
+    of_D, of_G = step_gradients(state, 1, monkeypatch)
+    c, D, real = state.curriculum, state.discriminator, real_images().requires_grad_(True)
+    settings = StepSettings.at(c, LATE)
+    inputs = draw_inputs(c, settings, 4, ALONE, seed=state.draw_seed, step=LATE, purpose="G")
+    images = to_images(generate(state.generator, inputs, settings, c.fov)[2], 8)
+    fake = images.detach().requires_grad_(True)
+    D.zero_grad(set_to_none=True)
+    score_real, score_fake = (D(x, settings.fade_alpha).score for x in (real, fake))
+    slopes = [torch.autograd.grad(s.sum(), x, create_graph=True)[0] for s, x in ((score_real, real), (score_fake, fake))]
+    steepness = [slope.flatten(1).norm(dim=1).square().mean() for slope in slopes]
+    (torch.log1p(torch.exp(score_fake - score_real)).mean() + 0.15 * steepness[0] + 0.25 * steepness[1]).backward()
+    torch.testing.assert_close(gradients(D), of_D, rtol=1e-3, atol=1e-6)
+
+    state.generator.zero_grad(set_to_none=True)
+    kept = GeneratorStep(state.generator)(inputs, D, settings, real=real.detach())
+    of_G_alone = torch.log1p(torch.exp(score_real - score_fake)).mean().detach()
+    torch.testing.assert_close(kept.terms["gan"], of_G_alone)
+    kept.total.backward()
+    torch.testing.assert_close(gradients(state.generator), of_G)
+
+
+def test_how_sure_D_is_of_relativistic_scores_is_by_their_lead():
+    """All scores moved up by as much change nothing that D is asked, nor how often it sees changed images."""
+    state = fitted_state(small_curriculum("augment_target=0.6", *RELATIVISTIC))
+    c, D, settings = state.curriculum, state.discriminator, StepSettings.at(state.curriculum, LATE)
+    settings = replace(settings, augment_p=torch.zeros(()))
+    inputs = draw_inputs(c, settings, 4, ALONE, seed=0, step=LATE, purpose="D")
+    fake = -real_images()
+    before = DiscriminatorStep(D, c)(real_images(), fake, inputs, settings).terms["sureness"]
+    lead = (D(real_images(), settings.fade_alpha).score - D(fake, settings.fade_alpha).score).sign().mean()
+    with torch.no_grad():
+        D.final_layer.bias[0] += 1000
+    after = DiscriminatorStep(D, c)(real_images(), fake, inputs, settings).terms["sureness"]
+    assert float(before) == float(after) == float(lead)
+    assert abs(float(lead)) < 1 or float(lead) == -1  # else 1 could also mean "all above 0"
 
 
 def _two_processes(rank: int, port: int, weights: dict, folder: str) -> None:

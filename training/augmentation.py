@@ -2,9 +2,10 @@
 
 An image is changed with probability p in each of four ways: brightness, contrast, saturation, a shift. While p stays below
 about 0.8, G can still tell which images it has to make ("non-leaking"). p follows how sure D is of the real images:
-where more of them score above 0 than ``augment_target`` allows, it rises. Sources: Karras et al., "Training Generative
-Adversarial Networks with Limited Data", NeurIPS 2020 (p and its control); Zhao et al., "Differentiable Augmentation",
-NeurIPS 2020 (colours and shifts alone go a long way, and reach G through a gradient).
+where more of them score above 0 (with a relativistic loss: above a generated one) than ``augment_target`` allows, it
+rises. Sources: Karras et al., "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020 (p and its
+control); Zhao et al., "Differentiable Augmentation", NeurIPS 2020 (colours and shifts alone go a long way, and reach G
+through a gradient).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def _shifted(images: Tensor, by: Tensor, axis: int) -> Tensor:
 
 
 def adapted(p: Tensor, sureness: Tensor, target: float, num_images: int) -> Tensor:
-    """``p`` () after a step on ``num_images`` real images. ``sureness`` (): the mean sign of their scores, in [-1, 1].
+    """``p`` () after a step on ``num_images`` real images. ``sureness`` (): the mean sign of their scores (or leads), in [-1, 1].
 
     By the sign alone, so it settles where half of the steps are surer: near the target with batches of 4 or more. A NaN
     leaves p as it is.

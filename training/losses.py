@@ -29,9 +29,18 @@ def discriminator_gan_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     return F.softplus(fake_scores).mean() + F.softplus(-real_scores).mean()
 
 
-def r1_loss(real_scores: Tensor, real_images: Tensor) -> Tensor:
-    """mean |grad_x D(real)|^2 over images; real_images must require grad. Weight: r1_lambda / 2."""
-    (gradient,) = torch.autograd.grad(real_scores.sum(), real_images, create_graph=True)
+def relativistic_loss(better: Tensor, worse: Tensor, image_weights: Tensor | None = None) -> Tensor:
+    """mean of w softplus(worse - better) over pairs of scores, (B,) each: D's with real images as the better ones, G's with
+    its own. Source: Jolicoeur-Martineau, "The relativistic discriminator", ICLR 2019; Huang et al., "The GAN is dead; long
+    live the GAN!", NeurIPS 2024, where R1 and R2 come with it.
+    """
+    values = F.softplus(worse - better)
+    return (values if image_weights is None else image_weights * values).mean()
+
+
+def gradient_penalty(scores: Tensor, images: Tensor) -> Tensor:
+    """mean |grad_x D(x)|^2 over images, which must require grad. R1 on real ones, R2 on generated ones. Weight: lambda / 2."""
+    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 

@@ -49,12 +49,18 @@ def ball_hold_weight_at(curriculum: Curriculum, step: int) -> float:
     return max(curriculum.ball_hold_floor, curriculum.ball_hold_lambda * share_left)
 
 
-def r1_weight_at(curriculum: Curriculum, step: int) -> float:
-    """Weight of R1, which comes every ``r1_interval`` steps ("lazy", StyleGAN2, appendix B), on average ``r1_lambda``.
+class PenaltyWeights(NamedTuple):
+    r1: float
+    r2: float
 
-    The clipped gradient of such a step is no longer than that of another, so a strong R1 counts for less than on average.
+
+def penalty_weights_at(curriculum: Curriculum, step: int) -> PenaltyWeights:
+    """Weights of R1 and R2, which come every ``r1_interval`` steps ("lazy", StyleGAN2, appendix B), on average their lambdas.
+
+    The clipped gradient of such a step is no longer than that of another, so a strong penalty counts for less than on average.
     """
-    return curriculum.r1_lambda * curriculum.r1_interval if (step + 1) % curriculum.r1_interval == 0 else 0.0
+    factor = curriculum.r1_interval if (step + 1) % curriculum.r1_interval == 0 else 0
+    return PenaltyWeights(curriculum.r1_lambda * factor, curriculum.r2_lambda * factor)
 
 
 class LearningRates(NamedTuple):

@@ -58,6 +58,7 @@ class StepSettings:
     fade_alpha: float
     topk_fraction: float
     lambda_r1: float
+    lambda_r2: float
     lambda_opacity_prior: float
     lambda_ball_hold: float
     augment_p: Tensor | None = None
@@ -66,12 +67,14 @@ class StepSettings:
     def at(cls, curriculum: Curriculum, step: int) -> StepSettings:
         noise = schedules.density_noise_at(curriculum, step)
         settings = RenderSettings.from_curriculum(curriculum, schedules.interval_at(curriculum, step))
+        penalties = schedules.penalty_weights_at(curriculum, step)
         return cls(
             image_size=curriculum.stage_at(step).img_size,
             render=replace(settings, density_noise=noise),
             fade_alpha=schedules.fade_alpha_at(curriculum, step),
             topk_fraction=schedules.topk_fraction_at(curriculum, step),
-            lambda_r1=schedules.r1_weight_at(curriculum, step),
+            lambda_r1=penalties.r1,
+            lambda_r2=penalties.r2,
             lambda_opacity_prior=schedules.opacity_prior_weight_at(curriculum, step),
             lambda_ball_hold=schedules.ball_hold_weight_at(curriculum, step),
         )
@@ -123,9 +126,11 @@ class GeneratorStep(nn.Module):
         amp_dtype: torch.dtype | None = None,
         image_weights: Tensor | None = None,
         teach: Callable[[Tensor], None] | None = None,
+        real: Tensor | None = None,
     ) -> StepResult:
         """``image_weights`` (B,): the whole batch's top-k choice where ``inputs`` is only a part of it. ``teach``: trains
-        ``discriminator`` on the images, (B, 3, H, W) in [-1, 1], before it judges them."""
+        ``discriminator`` on the images, (B, 3, H, W) in [-1, 1], before it judges them. ``real`` (B, 3, H, W): what they
+        are compared with where the loss is relativistic."""
         c = self.generator.curriculum
         field, rays, output = generate(self.generator, inputs, settings, c.fov)
         images = to_images(output, settings.image_size)
@@ -133,9 +138,15 @@ class GeneratorStep(nn.Module):
             teach(images.detach())
         with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
             judged = discriminator(changed(images, inputs, settings, GENERATED), settings.fade_alpha)
+            if c.gan_loss == "relativistic":
+                with torch.no_grad():
+                    real_scores = discriminator(changed(real, inputs, settings, REAL), settings.fade_alpha).score
         if image_weights is None:
             image_weights = losses.topk_image_weights(judged.score, settings.topk_fraction)
-        weighted = {"gan": (1.0, losses.generator_gan_loss(judged.score, image_weights))}
+        if c.gan_loss == "relativistic":
+            weighted = {"gan": (1.0, losses.relativistic_loss(judged.score, real_scores, image_weights))}
+        else:
+            weighted = {"gan": (1.0, losses.generator_gan_loss(judged.score, image_weights))}
         if c.pos_lambda:
             weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged.pose, inputs.poses))
         if c.z_lambda:
@@ -185,12 +196,18 @@ class DiscriminatorStep(nn.Module):
         """real, fake: (B, 3, H, W) in [-1, 1]; ``inputs``: what ``fake`` was generated from."""
         c = self.curriculum
         real = real.detach().requires_grad_(settings.lambda_r1 > 0)
+        fake = fake.detach().requires_grad_(settings.lambda_r2 > 0)
         with torch.autocast(real.device.type, amp_dtype, enabled=amp_dtype is not None):
             judged_real = self.discriminator(changed(real, inputs, settings, REAL), settings.fade_alpha)
-            judged_fake = self.discriminator(changed(fake.detach(), inputs, settings, GENERATED), settings.fade_alpha)
-        weighted = {"gan": (1.0, losses.discriminator_gan_loss(judged_real.score, judged_fake.score))}
+            judged_fake = self.discriminator(changed(fake, inputs, settings, GENERATED), settings.fade_alpha)
+        if c.gan_loss == "relativistic":
+            weighted = {"gan": (1.0, losses.relativistic_loss(judged_real.score, judged_fake.score))}
+        else:
+            weighted = {"gan": (1.0, losses.discriminator_gan_loss(judged_real.score, judged_fake.score))}
         if settings.lambda_r1:
-            weighted["r1"] = (0.5 * settings.lambda_r1, losses.r1_loss(judged_real.score, real))
+            weighted["r1"] = (0.5 * settings.lambda_r1, losses.gradient_penalty(judged_real.score, real))
+        if settings.lambda_r2:
+            weighted["r2"] = (0.5 * settings.lambda_r2, losses.gradient_penalty(judged_fake.score, fake))
         if c.pos_lambda:
             weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged_fake.pose, inputs.poses))
         if c.z_lambda:
@@ -199,5 +216,7 @@ class DiscriminatorStep(nn.Module):
         terms = {name: value.detach() for name, (_, value) in weighted.items()}
         terms["score_real"], terms["score_fake"] = judged_real.score.detach().mean(), judged_fake.score.detach().mean()
         if settings.augment_p is not None:
-            terms["sureness"] = judged_real.score.detach().sign().mean()
+            # relativistic scores have no zero of their own
+            margins = judged_real.score - judged_fake.score if c.gan_loss == "relativistic" else judged_real.score
+            terms["sureness"] = margins.detach().sign().mean()
         return StepResult(total, terms)

@@ -154,7 +154,7 @@ class Trainer:
             if not c.share_images:
                 inputs_D = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="D")
             terms_D = self._train_discriminator(real, inputs_D, settings, stage.batch_split)
-            terms_G = self._train_generator(inputs_G, settings, stage.batch_split)
+            terms_G = self._train_generator(inputs_G, settings, stage.batch_split, real)
         if c.augment_target:
             sureness = self.processes.mean({"sureness": terms_D["sureness"]})["sureness"]
             state.augment_p = adapted(state.augment_p, sureness, c.augment_target, len(real) * self.processes.world_size)
@@ -215,7 +215,7 @@ class Trainer:
             terms_D.update(self._train_discriminator(real, inputs, settings, 1, images))
             self.state.discriminator.requires_grad_(False)
 
-        terms_G = self._train_generator(inputs, settings, 1, teach)
+        terms_G = self._train_generator(inputs, settings, 1, real, teach)
         return terms_D, terms_G
 
     def _train_generator(
@@ -223,6 +223,7 @@ class Trainer:
         inputs: GeneratorInputs,
         settings: StepSettings,
         num_parts: int,
+        real: Tensor,
         teach: Callable[[Tensor], None] | None = None,
     ) -> dict[str, Tensor]:
         state = self.state
@@ -230,10 +231,10 @@ class Trainer:
         state.discriminator.requires_grad_(False)
         image_weights = self._topk_over_parts(inputs, settings, num_parts)
         results = []
-        for i, part in enumerate(inputs.split(num_parts)):
+        for i, (part, real_part) in enumerate(zip(inputs.split(num_parts), real.chunk(num_parts), strict=True)):
             weights = None if image_weights is None else image_weights.chunk(num_parts)[i]
             with self._sync_on_last(self.generator_step, i, num_parts):
-                result = self.generator_step(part, state.discriminator, settings, self.amp_dtype, weights, teach)
+                result = self.generator_step(part, state.discriminator, settings, self.amp_dtype, weights, teach, real_part)
                 state.scaler_G.scale(nan_unless_finite(result.total) / num_parts).backward()
             results.append(result.terms)
         state.discriminator.requires_grad_(True)
