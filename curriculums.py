@@ -245,7 +245,8 @@ def _shown(value: Any) -> str:
 _POSITIVE = ("fov", "interval_max", "interval_min", "h_sample", "grad_clip", "ray_start", "ray_end", "opacprior_lambda_init")
 _NON_NEGATIVE = (
     *("h_stddev", "v_stddev", "decay_beta", "r1_lambda", "r2_lambda", "z_lambda", "pos_lambda", "normal_lambda"),
-    *("augment_target", "weight_decay", "opacprior_growth_rate", "init_ball_radius", "ball_hold_lambda", "ball_hold_floor", "h_mean", "v_mean"),
+    *("augment_target", "weight_decay", "opacprior_growth_rate", "init_ball_radius", "ball_hold_lambda", "ball_hold_floor"),
+    *("h_mean", "v_mean"),
 )
 _COUNTS = (
     "latent_dim",
