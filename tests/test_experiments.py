@@ -15,7 +15,9 @@ from PIL import Image
 import package_model
 from checkpoints import load_generator
 from cli import UserError
+from experiments import sheet
 from experiments.ablation import GROUPS, distinct, parse_arguments
+from metrics.sampling import generated_images
 from train import main as train
 
 REPO = Path(__file__).resolve().parent.parent
@@ -132,3 +134,34 @@ def test_an_ablation_refuses_what_it_does_not_know(photos: Path, tmp_path: Path)
         done = ablation("hollow", *where, *more)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_a_sheet_shows_the_images_that_are_scored(run: Path, photos: Path, tmp_path: Path) -> None:
+    generator, output = run / "generator.safetensors", tmp_path / "sheet.png"
+    size = ["--image_size", "8", "--num", "5", "--columns", "3", "--device", "cpu"]
+    sheet.main([str(generator), str(generator), "--output", str(output), *size, "--dataset_path", str(photos)])
+    pixels = np.asarray(Image.open(output))
+    assert pixels.shape == (6 * 10 - 2, 3 * 10 - 2, 3)  # two rows of each and of the photos
+    expected = generated_images(load_generator(generator), 5, 8).permute(0, 2, 3, 1).numpy()
+    for i in range(5):
+        top, left = 10 * (i // 3), 10 * (i % 3)
+        for below in (0, 20):
+            np.testing.assert_array_equal(pixels[top + below : top + below + 8, left : left + 8], expected[i])
+    assert (pixels[:10, 20:28][:8] != 255).any() and (pixels[10:18, 20:] == 255).all()
+    photo = pixels[40:48, :8]
+    assert any((np.asarray(Image.open(path)) == photo).all() for path in photos.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["heads", "--output", "sheet.jpg"], "name a .png"),
+        (["heads", "--output", "nowhere/sheet.png"], "there is no folder nowhere"),
+        (["nothing", "--output", "sheet.png"], "there is no generator file nothing"),
+    ],
+)
+def test_a_sheet_refuses_what_it_cannot_do(arguments: list[str], message: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        sheet.main(arguments)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,67 @@
+"""A sheet of random images, of one generator or of several one above the other, with the same latents and poses.
+
+    python experiments/sheet.py cats --output cats.png --num 48
+    python experiments/sheet.py outputs/a/generator.safetensors heads --output both.png --dataset_path photos/
+
+They are drawn as eval_metrics.py draws them (random latents, poses of the camera prior, psi 1), so this is what a score is about,
+not a selection. --dataset_path adds as many real ones below.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+from torch import Tensor  # noqa: E402
+
+import cli  # noqa: E402
+from checkpoints import load_generator  # noqa: E402
+from imaging import picture_grid, save_picture  # noqa: E402
+from metrics.sampling import generated_images, real_images  # noqa: E402
+from scripts_common import finite_float, int_between, seed_number  # noqa: E402
+
+PADDING = 2  # px
+
+
+def parse_arguments(argv: Sequence[str] | None) -> Any:
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("generators", nargs="+", help="files, or names of shipped ones")
+    parser.add_argument("--output", required=True, help="the picture, .png")
+    parser.add_argument("--num", type=int_between(1, 4096), default=48, help="images of each")
+    parser.add_argument("--columns", type=int_between(1, 256), default=16)
+    parser.add_argument("--image_size", type=int_between(4, 1024), default=64, help="pixels")
+    parser.add_argument("--psi", type=finite_float, default=1.0, help="truncation")
+    parser.add_argument("--seed", type=seed_number, default=0)
+    parser.add_argument("--dataset_path", help="real images to set below")
+    cli.add_device_argument(parser)
+    return parser.parse_args(argv)
+
+
+def sheet(groups: Sequence[Tensor], columns: int) -> Tensor:
+    """``groups`` of images, (N, 3, H, W) uint8 each, in rows of ``columns``; returns (3, height, width) in [-1, 1]."""
+    images = [list(group.float() / 127.5 - 1) for group in groups]
+    return picture_grid([group[i : i + columns] for group in images for i in range(0, len(group), columns)], PADDING)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    output = Path(args.output)
+    if output.suffix != ".png":
+        raise cli.UserError(f"--output {output}: name a .png")
+    if not output.resolve().parent.is_dir():
+        raise cli.UserError(f"--output {output}: there is no folder {output.parent}")
+    device = cli.resolve_device(args.device)
+    opened = [load_generator(path, device=device) for path in args.generators]
+    groups = [generated_images(g, args.num, args.image_size, psi=args.psi, seed=args.seed, batch_size=16) for g in opened]
+    if args.dataset_path:
+        groups.append(real_images(args.dataset_path, opened[0].curriculum.dataset, args.num, args.image_size, args.seed))
+    save_picture(output, sheet(groups, args.columns))
+    print(f"wrote {output}: {args.num} images of each of {', '.join(map(str, args.generators))}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
