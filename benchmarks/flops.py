@@ -28,18 +28,19 @@ def flops_per_hit(curriculum: Curriculum) -> int:
 
 
 def flops_of_D(network: ProgressiveEncoderDiscriminator, curriculum: Curriculum, size: int, step: int) -> float:
-    """Per image, in D's step (R1 and R2 at every step where they have a weight) and G's: the losses' arithmetic written out."""
+    """Per image, in D's step and G's, at ``step`` (with R1 and R2 where it has them): the losses' arithmetic written out."""
     batch = 2
-    fade_alpha = StepSettings.at(curriculum, step).fade_alpha
+    settings = StepSettings.at(curriculum, step)
+    fade_alpha = settings.fade_alpha
     images = torch.zeros(batch, 3, size, size, device=next(network.parameters()).device, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         real = network(images * 1, fade_alpha)  # the counter cannot differentiate by a module's own input
-        (gradient,) = torch.autograd.grad(real.score.sum(), images, create_graph=True)
-        fake = network(images * 1 if curriculum.r2_lambda else images.detach(), fade_alpha)
-        if curriculum.r2_lambda:
-            (of_fake,) = torch.autograd.grad(fake.score.sum(), images, create_graph=True)
-            gradient = gradient + of_fake
-        (gradient.square().sum() + real.score.sum() + fake.score.sum() + fake.pose.sum()).backward()
+        fake = network(images * 1 if settings.lambda_r2 else images.detach(), fade_alpha)
+        loss = real.score.sum() + fake.score.sum() + fake.pose.sum()
+        for weight, scores in ((settings.lambda_r1, real.score), (settings.lambda_r2, fake.score)):
+            if weight:
+                loss = loss + torch.autograd.grad(scores.sum(), images, create_graph=True)[0].square().sum()
+        loss.backward()
         network.requires_grad_(False)
         judged = network(images * 1, fade_alpha)
         (judged.score.sum() + judged.pose.sum()).backward()

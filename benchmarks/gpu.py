@@ -224,18 +224,25 @@ class Iteration:
     def __call__(self) -> torch.Tensor:
         """Returns the fraction of rays that hit."""
         state, settings = self.state, self.settings
-        with torch.no_grad():
-            fake = to_images(generate(state.generator, self.inputs, settings, self.curriculum.fov)[2], settings.image_size)
-        state.optimizer_D.zero_grad(set_to_none=True)
-        self.step_D(self.real, fake, self.inputs, settings, self.amp_dtype).total.backward()
-        self._move(self.D, state.optimizer_D, state.scaler_D)
+        teach = self._train_D if self.curriculum.share_images else None
+        if teach is None:
+            with torch.no_grad():
+                fake = generate(state.generator, self.inputs, settings, self.curriculum.fov)[2]
+            self._train_D(to_images(fake, settings.image_size))
         state.optimizer_G.zero_grad(set_to_none=True)
         self.D.requires_grad_(False)
-        result = self.step_G(self.inputs, self.D, settings, self.amp_dtype, real=self.real)
+        result = self.step_G(self.inputs, self.D, settings, self.amp_dtype, teach=teach, real=self.real)
         result.total.backward()
         self.D.requires_grad_(True)
         self._move(state.generator, state.optimizer_G, state.scaler_G)
         return result.terms["hit_rate"]
+
+    def _train_D(self, fake: torch.Tensor) -> None:
+        self.D.requires_grad_(True)
+        self.state.optimizer_D.zero_grad(set_to_none=True)
+        self.step_D(self.real, fake, self.inputs, self.settings, self.amp_dtype).total.backward()
+        self._move(self.D, self.state.optimizer_D, self.state.scaler_D)
+        self.D.requires_grad_(False)
 
     def _move(self, network: nn.Module, optimizer: torch.optim.Adam, scaler: torch.amp.GradScaler) -> None:
         step_if_finite(optimizer, scaler, nn.utils.clip_grad_norm_(network.parameters(), self.curriculum.grad_clip))

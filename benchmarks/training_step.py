@@ -6,8 +6,8 @@ What the method needs, in evaluations of the network (two FLOP per multiply-add,
   alone; composited samples with colour;
 - G's backward pass: of the composited samples, twice their forward;
 - G's normals at two points per ray that hits: logit and gradient are two occupancies, their backward pass four more;
-- D: what torch's FlopCounterMode counts in its convolutions: two forward passes, backward, R1's double backward, and in
-  G's step one forward and the gradient of the image.
+- D: what torch's FlopCounterMode counts in its convolutions: two forward passes, backward, the double backward of R1 and R2
+  where the step has them, and in G's step one forward and the gradient of the image (relativistic: a forward pass more).
 
 The mapping network, optimizers and averages count nothing. floor = FLOP / GEMM rate around the iteration.
 """

@@ -54,10 +54,10 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "strong_r1": ("r1_lambda=1",),
         "lazy_r1": ("r1_interval=4",),
         "own_images": ("share_images=False",),
-        "relativistic": ("gan_loss=relativistic", "r2_lambda=0.02"),
+        "relativistic": ("gan_loss=relativistic", "r2_lambda={r1_lambda}"),
         "relativistic_without_r2": ("gan_loss=relativistic", "r2_lambda=0"),
         "non_saturating": ("gan_loss=non_saturating", "r2_lambda=0"),
-        "non_saturating_with_r2": ("gan_loss=non_saturating", "r2_lambda=0.02"),
+        "non_saturating_with_r2": ("gan_loss=non_saturating", "r2_lambda={r1_lambda}"),
         "strong_pose": ("pos_lambda=15",),
         "short_memory": ("betas=(0.0,0.9)",),
         "large_batch": ("batch_size=32",),
@@ -98,7 +98,9 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
 
 
 def settings_of(args: Any, variant: str) -> list[str]:
-    return [*args.set, *(setting.format(steps=args.steps) for setting in GROUPS[args.group][variant])]
+    """For --set. A variant may refer to the number of steps, and to the weight of R1 that it would have without it."""
+    r1_lambda = get_curriculum(args.curriculum).with_overrides(args.set).r1_lambda
+    return [*args.set, *(setting.format(steps=args.steps, r1_lambda=r1_lambda) for setting in GROUPS[args.group][variant])]
 
 
 def distinct(args: Any, variants: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Augmentation: what is changed, how often, and that gradients and R1 go through it."""
+"""Augmentation: what is changed, how often, and that gradients, R1 and R2 go through it."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure, run, training_step
+from benchmarks.flops import flops_of_D
 from benchmarks.networks import (
     CountingField,
     Network,
@@ -24,6 +25,7 @@ from benchmarks.networks import (
 )
 from cli import UserError
 from curriculums import CURRICULUMS
+from discriminators.progressive import ProgressiveEncoderDiscriminator
 
 KEYS = {
     *("gemm_gflops", "occupancy_gemm_share", "colour_gemm_share", "extract_size", "extract_256_over_dense"),
@@ -113,8 +115,8 @@ def test_a_failing_child_is_an_error() -> None:
 
 def test_phases_cover_the_iteration(shipped: Network) -> None:
     threads = torch.get_num_threads()
-    for shares in (False, True):
-        curriculum = replace(shipped.curriculum, share_images=shares)
+    for shares, loss in ((False, "non_saturating"), (True, "relativistic")):
+        curriculum = replace(shipped.curriculum, share_images=shares, gan_loss=loss)
         result = training_step.measure(replace(shipped, curriculum=curriculum), 32, 2, 1)
         torch.set_num_threads(threads)
         assert set(result["phases_s"]) == set(training_step.PHASES)
@@ -122,6 +124,21 @@ def test_phases_cover_the_iteration(shipped: Network) -> None:
         assert idle == ({"generate_for_D"} if shares else set())
         assert sum(result["phases_s"].values()) == pytest.approx(result["seconds"])
         assert 0 < result["hit_rate"] < 1 and result["over_floor"] > 1
+
+
+def test_the_arithmetic_of_D_is_that_of_the_step(shipped: Network) -> None:
+    """A lazy penalty counts where it comes, R2 as much as R1, and real images in G's step one pass forward."""
+    D = ProgressiveEncoderDiscriminator(shipped.curriculum)
+
+    def flops(step: int = 7, **changes: object) -> float:
+        curriculum = replace(shipped.curriculum, **{"gan_loss": "non_saturating", "r1_lambda": 0, "r2_lambda": 0, **changes})
+        return flops_of_D(D, curriculum, 16, step)
+
+    none, of_R1 = flops(), flops(r1_lambda=1) - flops()
+    assert of_R1 > 0.1 * none
+    assert flops(r1_lambda=1, r1_interval=4) == none + of_R1 and flops(6, r1_lambda=1, r1_interval=4) == none
+    assert flops(r2_lambda=1) - none == pytest.approx(of_R1, rel=0.01)
+    assert 0 < flops(gan_loss="relativistic") - none < 0.3 * none
 
 
 def test_a_quick_run_gives_every_figure(tmp_path: Path, capsys) -> None:

@@ -132,9 +132,12 @@ def fitted_state() -> RunState:
     return state
 
 
-def gradients_and_scalars(weights: dict, processes: Processes, batch_split: int) -> dict[str, torch.Tensor]:
+LOSSES = {"non_saturating": (), "relativistic": ("gan_loss=relativistic", "r2_lambda=0.5")}
+
+
+def gradients_and_scalars(weights: dict, processes: Processes, batch_split: int, loss: str) -> dict[str, torch.Tensor]:
     """What the trainer's own step leaves in .grad, as seen by the optimizers, and what it would log, of a batch of 8."""
-    more = ("augment_target=0.6", "share_images=True", "gan_loss=relativistic", "r2_lambda=0.5")
+    more = ("augment_target=0.6", "share_images=True", *LOSSES[loss])
     state = RunState(small_curriculum(*HELD, *more), seed=3, device=CPU, amp_dtype=None)
     state.step, state.augment_p, state.is_held = LATE, torch.tensor(0.5), True
     state.generator.load_state_dict(weights)
@@ -158,22 +161,22 @@ def gradients_and_scalars(weights: dict, processes: Processes, batch_split: int)
     return {**kept, **{f"own {k}": v for k, v in own.items()}, **{f"logged {k}": v for k, v in logged.items()}}
 
 
-def _save_gradients(weights: dict, folder: str) -> None:
+def _save_gradients(weights: dict, folder: str, loss: str) -> None:
     processes = join_processes(CPU)
     for batch_split in (1, 2):
-        result = gradients_and_scalars(weights, processes, batch_split)
+        result = gradients_and_scalars(weights, processes, batch_split, loss)
         torch.save(result, f"{folder}/{processes.world_size}_{processes.rank}_{batch_split}.pt")
     processes.close()
 
 
-@pytest.fixture(scope="module")
-def gradients(tmp_path_factory) -> dict[tuple[int, int, int], dict[str, torch.Tensor]]:
+@pytest.fixture(scope="module", params=LOSSES)
+def gradients(request, tmp_path_factory) -> dict[tuple[int, int, int], dict[str, torch.Tensor]]:
     """By (number of processes, rank, batch_split); (1, 0, 1) is one process with the whole batch."""
     folder = tmp_path_factory.mktemp("gradients")
     weights = fitted_state().generator.state_dict()
-    found = {(1, 0, 1): gradients_and_scalars(weights, Processes(0, 1, CPU), 1)}
+    found = {(1, 0, 1): gradients_and_scalars(weights, Processes(0, 1, CPU), 1, request.param)}
     for world_size in (2, 4):
-        run_ranks(_save_gradients, world_size, folder / str(world_size), weights, str(folder))
+        run_ranks(_save_gradients, world_size, folder / str(world_size), weights, str(folder), request.param)
         for rank in range(world_size):
             for batch_split in (1, 2):
                 found[world_size, rank, batch_split] = torch.load(folder / f"{world_size}_{rank}_{batch_split}.pt")

@@ -6,10 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import gpu
+from training import steps
 
 ABSENT = ("tqdm", "tensorboard", "trimesh", "skimage", "scipy", "PIL", "imageio_ffmpeg", "torchvision", "torch_fidelity")
 RUN_WITHOUT = """
@@ -33,6 +37,27 @@ def test_quick_run_on_a_cpu(repo, tmp_path):
     assert [row["variant"] for row in report["training"]] == ["eager", "channels_last"]
     assert all(row["tflops"] > 0 and row["seconds"] > 0 for row in report["training"])
     assert (tmp_path / "gpu.md").read_text() == done.stdout.rstrip("\n") + "\n"
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_an_iteration_is_that_of_the_curriculum(monkeypatch, shares):
+    """Shared images are generated once, the others twice; relativistic losses get their real images."""
+    from checkpoints import load_generator
+
+    loaded = load_generator("heads")
+    curriculum = replace(loaded.curriculum, share_images=shares, gan_loss="relativistic", r2_lambda=0.02)
+    network = SimpleNamespace(curriculum=curriculum, generator=loaded.generator)
+    monkeypatch.setattr(loaded.generator, "curriculum", curriculum)
+    bench = SimpleNamespace(on_gpu=False, device=torch.device("cpu"))
+    iteration = gpu.Iteration(bench, network, 16, 2, channels_last=False)
+    calls = []
+    for module in (gpu, steps):
+        monkeypatch.setattr(module, "generate", lambda *args, call=module.generate: calls.append(1) or call(*args))
+    before = [next(part.parameters()).detach().clone() for part in (iteration.D.final_layer, iteration.state.generator)]
+    assert 0 < float(iteration()) < 1
+    assert len(calls) == (1 if shares else 2)
+    after = [next(part.parameters()) for part in (iteration.D.final_layer, iteration.state.generator)]
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_without_a_gpu_it_says_so(repo):

@@ -103,6 +103,9 @@ def test_a_term_that_comes_late_still_goes_before_the_gradients():
     guard.watch(2, {"D/gan": good, "D/r1": good, "D/grad_norm": good, "G/grad_norm": good})
     guard.watch(3, {"D/gan": good, "D/grad_norm": bad, "G/grad_norm": good})
     assert guard.look().first_term == "D/grad_norm"
+    guard.watch(4, {"D/gan": good, "D/r1": good, "D/r2": good, "D/grad_norm": good, "G/grad_norm": good})
+    guard.watch(5, {"D/gan": good, "D/r1": good, "D/r2": bad, "D/grad_norm": bad, "G/grad_norm": good})
+    assert guard.look().first_term == "D/r2"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the fused kernel that looks at the gradient itself")

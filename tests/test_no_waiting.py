@@ -143,7 +143,7 @@ def test_a_discriminator_step(parts):
         finish(discriminator)
         topk_image_weights(torch.empty(BATCH, device=META), 0.6)
         adapted(settings.augment_p, result.terms["sureness"], 0.6, BATCH)
-    assert "r1" in result.terms
+    assert "r1" in result.terms and ("r2" in result.terms) == bool(generator.curriculum.r2_lambda)
 
 
 def test_rendering(curriculum, parts):

@@ -24,7 +24,7 @@ MAX_SHIFT = 1 / 8  # of the image's side
 def augment(images: Tensor, uniforms: Tensor, p: Tensor) -> Tensor:
     """``images`` (B, 3, H, W) in [-1, 1], changed as ``uniforms`` (B, NUM_UNIFORMS) in [0, 1) say, with probability ``p`` ().
 
-    Twice differentiable, for R1 looks through it. Values may leave [-1, 1].
+    Twice differentiable, for R1 and R2 look through it. Values may leave [-1, 1].
     """
     does = (uniforms[:, :4] < p).to(images.dtype)[:, :, None, None, None]
     how = (uniforms[:, 4:] * 2 - 1).to(images.dtype)[:, :, None, None, None]

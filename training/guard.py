@@ -49,8 +49,8 @@ class Guard:
     def watch(self, step: int, terms: dict[str, Tensor]) -> None:
         """Note whether this step was a bad one. ``terms``: its scalars in the order in which they were computed.
 
-        A term that has come to its end (G/ball_hold) keeps its place, which the counts may hold. One that comes later (a lazy
-        D/r1) has the last place; it still goes before the gradients, which follow from it.
+        A term that has come to its end (G/ball_hold) keeps its place, which the counts may hold. Those that come later (a
+        lazy D/r1 and D/r2) have the last places; they still go before the gradients, which follow from them.
         """
         self._names += [name for name in terms if name not in self._names]
         ended = torch.zeros((), device=self._counts.device)

@@ -29,6 +29,20 @@ def discriminator_gan_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     return F.softplus(fake_scores).mean() + F.softplus(-real_scores).mean()
 
 
+def gan_loss_of_D(kind: str, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """``kind``: what a curriculum's ``gan_loss`` says, "non_saturating" or "relativistic". (B,) each."""
+    if kind == "relativistic":
+        return relativistic_loss(real_scores, fake_scores)
+    return discriminator_gan_loss(real_scores, fake_scores)
+
+
+def gan_loss_of_G(kind: str, fake_scores: Tensor, real_scores: Tensor | None, image_weights: Tensor) -> Tensor:
+    """``real_scores`` (B,): of the images that D compares them with; only where the loss is relativistic."""
+    if kind == "relativistic":
+        return relativistic_loss(fake_scores, real_scores, image_weights)
+    return generator_gan_loss(fake_scores, image_weights)
+
+
 def relativistic_loss(better: Tensor, worse: Tensor, image_weights: Tensor | None = None) -> Tensor:
     """mean of w softplus(worse - better) over pairs of scores, (B,) each: D's with real images as the better ones, G's with
     its own. Source: Jolicoeur-Martineau, "The relativistic discriminator", ICLR 2019; Huang et al., "The GAN is dead; long

@@ -130,23 +130,24 @@ class GeneratorStep(nn.Module):
     ) -> StepResult:
         """``image_weights`` (B,): the whole batch's top-k choice where ``inputs`` is only a part of it. ``teach``: trains
         ``discriminator`` on the images, (B, 3, H, W) in [-1, 1], before it judges them. ``real`` (B, 3, H, W): what they
-        are compared with where the loss is relativistic."""
+        are compared with where the loss is relativistic (top-k goes by their own scores all the same)."""
         c = self.generator.curriculum
+        compares = c.gan_loss == "relativistic"
+        if compares and real is None:
+            raise ValueError("a relativistic loss needs real images to compare with")
         field, rays, output = generate(self.generator, inputs, settings, c.fov)
         images = to_images(output, settings.image_size)
         if teach is not None:
             teach(images.detach())
         with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
             judged = discriminator(changed(images, inputs, settings, GENERATED), settings.fade_alpha)
-            if c.gan_loss == "relativistic":
-                with torch.no_grad():
-                    real_scores = discriminator(changed(real, inputs, settings, REAL), settings.fade_alpha).score
+            with torch.no_grad():
+                real_scores = (
+                    discriminator(changed(real, inputs, settings, REAL), settings.fade_alpha).score if compares else None
+                )
         if image_weights is None:
             image_weights = losses.topk_image_weights(judged.score, settings.topk_fraction)
-        if c.gan_loss == "relativistic":
-            weighted = {"gan": (1.0, losses.relativistic_loss(judged.score, real_scores, image_weights))}
-        else:
-            weighted = {"gan": (1.0, losses.generator_gan_loss(judged.score, image_weights))}
+        weighted = {"gan": (1.0, losses.gan_loss_of_G(c.gan_loss, judged.score, real_scores, image_weights))}
         if c.pos_lambda:
             weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged.pose, inputs.poses))
         if c.z_lambda:
@@ -200,10 +201,7 @@ class DiscriminatorStep(nn.Module):
         with torch.autocast(real.device.type, amp_dtype, enabled=amp_dtype is not None):
             judged_real = self.discriminator(changed(real, inputs, settings, REAL), settings.fade_alpha)
             judged_fake = self.discriminator(changed(fake, inputs, settings, GENERATED), settings.fade_alpha)
-        if c.gan_loss == "relativistic":
-            weighted = {"gan": (1.0, losses.relativistic_loss(judged_real.score, judged_fake.score))}
-        else:
-            weighted = {"gan": (1.0, losses.discriminator_gan_loss(judged_real.score, judged_fake.score))}
+        weighted = {"gan": (1.0, losses.gan_loss_of_D(c.gan_loss, judged_real.score, judged_fake.score))}
         if settings.lambda_r1:
             weighted["r1"] = (0.5 * settings.lambda_r1, losses.gradient_penalty(judged_real.score, real))
         if settings.lambda_r2:
