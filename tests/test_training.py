@@ -304,6 +304,26 @@ def test_a_run_goes_on_with_its_own_settings(photos, tmp_path):
     assert load_generator(tmp_path / "generator.safetensors").curriculum.r1_lambda == 3
 
 
+def test_stages_to_come_may_change_and_those_gone_by_may_not(photos, tmp_path):
+    stages = "stages=(%s)"
+    first, second, other = (
+        f"{{'start_step':{start},'batch_size':2,'img_size':{size},'gen_lr':1e-4,'disc_lr':1e-4}},"
+        for start, size in ((0, 8), (2, 16), (2, 32))
+    )
+    in_one_go, cut = tmp_path / "in one go", tmp_path / "cut"
+    train([*arguments(photos, in_one_go, "--max_steps", "3"), stages % (first + second)])
+    train([*arguments(photos, cut, "--max_steps", "2"), stages % first])
+    train([*arguments(photos, cut, "--max_steps", "3"), stages % (first + second), "end_step=30000"])
+    whole, continued = (load_training_checkpoint(folder / "checkpoint_0000003.pt") for folder in (in_one_go, cut))
+    assert all(torch.equal(continued["generator"][name], tensor) for name, tensor in whole["generator"].items())
+    with pytest.raises(UserError, match=r"with stages\[1\]\.img_size = 16, this run asks for 32;"):
+        train([*arguments(photos, cut, "--max_steps", "4"), stages % (first + other)])
+    cosine = arguments(photos, tmp_path / "cosine", "--max_steps", "1")
+    train([*cosine, "lr_decay=cosine"])
+    with pytest.raises(UserError, match="with end_step = 20000, this run asks for 30000"):
+        train([*cosine, "lr_decay=cosine", "end_step=30000"])
+
+
 def test_averages_follow_the_weights(photos, tmp_path):
     train([*arguments(photos, tmp_path, "--max_steps", "3", "--eval_freq", "3")])
     state = load_training_checkpoint(tmp_path / "checkpoint_0000003.pt")

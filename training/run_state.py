@@ -139,8 +139,10 @@ class RunState:
         for key in RESUME_KEYS:
             if key not in state:
                 raise UserError(f"{path} lacks {key}, so the run cannot go on from it; use --load_dir to start from its weights")
-        theirs, ours = Curriculum.from_dict(state["curriculum"]).to_dict(), self.curriculum.to_dict()
-        differing = [key for key in ours if key not in EVALUATION_KEYS and theirs.get(key) != ours[key]]
+        theirs, ours = (
+            _lived_through(c, _count(path, state, "step")) for c in (Curriculum.from_dict(state["curriculum"]), self.curriculum)
+        )
+        differing = [key for key in ours if theirs.get(key) != ours[key]]
         if differing:
             name, was, asked = _first_difference(differing[0], theirs.get(differing[0]), ours[differing[0]])
             others = f" (others differ too: {', '.join(differing[1:])})" if differing[1:] else ""
@@ -232,6 +234,15 @@ def _check_world_size(path: Path, theirs: int | None, ours: int, step: int, curr
             f"{path} was trained by {theirs} process(es), {theirs} x {size} images a step; this run has {ours}, {ours} x {size}:"
             f" start {theirs} (torchrun --nproc_per_node), or a new run from its weights (--load_dir, another --output_dir)"
         )
+
+
+def _lived_through(curriculum: Curriculum, step: int) -> dict[str, Any]:
+    """The settings that had a say in a run's first ``step`` steps: those of later ones may change when it goes on."""
+    settings = {key: value for key, value in curriculum.to_dict().items() if key not in EVALUATION_KEYS}
+    settings["stages"] = [stage for stage in settings["stages"] if stage["start_step"] < max(step, 1)]
+    if curriculum.lr_decay == "constant":
+        del settings["end_step"]
+    return settings
 
 
 def _count(path: Path, state: dict[str, Any], key: str) -> int:
