@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.networks import flops_per_point
 from curriculums import Curriculum
 from discriminators.progressive import ProgressiveEncoderDiscriminator
+from training.losses import GAN_LOSSES
 from training.steps import StepSettings
 
 
@@ -44,7 +45,7 @@ def flops_of_D(network: ProgressiveEncoderDiscriminator, curriculum: Curriculum,
         network.requires_grad_(False)
         judged = network(images * 1, fade_alpha)
         (judged.score.sum() + judged.pose.sum()).backward()
-        if curriculum.gan_loss == "relativistic":
+        if GAN_LOSSES[curriculum.gan_loss].is_relative:
             network(images.detach(), fade_alpha)
     network.requires_grad_(True).zero_grad(set_to_none=True)
     return counter.get_total_flops() / batch

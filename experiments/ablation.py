@@ -157,8 +157,8 @@ def is_hollow(run: dict[str, Any]) -> bool | None:
     return None if sign is None else sign < 0
 
 
-def table(runs: dict[str, dict[int, dict[str, Any]]], group: str) -> str:
-    """Markdown: a row for each variant, means over its seeds with the standard deviation."""
+def table(runs: dict[str, dict[int, dict[str, Any]]], settings: dict[str, list[str]]) -> str:
+    """Markdown: a row for each variant, means over its seeds with the standard deviation, and the variants' ``settings``."""
     shown = [column for column in COLUMNS if any(column[0] in run for seeds in runs.values() for run in seeds.values())]
     lines = ["| variant | seeds | step | hollow | mirrored | " + " | ".join(heading for _, heading, _ in shown) + " |"]
     lines.append("|---" * (5 + len(shown)) + "|")
@@ -174,8 +174,8 @@ def table(runs: dict[str, dict[int, dict[str, Any]]], group: str) -> str:
             spread = f" ± {form.format(statistics.stdev(values))}" if len(values) > 1 else ""
             cells.append(form.format(statistics.fmean(values)) + spread if values else "-")
         lines.append("| " + " | ".join(cells) + " |")
-    settings = [f"- `{name}`: `{' '.join(GROUPS[group][name])}`" for name, seeds in runs.items() if seeds]
-    return "\n".join([*lines, "", *settings, ""])
+    explained = [f"- `{name}`: `{' '.join(settings[name])}`" for name, seeds in runs.items() if seeds]
+    return "\n".join([*lines, "", *explained, ""])
 
 
 def _count_hollow(runs: list[dict[str, Any]]) -> str:
@@ -206,9 +206,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"  {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
     runs = {v: {s: run for s in args.seeds if (run := read_run(folder_of(args, v, s))) is not None} for v in variants}
     record = {"group": args.group, "curriculum": args.curriculum, "set": args.set, "steps": args.steps, "failed": failed}
+    settings = record["settings"] = {v: settings_of(args, v)[len(args.set) :] for v in variants}
     record["runs"] = {variant: {str(seed): run for seed, run in seeds.items()} for variant, seeds in runs.items()}
     write_atomically(output / f"{args.group}.json", json.dumps(record, indent=1).encode())
-    text = table(runs, args.group)
+    text = table(runs, settings)
     write_atomically(output / f"{args.group}.md", text.encode())
     print(text)
 

@@ -1,4 +1,6 @@
-"""A sheet of random images, of one generator or of several one above the other, with the same latents and poses.
+"""A sheet of random images, of one generator or of several one above the other.
+
+With the same latents where these are of one size, and the same poses where the camera prior is the same.
 
     python experiments/sheet.py cats --output cats.png --num 48
     python experiments/sheet.py outputs/a/generator.safetensors heads --output both.png --dataset_path photos/
@@ -20,6 +22,7 @@ from torch import Tensor  # noqa: E402
 
 import cli  # noqa: E402
 from checkpoints import load_generator  # noqa: E402
+from curriculums import get_curriculum  # noqa: E402
 from imaging import picture_grid, save_picture  # noqa: E402
 from metrics.sampling import generated_images, real_images  # noqa: E402
 from scripts_common import finite_float, int_between, seed_number  # noqa: E402
@@ -36,7 +39,9 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--image_size", type=int_between(4, 1024), default=64, help="pixels")
     parser.add_argument("--psi", type=finite_float, default=1.0, help="truncation")
     parser.add_argument("--seed", type=seed_number, default=0)
+    parser.add_argument("--curriculum", help="name or .json file; needed where files do not carry their own settings")
     parser.add_argument("--dataset_path", help="real images to set below")
+    parser.add_argument("--dataset", help="how these are cropped: a preset of dataset.py (default: the first generator's)")
     cli.add_device_argument(parser)
     return parser.parse_args(argv)
 
@@ -55,12 +60,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not output.resolve().parent.is_dir():
         raise cli.UserError(f"--output {output}: there is no folder {output.parent}")
     device = cli.resolve_device(args.device)
-    opened = [load_generator(path, device=device) for path in args.generators]
+    curriculum = get_curriculum(args.curriculum) if args.curriculum else None
+    opened = [load_generator(path, curriculum, device) for path in args.generators]
+    for path, loaded in zip(args.generators, opened, strict=True):
+        for note in loaded.notes:
+            print(f"note: {path}: {note}", file=sys.stderr)
+    real = []
+    if args.dataset_path:  # looked at first: rendering takes longer
+        preset = args.dataset or opened[0].curriculum.dataset
+        real = [real_images(args.dataset_path, preset, args.num, args.image_size, args.seed)]
     groups = [generated_images(g, args.num, args.image_size, psi=args.psi, seed=args.seed, batch_size=16) for g in opened]
-    if args.dataset_path:
-        groups.append(real_images(args.dataset_path, opened[0].curriculum.dataset, args.num, args.image_size, args.seed))
-    save_picture(output, sheet(groups, args.columns))
-    print(f"wrote {output}: {args.num} images of each of {', '.join(map(str, args.generators))}")
+    save_picture(output, sheet([*groups, *real], args.columns))
+    below = f"; below, {len(real[0])} real ones" if real else ""
+    print(f"wrote {output}: {args.num} images of each of {', '.join(map(str, args.generators))}{below}")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ def test_file(tmp_path):
     ("override", "named"),
     [
         ("r3_lambda=1", "did you mean 'r2_lambda'"),
+        ("gan_loss=hinge", "gan_loss must be one of non_saturating, relativistic, not 'hinge'"),
+        ("r2_lambda=-1", "r2_lambda"),
         ("fov=0", "fov"),
         ("fov=wide", "fov"),
         ("ray_end=0.5", "ray_end"),

@@ -193,10 +193,11 @@ def test_processes_give_the_gradient_of_one(gradients, world_size, batch_split):
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_the_log_has_means_over_processes(gradients, world_size):
+def test_the_log_has_means_over_processes(gradients, world_size, request):
     whole, part = gradients[1, 0, 1], gradients[world_size, 0, 1]
     names = [name.removeprefix("logged ") for name in whole if name.startswith("logged ")]
     assert {"D/r1", "D/pose", "G/gan", "G/opacity_prior", "G/normal", "G/ball_hold", "G/hit_rate", "G/grad_norm"} <= set(names)
+    assert ("D/r2" in names) == (request.node.callspec.params["gradients"] == "relativistic")
     for name in names:
         assert float(part[f"logged {name}"]) == pytest.approx(float(whole[f"logged {name}"]), rel=2e-5, abs=1e-6), name
     assert float(part["own D/r1"]) != pytest.approx(float(whole["logged D/r1"]), rel=1e-4)  # not rank 0's own

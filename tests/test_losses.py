@@ -25,10 +25,10 @@ def test_gan_losses_by_hand():
     assert float(losses.generator_gan_loss(zero, torch.ones(3))) == pytest.approx(math.log(2))
     assert float(losses.discriminator_gan_loss(zero, zero)) == pytest.approx(2 * math.log(2))
     assert float(losses.generator_gan_loss(torch.tensor([-100.0, 100.0]), torch.ones(2))) == pytest.approx(50)
-    assert float(losses.relativistic_loss(zero, zero)) == pytest.approx(math.log(2))
+    assert float(losses.relativistic_pairing_loss(zero, zero)) == pytest.approx(math.log(2))
     real, fake = torch.tensor([7.0, -50.0]), torch.tensor([7.0, 50.0])
-    assert float(losses.relativistic_loss(real, fake)) == pytest.approx((math.log(2) + 100) / 2)
-    assert float(losses.relativistic_loss(fake, real, torch.tensor([2.0, 0.0]))) == pytest.approx(math.log(2))
+    assert float(losses.relativistic_pairing_loss(real, fake)) == pytest.approx((math.log(2) + 100) / 2)
+    assert float(losses.relativistic_pairing_loss(fake, real, torch.tensor([2.0, 0.0]))) == pytest.approx(math.log(2))
 
 
 def test_opacity_prior_is_zero_at_both_ends_and_highest_between():
@@ -57,7 +57,7 @@ def test_topk_keeps_the_best_and_their_mean_weight_is_one():
     [
         lambda x: losses.generator_gan_loss(x, torch.tensor([2.0, 0.0, 1.0, 1.0], dtype=torch.float64)),
         lambda x: losses.discriminator_gan_loss(x, x.flip(0)),
-        lambda x: losses.relativistic_loss(x, 2 * x.flip(0), torch.tensor([2.0, 0.0, 1.0, 1.0], dtype=torch.float64)),
+        lambda x: losses.relativistic_pairing_loss(x, 2 * x.flip(0), torch.tensor([2.0, 0.0, 1.0, 1.0], dtype=torch.float64)),
         lambda x: losses.opacity_prior_loss(torch.sigmoid(x)),
         lambda x: losses.latent_loss(x[:, None], torch.zeros(4, 1, dtype=torch.float64)),
         lambda x: losses.pose_loss(x.view(2, 2), CameraPoses(torch.ones(2).double(), torch.zeros(2).double())),
@@ -78,7 +78,7 @@ def test_gradient_of_r1_by_finite_differences():
     def value():
         x = images.detach().requires_grad_(True)
         features = model.layers[7](model.layers[6](model.fromRGB[6](x)))
-        return losses.gradient_penalty(model.final_layer(features).flatten(1)[:, 0], x)
+        return losses.zero_centered_penalty_loss(model.final_layer(features).flatten(1)[:, 0], x)
 
     (gradient,) = torch.autograd.grad(value(), weight)
     for index in [(0, 0, 1, 1), (2, 3, 0, 2), (1, 4, 1, 0)]:

@@ -98,6 +98,8 @@ RELATIVISTIC = ("gan_loss=relativistic", "r2_lambda=0.5")
 @pytest.mark.parametrize("more", [(), ("share_images=True",), ("share_images=True", *RELATIVISTIC)])
 def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch, more):
     state = fitted_state(small_curriculum(*HELD, *more, "augment_target=0.6"))
+    with torch.no_grad():
+        state.discriminator.final_layer.weight[0] *= 50  # so that it matters which images make a pair
     state.is_held = True
     unchanged = step_gradients(state, 1, monkeypatch)
     state.augment_p = torch.tensor(0.7)
@@ -106,7 +108,7 @@ def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch, more):
     whole = step_gradients(state, 1, monkeypatch)
     split = step_gradients(state, 4, monkeypatch)
     for a, b, c in zip(whole, split, unchanged, strict=True):
-        assert float((a - b).norm() / a.norm()) < 1e-5  # pairs put together wrongly differ by 7e-5
+        assert float((a - b).norm() / a.norm()) < 1e-4  # pairs put together wrongly differ by 5e-2
         assert float((a - c).norm() / a.norm()) > 1e-2  # what D sees is changed, in both steps
 
 
@@ -177,6 +179,7 @@ def test_how_sure_D_is_of_relativistic_scores_is_by_their_lead():
     settings = replace(settings, augment_p=torch.zeros(()))
     inputs = draw_inputs(c, settings, 4, ALONE, seed=0, step=LATE, purpose="D")
     fake = -real_images()
+    fake[:2] = real_images()[:2].flip(0)  # so these two pairs lead and lag by the same: not all real ones are ahead
     before = DiscriminatorStep(D, c)(real_images(), fake, inputs, settings).terms["sureness"]
     lead = (D(real_images(), settings.fade_alpha).score - D(fake, settings.fade_alpha).score).sign().mean()
     with torch.no_grad():
@@ -184,7 +187,7 @@ def test_how_sure_D_is_of_relativistic_scores_is_by_their_lead():
     after = DiscriminatorStep(D, c)(real_images(), fake, inputs, settings).terms["sureness"]
     lead = lead.detach()
     assert float(before) == float(after) == float(lead)
-    assert abs(float(lead)) < 1 or float(lead) == -1  # else 1 could also mean "all above 0"
+    assert abs(float(lead)) < 1  # else it could also mean "all above 0"
 
 
 def _two_processes(rank: int, port: int, weights: dict, folder: str) -> None:
@@ -322,6 +325,10 @@ def test_stages_to_come_may_change_and_those_gone_by_may_not(photos, tmp_path):
     train([*cosine, "lr_decay=cosine"])
     with pytest.raises(UserError, match="with end_step = 20000, this run asks for 30000"):
         train([*cosine, "lr_decay=cosine", "end_step=30000"])
+    with pytest.raises(UserError, match="with lr_decay = 'constant', this run asks for 'cosine';"):
+        train([*arguments(photos, cut, "--max_steps", "4"), stages % (first + second), "lr_decay=cosine"])
+    with pytest.raises(UserError, match=r"with stages\[1\] = \{'start_step': 2, .*\}, this run asks for None;"):
+        train([*arguments(photos, cut, "--max_steps", "4"), stages % first])
 
 
 def test_averages_follow_the_weights(photos, tmp_path):

@@ -8,6 +8,8 @@ Source: METHOD section 5; GOF, section 3.3.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,30 +31,35 @@ def discriminator_gan_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     return F.softplus(fake_scores).mean() + F.softplus(-real_scores).mean()
 
 
-def gan_loss_of_D(kind: str, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-    """``kind``: what a curriculum's ``gan_loss`` says, "non_saturating" or "relativistic". (B,) each."""
-    if kind == "relativistic":
-        return relativistic_loss(real_scores, fake_scores)
-    return discriminator_gan_loss(real_scores, fake_scores)
-
-
-def gan_loss_of_G(kind: str, fake_scores: Tensor, real_scores: Tensor | None, image_weights: Tensor) -> Tensor:
-    """``real_scores`` (B,): of the images that D compares them with; only where the loss is relativistic."""
-    if kind == "relativistic":
-        return relativistic_loss(fake_scores, real_scores, image_weights)
-    return generator_gan_loss(fake_scores, image_weights)
-
-
-def relativistic_loss(better: Tensor, worse: Tensor, image_weights: Tensor | None = None) -> Tensor:
-    """mean of w softplus(worse - better) over pairs of scores, (B,) each: D's with real images as the better ones, G's with
-    its own. Source: Jolicoeur-Martineau, "The relativistic discriminator", ICLR 2019; Huang et al., "The GAN is dead; long
-    live the GAN!", NeurIPS 2024, where R1 and R2 come with it.
+def relativistic_pairing_loss(winner_scores: Tensor, loser_scores: Tensor, image_weights: Tensor | None = None) -> Tensor:
+    """mean of w softplus(loser - winner) over pairs of scores, (B,) each. The winners: real images in D's loss, generated
+    ones in G's. The pairing form, not the average one. Source: Jolicoeur-Martineau, "The relativistic discriminator", ICLR
+    2019; Huang et al., "The GAN is dead; long live the GAN!", NeurIPS 2024, where R1 and R2 come with it.
     """
-    values = F.softplus(worse - better)
+    values = F.softplus(loser_scores - winner_scores)
     return (values if image_weights is None else image_weights * values).mean()
 
 
-def gradient_penalty(scores: Tensor, images: Tensor) -> Tensor:
+class GanLoss(NamedTuple):
+    """``of_D``: from scores of real and of generated images; ``of_G``: from those of generated and, where the loss
+    ``is_relative``, of real images, and image weights. (B,) each; None for the real ones in the other case.
+
+    Where it ``is_relative``, it sees the differences of scores alone: they have no zero of their own.
+    """
+
+    of_D: Callable[[Tensor, Tensor], Tensor]
+    of_G: Callable[[Tensor, Tensor | None, Tensor], Tensor]
+    is_relative: bool
+
+
+# By the name that a curriculum's ``gan_loss`` says.
+GAN_LOSSES = {
+    "non_saturating": GanLoss(discriminator_gan_loss, lambda fake, _, weights: generator_gan_loss(fake, weights), False),
+    "relativistic": GanLoss(relativistic_pairing_loss, relativistic_pairing_loss, True),
+}
+
+
+def zero_centered_penalty_loss(scores: Tensor, images: Tensor) -> Tensor:
     """mean |grad_x D(x)|^2 over images, which must require grad. R1 on real ones, R2 on generated ones. Weight: lambda / 2."""
     (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ class RunState:
         return (3 + len(self.averages)) * size_G + 3 * size_D
 
     def resume(self, path: Path, world_size: int) -> None:
-        """Go on where ``path`` stood. Raises UserError where its settings are not this run's, naming the first."""
+        """Go on where ``path`` stood. Raises UserError where a setting that had a say in its steps differs, naming the first."""
         state = load_training_checkpoint(path)
         for key in RESUME_KEYS:
             if key not in state:
@@ -142,7 +143,7 @@ class RunState:
         theirs, ours = (
             _lived_through(c, _count(path, state, "step")) for c in (Curriculum.from_dict(state["curriculum"]), self.curriculum)
         )
-        differing = [key for key in ours if theirs.get(key) != ours[key]]
+        differing = [key for key in ours if key in theirs and theirs[key] != ours[key]]
         if differing:
             name, was, asked = _first_difference(differing[0], theirs.get(differing[0]), ours[differing[0]])
             others = f" (others differ too: {', '.join(differing[1:])})" if differing[1:] else ""
@@ -217,8 +218,8 @@ class RunState:
 
 def _first_difference(name: str, theirs: Any, ours: Any) -> tuple[str, Any, Any]:
     """Where two settings differ, as deep as their lists and dictionaries correspond: a name, and both values there."""
-    if isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
-        pairs = [(f"{name}[{i}]", *both) for i, both in enumerate(zip(theirs, ours, strict=True))]
+    if isinstance(theirs, list) and isinstance(ours, list):  # a surplus one differs from None
+        pairs = [(f"{name}[{i}]", *both) for i, both in enumerate(itertools.zip_longest(theirs, ours))]
     elif isinstance(theirs, dict) and isinstance(ours, dict) and theirs.keys() == ours.keys():
         pairs = [(f"{name}.{key}", theirs[key], ours[key]) for key in ours]
     else:
@@ -229,7 +230,7 @@ def _first_difference(name: str, theirs: Any, ours: Any) -> tuple[str, Any, Any]
 def _check_world_size(path: Path, theirs: int | None, ours: int, step: int, curriculum: Curriculum) -> None:
     """The batch is per process, so another number of them is another batch: another run. Old files do not say theirs."""
     if theirs not in (None, ours):
-        size = curriculum.stage_at(step).batch_size
+        size = curriculum.stage_at(max(step - 1, 0)).batch_size
         raise UserError(
             f"{path} was trained by {theirs} process(es), {theirs} x {size} images a step; this run has {ours}, {ours} x {size}:"
             f" start {theirs} (torchrun --nproc_per_node), or a new run from its weights (--load_dir, another --output_dir)"

@@ -132,8 +132,8 @@ class GeneratorStep(nn.Module):
         ``discriminator`` on the images, (B, 3, H, W) in [-1, 1], before it judges them. ``real`` (B, 3, H, W): what they
         are compared with where the loss is relativistic (top-k goes by their own scores all the same)."""
         c = self.generator.curriculum
-        compares = c.gan_loss == "relativistic"
-        if compares and real is None:
+        gan_loss = losses.GAN_LOSSES[c.gan_loss]
+        if gan_loss.is_relative and real is None:
             raise ValueError("a relativistic loss needs real images to compare with")
         field, rays, output = generate(self.generator, inputs, settings, c.fov)
         images = to_images(output, settings.image_size)
@@ -141,13 +141,13 @@ class GeneratorStep(nn.Module):
             teach(images.detach())
         with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
             judged = discriminator(changed(images, inputs, settings, GENERATED), settings.fade_alpha)
-            with torch.no_grad():
-                real_scores = (
-                    discriminator(changed(real, inputs, settings, REAL), settings.fade_alpha).score if compares else None
-                )
+            real_scores = None
+            if gan_loss.is_relative:
+                with torch.no_grad():
+                    real_scores = discriminator(changed(real, inputs, settings, REAL), settings.fade_alpha).score
         if image_weights is None:
             image_weights = losses.topk_image_weights(judged.score, settings.topk_fraction)
-        weighted = {"gan": (1.0, losses.gan_loss_of_G(c.gan_loss, judged.score, real_scores, image_weights))}
+        weighted = {"gan": (1.0, gan_loss.of_G(judged.score, real_scores, image_weights))}
         if c.pos_lambda:
             weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged.pose, inputs.poses))
         if c.z_lambda:
@@ -195,17 +195,17 @@ class DiscriminatorStep(nn.Module):
         amp_dtype: torch.dtype | None = None,
     ) -> StepResult:
         """real, fake: (B, 3, H, W) in [-1, 1]; ``inputs``: what ``fake`` was generated from."""
-        c = self.curriculum
+        c, gan_loss = self.curriculum, losses.GAN_LOSSES[self.curriculum.gan_loss]
         real = real.detach().requires_grad_(settings.lambda_r1 > 0)
         fake = fake.detach().requires_grad_(settings.lambda_r2 > 0)
         with torch.autocast(real.device.type, amp_dtype, enabled=amp_dtype is not None):
             judged_real = self.discriminator(changed(real, inputs, settings, REAL), settings.fade_alpha)
             judged_fake = self.discriminator(changed(fake, inputs, settings, GENERATED), settings.fade_alpha)
-        weighted = {"gan": (1.0, losses.gan_loss_of_D(c.gan_loss, judged_real.score, judged_fake.score))}
+        weighted = {"gan": (1.0, gan_loss.of_D(judged_real.score, judged_fake.score))}
         if settings.lambda_r1:
-            weighted["r1"] = (0.5 * settings.lambda_r1, losses.gradient_penalty(judged_real.score, real))
+            weighted["r1"] = (0.5 * settings.lambda_r1, losses.zero_centered_penalty_loss(judged_real.score, real))
         if settings.lambda_r2:
-            weighted["r2"] = (0.5 * settings.lambda_r2, losses.gradient_penalty(judged_fake.score, fake))
+            weighted["r2"] = (0.5 * settings.lambda_r2, losses.zero_centered_penalty_loss(judged_fake.score, fake))
         if c.pos_lambda:
             weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged_fake.pose, inputs.poses))
         if c.z_lambda:
@@ -214,7 +214,6 @@ class DiscriminatorStep(nn.Module):
         terms = {name: value.detach() for name, (_, value) in weighted.items()}
         terms["score_real"], terms["score_fake"] = judged_real.score.detach().mean(), judged_fake.score.detach().mean()
         if settings.augment_p is not None:
-            # relativistic scores have no zero of their own
-            margins = judged_real.score - judged_fake.score if c.gan_loss == "relativistic" else judged_real.score
+            margins = judged_real.score - judged_fake.score if gan_loss.is_relative else judged_real.score
             terms["sureness"] = margins.detach().sign().mean()
         return StepResult(total, terms)
