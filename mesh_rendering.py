@@ -87,7 +87,7 @@ class PyrenderRenderer:
         rgba = np.concatenate([surface_colors(mesh), np.ones((len(mesh.vertices), 1))], axis=1)
         return pyrender.Primitive(
             positions=np.asarray(mesh.vertices, dtype=np.float32),
-            normals=np.asarray(mesh.vertex_normals, dtype=np.float32),
+            normals=smooth_normals(mesh).astype(np.float32),
             indices=np.asarray(mesh.faces, dtype=np.uint32),
             color_0=_to_linear(rgba).astype(np.float32),
             material=material,
@@ -105,7 +105,7 @@ class RaycastRenderer:
         rotation = cam2world[:3, :3]
         directions = camera_ray_directions(fine, fov_degrees).double().numpy() @ rotation.T
         picture = np.ones((fine * fine, 3))
-        colors, normals = _to_linear(surface_colors(mesh)), np.asarray(mesh.vertex_normals)
+        colors, normals = _to_linear(surface_colors(mesh)), smooth_normals(mesh)
         for start in range(0, len(directions), RAYS_PER_CHUNK):
             chunk = directions[start : start + RAYS_PER_CHUNK]
             origins = np.broadcast_to(cam2world[:3, 3], chunk.shape)
@@ -119,6 +119,20 @@ class RaycastRenderer:
             picture[start + ray_index] = albedo * _shade(normal)[:, None]
         pixels = picture.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean(axis=(1, 3))
         return np.round(_to_srgb(pixels.clip(0, 1)) * 255).astype(np.uint8)
+
+
+def smooth_normals(mesh: Trimesh) -> np.ndarray:
+    """Unit normals (V, 3) of the vertices: means over their faces, weighted by area.
+
+    Weighted by angle, as trimesh does, a sliver of marching cubes counts as much as a whole face, and shows as a speck.
+    """
+    a, b, c = np.moveaxis(np.asarray(mesh.vertices)[mesh.faces], 1, 0)
+    doubled_areas = np.cross(b - a, c - a)
+    sums = np.zeros((len(mesh.vertices), 3))
+    for corner in range(3):
+        np.add.at(sums, mesh.faces[:, corner], doubled_areas)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    return np.where(lengths > 0, sums / np.where(lengths > 0, lengths, 1), mesh.vertex_normals)
 
 
 def surface_colors(mesh: Trimesh) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cli import UserError
 from curriculums import CURRICULUMS
-from mesh_rendering import RaycastRenderer, open_renderer, pose_matrix
+from mesh_rendering import RaycastRenderer, open_renderer, pose_matrix, smooth_normals
 from meshes import (
     MeshSettings,
     extract_mesh,
@@ -216,6 +216,16 @@ def check_picture_of_the_ball(picture: np.ndarray) -> None:
     assert (blue - red)[:, middle + 3 :][inner[:, middle + 3 :]].min() > 50
     row = int(rows.mean())
     assert picture[row - 8, middle - 6].max() > picture[row + 8, middle - 6].max()
+
+
+def test_shading_has_no_specks_at_slivers() -> None:
+    field = BallsField(((0.0201, -0.0103, 0.0302), 0.07))
+    mesh = extract_mesh(voxels_of(field), MeshSettings())
+    refine_vertices(mesh, field, BFM, MeshSettings(), 40)
+    radial = mesh.vertices - np.array(field.balls[0][0])
+    radial /= np.linalg.norm(radial, axis=1, keepdims=True)
+    ours, by_angle = (np.arccos((n * radial).sum(axis=1).clip(-1, 1)).max() for n in (smooth_normals(mesh), mesh.vertex_normals))
+    assert ours < math.radians(6) and by_angle > math.radians(12)
 
 
 def test_ray_casting_shows_the_mesh_where_the_camera_sees_it() -> None:
