@@ -167,9 +167,10 @@ class Curriculum:
         stage_fields = {f.name for f in dataclasses.fields(Stage)}
         stage_dicts = [dataclasses.asdict(stage) if isinstance(stage, Stage) else stage for stage in settings["stages"]]
         _reject_non_dictionaries(label, stage_dicts)
-        for stage in stage_dicts:
-            _reject_unknown(label, stage, stage_fields, "stage setting")
-            _reject_missing(label, stage, [name for name in stage_fields if name != "batch_split"])
+        for number, stage in enumerate(stage_dicts):
+            where = f"{label}, stages[{number}]"
+            _reject_unknown(where, stage, stage_fields, "stage setting")
+            _reject_missing(where, stage, [f.name for f in dataclasses.fields(Stage) if f.name != "batch_split"])
             stages.append(Stage(**_with_floats(Stage, stage)))
         settings["stages"] = tuple(stages)
         for key in ("betas", "disc_channels"):

@@ -195,8 +195,10 @@ def prepare_state(
 
     def load() -> None:
         if path:
-            state.resume(Path(path), processes.world_size)
-            notes.append(f"resuming from {path}, step {state.step}")
+            changed = state.resume(Path(path), processes.world_size)
+            notes.append(
+                f"resuming from {path}, step {state.step}" + (f"; changed from here on: {', '.join(changed)}" if changed else "")
+            )
         elif arguments.load_dir:
             state.start_from(Path(arguments.load_dir), notes)
             state.step = arguments.set_step or 0

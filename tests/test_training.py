@@ -307,7 +307,7 @@ def test_a_run_goes_on_with_its_own_settings(photos, tmp_path):
     assert load_generator(tmp_path / "generator.safetensors").curriculum.r1_lambda == 3
 
 
-def test_stages_to_come_may_change_and_those_gone_by_may_not(photos, tmp_path):
+def test_stages_to_come_may_change_and_those_gone_by_may_not(photos, tmp_path, capfd):
     stages = "stages=(%s)"
     first, second, other = (
         f"{{'start_step':{start},'batch_size':2,'img_size':{size},'gen_lr':1e-4,'disc_lr':1e-4}},"
@@ -317,9 +317,10 @@ def test_stages_to_come_may_change_and_those_gone_by_may_not(photos, tmp_path):
     train([*arguments(photos, in_one_go, "--max_steps", "3"), stages % (first + second)])
     train([*arguments(photos, cut, "--max_steps", "2"), stages % first])
     train([*arguments(photos, cut, "--max_steps", "3"), stages % (first + second), "end_step=30000"])
+    assert "step 2; changed from here on: stages, end_step" in "".join(capfd.readouterr())
     whole, continued = (load_training_checkpoint(folder / "checkpoint_0000003.pt") for folder in (in_one_go, cut))
     assert all(torch.equal(continued["generator"][name], tensor) for name, tensor in whole["generator"].items())
-    with pytest.raises(UserError, match=r"with stages\[1\]\.img_size = 16, this run asks for 32;"):
+    with pytest.raises(UserError, match=r"with stages\[1\]\.img_size = 16, this run asks for 32; only stages from step 3 on may"):
         train([*arguments(photos, cut, "--max_steps", "4"), stages % (first + other)])
     cosine = arguments(photos, tmp_path / "cosine", "--max_steps", "1")
     train([*cosine, "lr_decay=cosine"])
@@ -327,7 +328,9 @@ def test_stages_to_come_may_change_and_those_gone_by_may_not(photos, tmp_path):
         train([*cosine, "lr_decay=cosine", "end_step=30000"])
     with pytest.raises(UserError, match="with lr_decay = 'constant', this run asks for 'cosine';"):
         train([*arguments(photos, cut, "--max_steps", "4"), stages % (first + second), "lr_decay=cosine"])
-    with pytest.raises(UserError, match=r"with stages\[1\] = \{'start_step': 2, .*\}, this run asks for None;"):
+    with pytest.raises(
+        UserError, match=r"with stages\[1\] = \{'start_step': 2, .*\}, this run asks for None; only stages from step 3 on may"
+    ):
         train([*arguments(photos, cut, "--max_steps", "4"), stages % first])
 
 

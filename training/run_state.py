@@ -134,23 +134,26 @@ class RunState:
         )
         return (3 + len(self.averages)) * size_G + 3 * size_D
 
-    def resume(self, path: Path, world_size: int) -> None:
-        """Go on where ``path`` stood. Raises UserError where a setting that had a say in its steps differs, naming the first."""
+    def resume(self, path: Path, world_size: int) -> list[str]:
+        """Go on where ``path`` stood. Returns the names of settings that differ, but had no say in its steps.
+
+        Raises UserError where one that had a say differs, naming the first.
+        """
         state = load_training_checkpoint(path)
         for key in RESUME_KEYS:
             if key not in state:
                 raise UserError(f"{path} lacks {key}, so the run cannot go on from it; use --load_dir to start from its weights")
-        theirs, ours = (
-            _lived_through(c, _count(path, state, "step")) for c in (Curriculum.from_dict(state["curriculum"]), self.curriculum)
-        )
+        step, their_curriculum = _count(path, state, "step"), Curriculum.from_dict(state["curriculum"])
+        theirs, ours = (_lived_through(curriculum, step) for curriculum in (their_curriculum, self.curriculum))
         differing = [key for key in ours if key in theirs and theirs[key] != ours[key]]
         if differing:
             name, was, asked = _first_difference(differing[0], theirs.get(differing[0]), ours[differing[0]])
             others = f" (others differ too: {', '.join(differing[1:])})" if differing[1:] else ""
             record = path.parent / "run.json"
             own = f"go on with its own (--curriculum {record})," if record.is_file() else "use its settings,"
+            ahead = f"; only stages from step {step} on may change" if differing[0] == "stages" else ""
             raise UserError(
-                f"{path} was trained with {name} = {was!r}, this run asks for {asked!r}{others}; {own}"
+                f"{path} was trained with {name} = {was!r}, this run asks for {asked!r}{others}{ahead}; {own}"
                 " choose another --output_dir, or --load_dir to start a new run from its weights"
             )
         if _count(path, state, "seed") != self.seed:
@@ -175,6 +178,8 @@ class RunState:
                 except (KeyError, TypeError, ValueError, RuntimeError):
                     raise UserError(f"{path}: its {name} is not as it was written; use --load_dir instead") from None
         self.set_learning_rates(max(self.step - 1, 0))  # so that saved again without a step it is the same file
+        before = their_curriculum.to_dict()
+        return [key for key, value in self.curriculum.to_dict().items() if before.get(key) != value]
 
     def start_from(self, folder: Path, notes: list[str]) -> None:
         """Take weights, averages and (where they fit) optimizers from another run's folder, ours or a published one.
