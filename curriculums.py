@@ -24,7 +24,6 @@ from typing import Any
 from cli import UserError, read_small_text
 
 MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN128", "EmbeddingPiGAN256")
-GAN_LOSSES = ("non_saturating", "relativistic")
 SAMPLE_DISTS = ("gaussian", "uniform", "truncated_gaussian", "hybrid", "spherical_uniform", None)
 MAX_DISC_SIZE = 512
 MAX_NAME = 100  # characters
@@ -279,7 +278,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "generator": ("ImplicitGenerator3d",),
     "discriminator": ("ProgressiveEncoderDiscriminator",),
     "clamp_mode": ("relu", "softplus"),
-    "gan_loss": GAN_LOSSES,
+    "gan_loss": ("non_saturating", "relativistic"),  # those of training/losses.py
     "z_dist": ("gaussian", "uniform"),
     "root_method": ("secant", "bisection"),
     "lr_decay": ("constant", "cosine"),
@@ -471,7 +470,9 @@ _OUR_CATS: dict[str, Any] = {  # a prior and an interval narrower than published
 _TINY_CATS: dict[str, Any] = {  # photos fill their frame: what a ray leaves over is the colour at its end, not black
     # the stage from 4500 is for calm: at a constant rate the cats went on changing colour and place
     "stages": (
-        *(Stage(0, 16, 16, 3e-4, 6e-4), Stage(2_000, 16, 32, 2e-4, 4e-4), Stage(4_500, 16, 32, 5e-5, 1e-4)),
+        Stage(0, 16, 16, 3e-4, 6e-4),
+        Stage(2_000, 16, 32, 2e-4, 4e-4),
+        Stage(4_500, 16, 32, 5e-5, 1e-4),
         Stage(6_000, 8, 64, 1e-4, 2e-4),
     ),
     "r2_lambda": 0.02,

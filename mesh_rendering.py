@@ -126,13 +126,9 @@ def smooth_normals(mesh: Trimesh) -> np.ndarray:
 
     Weighted by angle, as trimesh does, a sliver of marching cubes counts as much as a whole face, and shows as a speck.
     """
-    a, b, c = np.moveaxis(np.asarray(mesh.vertices)[mesh.faces], 1, 0)
-    doubled_areas = np.cross(b - a, c - a)
-    sums = np.zeros((len(mesh.vertices), 3))
-    for corner in range(3):
-        np.add.at(sums, mesh.faces[:, corner], doubled_areas)
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    return np.where(lengths > 0, sums / np.where(lengths > 0, lengths, 1), mesh.vertex_normals)
+    from trimesh.geometry import mean_vertex_normals
+
+    return mean_vertex_normals(len(mesh.vertices), mesh.faces, mesh.face_normals * mesh.area_faces[:, None])
 
 
 def surface_colors(mesh: Trimesh) -> np.ndarray:

@@ -147,7 +147,7 @@ class RunState:
         theirs, ours = (_lived_through(curriculum, step) for curriculum in (their_curriculum, self.curriculum))
         differing = [key for key in ours if key in theirs and theirs[key] != ours[key]]
         if differing:
-            name, was, asked = _first_difference(differing[0], theirs.get(differing[0]), ours[differing[0]])
+            name, was, asked = _first_difference(differing[0], theirs[differing[0]], ours[differing[0]])
             others = f" (others differ too: {', '.join(differing[1:])})" if differing[1:] else ""
             record = path.parent / "run.json"
             own = f"go on with its own (--curriculum {record})," if record.is_file() else "use its settings,"
