@@ -104,19 +104,23 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_generator(args: argparse.Namespace) -> tuple[LoadedGenerator, Path]:
-    """Check the arguments of :func:`add_generator_arguments`, load the generator, make the output folder.
-
-    What the user should know about the weights goes to stderr. Raises UserError.
-    """
+    """Check the arguments of :func:`add_generator_arguments`, load the generator, make the output folder. Raises UserError."""
     device = resolve_device(args.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision(PRECISIONS[args.precision])
-    curriculum = get_curriculum(args.curriculum) if args.curriculum else None
-    output_dir = make_output_dir(args.output_dir)
-    loaded = load_generator(args.path, curriculum, device)
+    loaded = load_with_notes(args.path, args.curriculum, device)
+    return loaded, make_output_dir(args.output_dir)
+
+
+def load_with_notes(path: Path | str, curriculum: str | None, device: torch.device) -> LoadedGenerator:
+    """The generator of a file, a folder or a shipped name; ``curriculum``: a name or .json file, where it does not carry its own.
+
+    What the user should know about the weights goes to stderr. Raises UserError.
+    """
+    loaded = load_generator(path, get_curriculum(curriculum) if curriculum else None, device)
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
-    return loaded, output_dir
+    return loaded
 
 
 @torch.no_grad()

@@ -21,11 +21,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from torch import Tensor  # noqa: E402
 
 import cli  # noqa: E402
-from checkpoints import load_generator  # noqa: E402
-from curriculums import get_curriculum  # noqa: E402
 from imaging import picture_grid, save_picture  # noqa: E402
 from metrics.sampling import generated_images, real_images  # noqa: E402
-from scripts_common import finite_float, int_between, seed_number  # noqa: E402
+from scripts_common import finite_float, int_between, load_with_notes, seed_number  # noqa: E402
 
 PADDING = 2  # px
 
@@ -60,11 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not output.resolve().parent.is_dir():
         raise cli.UserError(f"--output {output}: there is no folder {output.parent}")
     device = cli.resolve_device(args.device)
-    curriculum = get_curriculum(args.curriculum) if args.curriculum else None
-    opened = [load_generator(path, curriculum, device) for path in args.generators]
-    for path, loaded in zip(args.generators, opened, strict=True):
-        for note in loaded.notes:
-            print(f"note: {path}: {note}", file=sys.stderr)
+    opened = [load_with_notes(path, args.curriculum, device) for path in args.generators]
     real = []
     if args.dataset_path:  # looked at first: rendering takes longer
         preset = args.dataset or opened[0].curriculum.dataset
