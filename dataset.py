@@ -21,12 +21,14 @@ from torch import Tensor
 
 from common.arguments import ArgumentParser
 from common.errors import UserError
+from common.files import write_atomically
 from common.program import run_script
 from heads.camera_prior import write_camera_prior
 from loading.batches import BatchStream, batch_at, epoch_order
 from loading.cache import build_cache, default_cache_dir
 from loading.files import FORMATS, DatasetSpec, ImageSource, find_images, open_member
 from settings.registry import get_curriculum
+from visualization.images import png_bytes
 
 __all__ = [
     "DATASETS",
@@ -138,9 +140,9 @@ def check(path: str, preset: str, size: int, output: str | Path) -> None:
         top, left = i // columns * size, i % columns * size
         sheet[top : top + size, left : left + size] = image.permute(1, 2, 0).numpy()
     try:
-        Image.fromarray(sheet).save(output)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {output}: {error}; choose another file with --output") from None
+        write_atomically(output, png_bytes(sheet))
+    except UserError as error:
+        raise UserError(f"{error}; choose another file with --output") from None
     print(f"  {len(shown)} of them: {output}")
 
 

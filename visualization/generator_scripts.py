@@ -151,8 +151,4 @@ def _view_settings(args: argparse.Namespace, pose: TrajectoryPose) -> ViewSettin
 
 def save_raw(view: View, output_dir: Path, seed: int, index: int) -> None:
     """``raw_{seed}_{index}.npz`` in ``output_dir``. Raises UserError where it cannot be written."""
-    path = output_dir / f"raw_{seed}_{index}.npz"
-    try:
-        view.save_raw(path, seed)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    view.save_raw(output_dir / f"raw_{seed}_{index}.npz", seed)
