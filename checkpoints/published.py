@@ -20,7 +20,8 @@ from checkpoints.safe_pickle import PickledObject, printable
 from checkpoints.torch_files import read_torch_file
 from common.errors import UserError
 from common.files import read_small_text
-from settings.curriculum import MODELS, Curriculum
+from settings.checks import MODELS
+from settings.curriculum import Curriculum
 
 _MAX_ENTRIES = 100_000  # a module that holds one child many times over could otherwise unfold without end
 

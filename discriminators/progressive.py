@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from settings.curriculum import MAX_DISC_SIZE, Curriculum
+from settings.checks import MAX_DISC_SIZE
+from settings.curriculum import Curriculum
 
 LEAKY_SLOPE = 0.2
 NUM_POSE = 2
