@@ -9,8 +9,8 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from curriculums import CURRICULUMS
 from generators.generator import ImplicitGenerator3d
+from settings.registry import CURRICULUMS
 
 FOLDER = Path(__file__).resolve().parent
 
