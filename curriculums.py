@@ -105,8 +105,8 @@ _OUR_CATS: dict[str, Any] = {  # a prior and an interval narrower than published
     **_STEADY,
     "gan_loss": "relativistic",  # kinds of cats after 1000 steps that the plain loss lacked at 4500 (one seed)
 }
-_TINY_CATS: dict[str, Any] = {  # photos fill their frame: what a ray leaves over is the colour at its end, not black
-    # the stage from 4500 is for calm: at a constant rate the cats went on changing colour and place
+_TINY_CATS: dict[str, Any] = {  # photos fill their frame: what a ray leaves over is the color at its end, not black
+    # the stage from 4500 is for calm: at a constant rate the cats went on changing color and place
     "stages": (
         Stage(0, 16, 16, 3e-4, 6e-4),
         Stage(2_000, 16, 32, 2e-4, 4e-4),
@@ -119,7 +119,7 @@ _TINY_CATS: dict[str, Any] = {  # photos fill their frame: what a ray leaves ove
     "normal_lambda": 0.5,
     "init_ball_radius": 0.1,
     "ball_hold_steps": 2000,
-    "ball_hold_floor": 0.05,  # else the faces flatten: so small a picture hardly shows how far they turn
+    "ball_hold_floor": 0.05,  # else the faces flatten: so small an image hardly shows how far they turn
 }
 
 

@@ -86,7 +86,7 @@ class ProgressiveEncoderDiscriminator(nn.Module):
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
         """images: (B, 3, H, H) in [-1, 1], H a power of two from 4 to 512.
 
-        ``fade_alpha`` below 1 mixes in the next block's view of the image halved by nearest neighbour.
+        ``fade_alpha`` below 1 mixes in the next block's view of the image halved by nearest neighbor.
         """
         start = entry_block(images.shape[-1])
         x = self.fromRGB[start](images)

@@ -40,7 +40,7 @@ class LatentVariance(NamedTuple):
 
 
 class _Geometry:
-    """A field without its colours, which this metric has no use for: half of the work."""
+    """A field without its colors, which this metric has no use for: half of the work."""
 
     def __init__(self, field: Field) -> None:
         self.occupancy_logits, self.normals, self.batch_size = field.occupancy_logits, field.normals, field.batch_size

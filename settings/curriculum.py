@@ -67,7 +67,7 @@ class Curriculum:
     z_dist: str = "gaussian"
     hidden_dim: int = 256
     num_layers: int = 8
-    view_dependent: bool = True  # False: colours depend on the point alone, the same from all sides
+    view_dependent: bool = True  # False: colors depend on the point alone, the same from all sides
     disc_channels: tuple[int, ...] = (16, 32, 64, 128, 256, 400, 400, 400, 400)
 
     # Rendering
@@ -105,7 +105,7 @@ class Curriculum:
     normal_lambda: float = 0.05
     h_sample: float = 0.01
 
-    # Optimisation
+    # Optimization
     betas: tuple[float, float] = (0.0, 0.9)
     weight_decay: float = 0.0
     grad_clip: float = 1.0

@@ -28,7 +28,7 @@ class FiLMLayer(nn.Module):
 
 
 def _siren_bound(num_in: int) -> float:
-    """pi-GAN's initialisation for layers after the first."""
+    """pi-GAN's initialization for layers after the first."""
     return math.sqrt(6 / num_in) / 25
 
 

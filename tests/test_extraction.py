@@ -68,7 +68,7 @@ def lattices(field, num: int, cube_size: float = 0.3, level: float = 0.5) -> tup
 
 
 def beside_surface(solid: np.ndarray) -> np.ndarray:
-    """True at points with a neighbour along an axis on the other side."""
+    """True at points with a neighbor along an axis on the other side."""
     beside = np.zeros_like(solid)
     for axis in range(3):
         front, back = (np.moveaxis(array, axis, 0) for array in (beside, solid))

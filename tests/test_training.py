@@ -26,7 +26,7 @@ from common.errors import UserError
 from distributed.processes import Processes
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
-from small_models import fit_coloured_ball
+from small_models import fit_colored_ball
 from train import main as train
 from training import outward_start
 from training.augmentation import GENERATED, REAL, augment
@@ -66,7 +66,7 @@ def arguments(photos: Path, output: Path, *more: str) -> list[str]:
 
 def fitted_state(curriculum: Curriculum) -> RunState:
     state = RunState(curriculum, seed=3, device=torch.device("cpu"), amp_dtype=None)
-    fit_coloured_ball(state.generator, num_steps=200)  # so that rays hit and the normal loss has a say
+    fit_colored_ball(state.generator, num_steps=200)  # so that rays hit and the normal loss has a say
     state.generator.zero_grad(set_to_none=True)
     return state
 
@@ -447,7 +447,7 @@ def test_bad_input_is_named(photos, tmp_path, change, named):
 
 
 def test_bad_input_is_one_line_and_status_2(repo, tmp_path):
-    (tmp_path / "notes.jpg").write_text("not a picture")
+    (tmp_path / "notes.jpg").write_text("not an image")
     result = subprocess.run(
         [sys.executable, "train.py", "--curriculum", "SYNTH_TINY", "--dataset_path", str(tmp_path), "--output_dir",
          str(tmp_path / "out"), "--device", "cpu", "--no-cache", "--set", *SMALL],

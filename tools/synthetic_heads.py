@@ -1,14 +1,14 @@
-"""Make the built-in data set: pictures of procedural heads with exact geometry beside each.
+"""Make the built-in data set: images of procedural heads with exact geometry beside each.
 
     python -m tools.synthetic_heads --output_dir data/heads64 --num_images 4000
 
 writes
 
     DIR/meta.json                  seed, curriculum, count, size, camera
-    DIR/images/000000.png          the picture, on black
+    DIR/images/000000.png          the image, on black
     DIR/ground_truth/000000.npz    depth (H, W) float32: t along the unit ray, 0 where the ray meets nothing
                                    normals (3, H, W) float32: unit, outward, world axes, 0 where the ray meets nothing
-                                   mask (H, W) bool: True where the ray through the pixel's centre meets the head
+                                   mask (H, W) bool: True where the ray through the pixel's center meets the head
                                    yaw, pitch: radians
 
 Head number i depends on (seed, i, curriculum's cameras, size) alone, so a smaller set is the beginning of a larger one, an
@@ -47,7 +47,7 @@ __all__ = ["HeadImages", "HeadParameters", "generate", "head_poses", "head_sdf",
 BLOCK = 32  # heads rendered together
 _CAMERA_FIELDS = ("fov", "h_mean", "v_mean", "h_stddev", "v_stddev", "sample_dist")
 MAX_IMAGES, MAX_SIZE = 10_000_000, 8192
-_VERSION = 1  # of the look: raise it when the same seed gives other pictures
+_VERSION = 1  # of the look: raise it when the same seed gives other images
 
 
 def head_poses(indices: Iterable[int], seed: int, curriculum: Curriculum) -> CameraPoses:
@@ -150,7 +150,7 @@ def generate(
     for name in ("images", "ground_truth"):
         make_output_dir(output_dir / name)
     missing = [i for i in range(num_images) if not (_image_path(output_dir, i).exists() and _truth_path(output_dir, i).exists())]
-    # large pictures in smaller blocks, so that memory stays the same
+    # large images in smaller blocks, so that memory stays the same
     block = max(1, min(BLOCK, BLOCK * 64**2 // image_size**2))
     blocks = [missing[i : i + block] for i in range(0, len(missing), block)]
     work = partial(_make_block, output_dir=output_dir, image_size=image_size, seed=seed, curriculum=curriculum)

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from common.errors import UserError
-from visualization.images import save_picture, to_uint8
+from visualization.images import save_image, to_uint8
 
 # One thread and no version strings or dates in the file: the same frames give the same bytes.
 _BITEXACT = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-threads", "1"]
@@ -21,9 +21,9 @@ _TO_BT709 = ["-vf", "scale=out_color_matrix=bt709:out_range=tv"]
 
 
 class VideoWriter:
-    """Takes pictures one by one, so memory does not grow with the video's length.
+    """Takes images one by one, so memory does not grow with the video's length.
 
-    ``with VideoWriter("vids/0.mp4", fps=24) as video: video.add(picture)``: the frames go to ``vids/0_frames/000.png``, ...
+    ``with VideoWriter("vids/0.mp4", fps=24) as video: video.add(image)``: the frames go to ``vids/0_frames/000.png``, ...
     The .mp4 appears when the block ends without an error; what was there before stays until then.
     """
 
@@ -44,10 +44,10 @@ class VideoWriter:
             raise UserError(f"cannot write to {self.frames_dir}: {error.strerror}; choose another --output_dir") from None
         return self
 
-    def add(self, picture: Tensor) -> None:
-        """Append a picture (3, H, W) in [-1, 1]; all of one size. Odd sizes gain a repeated row or column in the .mp4."""
-        save_picture(self.frames_dir / f"{self._num_frames:03d}.png", picture)
-        frame = _even(to_uint8(picture))
+    def add(self, image: Tensor) -> None:
+        """Append an image (3, H, W) in [-1, 1]; all of one size. Odd sizes gain a repeated row or column in the .mp4."""
+        save_image(self.frames_dir / f"{self._num_frames:03d}.png", image)
+        frame = _even(to_uint8(image))
         if self._encoder is None:
             self._encoder = self._start_encoder((frame.shape[1], frame.shape[0]))
         try:
@@ -86,6 +86,6 @@ class VideoWriter:
 
 
 def _even(frame: np.ndarray) -> np.ndarray:
-    """yuv420p halves the colour's resolution, so sides must be even."""
+    """yuv420p halves the color's resolution, so sides must be even."""
     height, width = frame.shape[:2]
     return np.ascontiguousarray(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))

@@ -26,7 +26,7 @@ from generators.generator import ImplicitGenerator3d, latent_from_seed
 from generators.views import View, ViewSettings, render_views
 from training.mirror import Turn
 from training.run.run_folder import cut_log
-from visualization.images import picture_grid, to_uint8, view_picture
+from visualization.images import image_grid, to_uint8, view_image
 
 GRID_SEEDS = 6
 GRID_YAWS = (-0.4, 0.0, 0.4)
@@ -169,13 +169,13 @@ class Recorder:
             depth = "surface_depth" if curriculum.pred_occ else "depth"
             rows = []
             for per_seed in sample_views(generator, image_size, interval):
-                pictures = [
-                    view_picture(view, quantity, curriculum.ray_start, curriculum.ray_end)
+                images = [
+                    view_image(view, quantity, curriculum.ray_start, curriculum.ray_end)
                     for quantity in ("image", depth, "normals", "mask")
                     for view in per_seed
                 ]
-                rows.append(pictures)
-            grid = to_uint8(picture_grid(rows))
+                rows.append(images)
+            grid = to_uint8(image_grid(rows))
             data = io.BytesIO()
             Image.fromarray(grid).save(data, format="PNG")
             write_atomically(self._dir / "samples" / f"{step:07d}.png", data.getbuffer())
