@@ -1,4 +1,7 @@
-"""ProgressiveEncoderDiscriminator, under the published parameter names. Source: METHOD section 5; pi-GAN."""
+"""ProgressiveEncoderDiscriminator, under the published parameter names.
+
+Source: docs/method.md, "The discriminator"; pi-GAN, section 3.
+"""
 
 from __future__ import annotations
 

@@ -389,11 +389,11 @@ def test_another_curriculum_in_the_same_folder_is_refused(photos, tmp_path, caps
     assert load_training_checkpoint(tmp_path / "new" / "checkpoint_0000002.pt")["optimizer_G"]["state"][0]["step"] == 2
 
 
-def test_published_files_start_a_run(photos, tmp_path, shared_dir):
+def test_published_files_start_a_run(photos, tmp_path, published_files):
     source = tmp_path / "published"
     source.mkdir()
     for name in ("generator.pth", "ema.pth"):
-        shutil.copy(shared_dir / "reference" / "published_format" / name, source)
+        shutil.copy(published_files / name, source)
     command = ["--curriculum", "BFM", "--dataset_path", str(photos), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
     tiny = ["batch_size=1", "img_size=4", "batch_split=1", "gen_lr=1e-9"]
     train([*command, "--no-cache", "--no-use_logger", "--load_dir", str(source), "--load_dict", "--set_step", "70000",
