@@ -25,7 +25,9 @@ from cli import UserError, read_small_text
 
 MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN128", "EmbeddingPiGAN256")
 SAMPLE_DISTS = ("gaussian", "uniform", "truncated_gaussian", "hybrid", "spherical_uniform", None)
+DISCRIMINATORS = ("ProgressiveEncoderDiscriminator", "ResidualDiscriminator")
 MAX_DISC_SIZE = 512
+LAST_DISC_SIZE = 4  # of the residual discriminator's last block
 MAX_NAME = 100  # characters
 
 
@@ -70,6 +72,7 @@ class Curriculum:
     num_layers: int = 8
     view_dependent: bool = True  # False: colours depend on the point alone, the same from all sides
     disc_channels: tuple[int, ...] = (16, 32, 64, 128, 256, 400, 400, 400, 400)
+    disc_widths: tuple[int, ...] = (48, 64, 96, 128)  # ResidualDiscriminator: the last at 4 px, the first at its base size
 
     # Rendering
     pred_occ: bool = True  # True: alpha = sigmoid(logit) (GOF). False: radiance field (pi-GAN).
@@ -172,7 +175,7 @@ class Curriculum:
             _reject_missing(where, stage, [f.name for f in dataclasses.fields(Stage) if f.name != "batch_split"])
             stages.append(Stage(**_with_floats(Stage, stage)))
         settings["stages"] = tuple(stages)
-        for key in ("betas", "disc_channels"):
+        for key in ("betas", "disc_channels", "disc_widths"):
             if isinstance(settings.get(key), list):
                 settings[key] = tuple(settings[key])
         if isinstance(settings.get("betas"), tuple) and all(map(_is_number, settings["betas"])):
@@ -272,11 +275,12 @@ _MOST = {  # what no run wants more of; a file's settings must not fill the memo
 MAX_COUNT = 10**9
 MIN_BALL_RADIUS = 1e-3  # world units
 MAX_BATCH = 1 << 16
+MAX_DISC_WIDTHS = (MAX_DISC_SIZE // LAST_DISC_SIZE).bit_length()
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "sample_dist": SAMPLE_DISTS,
     "model": MODELS,
     "generator": ("ImplicitGenerator3d",),
-    "discriminator": ("ProgressiveEncoderDiscriminator",),
+    "discriminator": DISCRIMINATORS,
     "clamp_mode": ("relu", "softplus"),
     "gan_loss": ("non_saturating", "relativistic"),  # those of training/losses.py
     "z_dist": ("gaussian", "uniform"),
@@ -344,6 +348,12 @@ def _problems(c: Curriculum) -> Iterable[str]:
         and all(_is_count(n, 1, MAX_BATCH) for n in c.disc_channels)
     ):
         yield f"disc_channels must be 9 positive whole numbers (512 px down to 2 px), not {_shown(c.disc_channels)}"
+    if not (
+        isinstance(c.disc_widths, tuple)
+        and 1 <= len(c.disc_widths) <= MAX_DISC_WIDTHS
+        and all(_is_count(n, 1, MAX_BATCH) for n in c.disc_widths)
+    ):
+        yield f"disc_widths must be 1 to {MAX_DISC_WIDTHS} positive whole numbers, the last at 4 px, not {_shown(c.disc_widths)}"
     yield from _stage_problems(c)
 
 
@@ -368,6 +378,16 @@ def _stage_problems(c: Curriculum) -> Iterable[str]:
             yield f"{where} batch_size {stage.batch_size} is not divisible by batch_split {stage.batch_split}"
         if stage.img_size & (stage.img_size - 1) or not 4 <= stage.img_size <= MAX_DISC_SIZE:
             yield f"{where} img_size {stage.img_size} has no discriminator layer; use a power of two from 4 to {MAX_DISC_SIZE}"
+        if c.discriminator == "ResidualDiscriminator" and stage.img_size < disc_base_size(c):
+            yield (
+                f"{where} img_size {stage.img_size} is less than the {disc_base_size(c)} px at which {len(c.disc_widths)}"
+                " disc_widths begin; leave out the first of them"
+            )
+
+
+def disc_base_size(c: Curriculum) -> int:
+    """Pixels at which the residual discriminator's first block works: each of ``disc_widths`` but the last halves them."""
+    return LAST_DISC_SIZE << (len(c.disc_widths) - 1)
 
 
 def _three_stages(second: int, third: int, lr: float, end: int) -> dict[str, Any]:

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from curriculums import MAX_DISC_SIZE, Curriculum
-
-LEAKY_SLOPE = 0.2
-NUM_POSE = 2
-
-
-class DiscriminatorOutput(NamedTuple):
-    """``score`` (B,), ``latent`` (B, latent_dim), ``pose`` (B, 2) as (pitch, yaw) in radians."""
-
-    score: Tensor
-    latent: Tensor
-    pose: Tensor
+from discriminators.base import LEAKY_SLOPE, NUM_POSE, Discriminator, DiscriminatorOutput
 
 
 class CoordConv(nn.Module):
@@ -66,7 +55,7 @@ class FromRGB(nn.Module):
         return self.model(image)
 
 
-class ProgressiveEncoderDiscriminator(nn.Module):
+class ProgressiveEncoderDiscriminator(Discriminator):
     """Eight residual blocks; an image enters at the block of its size (512 px: block 0, ... 4 px: block 7)."""
 
     def __init__(self, curriculum: Curriculum) -> None:

@@ -20,7 +20,7 @@ from checkpoints import (
 )
 from cli import UserError
 from curriculums import Curriculum
-from discriminators.progressive import ProgressiveEncoderDiscriminator
+from discriminators.build import build_discriminator
 from generators.generator import ImplicitGenerator3d
 from safe_pickle import printable
 from training.ema import MovingAverage
@@ -43,7 +43,7 @@ class RunState:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             generator = ImplicitGenerator3d(curriculum)
-            discriminator = ProgressiveEncoderDiscriminator(curriculum)
+            discriminator = build_discriminator(curriculum)
         self.curriculum = curriculum
         self.seed = seed
         self.device = device
