@@ -42,8 +42,8 @@ class ResidualBlock(nn.Module):
 class Stem(nn.Module):
     """Images (B, 3, H, H), H the base size times a power of two, to (B, width, base, base).
 
-    The image averaged down to the base size passes a 3x3 convolution. ``details[k]`` adds what the pixels say at base * 2^(k + 1):
-    a 1x1 convolution of that size's image, its pixels unshuffled into channels. It starts at 0.
+    The image averaged down to the base size passes a 3x3 convolution. ``details[k]`` adds what the pixels say at
+    base * 2^(k + 1) px: a 1x1 convolution of that image, its pixels unshuffled into channels. It starts at 0.
     """
 
     def __init__(self, base_size: int, width: int) -> None:
@@ -52,18 +52,14 @@ class Stem(nn.Module):
         self.conv = nn.Conv2d(3, width, kernel_size=3, padding=1)
         _kaiming(self.conv)
         num_levels = int(math.log2(MAX_DISC_SIZE // base_size))
-        self.details = nn.ModuleList(
-            [nn.Conv2d(3 * 4 ** (k + 1), width, kernel_size=1, bias=False) for k in range(num_levels)]
-        )
+        self.details = nn.ModuleList([nn.Conv2d(3 * 4 ** (k + 1), width, kernel_size=1, bias=False) for k in range(num_levels)])
         for detail in self.details:
             nn.init.zeros_(detail.weight)
 
     def level(self, size: int) -> int:
         """How often ``size`` px are halved down to the base size. Raises ValueError where that does not come out."""
         if size < self.base_size or size > MAX_DISC_SIZE or size & (size - 1):
-            raise ValueError(
-                f"no discriminator stem for {size} px; use a power of two from {self.base_size} to {MAX_DISC_SIZE}"
-            )
+            raise ValueError(f"no discriminator stem for {size} px; use a power of two from {self.base_size} to {MAX_DISC_SIZE}")
         return int(math.log2(size // self.base_size))
 
     def used_parameters(self, size: int) -> list[nn.Parameter]:
@@ -107,7 +103,8 @@ class ResidualDiscriminator(Discriminator):
 
         Raises ValueError for other sizes.
         """
-        x = self.blocks[0](self.stem(images))
+        x = self.stem(images).contiguous(memory_format=torch.channels_last)  # the faster layout, on CPUs too
+        x = self.blocks[0](x)
         for transition, block in zip(self.transitions, self.blocks[1:], strict=True):
             x = block(transition(F.avg_pool2d(x, 2)))
         features = F.leaky_relu(self.basis(F.leaky_relu(x, LEAKY_SLOPE).flatten(1)), LEAKY_SLOPE)
