@@ -1,4 +1,4 @@
-"""Pictures of the shapes that extract_shapes.py took out: the surface of each voxel file from five sides.
+"""Images of the shapes that extract_shapes.py took out: the surface of each voxel file from five sides.
 
     python render_meshimg.py --input_dir shapes
 
@@ -17,12 +17,14 @@ from math import pi
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cli
-from imaging import from_uint8, picture_grid, save_picture
-from mesh_rendering import RENDERERS, open_renderer, pose_matrix
-from meshes import MeshSettings, extract_mesh, load_mesh, load_voxels, save_mesh, without_colors
-from scripts_common import picture_side, positive_float
-from trajectories import MULTIVIEW_YAWS
+from common.arguments import ArgumentParser, image_side, positive_float
+from common.errors import UserError
+from common.files import make_output_dir
+from common.program import run_script
+from visualization.images import from_uint8, image_grid, save_image
+from visualization.mesh_rendering import RENDERERS, open_renderer, pose_matrix
+from visualization.meshes import MeshSettings, extract_mesh, load_mesh, load_voxels, save_mesh, without_colors
+from visualization.trajectories import MULTIVIEW_YAWS
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
@@ -33,7 +35,7 @@ SUFFIX = "_voxel.npy"
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     paths = find_voxel_files(args)
-    output_dir = cli.make_output_dir(args.output_dir)
+    output_dir = make_output_dir(args.output_dir)
     renderer = open_renderer(args.renderer)
     print(f"rendering with {renderer.name}")
     num_rendered = 0
@@ -41,31 +43,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         stem = path.name.removesuffix(SUFFIX).removesuffix(".npy")
         mesh = mesh_of(path, stem, args)
         if mesh is None:
-            print(f"{path}: no surface inside the cube; no picture", file=sys.stderr)
+            print(f"{path}: no surface inside the cube; no image", file=sys.stderr)
             continue
         save_mesh(mesh, output_dir / f"{stem}_mesh", (".ply",))
         poses = [pose_matrix(pi / 2 + offset, pi / 2) for offset in MULTIVIEW_YAWS]
-        pictures = [from_uint8(renderer.render(mesh, pose, args.fov, args.image_size)) for pose in poses]
-        for i, picture in enumerate(pictures):
-            save_picture(output_dir / f"{stem}_{i}.png", picture)
-        save_picture(output_dir / f"{stem}_views.png", picture_grid([pictures], padding=0))
+        images = [from_uint8(renderer.render(mesh, pose, args.fov, args.image_size)) for pose in poses]
+        for i, image in enumerate(images):
+            save_image(output_dir / f"{stem}_{i}.png", image)
+        save_image(output_dir / f"{stem}_views.png", image_grid([images], padding=0))
         num_rendered += 1
-        print(f"{path}: {len(pictures)} pictures in {output_dir}")
+        print(f"{path}: {len(images)} images in {output_dir}")
     if num_rendered == 0:
-        raise cli.UserError(f"none of the {len(paths)} voxel files has a surface; is the generator trained?")
+        raise UserError(f"none of the {len(paths)} voxel files has a surface; is the generator trained?")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("paths", metavar="VOXELS", nargs="*", help="voxel files; all of --input_dir where none is named")
     parser.add_argument("--input_dir", default="shapes", help="the folder that extract_shapes.py wrote")
-    parser.add_argument("--output_dir", default="mesh_images", help="where pictures go; created where it is missing")
+    parser.add_argument("--output_dir", default="mesh_images", help="where images go; created where it is missing")
     parser.add_argument("--cube_size", type=positive_float, help="side of the voxels' cube (default: as recorded, or 0.3)")
     parser.add_argument("--level", type=positive_float, help="occupancy at the surface (default: as recorded, or 0.5)")
     parser.add_argument("--clip_radius", type=positive_float, help="free beyond this distance (default: as recorded, or none)")
     parser.add_argument("--largest_piece", action="store_true", help="keep only the largest connected piece")
-    parser.add_argument("--mesh_colors", action="store_true", help="picture the coloured .ply beside the voxels")
-    parser.add_argument("--image_size", type=picture_side, default=512, help="side of a picture in pixels")
+    parser.add_argument("--mesh_colors", action="store_true", help="image the colored .ply beside the voxels")
+    parser.add_argument("--image_size", type=image_side, default=512, help="side of an image in pixels")
     parser.add_argument("--fov", type=positive_float, default=12.0, help="field of view in degrees")
     parser.add_argument("--renderer", choices=RENDERERS, default="auto", help="auto: pyrender, or ray casting without GL")
     args = parser.parse_args(argv)
@@ -82,12 +84,12 @@ def find_voxel_files(args: argparse.Namespace) -> list[Path]:
         return [Path(path) for path in args.paths]
     paths = sorted(Path(args.input_dir).glob(f"*{SUFFIX}"), key=lambda path: (len(path.name), path.name))
     if not paths:
-        raise cli.UserError(f"no voxel files (*{SUFFIX}) in {args.input_dir}; run extract_shapes.py first, or name the files")
+        raise UserError(f"no voxel files (*{SUFFIX}) in {args.input_dir}; run extract_shapes.py first, or name the files")
     return paths
 
 
 def mesh_of(path: Path, stem: str, args: argparse.Namespace) -> Trimesh | None:
-    """The surface of the voxels, grey unless --mesh_colors; None where there is none.
+    """The surface of the voxels, gray unless --mesh_colors; None where there is none.
 
     The .ply that extract_shapes.py took from the same voxels is the same surface, only finer: its vertices were moved onto
     the field's own surface. It is used unless an argument asks for another surface.
@@ -103,9 +105,9 @@ def mesh_of(path: Path, stem: str, args: argparse.Namespace) -> Trimesh | None:
     settings = MeshSettings.load(recorded) if recorded.is_file() else MeshSettings()
     settings = replace(settings, **overrides, largest_piece=args.largest_piece or settings.largest_piece)
     if not settings.are_possible():
-        raise cli.UserError("--cube_size, --level or --clip_radius is too small or too large for a mesh")
+        raise UserError("--cube_size, --level or --clip_radius is too small or too large for a mesh")
     return extract_mesh(voxels, settings)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

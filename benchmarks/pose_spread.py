@@ -1,4 +1,4 @@
-"""How close pose_spread.py's read-out comes on built-in heads whose camera prior is known: the table in docs/own_photos.md.
+"""How close tools/pose_spread.py's read-out comes on built-in heads whose camera prior is known: the table in docs/own_photos.md.
 
 python benchmarks/pose_spread.py
 """
@@ -13,14 +13,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli
+from common.arguments import ArgumentParser
+from common.program import run_script
 from generators.cameras import CameraPoses, sample_camera_poses
 from heads.parameters import sample_heads
 from heads.render import render_heads
 from loading.cache import default_cache_dir
 from metrics.pose_readout import INPUT_SIZE, PosedHeads, ReadoutSettings, get_pose_readout, vary
 from metrics.pose_statistics import fit_prior
-from pose_spread import read_with_heads, spreads_of
+from tools.pose_spread import read_with_heads, spreads_of
 
 PRIORS = (("gaussian", 0.2, 0.1), ("gaussian", 0.3, 0.155), ("uniform", 0.5, 0.4), ("uniform", 0.7, 0.25))
 NUM_HEADS = 300
@@ -42,14 +43,14 @@ def posed_heads(prior: tuple[str, float, float], seed: int) -> PosedHeads:
 
 
 def main() -> None:
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--readout_cache", help="folder where trained read-outs are kept")
     args = parser.parse_args()
     settings = ReadoutSettings()
     cache_dir = Path(args.readout_cache) if args.readout_cache else default_cache_dir()
     readout, path = get_pose_readout(settings, cache_dir, torch.device("cpu"))
     print(f"{NUM_HEADS} heads of {INPUT_SIZE} px for each prior, seeds {FIRST_SEED} and on; {path.name}")
-    for number, prior in enumerate(PRIORS):  # "varied": other backgrounds, colours, sizes and places
+    for number, prior in enumerate(PRIORS):  # "varied": other backgrounds, colors, sizes and places
         heads = posed_heads(prior, FIRST_SEED + number)
         kinds = {"on black": (heads.images.float() / 127.5 - 1, heads.poses)}
         kinds["varied"] = vary(heads, torch.Generator().manual_seed(number))
@@ -64,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

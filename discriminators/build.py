@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from curriculums import Curriculum
 from discriminators.base import Discriminator
 from discriminators.progressive import ProgressiveEncoderDiscriminator
 from discriminators.residual import ResidualDiscriminator
+from settings.curriculum import Curriculum
 
 
 def build_discriminator(curriculum: Curriculum) -> Discriminator:

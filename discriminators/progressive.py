@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curriculums import MAX_DISC_SIZE, Curriculum
 from discriminators.base import LEAKY_SLOPE, NUM_POSE, Discriminator, DiscriminatorOutput
+from settings.curriculum import MAX_DISC_SIZE, Curriculum
 
 
 class CoordConv(nn.Module):
@@ -75,7 +75,7 @@ class ProgressiveEncoderDiscriminator(Discriminator):
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
         """images: (B, 3, H, H) in [-1, 1], H a power of two from 4 to 512.
 
-        ``fade_alpha`` below 1 mixes in the next block's view of the image halved by nearest neighbour.
+        ``fade_alpha`` below 1 mixes in the next block's view of the image halved by nearest neighbor.
         """
         start = entry_block(images.shape[-1])
         x = self.fromRGB[start](images)

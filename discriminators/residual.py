@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curriculums import LAST_DISC_SIZE, MAX_DISC_SIZE, Curriculum, disc_base_size
 from discriminators.base import LEAKY_SLOPE, NUM_POSE, Discriminator, DiscriminatorOutput
+from settings.curriculum import LAST_DISC_SIZE, MAX_DISC_SIZE, Curriculum
 
 
 class ResidualBlock(nn.Module):
@@ -85,7 +85,7 @@ class ResidualDiscriminator(Discriminator):
         super().__init__()
         widths = curriculum.disc_widths
         self.latent_dim = curriculum.latent_dim if curriculum.z_lambda else 0
-        self.stem = Stem(disc_base_size(curriculum), widths[0])
+        self.stem = Stem(curriculum.disc_base_size, widths[0])
         self.blocks = nn.ModuleList([ResidualBlock(width, len(widths)) for width in widths])
         self.transitions = nn.ModuleList([_transition(*pair) for pair in itertools.pairwise(widths)])
         self.basis = nn.Linear(widths[-1] * LAST_DISC_SIZE**2, widths[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from curriculums import Curriculum
+from settings.curriculum import Curriculum
 from siren.field import SirenField
 from siren.mapping import FilmParameters
 from siren.siren import Siren
@@ -52,7 +52,7 @@ class ImplicitGenerator3d(nn.Module):
 
     def field(self, film: FilmParameters) -> SirenField:
         """The field of B latents, with FiLM folded into the weights once."""
-        return self.siren.bind(film)
+        return SirenField(self.siren, film)
 
     @torch.no_grad()
     def compute_truncation_mean(self, num: int = NUM_TRUNCATION_LATENTS, seed: int = 0) -> FilmParameters:

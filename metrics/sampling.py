@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoints import LoadedGenerator
-from curriculums import Curriculum
+from checkpoints.loading import LoadedGenerator
+from distributed.processes import Processes
 from generators.cameras import CameraPoses, Rays, camera_rays, sample_camera_poses
 from generators.generator import draw_latents
 from generators.renderer import RenderSettings, render
 from generators.views import RAYS_PER_CHUNK
+from settings.curriculum import Curriculum
 from siren.field import Field
-from training.distributed import Processes
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -43,7 +43,7 @@ def sample_fields(
     """Fields of ``num`` latents and a pose for each, in batches, on the generator's device; the same whatever the batch size.
 
     ``what`` names the work in the progress bar. Of ``world_size`` processes, ``rank`` gets the batches rank,
-    rank + world_size, ...: whole ones, for the last bits of a picture may hang on those it is computed with.
+    rank + world_size, ...: whole ones, for the last bits of an image may hang on those it is computed with.
     """
     curriculum, device = loaded.curriculum, next(loaded.generator.parameters()).device
     latents = draw_latents(num, curriculum.latent_dim, curriculum.z_dist, torch.Generator().manual_seed(seed))

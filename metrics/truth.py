@@ -1,4 +1,4 @@
-"""Images with ground truth, as synthetic_heads.py lays them out: images/NAME.png and ground_truth/NAME.npz.
+"""Images with ground truth, as tools/synthetic_heads.py lays them out: images/NAME.png and ground_truth/NAME.npz.
 
 Each .npz holds ``depth`` (H, W), distance along the unit ray; ``normals`` (3, H, W), unit, world axes; ``mask`` (H, W),
 True on the object; ``yaw`` and ``pitch``, radians. An optional meta.json tells the camera's fov (``camera.fov``, degrees).
@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cli import UserError, read_small_text, require_file
+from checkpoints.safe_pickle import printable
+from common.errors import UserError
+from common.files import read_small_text, require_file
 from generators.cameras import CameraPoses
 from loading.files import FORMATS
 from metrics.shapes import Geometry, normals_to_camera
-from safe_pickle import printable
 
 NPY_HEADER_BYTES = 4096
 
@@ -50,7 +51,7 @@ def find_truth(folder: str | Path, limit: int) -> TruthFiles:
     if not names:
         raise UserError(
             f"{folder} holds no images with ground truth (images/NAME.png beside ground_truth/NAME.npz); "
-            "make some with: python synthetic_heads.py --output_dir DIR"
+            "make some with: python -m tools.synthetic_heads --output_dir DIR"
         )
     digest = hashlib.sha256()
     for name in names:  # a compressed file's size changes with its content, and reading all of them would take a minute
@@ -69,7 +70,7 @@ def read_truth(files: TruthFiles) -> TruthSet:
             with np.load(truth_path, allow_pickle=False) as truth:
                 depth, mask = torch.from_numpy(truth["depth"]).float(), torch.from_numpy(truth["mask"]).bool()
                 normal, pitch, yaw = torch.from_numpy(truth["normals"]).float(), float(truth["pitch"]), float(truth["yaw"])
-        except Exception as error:  # damaged pictures and archives fail in many ways
+        except Exception as error:  # damaged images and archives fail in many ways
             raise UserError(f"cannot read {truth_path} or its image ({type(error).__name__}: {printable(error)})") from None
         shape = images[0].shape if images else pixels.shape
         if shape[1] != shape[2] or not (pixels.shape == normal.shape == shape and depth.shape == mask.shape == shape[1:]):
@@ -90,7 +91,7 @@ def _check_sizes(path: Path, num_pixels: int) -> None:
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError("compressed in a way that numpy does not write")
             if member.file_size > NPY_HEADER_BYTES + 3 * 8 * num_pixels:
-                raise ValueError(f"{printable(member.filename)} is larger than its picture")
+                raise ValueError(f"{printable(member.filename)} is larger than its image")
 
 
 def camera_fov(folder: str | Path) -> float | None:

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from curriculums import Curriculum
 from generators import volume_rendering
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.renderer import RenderSettings, render
 from generators.views import RAYS_PER_CHUNK
+from settings.curriculum import Curriculum
 from siren.field import Field
 
 NUM_SAMPLES = 36
@@ -40,7 +40,7 @@ class LatentVariance(NamedTuple):
 
 
 class _Geometry:
-    """A field without its colours, which this metric has no use for: half of the work."""
+    """A field without its colors, which this metric has no use for: half of the work."""
 
     def __init__(self, field: Field) -> None:
         self.occupancy_logits, self.normals, self.batch_size = field.occupancy_logits, field.normals, field.batch_size

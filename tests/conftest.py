@@ -33,7 +33,7 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_generator_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An inference file whose fields are coloured balls of radius 0.07 (tests/small_models.py)."""
+    """An inference file whose fields are colored balls of radius 0.07 (tests/small_models.py)."""
     import small_models
 
     return small_models.save_generator(small_models.make_tiny_generator(), tmp_path_factory.mktemp("tiny") / "tiny.safetensors")

@@ -1,4 +1,4 @@
-"""Several processes: one process's gradient, metrics, data and pictures; peers that die; launchers; what travels.
+"""Several processes: one process's gradient, metrics, data and images; peers that die; launchers; what travels.
 
 Ranks are forked from one server that has loaded everything, so that most tests start no interpreter of their own.
 """
@@ -25,14 +25,16 @@ import pytest
 import torch
 from PIL import Image
 
-import cli
 from benchmarks import virtual_hosts
-from checkpoints import load_training_checkpoint
-from curriculums import CURRICULUMS, Curriculum
+from checkpoints.files import load_training_checkpoint
+from common.errors import UserError
+from common.program import run_script
 from dataset import batch_at
-from training.distributed import Processes, join_processes
-from training.peers import PeerLost
-from training.run_state import RunState
+from distributed.peers import PeerLost
+from distributed.processes import Processes, join_processes
+from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS
+from training.run.run_state import RunState
 from training.steps import StepSettings
 from training.trainer import RunOptions, Trainer
 
@@ -83,7 +85,7 @@ def _as_rank(function: Callable, rank: int, world_size: int, port: int, variable
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    cli.run(functools.partial(function, *args))
+    run_script(functools.partial(function, *args))
 
 
 class Ranks:
@@ -125,10 +127,10 @@ def run_ranks(function: Callable, world_size: int, folder: Path, *args: object, 
 
 
 def fitted_state() -> RunState:
-    from small_models import fit_coloured_ball
+    from small_models import fit_colored_ball
 
     state = RunState(small_curriculum(), seed=3, device=CPU, amp_dtype=None)
-    fit_coloured_ball(state.generator, num_steps=60)  # so that rays hit and the normal loss has a say
+    fit_colored_ball(state.generator, num_steps=60)  # so that rays hit and the normal loss has a say
     return state
 
 
@@ -256,7 +258,7 @@ def test_shards_are_disjoint_cover_the_set_and_change_each_epoch(world_size, bat
         assert together == batch_at(num, step * per_step, per_step, 7)[0].tolist()
         read += together
     epochs = [read[start : start + num] for start in range(0, 3 * num, num)]
-    assert all(sorted(epoch) == list(range(num)) for epoch in epochs)  # each picture once: no rank reads another's
+    assert all(sorted(epoch) == list(range(num)) for epoch in epochs)  # each image once: no rank reads another's
     assert epochs[0] != epochs[1] != epochs[2]
 
 
@@ -269,12 +271,12 @@ def _train_on_own_photos(command: list[str], photos: str, place: str) -> None:
     train_rank(command)
 
 
-def test_processes_that_see_other_pictures_are_refused(photos, tmp_path):
+def test_processes_that_see_other_images_are_refused(photos, tmp_path):
     command = arguments(photos, tmp_path / "out", "--max_steps", "2")
     ranks = Ranks(_train_on_own_photos, 2, tmp_path, command, str(photos), str(tmp_path))
     assert ranks.finish() == [2, 2], ranks.texts()
     num = len(list(photos.glob("*.png")))
-    assert f"holds {num - 1} pictures for rank 1 on " in ranks.texts()[1] and f", {num} for rank 0" in ranks.texts()[1]
+    assert f"holds {num - 1} images for rank 1 on " in ranks.texts()[1] and f", {num} for rank 0" in ranks.texts()[1]
     assert not list((tmp_path / "out").glob("checkpoint_*"))
 
 
@@ -359,7 +361,7 @@ def test_processes_started_anew_do_not_meet_their_predecessors(tmp_path):
 @pytest.mark.parametrize("text", ["soon", "0", "nan", "inf", "-5"])
 def test_an_impossible_timeout_is_named(text, monkeypatch):
     monkeypatch.setenv("GOF_PEER_TIMEOUT", text)
-    with pytest.raises(cli.UserError, match="GOF_PEER_TIMEOUT"):
+    with pytest.raises(UserError, match="GOF_PEER_TIMEOUT"):
         join_processes(CPU)
 
 
@@ -457,8 +459,8 @@ def test_scores_do_not_depend_on_the_number_of_processes(photos, tmp_path, tiny_
     assert "swd" in outputs[0] and not any(outputs[1:])
 
 
-def _pictures(generator: str, folder: str) -> None:
-    from checkpoints import load_generator
+def _images(generator: str, folder: str) -> None:
+    from checkpoints.loading import load_generator
     from metrics.sampling import generated_images
 
     processes = join_processes(CPU)
@@ -469,14 +471,14 @@ def _pictures(generator: str, folder: str) -> None:
     processes.close()
 
 
-def test_pictures_are_those_of_one_process_in_their_order(tmp_path):
-    from checkpoints import save_inference
+def test_images_are_those_of_one_process_in_their_order(tmp_path):
+    from checkpoints.files import save_inference
 
     generator = tmp_path / "generator.safetensors"
     save_inference(generator, fitted_state().generator, step=0)
     found = []
     for world_size in (1, 3):
-        run_ranks(_pictures, world_size, tmp_path / str(world_size), str(generator), str(tmp_path / str(world_size)))
+        run_ranks(_images, world_size, tmp_path / str(world_size), str(generator), str(tmp_path / str(world_size)))
         found.append(torch.load(tmp_path / str(world_size) / "images.pt"))
     assert torch.equal(*found)
     assert len({image.numpy().tobytes() for image in found[0]}) == 7  # all different, so that an exchange would show

@@ -19,18 +19,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from curriculums import CURRICULUMS
 from discriminators.progressive import ProgressiveEncoderDiscriminator
 from generators.cameras import CameraPoses, camera_rays
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderSettings, render
 from generators.samplers import RenderNoise
-from siren import field, folded
+from settings.registry import CURRICULUMS
+from siren import field
+from siren.backends import folded
 from training import losses
 from training.augmentation import NUM_UNIFORMS, adapted
 from training.ema import MovingAverage
-from training.guard import BadSteps, Guard, are_finite, nan_unless_finite
 from training.losses import topk_image_weights
+from training.run.nonfinite import BadSteps, Guard, are_finite, nan_unless_finite
 from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, StepSettings, generate, to_images
 
 BATCH, SIZE = 4, 16
@@ -104,11 +105,11 @@ def parts(curriculum):
         generator, discriminator = ImplicitGenerator3d(curriculum), ProgressiveEncoderDiscriminator(curriculum)
     settings = replace(StepSettings.at(curriculum, 3), image_size=SIZE, fade_alpha=0.5, topk_fraction=0.7)
     poses = CameraPoses(torch.empty(BATCH, device=META), torch.empty(BATCH, device=META))
-    neighbours = torch.empty(BATCH, SIZE * SIZE, 3, device=META)
+    neighbors = torch.empty(BATCH, SIZE * SIZE, 3, device=META)
     ball_points = torch.empty(BATCH, 5, 3, device=META)
     settings = replace(settings, augment_p=torch.empty((), device=META))
     changes = torch.empty(BATCH, 2, NUM_UNIFORMS, device=META)
-    inputs = GeneratorInputs(torch.empty(BATCH, 16, device=META), poses, meta_noise(settings), neighbours, ball_points, changes)
+    inputs = GeneratorInputs(torch.empty(BATCH, 16, device=META), poses, meta_noise(settings), neighbors, ball_points, changes)
     return generator, discriminator, settings, inputs
 
 

@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
-from analytic import SphereField
 
-from curriculums import CURRICULUMS
+from analytic import SphereField
 from generators import samplers, volume_rendering
 from generators.cameras import Rays, camera_rays
 from generators.renderer import RenderSettings, draw_noise, render
 from generators.root_finding import find_surface
 from generators.views import ViewSettings, make_pose, render_view
+from settings.registry import CURRICULUMS
 
 RADIUS = 0.08
 BASE = RenderSettings(t_near=0.88, t_far=1.12, num_coarse=12, num_surface=8, num_fine=4, interval=0.02, num_root_steps=8)
@@ -165,7 +165,7 @@ def test_render_of_a_sphere():
     assert float(output.weights.sum(-1)[clear_of_it].max()) < 0.01
 
 
-def test_coarse_queries_of_surface_sampling_do_no_colour_work():
+def test_coarse_queries_of_surface_sampling_do_no_color_work():
     field = SphereField(RADIUS)
     render(field, frontal_rays(size=8), BASE)
     composited = 64 * (BASE.num_surface + BASE.num_fine)

@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cli import UserError
-from curriculums import get_curriculum
+from common.errors import UserError
 from dataset import ImageDataset
 from generators.cameras import CameraPoses, camera_rays
 from heads.parameters import RANGES, STYLES, HeadParameters, head_generator
 from heads.sdf import BALL_RADIUS, HEAD_UNIT, smooth_max, smooth_min
-from synthetic_heads import generate, head_poses, head_sdf, render_heads, sample_heads
+from settings.registry import get_curriculum
+from tools.synthetic_heads import generate, head_poses, head_sdf, render_heads, sample_heads
 
 SYNTH = get_curriculum("SYNTH")
 SIZE = 32
@@ -28,7 +28,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def scene() -> tuple:
-    """(parameters, poses, pictures) of eight heads."""
+    """(parameters, poses, images) of eight heads."""
     params, poses = sample_heads(range(8), 0), head_poses(range(8), 0, SYNTH)
     return params, poses, render_heads(params, poses, SIZE, SYNTH.fov)
 
@@ -85,7 +85,7 @@ def test_what_is_outside_the_mask_is_black_and_empty(scene) -> None:
     assert heads.images.amax(1)[inside].min() > -0.95  # no part of a head is as dark as the background
 
 
-def test_heads_fill_the_picture_and_stay_in_the_ball() -> None:
+def test_heads_fill_the_image_and_stay_in_the_ball() -> None:
     params = sample_heads(range(48), 3)
     shell = torch.nn.functional.normalize(torch.randn(48, 2000, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
     assert (head_sdf(params, shell * (BALL_RADIUS + 0.01) * HEAD_UNIT) > 0).all()
@@ -111,7 +111,7 @@ def test_the_face_looks_along_z_with_two_eyes_in_a_mirrored_face() -> None:
 
 
 def test_light_stands_still_in_the_world() -> None:
-    """A point on the cheek keeps its colour when the camera moves, but for a faint highlight."""
+    """A point on the cheek keeps its color when the camera moves, but for a faint highlight."""
     params = sample_heads([5], 0)
     yaws = torch.tensor([math.pi / 2 - 0.2, math.pi / 2 + 0.2])
     views = [render_heads(params, CameraPoses(torch.tensor([math.pi / 2]), yaw[None]), 128) for yaw in yaws]
@@ -225,7 +225,7 @@ def test_poses_follow_the_curriculum() -> None:
 
 def test_command_line(tmp_path: Path, repo: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "synthetic_heads.py", "--output_dir", str(tmp_path / "set"), *arguments]
+        command = [sys.executable, "-m", "tools.synthetic_heads", "--output_dir", str(tmp_path / "set"), *arguments]
         return subprocess.run(command, cwd=repo, capture_output=True, text=True)
 
     # two processes, several blocks

@@ -20,21 +20,22 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
-import cli
 import render_meshimg
-import report
-from checkpoint_files import read_inference, write_atomically
-from checkpoints import load_generator
-from cli import UserError
-from curriculums import CURRICULUMS, get_curriculum
+from checkpoints.files import read_inference
+from checkpoints.loading import load_generator
+from checkpoints.published import read_options_curriculum
+from checkpoints.torch_files import read_torch_file
+from common.errors import UserError
+from common.files import write_atomically
+from common.program import run_script
 from dataset import DATASETS, ImageDataset
-from imaging import depth_picture
 from loading.files import decode, find_images, open_member
-from meshes import MeshSettings, load_mesh, load_voxels
 from metrics.fidelity import read_state_dict
 from metrics.truth import camera_fov, find_truth
-from published_format import read_options_curriculum
-from torch_files import read_torch_file
+from settings.registry import CURRICULUMS, get_curriculum
+from tools.report import main
+from visualization.images import depth_image
+from visualization.meshes import MeshSettings, load_mesh, load_voxels
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def deadline() -> Iterator[None]:
     signal.signal(signal.SIGALRM, previous)
 
 
-def picture(path: Path, size: tuple[int, int] = (4, 4)) -> Path:
+def image(path: Path, size: tuple[int, int] = (4, 4)) -> Path:
     Image.new("RGB", size, (9, 9, 9)).save(path)
     return path
 
@@ -145,8 +146,8 @@ def test_zips_with_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_training_checkpoints_with_junk_in_them(tmp_path: Path, junk: dict[str, Any]) -> None:
-    from checkpoint_files import load_training_checkpoint, save_training_checkpoint
-    from training.run_state import RunState
+    from checkpoints.files import load_training_checkpoint, save_training_checkpoint
+    from training.run.run_state import RunState
 
     small = ("hidden_dim=4", "num_layers=2", "latent_dim=4", "disc_channels=(2, 2, 2, 2, 2, 2, 2, 2, 2)")
     state = RunState(CURRICULUMS["SYNTH_TINY"].with_overrides(small), 0, torch.device("cpu"), None)
@@ -204,11 +205,11 @@ def test_curriculum_files_that_are_none(tmp_path: Path) -> None:
         get_curriculum(str(path))
 
 
-# ------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------ images
 
 
 def test_links_that_lead_round_in_circles_are_followed_once(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     for name in ("b", "c"):
         (tmp_path / name).symlink_to(".")  # 2^40 folders to walk
     (tmp_path / "nowhere.png").symlink_to("missing")
@@ -226,7 +227,7 @@ def test_paths_that_cannot_be(path: str, tmp_path: Path, monkeypatch: pytest.Mon
         find_images(path)
 
 
-def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_program_is_started_for_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow goes by content, and has Ghostscript run what begins like PostScript."""
     ghostscript = tmp_path / "bin" / "gs"
     ghostscript.parent.mkdir()
@@ -254,7 +255,7 @@ def test_zip_members_that_unfold_without_bounds(tmp_path: Path) -> None:
 
 
 def test_a_line_of_pixels_is_not_made_320_wide(tmp_path: Path) -> None:
-    picture(tmp_path / "line.png", (9000, 1))  # 320 x 2,880,000 at CelebA's size
+    image(tmp_path / "line.png", (9000, 1))  # 320 x 2,880,000 at CelebA's size
     assert decode(find_images(tmp_path), 0, DATASETS["CelebA"], 8) is None
     assert decode(find_images(tmp_path), 0, DATASETS["Images"], 8) is not None
 
@@ -268,7 +269,7 @@ def test_a_zip_whose_directory_is_damaged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
 def test_a_damaged_cache_is_made_again(tmp_path: Path, suffix: str) -> None:
     for name in ("a.png", "b.png"):
-        picture(tmp_path / name)
+        image(tmp_path / name)
     damage = {".npy": [npy("{"), npy("'''"), b""], ".json": [b"[" * 100_000, b'{"unreadable": [5]}', b'{"unreadable": [0, 0]}']}
     for content in damage[suffix]:
         ImageDataset(tmp_path, 8, cache_dir=tmp_path / "cache")
@@ -280,7 +281,7 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, suffix: str) -> None:
 def test_ground_truth_that_is_none(tmp_path: Path) -> None:
     for name in ("images", "ground_truth"):
         (tmp_path / name).mkdir()
-    picture(tmp_path / "images" / "0.png")
+    image(tmp_path / "images" / "0.png")
     (tmp_path / "ground_truth" / "0.npz").symlink_to("missing")
     with pytest.raises(UserError, match="no images with ground truth"):
         find_truth(tmp_path, 5)
@@ -325,9 +326,9 @@ def test_a_folder_in_place_of_voxels(tmp_path: Path, monkeypatch: pytest.MonkeyP
         write_atomically(".", b"")
 
 
-def test_depths_that_are_no_numbers_have_a_colour() -> None:
+def test_depths_that_are_no_numbers_have_a_color() -> None:
     depth = torch.tensor([[float("nan"), float("inf"), -float("inf"), 1.0]])
-    assert depth_picture(depth, 0.88, 1.12).isfinite().all()
+    assert depth_image(depth, 0.88, 1.12).isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------ the report, the command line
@@ -346,7 +347,7 @@ def test_report_of_a_folder_full_of_junk(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     for name in ("train/samples/²³.png", "imgs/grid_0.png", "vids/²³.mp4"):
         (tmp_path / name).mkdir(parents=True)
-    report.main([str(tmp_path), "--output", str(tmp_path / "page.html")])
+    main([str(tmp_path), "--output", str(tmp_path / "page.html")])
     assert "<code>y</code>" in (tmp_path / "page.html").read_text()
 
 
@@ -355,7 +356,7 @@ def ending(error: Exception) -> tuple[int | str | None, str]:
         raise error
 
     with pytest.raises(SystemExit) as caught:
-        cli.run(fail)
+        run_script(fail)
     return caught.value.code, str(caught.value)
 
 
@@ -379,9 +380,9 @@ def test_what_is_no_fault_of_the_program_takes_one_line(error: Exception, capsys
 
 def test_faults_of_the_program_keep_their_traceback() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        cli.run(lambda: torch.ones(2, 3) @ torch.ones(2, 3))
+        run_script(lambda: torch.ones(2, 3) @ torch.ones(2, 3))
     with pytest.raises(ValueError, match="reshape"):
-        cli.run(lambda: np.array([1, 2]).reshape(3))
+        run_script(lambda: np.array([1, 2]).reshape(3))
 
 
 @pytest.mark.parametrize("value", ["0", "2147483648", "9" * 400, "-1", "1.5", "x"])

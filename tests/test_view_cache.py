@@ -9,27 +9,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from analytic import SphereField
 from torch import Tensor
 
 import render_multiview_images
 import render_video
-import trajectories
-from checkpoints import load_generator
-from cli import UserError
-from curriculums import CURRICULUMS
+from analytic import SphereField
+from checkpoints.loading import load_generator
+from common.errors import UserError
 from generators import view_cache, volume_rendering
 from generators.cameras import CameraPoses
 from generators.extraction import LatticeSpec
 from generators.view_cache import CachedField, build_cache, view_rays
 from generators.views import LockedDirections, View, ViewSettings, make_pose, render_view
+from settings.registry import CURRICULUMS
+from visualization.trajectories import TrajectoryPose, ellipse
 
 BFM = CURRICULUMS["BFM"]
 SETTINGS = ViewSettings(image_size=32)
 
 
 class CurvedField(SphereField):
-    """A ball whose logits bend, whose colours change along the ray and with the direction."""
+    """A ball whose logits bend, whose colors change along the ray and with the direction."""
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
         logits = super().occupancy_logits(points)
@@ -48,8 +48,8 @@ def small_lattice() -> Iterator[None]:
         yield
 
 
-def frames(num: int = 12) -> tuple[list[trajectories.TrajectoryPose], CameraPoses]:
-    poses = trajectories.ellipse(num, BFM)
+def frames(num: int = 12) -> tuple[list[TrajectoryPose], CameraPoses]:
+    poses = ellipse(num, BFM)
     return poses, CameraPoses(torch.tensor([p.pitch for p in poses]), torch.tensor([p.yaw for p in poses]))
 
 
@@ -144,7 +144,7 @@ def test_lattice_points_are_returned_as_they_are() -> None:
     assert known[2:7, 2:7, 2:7].all() and not known[0].any() and not known[:, :, 8].any()
 
 
-def test_colours_are_asked_where_the_weight_is_and_interpolated_between() -> None:
+def test_colors_are_asked_where_the_weight_is_and_interpolated_between() -> None:
     alphas = torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0, 0.9], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
     asked = view_cache._worth_asking(alphas, 4)
     assert asked.tolist() == [[False, False, True, True, True, False], [False] * 5 + [True]]
@@ -165,7 +165,7 @@ def test_depth_slopes_are_those_of_autograd() -> None:
     assert torch.allclose(view_cache._depth_slopes(torch.sigmoid(logits.detach()), t), slopes.abs(), atol=1e-6)
 
 
-def test_hard_colours_get_more_samples(curved: Curved) -> None:
+def test_hard_colors_get_more_samples(curved: Curved) -> None:
     class Stripes(CurvedField):
         def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
             return self.occupancy_logits(points), (torch.sin(points * 150) + 1) / 2
@@ -213,7 +213,7 @@ def test_locked_directions() -> None:
     assert psnr_db(plain.image, render_view(field, pose, BFM, SETTINGS).image) < 40
 
 
-def test_surface_only_is_the_colour_at_the_root() -> None:
+def test_surface_only_is_the_color_at_the_root() -> None:
     field = CurvedField(0.08, sharpness=60)
     pose = make_pose(1.8, 1.6)
     preview = render_view(field, pose, BFM, ViewSettings(image_size=32, surface_only=True))
@@ -223,7 +223,7 @@ def test_surface_only_is_the_colour_at_the_root() -> None:
     assert torch.allclose(preview.surface_image, plain.surface_image, atol=1e-5)
     assert torch.allclose(preview.image * preview.hit_mask, plain.surface_image * preview.hit_mask, atol=1e-5)
     assert torch.allclose(preview.depth[preview.hit_mask], plain.surface_depth[preview.hit_mask], atol=2e-5)
-    assert num_preview == 32**2, "one colour per ray"
+    assert num_preview == 32**2, "one color per ray"
 
 
 def test_surface_only_shows_the_background_where_there_is_no_surface() -> None:
@@ -241,10 +241,9 @@ def test_surface_only_shows_the_background_where_there_is_no_surface() -> None:
 
 
 def test_reference_generator(shared_dir: Path) -> None:
-    """A trained SIREN; the lattice costs more than it gives for a picture this small, so only the view's points count."""
-    from reference import load_reference_generator
-
+    """A trained SIREN; the lattice costs more than it gives for an image this small, so only the view's points count."""
     from generators.generator import latent_from_seed
+    from reference import load_reference_generator
 
     generator = load_reference_generator(shared_dir)
     with torch.no_grad():
@@ -266,10 +265,10 @@ def test_videos_with_and_without_the_cache(
 ) -> None:
     import numpy as np
 
-    import scripts_common
+    from visualization import generator_scripts
 
-    monkeypatch.setattr(scripts_common, "MIN_RAYS_TO_CACHE", 0)
-    monkeypatch.setattr(scripts_common, "MIN_PRODUCTS_TO_CACHE", 0)
+    monkeypatch.setattr(generator_scripts, "MIN_RAYS_TO_CACHE", 0)
+    monkeypatch.setattr(generator_scripts, "MIN_PRODUCTS_TO_CACHE", 0)
     common = [str(tiny_generator_path), "--image_size", "24", "--device", "cpu", "--save_raw"]
     video = [*common, "--num_frames", "2", "--quantities", "image"]
     for name, extra in (("cached", []), ("plain", ["--plain"]), ("preview", ["--surface_only"])):
@@ -281,7 +280,7 @@ def test_videos_with_and_without_the_cache(
     assert psnr_db(images["cached"], images["plain"]) >= 45
     assert not torch.equal(images["cached"], images["plain"])
     assert "dB PSNR against the volume rendering" in capsys.readouterr().out
-    monkeypatch.setattr(scripts_common, "MIN_CACHE_PSNR_DB", math.inf)  # no cache is good enough
+    monkeypatch.setattr(generator_scripts, "MIN_CACHE_PSNR_DB", math.inf)  # no cache is good enough
     render_video.main([*video, "--output_dir", str(tmp_path / "given_up")])
     assert "share nothing" in capsys.readouterr().err
     with np.load(tmp_path / "given_up" / "raw_0_1.npz") as raw:
@@ -292,9 +291,8 @@ def test_videos_with_and_without_the_cache(
 
 
 def test_radiance_fields_have_no_preview_and_no_cache(tmp_path: Path) -> None:
-    from small_models import save_generator
-
     from generators.generator import ImplicitGenerator3d
+    from small_models import save_generator
 
     curriculum = CURRICULUMS["PIGAN_CelebA"].with_overrides(["hidden_dim=16", "num_layers=2", "latent_dim=16"])
     path = save_generator(ImplicitGenerator3d(curriculum).eval(), tmp_path / "radiance.safetensors")

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from curriculums import CURRICULUMS
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderSettings, render
-from siren import fused
-from siren.fused import PackedField
+from settings.registry import CURRICULUMS
+from siren.backends import fused
+from siren.backends.packed import PackedField
 
 # Relative L2 error of logits against float32; the interpreter rounds to bf16 toward zero, which costs twice as much.
 TOLERANCE = {"high": 2e-3, "medium": 5e-2}
@@ -132,7 +132,6 @@ def test_the_self_check_sees_wrong_weights(monkeypatch):
 @torch.no_grad()
 def test_recorded_generator(shared_dir):
     from reference import load_outputs, load_reference_generator
-
     from siren.mapping import FilmParameters
 
     outputs = load_outputs(shared_dir)
@@ -143,15 +142,15 @@ def test_recorded_generator(shared_dir):
 
 
 @torch.no_grad()
-def test_a_picture_through_the_kernel(tiny_rays=16):
+def test_an_image_through_the_kernel(tiny_rays=16):
     from generators.cameras import CameraPoses, camera_rays
 
     generator, field = make_field(width=64, num_layers=3, batch=1)
     rays = camera_rays(CameraPoses(torch.tensor([1.5]), torch.tensor([1.6])), tiny_rays, 12)
     settings = replace(RenderSettings.from_curriculum(generator.curriculum), num_coarse=12)
-    picture = render(field, rays, settings)
+    image = render(field, rays, settings)
     torch.set_float32_matmul_precision("highest")
     plain = render(field, rays, settings)
     assert field._packed and isinstance(next(iter(field._packed.values())), PackedField)
-    assert (picture.surface.hit_mask == plain.surface.hit_mask).float().mean() > 0.99
-    assert float((picture.rgb - plain.rgb).square().mean()) < 10 ** (-6.0)  # 60 dB
+    assert (image.surface.hit_mask == plain.surface.hit_mask).float().mean() > 0.99
+    assert float((image.rgb - plain.rgb).square().mean()) < 10 ** (-6.0)  # 60 dB
