@@ -61,6 +61,9 @@ class Curriculum:
     v_mean: float = math.pi / 2
     sample_dist: str | None = "gaussian"
 
+    # Images
+    num_holdout: int = 0  # images of the data set that training never sees, and scores are taken against
+
     # Networks
     model: str = "SPATIALSIRENBASELINE"
     generator: str = "ImplicitGenerator3d"
@@ -271,6 +274,7 @@ _COUNTS = (
 )
 _COUNTS_OR_ZERO = (
     *("num_steps_surface", "num_steps_fine", "n_secant_steps", "ball_hold_steps", "hollow_check_interval", "lr_warmup_steps"),
+    "num_holdout",
 )
 _MOST = {  # what no run wants more of; a file's settings must not fill the memory
     **{"latent_dim": 1 << 20, "hidden_dim": 1 << 20, "num_layers": 1000, "n_secant_steps": 1000},
