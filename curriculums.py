@@ -20,16 +20,19 @@ COMMON = {
     "h_mean": math.pi / 2,  # mean yaw; pi/2 looks at the object from the front
     "v_mean": math.pi / 2,  # mean pitch; pi/2 is level
     "sample_dist": "gaussian",  # poses: gaussian, uniform, truncated_gaussian, hybrid, spherical_uniform, or None (the mean)
+    # Images
+    "num_holdout": 0,  # images of the data set that training never sees, and scores are taken against
     # Networks
     "model": "SPATIALSIRENBASELINE",  # the field: SPATIALSIRENBASELINE, TALLSIREN, EmbeddingPiGAN128 or EmbeddingPiGAN256
     "generator": "ImplicitGenerator3d",  # the generator's class; there is one
-    "discriminator": "ProgressiveEncoderDiscriminator",  # the discriminator's class; there is one
+    "discriminator": "ProgressiveEncoderDiscriminator",  # or ResidualDiscriminator, whose widths are disc_widths
     "latent_dim": 256,  # size of the latent z
     "z_dist": "gaussian",  # distribution of z: gaussian, or uniform in [-1, 1]
     "hidden_dim": 256,  # width of the field and of its mapping network
     "num_layers": 8,  # FiLM layers before the occupancy is read out
     "view_dependent": True,  # whether colors depend on the view direction; False: the same from all sides
     "disc_channels": (16, 32, 64, 128, 256, 400, 400, 400, 400),  # channels of the discriminator at 512, 256, ... 2 px
+    "disc_widths": (48, 64, 96, 128),  # channels of the ResidualDiscriminator; the last at 4 px, each before at twice the size
     # Rendering
     "pred_occ": True,  # True: occupancy, alpha = sigmoid(logit) (GOF); False: density, a radiance field (pi-GAN)
     "surface_sample": True,  # whether to find each ray's surface and sample around it (GOF)

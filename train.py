@@ -31,7 +31,7 @@ from common.arguments import ArgumentParser, add_device_argument, positive_float
 from common.errors import UserError
 from common.files import make_output_dir, write_atomically
 from common.program import keep_freed_memory, run_script
-from dataset import DATASETS, find_images
+from dataset import DATASETS, Split, find_images, part_of
 from distributed.collectives import all_or_none, text_of_main
 from distributed.processes import Processes, join_processes
 from metrics.fidelity import read_state_dict
@@ -148,7 +148,7 @@ def check_dataset(arguments: argparse.Namespace, curriculum: Curriculum) -> None
             f"--dataset_path is missing: a folder, glob or zip of images for the curriculum {curriculum.name}"
             " (python -m tools.synthetic_heads makes a built-in set)"
         )
-    find_images(arguments.dataset_path)
+    part_of(find_images(arguments.dataset_path), Split("train", curriculum.num_holdout))
     if arguments.feature_extractor_weights:
         read_state_dict(Path(arguments.feature_extractor_weights))
 

@@ -15,7 +15,10 @@ from curriculums import COMMON
 
 MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN128", "EmbeddingPiGAN256")
 SAMPLE_DISTS = ("gaussian", "uniform", "truncated_gaussian", "hybrid", "spherical_uniform", None)
+DISCRIMINATORS = ("ProgressiveEncoderDiscriminator", "ResidualDiscriminator")
 MAX_DISC_SIZE = 512  # pixels
+LAST_DISC_SIZE = 4  # pixels, of the residual discriminator's last block
+MAX_DISC_WIDTHS = (MAX_DISC_SIZE // LAST_DISC_SIZE).bit_length()
 NUM_DISC_LEVELS = 9  # 512 px down to 2 px
 MAX_SHOWN = 100  # characters of a value in a message
 MAX_BATCH = 1 << 16
@@ -88,12 +91,13 @@ COUNTS: dict[str, tuple[int, int]] = {  # least and most; no run wants more, and
     "ball_hold_steps": (0, MAX_COUNT),
     "hollow_check_interval": (0, MAX_COUNT),
     "num_eval_imgs": (1, MAX_COUNT),
+    "num_holdout": (0, MAX_COUNT),
 }
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "sample_dist": SAMPLE_DISTS,
     "model": MODELS,
     "generator": ("ImplicitGenerator3d",),
-    "discriminator": ("ProgressiveEncoderDiscriminator",),
+    "discriminator": DISCRIMINATORS,
     "clamp_mode": ("relu", "softplus"),
     "gan_loss": ("non_saturating", "relativistic"),  # those of training/losses.py
     "z_dist": ("gaussian", "uniform"),
@@ -150,6 +154,9 @@ def _problems_of_lists(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"betas must be two numbers in [0, 1), not {shown(betas)}"
     if not (is_widths(channels) and len(channels) == NUM_DISC_LEVELS):
         yield f"disc_channels must be {NUM_DISC_LEVELS} positive whole numbers (512 px down to 2 px), not {shown(channels)}"
+    widths = values["disc_widths"]
+    if not (is_widths(widths) and 1 <= len(widths) <= MAX_DISC_WIDTHS):
+        yield f"disc_widths must be 1 to {MAX_DISC_WIDTHS} positive whole numbers, the last at 4 px, not {shown(widths)}"
 
 
 def _contradictions(c: Any) -> Iterator[str]:
@@ -187,6 +194,11 @@ def _stage_problems(c: Any) -> Iterator[str]:
             yield f"{where} batch_size {stage.batch_size} is not divisible by batch_split {stage.batch_split}"
         if stage.img_size & (stage.img_size - 1) or not 4 <= stage.img_size <= MAX_DISC_SIZE:
             yield f"{where} img_size {stage.img_size} has no discriminator layer; use a power of two from 4 to {MAX_DISC_SIZE}"
+        if c.discriminator == "ResidualDiscriminator" and stage.img_size < c.disc_base_size:
+            yield (
+                f"{where} img_size {stage.img_size} is less than the {c.disc_base_size} px at which {len(c.disc_widths)}"
+                " disc_widths begin; leave out the first of them"
+            )
 
 
 def is_number(value: Any) -> bool:

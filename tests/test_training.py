@@ -470,3 +470,14 @@ def test_torchrun_trains_on_two_processes_and_resumes(photos, tmp_path, repo):
     state = load_training_checkpoint(tmp_path / "out" / "checkpoint_0000003.pt")
     assert state["images_seen"] == 3 * 2 * 4  # steps x processes x batch
     assert "resuming from" in result.stderr and result.stdout.count("stopped at step 3") == 1
+
+
+def test_held_out_images_are_never_read_and_their_number_stays(photos, tmp_path):
+    held_out = ["num_holdout=4"]
+    train([*arguments(photos, tmp_path / "run", "--max_steps", "1", "--eval_freq", "1", "--eval_images", "8"), *held_out])
+    content = load_training_checkpoint(tmp_path / "run" / "checkpoint_0000001.pt")
+    assert content["num_images"] == 6
+    with pytest.raises(UserError, match="num_holdout = 4, this run asks for 3"):
+        train([*arguments(photos, tmp_path / "run", "--max_steps", "2"), "num_holdout=3"])
+    with pytest.raises(UserError, match="of them 10 cannot be held out"):
+        train([*arguments(photos, tmp_path / "other", "--max_steps", "1"), "num_holdout=10"])

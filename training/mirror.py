@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from common.errors import UserError
-from discriminators.progressive import NUM_POSE, ProgressiveEncoderDiscriminator
+from discriminators.base import NUM_POSE, Discriminator
 from generators.cameras import CameraPoses, camera_positions
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
@@ -89,7 +89,7 @@ def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
 
 
 @torch.no_grad()
-def mirror_pose_readout(discriminator: ProgressiveEncoderDiscriminator, curriculum: Curriculum) -> None:
+def mirror_pose_readout(discriminator: Discriminator, curriculum: Curriculum) -> None:
     """D reads 2 mean - pitch and 2 mean - yaw where it read pitch and yaw, in place: the pose on the other side of the front."""
     means = discriminator.final_layer.bias.new_tensor([curriculum.v_mean, curriculum.h_mean])
     discriminator.final_layer.weight[-NUM_POSE:].neg_()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from discriminators.progressive import ProgressiveEncoderDiscriminator
+from discriminators.base import Discriminator
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderNoise, RenderOutput, RenderSettings, ray_points, render
@@ -122,7 +122,7 @@ class GeneratorStep(nn.Module):
     def forward(
         self,
         inputs: GeneratorInputs,
-        discriminator: ProgressiveEncoderDiscriminator,
+        discriminator: Discriminator,
         settings: StepSettings,
         amp_dtype: torch.dtype | None = None,
         image_weights: Tensor | None = None,
@@ -182,7 +182,7 @@ class GeneratorStep(nn.Module):
 class DiscriminatorStep(nn.Module):
     """D's losses on real and generated images."""
 
-    def __init__(self, discriminator: ProgressiveEncoderDiscriminator, curriculum: Curriculum) -> None:
+    def __init__(self, discriminator: Discriminator, curriculum: Curriculum) -> None:
         super().__init__()
         self.discriminator = discriminator
         self.curriculum = curriculum

@@ -14,7 +14,7 @@ from checkpoints.files import check_state, latest_checkpoint, load_training_chec
 from checkpoints.published import load_published_training
 from checkpoints.safe_pickle import printable
 from common.errors import UserError
-from discriminators.progressive import ProgressiveEncoderDiscriminator
+from discriminators.build import build_discriminator
 from generators.generator import ImplicitGenerator3d
 from settings.curriculum import Curriculum
 from settings.schedules import ball_hold_weight_at, learning_rates_at
@@ -37,7 +37,7 @@ class RunState:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             generator = ImplicitGenerator3d(curriculum)
-            discriminator = ProgressiveEncoderDiscriminator(curriculum)
+            discriminator = build_discriminator(curriculum)
         self.curriculum = curriculum
         self.seed = seed
         self.device = device
