@@ -27,7 +27,7 @@ from checkpoint_files import (
 )
 from cli import UserError, require_file
 from curriculums import Curriculum
-from generators.generator import ImplicitGenerator3d
+from generators.generator import ImplicitGenerator3d, Styles
 from published_format import (
     average_path,
     curriculum_from,
@@ -38,7 +38,6 @@ from published_format import (
     read_published_weights,
 )
 from safe_pickle import printable
-from siren.mapping import FilmParameters
 from torch_files import LEGACY_START, ZIP_START, read_torch_file
 
 __all__ = [
@@ -53,7 +52,10 @@ __all__ = [
     "save_training_checkpoint",
 ]
 
-ARCHITECTURE_KEYS = ("generator", "model", "latent_dim", "hidden_dim", "num_layers", "view_dependent")
+ARCHITECTURE_KEYS = (
+    *("generator", "model", "latent_dim", "hidden_dim", "num_layers", "view_dependent"),
+    *("w_dim", "backbone_channels", "plane_channels", "plane_reduce", "decoder_dim"),
+)
 WEIGHTS = ("ema", "ema2", "generator")
 PRETRAINED_DIR = Path(__file__).resolve().parent / "pretrained"
 
@@ -127,7 +129,7 @@ def load_generator(
 
 def _to_device(generator: ImplicitGenerator3d, device: str | torch.device) -> ImplicitGenerator3d:
     if generator.truncation_mean is not None:
-        generator.truncation_mean = FilmParameters(*(part.to(device) for part in generator.truncation_mean))
+        generator.truncation_mean = generator.truncation_mean.to(device)
     return generator.to(device).eval()
 
 
@@ -216,15 +218,15 @@ def _check_shapes(path: Path, state: Mapping[str, Tensor], shapes: Mapping[str, 
             raise UserError(f"{path} has a parameter {printable(name)}, which the generator has not; {remedy}")
 
 
-def _truncation_mean(path: Path, state: Mapping[str, Tensor], generator: ImplicitGenerator3d) -> FilmParameters | None:
-    """The stored mean FiLM parameters, or None: then the generator computes them, always alike, when they are needed."""
-    parts = {part: state.get(TRUNCATION_PREFIX + part) for part in FilmParameters._fields}
-    if all(value is None for value in parts.values()):
-        return None
+def _truncation_mean(path: Path, state: Mapping[str, Tensor], generator: ImplicitGenerator3d) -> Styles | None:
+    """The stored mean styles, or None: then the generator computes them, always alike, when they are needed."""
     with torch.no_grad():
         expected = generator.film(torch.zeros(1, generator.curriculum.latent_dim))
+    parts = {part: state.get(TRUNCATION_PREFIX + part) for part in expected._fields}
+    if all(value is None for value in parts.values()):
+        return None
     for part, value in parts.items():
         shape = tuple(getattr(expected, part).shape)
         if value is None or tuple(value.shape) != shape or not value.is_floating_point() or not torch.isfinite(value).all():
             raise UserError(f"{path}: {TRUNCATION_PREFIX}{part} must be {shape} finite numbers")
-    return FilmParameters(*(parts[part].float() for part in FilmParameters._fields))
+    return type(expected)(*(value.float() for value in parts.values()))

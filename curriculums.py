@@ -23,7 +23,7 @@ from typing import Any
 
 from cli import UserError, read_small_text
 
-MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN128", "EmbeddingPiGAN256")
+MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN128", "EmbeddingPiGAN256", "TRIPLANE")
 SAMPLE_DISTS = ("gaussian", "uniform", "truncated_gaussian", "hybrid", "spherical_uniform", None)
 MAX_DISC_SIZE = 512
 MAX_NAME = 100  # characters
@@ -70,6 +70,13 @@ class Curriculum:
     num_layers: int = 8
     view_dependent: bool = True  # False: colours depend on the point alone, the same from all sides
     disc_channels: tuple[int, ...] = (16, 32, 64, 128, 256, 400, 400, 400, 400)
+    # Of the model TRIPLANE (triplane/network.py), which has no hidden_dim and num_layers
+    w_dim: int = 128
+    backbone_channels: tuple[int, ...] = (128, 128, 96, 48, 32)  # of 4, 8, ... px; planes have the size of the last
+    plane_channels: int = 16  # a multiple of 16
+    plane_extent: float = 0.0  # half side of the cube that the planes cover, world units; 0: as far as the rays reach
+    plane_reduce: str = "sum"  # or "product": how a point's features on the three planes are combined
+    decoder_dim: int = 32
 
     # Rendering
     pred_occ: bool = True  # True: alpha = sigmoid(logit) (GOF). False: radiance field (pi-GAN).
@@ -172,7 +179,7 @@ class Curriculum:
             _reject_missing(where, stage, [f.name for f in dataclasses.fields(Stage) if f.name != "batch_split"])
             stages.append(Stage(**_with_floats(Stage, stage)))
         settings["stages"] = tuple(stages)
-        for key in ("betas", "disc_channels"):
+        for key in ("betas", "disc_channels", "backbone_channels"):
             if isinstance(settings.get(key), list):
                 settings[key] = tuple(settings[key])
         if isinstance(settings.get("betas"), tuple) and all(map(_is_number, settings["betas"])):
@@ -249,7 +256,7 @@ _POSITIVE = ("fov", "interval_max", "interval_min", "h_sample", "grad_clip", "ra
 _NON_NEGATIVE = (
     *("h_stddev", "v_stddev", "decay_beta", "r1_lambda", "r2_lambda", "z_lambda", "pos_lambda", "normal_lambda"),
     *("augment_target", "weight_decay", "opacprior_growth_rate", "init_ball_radius", "ball_hold_lambda", "ball_hold_floor"),
-    *("h_mean", "v_mean"),
+    *("h_mean", "v_mean", "plane_extent"),
 )
 _COUNTS = (
     "latent_dim",
@@ -261,12 +268,16 @@ _COUNTS = (
     "fade_steps",
     "end_step",
     "num_eval_imgs",
+    "w_dim",
+    "plane_channels",
+    "decoder_dim",
 )
 _COUNTS_OR_ZERO = (
     *("num_steps_surface", "num_steps_fine", "n_secant_steps", "ball_hold_steps", "hollow_check_interval", "lr_warmup_steps"),
 )
 _MOST = {  # what no run wants more of; a file's settings must not fill the memory
     **{"latent_dim": 1 << 20, "hidden_dim": 1 << 20, "num_layers": 1000, "n_secant_steps": 1000},
+    **{"w_dim": 1 << 12, "plane_channels": 256, "decoder_dim": 1 << 10},
     **dict.fromkeys(("num_steps_coarse", "num_steps_surface", "num_steps_fine"), 1024),
 }
 MAX_COUNT = 10**9
@@ -282,6 +293,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "z_dist": ("gaussian", "uniform"),
     "root_method": ("secant", "bisection"),
     "lr_decay": ("constant", "cosine"),
+    "plane_reduce": ("sum", "product"),
 }
 
 
@@ -344,7 +356,19 @@ def _problems(c: Curriculum) -> Iterable[str]:
         and all(_is_count(n, 1, MAX_BATCH) for n in c.disc_channels)
     ):
         yield f"disc_channels must be 9 positive whole numbers (512 px down to 2 px), not {_shown(c.disc_channels)}"
+    if c.model == "TRIPLANE":
+        yield from _triplane_problems(c)
     yield from _stage_problems(c)
+
+
+def _triplane_problems(c: Curriculum) -> Iterable[str]:
+    channels = c.backbone_channels
+    if not (isinstance(channels, tuple) and 1 <= len(channels) <= 8 and all(_is_count(n, 1, 4096) for n in channels)):
+        yield f"backbone_channels must be 1 to 8 positive whole numbers (4 px up to the planes' size), not {_shown(channels)}"
+    if c.plane_channels % 16 or c.decoder_dim % 4:
+        yield "plane_channels must be a multiple of 16, decoder_dim one of 4"
+    if c.view_dependent or not c.pred_occ:
+        yield "model TRIPLANE needs pred_occ and view_dependent=False"
 
 
 def _stage_problems(c: Curriculum) -> Iterable[str]:
