@@ -16,21 +16,23 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-import cli
-from checkpoints import LoadedGenerator
-from curriculums import Curriculum
+from checkpoints.loading import LoadedGenerator
+from common.arguments import ArgumentParser, seed_number, seed_range
+from common.errors import UserError
+from common.program import run_script
+from distributed.processes import Processes
+from distributed.sharding import shared_work
 from metrics import weighted_variance
 from metrics.report import add_common_arguments, load, model_record, print_table, write_json
-from metrics.spread import shared_work
 from metrics.weighted_variance import LatentVariance, latent_variances
-from scripts_common import field_from_seed, seed_number
-from training.distributed import Processes
+from settings.curriculum import Curriculum
+from visualization.generator_scripts import field_from_seed
 
 SCALE = 1e4
 
 
-def make_parser() -> cli.ArgumentParser:
-    parser = cli.ArgumentParser("Mean variance of the rendering weights along rays, over seeds.")
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser("Mean variance of the rendering weights along rays, over seeds.")
     add_common_arguments(parser, psi=0.7, image_size=128, output_json="outputs/weighted_variance.json", batches=False)
     parser.add_argument("--seeds_start", type=seed_number, default=0)
     parser.add_argument("--seeds_end", type=seed_number, default=1000, help="the first seed that is not used")
@@ -58,7 +60,7 @@ def summarize(values: dict[int, LatentVariance]) -> dict[str, float | int]:
     """Over seeds with a valid ray, times SCALE. Raises UserError where no seed has one."""
     valid = [value.variance * SCALE for value in values.values() if value.num_rays]
     if not valid:
-        raise cli.UserError(
+        raise UserError(
             f"none of the {len(values)} seeds has a ray with more than {weighted_variance.MIN_WEIGHT_SUM} of its weight "
             "in it: the field is empty; is this generator trained, and --curriculum its own?"
         )
@@ -74,7 +76,7 @@ def summarize(values: dict[int, LatentVariance]) -> dict[str, float | int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    seeds = cli.seed_range(args.seeds_start, args.seeds_end)
+    seeds = seed_range(args.seeds_start, args.seeds_end)
     with shared_work(args) as processes:
         loaded = load(args)
         values = _measure(loaded, seeds, args, processes)
@@ -113,4 +115,4 @@ def report(args: Any, loaded: LoadedGenerator, values: dict[int, LatentVariance]
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

@@ -19,12 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import cli
-from camera_prior import write_camera_prior
-from curriculums import get_curriculum
+from common.arguments import ArgumentParser
+from common.errors import UserError
+from common.program import run_script
+from heads.camera_prior import write_camera_prior
 from loading.batches import BatchStream, batch_at, epoch_order
 from loading.cache import build_cache, default_cache_dir
 from loading.files import FORMATS, DatasetSpec, ImageSource, find_images, open_member
+from settings.registry import get_curriculum
 
 __all__ = [
     "DATASETS",
@@ -46,7 +48,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "CelebA": DatasetSpec(320, 256, "aligned CelebA photos, 178 x 218 (GOF's crop)"),
     "BFM": DatasetSpec(None, 170, "renders of the Basel Face Model (GOF's crop)"),
     "Cats": DatasetSpec(None, None, "cat faces, whole images"),
-    "Heads": DatasetSpec(None, None, "the built-in procedural heads (synthetic_heads.py), whole images"),
+    "Heads": DatasetSpec(None, None, "the built-in procedural heads (tools/synthetic_heads.py), whole images"),
     "Images": DatasetSpec(None, None, "any photos: the central square"),
 }
 
@@ -54,7 +56,7 @@ DATASETS: dict[str, DatasetSpec] = {
 def get_dataset_spec(preset: str) -> DatasetSpec:
     """A preset by name. Raises UserError for an unknown one."""
     if preset not in DATASETS:
-        raise cli.UserError(f"unknown dataset {preset!r} (known: {', '.join(DATASETS)})")
+        raise UserError(f"unknown dataset {preset!r} (known: {', '.join(DATASETS)})")
     return DATASETS[preset]
 
 
@@ -76,7 +78,7 @@ class ImageDataset(torch.utils.data.Dataset):
         num_workers: int | None = None,
     ) -> None:
         if not 1 <= size <= MAX_SIZE:
-            raise cli.UserError(f"image size {size}: must be from 1 to {MAX_SIZE}")
+            raise UserError(f"image size {size}: must be from 1 to {MAX_SIZE}")
         self.source, self.size, self.preset = find_images(path), size, preset
         where = default_cache_dir() if cache_dir == "default" else cache_dir
         self.pixels, unreadable = build_cache(self.source, get_dataset_spec(preset), size, where, num_workers)
@@ -105,7 +107,7 @@ def raise_if_unreadable(names: Sequence[str], num: int, path: str, max_unreadabl
     """UserError with the first names when too many of ``num`` pictures, or all, could not be read."""
     if names and (len(names) == num or len(names) > max(1, max_unreadable * num)):
         first = ", ".join(Path(name).name for name in names[:5]) + (", ..." if len(names) > 5 else "")
-        raise cli.UserError(f"{len(names)} of {num} pictures in {path} cannot be read: {first}; repair or remove them")
+        raise UserError(f"{len(names)} of {num} pictures in {path} cannot be read: {first}; repair or remove them")
 
 
 def check(path: str, preset: str, size: int, output: str | Path) -> None:
@@ -138,7 +140,7 @@ def check(path: str, preset: str, size: int, output: str | Path) -> None:
     try:
         Image.fromarray(sheet).save(output)
     except (OSError, ValueError) as error:
-        raise cli.UserError(f"cannot write {output}: {error}; choose another file with --output") from None
+        raise UserError(f"cannot write {output}: {error}; choose another file with --output") from None
     print(f"  {len(shown)} of them: {output}")
 
 
@@ -158,7 +160,7 @@ def _survey(source: ImageSource) -> tuple[Counter[tuple[int, int]], dict[str, li
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.ArgumentParser("Say what a folder, glob or zip of pictures holds, and show how training sees it.")
+    parser = ArgumentParser("Say what a folder, glob or zip of pictures holds, and show how training sees it.")
     parser.add_argument("--check", required=True, metavar="PATH", help="folder (searched recursively), glob or zip")
     parser.add_argument("--dataset", default="Images", help=f"preset: {', '.join(DATASETS)}")
     parser.add_argument("--image_size", type=int, default=64, help="pixels")
@@ -168,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prior_output", default="camera_prior.png", help="with --curriculum: the picture of the prior")
     args = parser.parse_args(argv)
     if args.set and args.curriculum is None:
-        raise cli.UserError("--set changes settings of a curriculum: name one with --curriculum")
+        raise UserError("--set changes settings of a curriculum: name one with --curriculum")
     curriculum = get_curriculum(args.curriculum).with_overrides(args.set) if args.curriculum else None
     check(args.check, args.dataset, args.image_size, args.output)
     if curriculum is not None:
@@ -177,4 +179,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

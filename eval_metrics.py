@@ -15,20 +15,20 @@ from typing import Any
 
 from torch import Tensor
 
-import cli
-from checkpoints import LoadedGenerator
+from checkpoints.loading import LoadedGenerator
+from common.arguments import ArgumentParser, positive_int, seed_number
+from common.program import run_script
+from distributed.sharding import shared_work
 from metrics.fidelity import EXTRACTORS, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation
 from metrics.report import add_common_arguments, load, model_record, print_table, write_json
 from metrics.sampling import generated_images, real_images
-from metrics.spread import shared_work
-from scripts_common import positive_int, seed_number
 
 FEW_IMAGES_FOR_FID = 2048  # with fewer than the feature's dimensions, its covariance is singular
 
 
-def make_parser() -> cli.ArgumentParser:
-    parser = cli.ArgumentParser("Compare generated images with real ones: " + ", ".join(METRICS))
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser("Compare generated images with real ones: " + ", ".join(METRICS))
     add_common_arguments(parser, psi=1.0, image_size=128, output_json="outputs/eval_metrics.json")
     parser.add_argument(
         "--dataset_path", "--real_image_dir", required=True, help="the real images: a folder (searched recursively), glob or zip"
@@ -123,4 +123,4 @@ def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weight
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

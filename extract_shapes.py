@@ -23,9 +23,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import cli
-from curriculums import Curriculum
-from meshes import (
+from common.arguments import ArgumentParser, int_between, positive_float, seed_number
+from common.errors import UserError
+from common.program import run_script
+from settings.curriculum import Curriculum
+from siren.field import Field
+from visualization.generator_scripts import add_generator_arguments, field_from_seed, open_generator
+from visualization.meshes import (
     MeshSettings,
     extract_mesh,
     fill_occupancy,
@@ -35,8 +39,6 @@ from meshes import (
     vertex_colors,
     visible_radius,
 )
-from scripts_common import add_generator_arguments, field_from_seed, int_between, open_generator, positive_float, seed_number
-from siren.field import Field
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clip_radius = None if args.no_clip else visible_radius(loaded.curriculum)
     settings = MeshSettings(args.cube_size, args.level, clip_radius, args.largest_piece)
     if not settings.are_possible():
-        raise cli.UserError("--cube_size or --level is too small or too large for a mesh")
+        raise UserError("--cube_size or --level is too small or too large for a mesh")
     suffixes = (".ply", ".glb", ".obj") if args.obj else (".ply", ".glb")
 
     num_meshes = 0
@@ -68,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"seed {seed}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces: {', '.join(map(str, paths))}")
     if num_meshes == 0:
         seeds = " ".join(map(str, args.seeds))
-        raise cli.UserError(f"no seed of {seeds} has a surface at --level {args.level}; is the generator trained?")
+        raise UserError(f"no seed of {seeds} has a surface at --level {args.level}; is the generator trained?")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     add_generator_arguments(parser, output_dir="shapes")
     parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2, 3], help="a shape each")
     parser.add_argument("--cube_size", type=positive_float, default=0.3, help="side of the cube around the origin")
@@ -93,7 +95,7 @@ def write_voxels(path: Path, field: Field, curriculum: Curriculum, args: argpars
     resolution = args.voxel_resolution
     free = shutil.disk_usage(path.parent).free
     if 4 * resolution**3 > free:  # writing to a mapped file on a full disk ends the process
-        raise cli.UserError(f"{path} takes {4 * resolution**3} bytes, the disk has {free} left; use a lower --voxel_resolution")
+        raise UserError(f"{path} takes {4 * resolution**3} bytes, the disk has {free} left; use a lower --voxel_resolution")
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         voxels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(resolution,) * 3)
@@ -109,11 +111,11 @@ def write_voxels(path: Path, field: Field, curriculum: Curriculum, args: argpars
         voxels.flush()
         os.replace(partial, path)
     except OSError as error:
-        raise cli.UserError(f"cannot write {path}: {error.strerror or error}") from None
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
     return voxels
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

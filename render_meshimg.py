@@ -17,12 +17,14 @@ from math import pi
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cli
-from imaging import from_uint8, picture_grid, save_picture
-from mesh_rendering import RENDERERS, open_renderer, pose_matrix
-from meshes import MeshSettings, extract_mesh, load_mesh, load_voxels, save_mesh, without_colors
-from scripts_common import picture_side, positive_float
-from trajectories import MULTIVIEW_YAWS
+from common.arguments import ArgumentParser, picture_side, positive_float
+from common.errors import UserError
+from common.files import make_output_dir
+from common.program import run_script
+from visualization.images import from_uint8, picture_grid, save_picture
+from visualization.mesh_rendering import RENDERERS, open_renderer, pose_matrix
+from visualization.meshes import MeshSettings, extract_mesh, load_mesh, load_voxels, save_mesh, without_colors
+from visualization.trajectories import MULTIVIEW_YAWS
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
@@ -33,7 +35,7 @@ SUFFIX = "_voxel.npy"
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     paths = find_voxel_files(args)
-    output_dir = cli.make_output_dir(args.output_dir)
+    output_dir = make_output_dir(args.output_dir)
     renderer = open_renderer(args.renderer)
     print(f"rendering with {renderer.name}")
     num_rendered = 0
@@ -52,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_rendered += 1
         print(f"{path}: {len(pictures)} pictures in {output_dir}")
     if num_rendered == 0:
-        raise cli.UserError(f"none of the {len(paths)} voxel files has a surface; is the generator trained?")
+        raise UserError(f"none of the {len(paths)} voxel files has a surface; is the generator trained?")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("paths", metavar="VOXELS", nargs="*", help="voxel files; all of --input_dir where none is named")
     parser.add_argument("--input_dir", default="shapes", help="the folder that extract_shapes.py wrote")
     parser.add_argument("--output_dir", default="mesh_images", help="where pictures go; created where it is missing")
@@ -82,7 +84,7 @@ def find_voxel_files(args: argparse.Namespace) -> list[Path]:
         return [Path(path) for path in args.paths]
     paths = sorted(Path(args.input_dir).glob(f"*{SUFFIX}"), key=lambda path: (len(path.name), path.name))
     if not paths:
-        raise cli.UserError(f"no voxel files (*{SUFFIX}) in {args.input_dir}; run extract_shapes.py first, or name the files")
+        raise UserError(f"no voxel files (*{SUFFIX}) in {args.input_dir}; run extract_shapes.py first, or name the files")
     return paths
 
 
@@ -103,9 +105,9 @@ def mesh_of(path: Path, stem: str, args: argparse.Namespace) -> Trimesh | None:
     settings = MeshSettings.load(recorded) if recorded.is_file() else MeshSettings()
     settings = replace(settings, **overrides, largest_piece=args.largest_piece or settings.largest_piece)
     if not settings.are_possible():
-        raise cli.UserError("--cube_size, --level or --clip_radius is too small or too large for a mesh")
+        raise UserError("--cube_size, --level or --clip_radius is too small or too large for a mesh")
     return extract_mesh(voxels, settings)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

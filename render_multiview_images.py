@@ -3,7 +3,7 @@
     python render_multiview_images.py pretrained/heads.safetensors --seeds_start 0 --seeds_end 4
 
 Writes ``{quantity}_{seed}_{i}.png`` with i the view's number (yaw -0.5, -0.25, 0, 0.25, 0.5 rad from the mean pose) and
-``grid_{seed}.png``: a row per quantity, a column per view. How quantities are coloured stands in imaging.py.
+``grid_{seed}.png``: a row per quantity, a column per view. How quantities are coloured stands in visualization/images.py.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-import cli
-import trajectories
-from imaging import QUANTITIES, picture_grid, save_picture, view_picture
-from scripts_common import (
+from common.arguments import ArgumentParser, seed_number, seed_range
+from common.program import run_script
+from visualization.generator_scripts import (
     add_generator_arguments,
     add_view_arguments,
     field_from_seed,
@@ -23,22 +22,23 @@ from scripts_common import (
     render_pose,
     report_preview,
     save_raw,
-    seed_number,
     share_between_views,
 )
+from visualization.images import QUANTITIES, picture_grid, save_picture, view_picture
+from visualization.trajectories import multiview
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     add_generator_arguments(parser, output_dir="imgs")
     parser.add_argument("--seeds_start", type=seed_number, default=0, help="the first seed")
     parser.add_argument("--seeds_end", type=seed_number, default=100, help="one past the last seed")
     add_view_arguments(parser)
     args = parser.parse_args(argv)
-    seeds = cli.seed_range(args.seeds_start, args.seeds_end)
+    seeds = seed_range(args.seeds_start, args.seeds_end)
     loaded, output_dir = open_generator(args)
     depth_range = loaded.curriculum.ray_start, loaded.curriculum.ray_end
-    poses = trajectories.multiview(loaded.curriculum)
+    poses = multiview(loaded.curriculum)
 
     progress = tqdm(total=len(seeds) * len(poses), unit="view")
     for seed in seeds:
@@ -60,4 +60,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

@@ -3,29 +3,28 @@
     python render_video.py pretrained/heads.safetensors --seed 0
 
 Writes ``{seed}.mp4`` (H.264) with its frames in ``{seed}_frames/``; other quantities than the image come out as
-``{seed}_{quantity}.mp4``. The loop closes, so it can be played on repeat. Colours are explained in imaging.py.
+``{seed}_{quantity}.mp4``. The loop closes, so it can be played on repeat. Colours are explained in visualization/images.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cli
-import trajectories
-from scripts_common import (
+from common.arguments import ArgumentParser, int_between, seed_number
+from common.program import run_script
+from visualization.generator_scripts import (
     add_generator_arguments,
     add_view_arguments,
     field_from_seed,
-    int_between,
     open_generator,
-    seed_number,
     share_between_views,
 )
-from video_rendering import MAX_FRAMES, Shot, add_video_arguments, render_shots
+from visualization.trajectories import ellipse
+from visualization.video_rendering import MAX_FRAMES, Shot, add_video_arguments, render_shots
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     add_generator_arguments(parser, output_dir="vids")
     parser.add_argument("--seed", "--seeds", dest="seeds", type=seed_number, nargs="+", default=[0], help="a video each")
     parser.add_argument("--num_frames", type=int_between(1, MAX_FRAMES), default=36, help="frames of the whole loop")
@@ -35,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     loaded, output_dir = open_generator(args)
 
     for seed in args.seeds:
-        poses = trajectories.ellipse(args.num_frames, loaded.curriculum)
+        poses = ellipse(args.num_frames, loaded.curriculum)
         field = share_between_views(loaded, field_from_seed(loaded, seed, args.psi), poses, args)
         shots = [Shot(field, pose, seed) for pose in poses]
         render_shots(shots, str(seed), loaded, output_dir, args)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

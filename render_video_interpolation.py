@@ -13,25 +13,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import cli
-from generators.generator import Styles
-from scripts_common import (
+from common.arguments import ArgumentParser, int_between, seed_number
+from common.program import run_script
+from visualization.generator_scripts import (
     add_generator_arguments,
     add_view_arguments,
     bind_field,
     film_from_seed,
-    int_between,
     open_generator,
-    seed_number,
 )
-from trajectories import TRAJECTORIES
-from video_rendering import MAX_FRAMES, Shot, add_video_arguments, render_shots
+from visualization.trajectories import TRAJECTORIES
+from visualization.video_rendering import MAX_FRAMES, Shot, add_video_arguments, render_shots
 
 MAX_SEEDS_IN_NAME = 8
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     add_generator_arguments(parser, output_dir="vids")
     parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2, 3], help="the seeds, in order")
     parser.add_argument("--trajectory", choices=sorted(TRAJECTORIES), default="front", help="where the camera goes")
@@ -64,4 +62,4 @@ def _seeds_name(seeds: Sequence[int]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

@@ -26,20 +26,23 @@ from pathlib import Path
 
 import torch
 
-import cli
-from checkpoint_files import damage_in, latest_checkpoint, list_checkpoints, load_training_checkpoint, write_atomically
-from curriculums import Curriculum, get_curriculum
+from checkpoints.files import damage_in, latest_checkpoint, list_checkpoints, load_training_checkpoint
+from common.arguments import ArgumentParser, add_device_argument, positive_float, positive_int, resolve_device, seed_number
+from common.errors import UserError
+from common.files import make_output_dir, write_atomically
+from common.program import keep_freed_memory, run_script
 from dataset import DATASETS, find_images
+from distributed.collectives import all_or_none, text_of_main
+from distributed.processes import Processes, join_processes
 from metrics.fidelity import read_state_dict
-from scripts_common import positive_float, positive_int, seed_number
-from siren import compiled
-from training.console import steady_output, tell
-from training.distributed import Processes, join_processes
+from settings.curriculum import Curriculum
+from settings.registry import get_curriculum
+from siren.backends import compiled
 from training.mirror import best_turn
-from training.recorder import Recorder
-from training.run_folder import FolderLock, clean_up, room_warning, set_aside_newer
-from training.run_state import RunState
-from training.together import all_or_none, text_of_main
+from training.run.console import steady_output, tell
+from training.run.recorder import Recorder
+from training.run.run_folder import FolderLock, clean_up, room_warning, set_aside_newer
+from training.run.run_state import RunState
 from training.trainer import RunOptions, Trainer
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,10 +56,12 @@ def count(text: str) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--curriculum", required=True, help="a name from curriculums.py, or a .json file")
     parser.add_argument("--output_dir", required=True, help="checkpoints, samples and logs go here")
-    parser.add_argument("--dataset_path", help="folder, glob or zip of images (python synthetic_heads.py makes a built-in set)")
+    parser.add_argument(
+        "--dataset_path", help="folder, glob or zip of images (python -m tools.synthetic_heads makes a built-in set)"
+    )
     parser.add_argument("--dataset", choices=sorted(DATASETS), help="crop preset, if not the curriculum's")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the curriculum")
     parser.add_argument(
@@ -98,7 +103,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--deterministic", action="store_true", help="on a GPU, a resumed run equals an undisturbed one to the last bit; slower"
     )
     parser.add_argument("--port", type=int, help="of the first machine's process group, where torchrun does not set it")
-    cli.add_device_argument(parser)
+    add_device_argument(parser)
     return parser.parse_args(argv)
 
 
@@ -131,7 +136,7 @@ def deterministic(is_wanted: bool) -> Iterator[None]:
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
-        raise cli.UserError(f"--deterministic: {error} Leave the option out, or use --device cpu") from error
+        raise UserError(f"--deterministic: {error} Leave the option out, or use --device cpu") from error
     finally:
         torch.use_deterministic_algorithms(before)
 
@@ -139,9 +144,9 @@ def deterministic(is_wanted: bool) -> Iterator[None]:
 def check_dataset(arguments: argparse.Namespace, curriculum: Curriculum) -> None:
     """Look at the images before anything else is done. Raises UserError."""
     if not arguments.dataset_path:
-        raise cli.UserError(
+        raise UserError(
             f"--dataset_path is missing: a folder, glob or zip of images for the curriculum {curriculum.name}"
-            " (python synthetic_heads.py makes a built-in set)"
+            " (python -m tools.synthetic_heads makes a built-in set)"
         )
     find_images(arguments.dataset_path)
     if arguments.feature_extractor_weights:
@@ -165,17 +170,17 @@ def checkpoint_to_resume(arguments: argparse.Namespace, output_dir: Path) -> Pat
     present = list_checkpoints(output_dir)
     if arguments.resume == "never" and not is_started_anew():
         if present:
-            raise cli.UserError(f"{output_dir} already holds {present[0][1].name}; choose another --output_dir or --resume auto")
+            raise UserError(f"{output_dir} already holds {present[0][1].name}; choose another --output_dir or --resume auto")
         return None
     if arguments.resume not in ("auto", "never") and not (is_started_anew() and _has_gone_on_from(arguments.resume, present)):
         path = Path(arguments.resume)
         damage = damage_in(path)
         if damage:
-            raise cli.UserError(f"--resume {path}: it is damaged or no checkpoint ({damage}); name another, or --resume auto")
+            raise UserError(f"--resume {path}: it is damaged or no checkpoint ({damage}); name another, or --resume auto")
         return path
     newest = latest_checkpoint(output_dir, notice=tell)
     if present and newest is None:
-        raise cli.UserError(
+        raise UserError(
             f"none of the {len(present)} checkpoints in {output_dir} is whole; --resume PATH names another one,"
             " or move them away to start anew"
         )
@@ -280,19 +285,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     arguments = parse_arguments(argv)
     if not arguments.load_dir and (arguments.set_step is not None or arguments.mirror_depth):
-        raise cli.UserError("--set_step and --mirror_depth go with --load_dir")
+        raise UserError("--set_step and --mirror_depth go with --load_dir")
     if arguments.load_dir and arguments.resume not in ("auto", "never"):
-        raise cli.UserError("--load_dir starts a new run and --resume PATH goes on with one; give one of them")
+        raise UserError("--load_dir starts a new run and --resume PATH goes on with one; give one of them")
     crop = [f"dataset={arguments.dataset}"] if arguments.dataset else []  # kept with the weights: scores need it
     curriculum = get_curriculum(arguments.curriculum).with_overrides([*arguments.set, *crop])
     if arguments.compile and curriculum.model == "TRIPLANE":
-        raise cli.UserError("--compile is for SIREN models; a TRIPLANE's lookup is compiled already, so leave the option out")
-    device = cli.resolve_device(arguments.device)
-    output_dir = cli.make_output_dir(arguments.output_dir)
+        raise UserError("--compile is for SIREN models; a TRIPLANE's lookup is compiled already, so leave the option out")
+    device = resolve_device(arguments.device)
+    output_dir = make_output_dir(arguments.output_dir)
     check_dataset(arguments, curriculum)
     processes = join_processes(device, arguments.port)
     if processes.device.type == "cpu":
-        cli.keep_freed_memory()
+        keep_freed_memory()
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs; sums stay float32
     compiled.turn_on(arguments.compile)
     options = run_options(arguments, curriculum, output_dir, started)
@@ -314,4 +319,4 @@ def _take_folder(output_dir: Path, stack: contextlib.ExitStack) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

@@ -60,7 +60,7 @@ source auto_bash/setup.sh
 : >"$OUT/steps.tsv"
 
 step "Data: $HEADS procedural heads"
-must "$PYTHON" synthetic_heads.py --output_dir "$OUT/heads" --num_images "$HEADS" --image_size 64
+must "$PYTHON" -m tools.synthetic_heads --output_dir "$OUT/heads" --num_images "$HEADS" --image_size 64
 may "$PYTHON" dataset.py --check "$OUT/heads/images" --dataset Heads --image_size 64 --output "$OUT/data.png"
 
 step "Start: the small generator that the project ships"
@@ -87,7 +87,7 @@ step "Scores"
 may "$PYTHON" eval_metrics.py "$GENERATOR" --dataset_path "$OUT/heads/images" --metrics swd --num_images 256 --image_size 32 \
   --output_json "$OUT/scores/images.json"
 may "$PYTHON" cal_weighted_var.py "$GENERATOR" --seeds_end 8 --image_size 64 --output_json "$OUT/scores/weighted_variance.json"
-may "$PYTHON" eval_geometry.py "$GENERATOR" --dataset_path "$OUT/heads" --num_images 64 --num_truth 1000 --predictor_steps 250 \
+may "$PYTHON" -m tools.eval_geometry "$GENERATOR" --dataset_path "$OUT/heads" --num_images 64 --num_truth 1000 --predictor_steps 250 \
   --output_json "$OUT/scores/geometry.json"
 
 step "Views"
@@ -103,7 +103,7 @@ may "$PYTHON" extract_shapes.py "$GENERATOR" --seeds 0 1 2 --voxel_resolution 12
 may "$PYTHON" render_meshimg.py --input_dir "$OUT/shapes" --output_dir "$OUT/mesh_images" --image_size 256
 
 step "The page"
-must "$PYTHON" report.py "$OUT"
+must "$PYTHON" -m tools.report "$OUT"
 
 printf '\nDone in %d:%02d. Open %s in a browser.\n' $((SECONDS / 60)) $((SECONDS % 60)) "$(realpath "$OUT/index.html")"
 if FAILED="$(grep -c $'\tfailed' "$OUT/steps.tsv")"; then echo "$FAILED command(s) failed along the way; the page says which."; fi

@@ -10,4 +10,5 @@ ISOLATED=() # a mount table of its own, so that no file system can be left mount
 for unshare in "unshare --mount" "unshare --mount --map-root-user"; do
   if $unshare true 2>/dev/null; then read -ra ISOLATED <<<"$unshare"; break; fi
 done
-exec ${ISOLATED[@]+"${ISOLATED[@]}"} "$PYTHON" -m auto_bash.soak --called_from "$CALLED_FROM" "$@"
+export PYTHONPATH="$PWD/tests"
+exec ${ISOLATED[@]+"${ISOLATED[@]}"} "$PYTHON" -m soak.soak --called_from "$CALLED_FROM" "$@"

@@ -26,13 +26,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-import cli
 from benchmarks import virtual_hosts
-from curriculums import CURRICULUMS, Curriculum
+from common.arguments import ArgumentParser
+from common.errors import UserError
+from common.program import run_script
 from discriminators.progressive import ProgressiveEncoderDiscriminator
+from distributed.processes import BUCKET_MB, join_processes
 from generators.generator import ImplicitGenerator3d
-from training.distributed import BUCKET_MB, join_processes
-from training.run_state import RunState
+from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS
+from training.run.run_state import RunState
 from training.trainer import RunOptions, Trainer
 
 REPO = Path(__file__).resolve().parent.parent
@@ -135,7 +138,7 @@ def measure(world_size: int, folder: Path) -> list[dict[str, Any]]:
     results = virtual_hosts.VirtualHosts(commands, REPO, variables).finish(timeout=900)
     for rank, result in enumerate(results):
         if result.status:
-            raise cli.UserError(f"process {rank} of {world_size} ended with status {result.status}: {result.errors[-500:]}")
+            raise UserError(f"process {rank} of {world_size} ended with status {result.status}: {result.errors[-500:]}")
     return [json.loads((folder / f"{world_size}_{rank}.json").read_text()) for rank in range(world_size)]
 
 
@@ -181,7 +184,7 @@ def print_tables(report: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     import tempfile
 
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--processes", nargs="+", type=int, default=[2, 4], help="how many, one run each")
     parser.add_argument("--rank_folder", type=Path, help=argparse.SUPPRESS)
@@ -191,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return rank_main(args.rank_folder)
     reason = virtual_hosts.why_impossible()
     if reason:
-        raise cli.UserError(f"nothing to count on: {reason}; run it as root, or where users may have namespaces")
+        raise UserError(f"nothing to count on: {reason}; run it as root, or where users may have namespaces")
     sizes = gradient_bytes()
     gradients = sizes["G"] + sizes["D, 32 px"]
     report: dict[str, Any] = {"gradient_bytes": sizes, "volume": [], "buckets": []}
@@ -206,4 +209,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

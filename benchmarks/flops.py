@@ -6,8 +6,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.networks import flops_per_point
-from curriculums import Curriculum
 from discriminators.progressive import ProgressiveEncoderDiscriminator
+from settings.curriculum import Curriculum
 from training.losses import GAN_LOSSES
 from training.steps import StepSettings
 

@@ -27,20 +27,22 @@ import numpy as np
 import torch
 from torch import nn
 
-import cli
 from benchmarks.flops import flops_of_D, flops_of_images, flops_per_hit
 from benchmarks.networks import PSI, Network, flops_per_point, full_network, shipped_network
-from curriculums import Curriculum
+from common.arguments import ArgumentParser, add_device_argument, resolve_device
+from common.errors import UserError
+from common.program import run_script
 from generators.cameras import CameraPoses, camera_rays
 from generators.generator import latent_from_seed
 from generators.renderer import draw_noise, render
 from generators.views import ViewSettings, make_pose, render_view
-from meshes import fill_occupancy, fill_occupancy_near_surface
-from siren import compiled, fused
+from settings.curriculum import Curriculum
+from siren.backends import compiled, fused
 from siren.field import SirenField
-from training.guard import step_if_finite
-from training.run_state import RunState
+from training.run.nonfinite import step_if_finite
+from training.run.run_state import RunState
 from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, StepSettings, generate, to_images
+from visualization.meshes import fill_occupancy, fill_occupancy_near_surface
 
 STEP = 5000  # halfway through BFM's first stage
 BARS = {"occupancy_share": 0.5, "frames_per_s": 60.0, "extract_s": 0.3, "training_share": 0.35}
@@ -149,7 +151,7 @@ def _plain(field: SirenField, points: torch.Tensor) -> torch.Tensor:
 
 def _launch_shapes(bench: Bench, field: SirenField, points: torch.Tensor, flops: float) -> Row:
     """TFLOP/s of the fp16 kernel by launch shape, to see whether the chosen one is the best here."""
-    from siren.triton_occupancy import LaunchConfig, occupancy_logits
+    from siren.backends.triton_occupancy import LaunchConfig, occupancy_logits
 
     packed = field._packed[torch.float16]
     width = packed.final.shape[0]
@@ -365,18 +367,18 @@ def run(bench: Bench, network: Network, max_minutes: float) -> Row:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--quick", action="store_true", help="the smallest sizes: tests this script, measures nothing")
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
     parser.add_argument("--generator", help="a generator file to measure instead of the widened shipped one")
     parser.add_argument("--curriculum", help="of that file, where it does not carry its own settings")
     parser.add_argument("--max_minutes", type=float, default=7, help="training variants that come later are left out")
-    cli.add_device_argument(parser)
+    add_device_argument(parser)
     args: argparse.Namespace = parser.parse_args(argv)
-    device = cli.resolve_device(args.device)
+    device = resolve_device(args.device)
     if device.type != "cuda" and not args.quick:
-        raise cli.UserError("this measures a GPU; use benchmarks/run.py for the CPU, or --quick to try the script out")
+        raise UserError("this measures a GPU; use benchmarks/run.py for the CPU, or --quick to try the script out")
     torch.manual_seed(0)
     network = shipped_network() if args.quick else full_network(args.generator, args.curriculum)
     report = run(Bench(device, args.quick), network, args.max_minutes)
@@ -389,4 +391,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from checkpoints import load_generator
-from curriculums import CURRICULUMS, Curriculum, get_curriculum
+from checkpoints.loading import load_generator
 from generators.generator import ImplicitGenerator3d, latent_from_seed
+from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS, get_curriculum
 from siren.field import Field
 from siren.mapping import FilmParameters
 

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import trajectories
 from benchmarks.measure import Gemm
 from benchmarks.networks import CountingField, Network, StraightforwardField
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.view_cache import CachedField, build_cache, view_rays
 from generators.views import ViewSettings, make_pose, view_columns
 from siren.field import Field
-from trajectories import TrajectoryPose
+from visualization.trajectories import TrajectoryPose, ellipse, multiview
 
 NUM_FRAMES = 36
 DEPTH_TOLERANCE = 1e-4
@@ -44,7 +43,7 @@ def psnr_db(rgb: Tensor, truth: Tensor) -> float:
 @torch.no_grad()
 def measure_view(network: Network, path: str, size: int) -> dict[str, Any]:
     """One view of ``size`` px, doubled samples, from the front. ``path``: field, surface_only or straightforward."""
-    pose = trajectories.multiview(network.curriculum)[2]
+    pose = multiview(network.curriculum)[2]
     settings = ViewSettings(image_size=size, surface_only=path == "surface_only")
     field = CountingField(StraightforwardField.of_seed(network) if path == "straightforward" else network.field())
     gemm = Gemm()
@@ -68,7 +67,7 @@ def measure_video(network: Network, size: int, row_step: int, plain_every: int, 
     GEMM's work, plus a thirty-sixth of the cache's building.
     """
     gemm = Gemm()
-    poses = trajectories.ellipse(NUM_FRAMES, network.curriculum)
+    poses = ellipse(NUM_FRAMES, network.curriculum)
     settings = ViewSettings(image_size=size)
     counting = CountingField(network.field())
     build = gemm.around(lambda: _build(counting, network, poses, settings))

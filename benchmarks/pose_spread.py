@@ -1,4 +1,4 @@
-"""How close pose_spread.py's read-out comes on built-in heads whose camera prior is known: the table in docs/own_photos.md.
+"""How close tools/pose_spread.py's read-out comes on built-in heads whose camera prior is known: the table in docs/own_photos.md.
 
 python benchmarks/pose_spread.py
 """
@@ -13,14 +13,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli
+from common.arguments import ArgumentParser
+from common.program import run_script
 from generators.cameras import CameraPoses, sample_camera_poses
 from heads.parameters import sample_heads
 from heads.render import render_heads
 from loading.cache import default_cache_dir
 from metrics.pose_readout import INPUT_SIZE, PosedHeads, ReadoutSettings, get_pose_readout, vary
 from metrics.pose_statistics import fit_prior
-from pose_spread import read_with_heads, spreads_of
+from tools.pose_spread import read_with_heads, spreads_of
 
 PRIORS = (("gaussian", 0.2, 0.1), ("gaussian", 0.3, 0.155), ("uniform", 0.5, 0.4), ("uniform", 0.7, 0.25))
 NUM_HEADS = 300
@@ -42,7 +43,7 @@ def posed_heads(prior: tuple[str, float, float], seed: int) -> PosedHeads:
 
 
 def main() -> None:
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--readout_cache", help="folder where trained read-outs are kept")
     args = parser.parse_args()
     settings = ReadoutSettings()
@@ -64,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

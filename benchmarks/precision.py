@@ -4,7 +4,7 @@
 
 The rounding is emulated on the CPU, so the numbers hold for any GPU up to the order of sums: inputs of the hidden layers'
 products are rounded to the format, sums, biases, phases, the first layer and the two heads stay float32. That is what
-the fused kernel (siren/triton_occupancy.py) does in fp16 and bf16, and what TF32 products do, but for the heads' weights.
+the fused kernel (siren/backends/triton_occupancy.py) does in fp16 and bf16, and what TF32 does, but for the heads' weights.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import cli
-from checkpoints import load_generator
-from curriculums import CURRICULUMS, Curriculum
+from checkpoints.loading import load_generator
+from common.arguments import ArgumentParser
+from common.errors import UserError
+from common.program import run_script
 from generators.cameras import CameraPoses, camera_rays
 from generators.generator import ImplicitGenerator3d, latent_from_seed
 from generators.renderer import RenderSettings, render
-from siren import folded
-from siren.folded import FoldedSiren, fold
+from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS
+from siren.backends import folded
+from siren.backends.folded import FoldedSiren, fold
 
 Rounding = Callable[[Tensor], Tensor]
 
@@ -76,7 +79,7 @@ class RoundedField:
 def folded_siren(generator: ImplicitGenerator3d, z: Tensor, psi: float) -> FoldedSiren:
     siren = generator.siren
     if siren.embedding_grid is not None:
-        raise cli.UserError("this measures fields without a feature grid; give another generator")
+        raise UserError("this measures fields without a feature grid; give another generator")
     heads = (siren.color_layer_sine.layer, siren.final_layer, siren.color_layer_linear[0])
     return fold([layer.layer for layer in siren.network], *heads, generator.film(z, psi), siren.point_scale)
 
@@ -114,7 +117,7 @@ def measure(siren: FoldedSiren, curriculum: Curriculum, image_size: int) -> dict
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("path", nargs="?", default="pretrained/heads.safetensors", help="a generator")
     parser.add_argument("--curriculum", choices=sorted(CURRICULUMS), help="of files that do not name theirs (BFM)")
     parser.add_argument("--image_size", type=int, default=64)
@@ -135,4 +138,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

@@ -25,9 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as if run fro
 
 import torch
 
-import cli
 from benchmarks import tables
 from benchmarks.items import FULL, PARTS, QUICK, Choice
+from common.arguments import ArgumentParser
+from common.errors import UserError
+from common.program import run_script
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, the same keys, within 50 seconds on 2 cores")
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
@@ -61,7 +63,7 @@ def write(path: Path | None, text: str) -> None:
         if path is not None:
             path.write_text(text)
     except OSError as error:
-        raise cli.UserError(f"cannot write {path}: {error.strerror or error}; choose another place") from None
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place") from None
 
 
 # -- the report ----------------------------------------------------------------------------------------------------------
@@ -166,4 +168,4 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

@@ -10,7 +10,14 @@ import torch
 
 from benchmarks.measure import Gemm
 from benchmarks.networks import CountingField, Network, StraightforwardField
-from meshes import MeshSettings, extract_mesh, fill_occupancy, fill_occupancy_near_surface, grid_coordinates, visible_radius
+from visualization.meshes import (
+    MeshSettings,
+    extract_mesh,
+    fill_occupancy,
+    fill_occupancy_near_surface,
+    grid_coordinates,
+    visible_radius,
+)
 
 CUBE_SIZE = 0.3
 LEVEL = 0.5

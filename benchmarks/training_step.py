@@ -26,14 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import cli
 from benchmarks.flops import flops_of_D, flops_of_images, flops_per_hit
 from benchmarks.measure import Gemm
 from benchmarks.networks import Network
-from curriculums import Stage
+from common.program import keep_freed_memory
+from distributed.processes import Processes
+from settings.curriculum import Stage
 from training import trainer
-from training.distributed import Processes
-from training.run_state import RunState
+from training.run.run_state import RunState
 
 STEP = 5000  # halfway through BFM's first stage
 PHASES = ("generate_for_D", "D_forward", "D_backward", "G_forward", "G_backward", "optimizers_and_rest")
@@ -44,7 +44,7 @@ def measure(network: Network, size: int, batch: int, rounds: int) -> dict[str, A
 
     ``size``: px, which chooses BFM's stage; ``batch``: images, where fewer than the stage's are to be measured.
     """
-    cli.keep_freed_memory()  # as train.py does
+    keep_freed_memory()  # as train.py does
     trainer_, stage = _trainer(network, size, batch)
     curriculum, step = trainer_.curriculum, trainer_.state.step
     real = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curriculums import MAX_DISC_SIZE, Curriculum
+from settings.curriculum import MAX_DISC_SIZE, Curriculum
 
 LEAKY_SLOPE = 0.2
 NUM_POSE = 2

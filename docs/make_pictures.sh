@@ -26,4 +26,4 @@ done
   --quantities image normals --output_dir "$WORK/vids"
 "$PYTHON" extract_shapes.py "$GENERATOR" --seeds "${SEEDS[@]}" --voxel_resolution 160 --largest_piece --output_dir "$WORK/shapes"
 "$PYTHON" render_meshimg.py --input_dir "$WORK/shapes" --output_dir "$WORK/meshes" --image_size 160
-PYTHONPATH=. "$PYTHON" docs/compose_pictures.py "$WORK" "docs/$NAME" --seeds "${SEEDS[@]}"
+PYTHONPATH=. "$PYTHON" tools/compose_images.py "$WORK" "docs/$NAME" --seeds "${SEEDS[@]}"

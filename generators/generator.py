@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from curriculums import Curriculum
-from siren.field import Field
+from settings.curriculum import Curriculum
+from siren.field import Field, SirenField
 from siren.mapping import FilmParameters
 from siren.siren import Siren
 from triplane.mapping import TriplaneStyles
@@ -40,7 +40,7 @@ class ImplicitGenerator3d(nn.Module):
     """Mapping network and field: ``siren``, with parameter names as in published files (``siren.network.0.layer.weight``, ...),
     or ``triplane``.
 
-    Both kinds offer ``mapping_network(z)`` -> :data:`Styles` and ``bind(styles)`` -> :class:`siren.field.Field`.
+    The mapping network of either makes :data:`Styles` of latents, and those a :class:`siren.field.Field`.
     """
 
     def __init__(self, curriculum: Curriculum) -> None:
@@ -69,7 +69,7 @@ class ImplicitGenerator3d(nn.Module):
 
     def field(self, film: Styles) -> Field:
         """The field of B latents. What depends on the latents alone is computed here, once."""
-        return self.network.bind(film)
+        return self.triplane.bind(film) if self.curriculum.model == "TRIPLANE" else SirenField(self.siren, film)
 
     @torch.no_grad()
     def compute_truncation_mean(self, num: int = NUM_TRUNCATION_LATENTS, seed: int = 0) -> Styles:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from curriculums import Curriculum
 from generators import samplers, volume_rendering
 from generators.cameras import Rays
 from generators.root_finding import Surface, find_surface
 from generators.samplers import RenderNoise
+from settings.curriculum import Curriculum
 from siren.field import Field, RayField
 
 

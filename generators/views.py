@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curriculums import Curriculum
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.renderer import RenderOutput, RenderSettings, ray_points, render
+from settings.curriculum import Curriculum
 from siren.field import Field
 
 RAYS_PER_CHUNK = 1 << 15

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-import cli
+from common.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # by content; Pillow hands others to programs (EPS: Ghostscript)
@@ -54,11 +54,11 @@ def find_images(path: str | Path) -> ImageSource:
         place = Path(text).expanduser()
         source = _in_zip(text, place) if place.is_file() and zipfile.is_zipfile(place) else _in_files(text, place)
     except Exception as error:  # a name too long, a home that is nobody's, a zip whose directory is damaged
-        if isinstance(error, cli.UserError):
+        if isinstance(error, UserError):
             raise
-        raise cli.UserError(f"cannot read {text} ({type(error).__name__}: {error}); name another") from None
+        raise UserError(f"cannot read {text} ({type(error).__name__}: {error}); name another") from None
     if not source.names:
-        raise cli.UserError(f"{text} holds no pictures ({', '.join(EXTENSIONS)})")
+        raise UserError(f"{text} holds no pictures ({', '.join(EXTENSIONS)})")
     return source
 
 
@@ -77,7 +77,7 @@ def _in_files(text: str, place: Path) -> ImageSource:
     else:
         files = _files_matching(place)
         if not files:
-            raise cli.UserError(f"there is no folder, zip or picture at {text}; name one that exists")
+            raise UserError(f"there is no folder, zip or picture at {text}; name one that exists")
     stamps = {}
     for name in sorted(name for name in files if _is_image_name(name)):
         with contextlib.suppress(OSError):  # gone since it was listed, or a link to nowhere

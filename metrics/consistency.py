@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from curriculums import Curriculum
 from generators.cameras import CameraPoses, camera_rays, camera_to_world
 from generators.views import View, ViewSettings, render_views
+from settings.curriculum import Curriculum
 from siren.field import Field
 
 OCCLUSION = 0.1  # of the ray's length: a point so far behind what B sees is hidden from B

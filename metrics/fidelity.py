@@ -1,7 +1,7 @@
 """FID, KID and IS through torch-fidelity, which gets tensors, and weights that were checked to be nothing but tensors.
 
 torch-fidelity unpickles whatever file of weights it is given. So a file, the user's or a downloaded one, is first read as
-data (torch_files.py), and torch-fidelity gets a copy that was written here.
+data (checkpoints/torch_files.py), and torch-fidelity gets a copy that was written here.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cli import UserError, require_file
-from safe_pickle import printable
-from torch_files import read_torch_file
+from checkpoints.safe_pickle import printable
+from checkpoints.torch_files import read_torch_file
+from common.errors import UserError
+from common.files import require_file
 
 DOWNLOAD_TIMEOUT_SECONDS = 20.0
 MIN_IMAGES = 4

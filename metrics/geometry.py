@@ -1,4 +1,4 @@
-"""The surfaces behind generated pictures, against the geometry that the pictures show (docs/metrics.md, eval_geometry.py)."""
+"""The surfaces behind generated images, against the geometry that they show (docs/metrics.md, tools/eval_geometry.py)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoints import LoadedGenerator
-from cli import UserError
-from curriculums import Curriculum
+from checkpoints.loading import LoadedGenerator
+from common.errors import UserError
 from generators.cameras import CameraPoses
 from generators.views import View, ViewSettings, render_views
 from metrics.sampling import sample_fields
 from metrics.shapes import Geometry, compare, flattened, mirrored, normals_to_camera
 from metrics.truth import TruthSet
+from settings.curriculum import Curriculum
 
 
 def surfaces_of(views: list[View]) -> Geometry:

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoint_files import check_finite
-from checkpoints import latest_checkpoint, load_generator, load_training_checkpoint
-from cli import UserError, require_file
-from curriculums import Curriculum
+from checkpoints.files import check_finite, latest_checkpoint, load_training_checkpoint
+from checkpoints.loading import load_generator
+from common.errors import UserError
+from common.files import require_file
 from discriminators.progressive import ProgressiveEncoderDiscriminator
 from metrics.sampling import render_images, sample_fields
-from training.schedules import fade_alpha_at
+from settings.curriculum import Curriculum
+from settings.schedules import fade_alpha_at
 
 BATCH_SIZE = 8
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from checkpoint_files import write_atomically
-from checkpoints import LoadedGenerator
-from cli import add_device_argument
-from scripts_common import finite_float, int_between, open_generator, picture_side
+from checkpoints.loading import LoadedGenerator
+from common.arguments import add_device_argument, finite_float, int_between, picture_side
+from common.files import write_atomically
+from visualization.generator_scripts import open_generator
 
 
 def add_common_arguments(

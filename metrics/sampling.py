@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoints import LoadedGenerator
-from curriculums import Curriculum
+from checkpoints.loading import LoadedGenerator
+from distributed.processes import Processes
 from generators.cameras import CameraPoses, Rays, camera_rays, sample_camera_poses
 from generators.generator import draw_latents
 from generators.renderer import RenderSettings, render
 from generators.views import RAYS_PER_CHUNK
+from settings.curriculum import Curriculum
 from siren.field import Field
-from training.distributed import Processes
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from checkpoint_files import write_atomically
+from common.files import write_atomically
 
 
 def conv_block(num_in: int, num_out: int) -> nn.Sequential:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cli import UserError
+from common.errors import UserError
 
 PATCH_SIZE = 7
 MIN_SIZE = 16

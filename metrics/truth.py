@@ -1,4 +1,4 @@
-"""Images with ground truth, as synthetic_heads.py lays them out: images/NAME.png and ground_truth/NAME.npz.
+"""Images with ground truth, as tools/synthetic_heads.py lays them out: images/NAME.png and ground_truth/NAME.npz.
 
 Each .npz holds ``depth`` (H, W), distance along the unit ray; ``normals`` (3, H, W), unit, world axes; ``mask`` (H, W),
 True on the object; ``yaw`` and ``pitch``, radians. An optional meta.json tells the camera's fov (``camera.fov``, degrees).
@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cli import UserError, read_small_text, require_file
+from checkpoints.safe_pickle import printable
+from common.errors import UserError
+from common.files import read_small_text, require_file
 from generators.cameras import CameraPoses
 from loading.files import FORMATS
 from metrics.shapes import Geometry, normals_to_camera
-from safe_pickle import printable
 
 NPY_HEADER_BYTES = 4096
 
@@ -50,7 +51,7 @@ def find_truth(folder: str | Path, limit: int) -> TruthFiles:
     if not names:
         raise UserError(
             f"{folder} holds no images with ground truth (images/NAME.png beside ground_truth/NAME.npz); "
-            "make some with: python synthetic_heads.py --output_dir DIR"
+            "make some with: python -m tools.synthetic_heads --output_dir DIR"
         )
     digest = hashlib.sha256()
     for name in names:  # a compressed file's size changes with its content, and reading all of them would take a minute

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from curriculums import Curriculum
 from generators import volume_rendering
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.renderer import RenderSettings, render
 from generators.views import RAYS_PER_CHUNK
+from settings.curriculum import Curriculum
 from siren.field import Field
 
 NUM_SAMPLES = 36

@@ -1,29 +1,27 @@
 """The field of given latents: what it answers at arbitrary points.
 
 Notation: B latents, N points per latent, H hidden units. FiLM is folded into the weights
-once, when the field is bound (siren/folded.py). On a CPU the arithmetic runs in blocks that stay in the cache, with
-gradients by hand (siren/blocked.py); elsewhere it is plain PyTorch. Without gradients, points are walked in chunks of
+once, when the field is bound (siren/backends/folded.py). On a CPU the arithmetic runs in blocks that stay in the cache, with
+gradients by hand (siren/backends/blocked.py); elsewhere it is plain PyTorch. Without gradients, points are walked in chunks of
 bounded memory, so callers may pass millions of them. Phases are float32 whatever the autocast state: gamma is about 30,
 and a phase error of 0.1 rad is visible. Training on a GPU lets products after the first layer round to TF32 (train.py), and its
-occupancy queries go through one fused kernel (siren/fused.py, which shows the error).
+occupancy queries go through one fused kernel (siren/backends/fused.py, which shows the error).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from siren import blocked, compiled, folded, fused
-from siren.folded import fold
-from siren.fused import PackedField
+from siren.backends import blocked, compiled, folded, fused
+from siren.backends.folded import fold
+from siren.backends.packed import PackedField
 from siren.mapping import FilmParameters
-
-if TYPE_CHECKING:
-    from siren.siren import Siren
+from siren.siren import Siren
 
 CHUNK = 1 << 19  # points; bounds the memory
 
@@ -144,9 +142,9 @@ class SirenField:
 
 
 def _in_blocks(*inputs: Tensor | None) -> bool:
-    """Whether siren/blocked.py answers: on a CPU, unless a gradient with respect to points or directions is wanted.
+    """Whether siren/backends/blocked.py answers: on a CPU, unless a gradient with respect to points or directions is wanted.
 
-    torch.compile gets the plain arithmetic of siren/folded.py.
+    torch.compile gets the plain arithmetic of siren/backends/folded.py.
     """
     given = [tensor for tensor in inputs if tensor is not None]
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)

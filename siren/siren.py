@@ -10,9 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from curriculums import Curriculum
-from siren.field import SirenField
-from siren.mapping import FilmParameters, MappingNetwork
+from settings.curriculum import Curriculum
+from siren.mapping import MappingNetwork
 
 BOX_SIDE = 0.24
 EMBEDDING_CHANNELS = 32
@@ -67,7 +66,3 @@ class Siren(nn.Module):
     def embedding_grid(self) -> Tensor | None:
         """(1, C, D, D, D), indexed [z, y, x]; None for models without one."""
         return self._parameters.get("spatial_embeddings")
-
-    def bind(self, film: FilmParameters) -> SirenField:
-        """The field of the latents that ``film`` came from."""
-        return SirenField(self, film)

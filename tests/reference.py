@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from curriculums import CURRICULUMS
 from generators.generator import ImplicitGenerator3d
+from settings.registry import CURRICULUMS
 
 
 def load_outputs(shared_dir: Path) -> dict[str, torch.Tensor]:
@@ -22,7 +22,7 @@ def load_meta(shared_dir: Path) -> dict:
 
 
 def load_reference_generator(shared_dir: Path) -> ImplicitGenerator3d:
-    from checkpoints import load_generator
+    from checkpoints.loading import load_generator
 
     path = shared_dir / "reference" / "published_format" / "generator.pth"
     return load_generator(path, CURRICULUMS["BFM"]).generator

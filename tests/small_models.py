@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from curriculums import CURRICULUMS, Curriculum
 from generators.generator import ImplicitGenerator3d
+from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS
 
 BALL_RADIUS = 0.07
 NUM_FIT_STEPS = 400
@@ -66,7 +67,7 @@ def make_empty_generator() -> ImplicitGenerator3d:
 
 
 def save_generator(generator: ImplicitGenerator3d, path: Path) -> Path:
-    from checkpoints import save_inference
+    from checkpoints.files import save_inference
 
     save_inference(path, generator, step=0)
     return path

@@ -23,9 +23,9 @@ from benchmarks.networks import (
     shipped_network,
     widen,
 )
-from cli import UserError
-from curriculums import CURRICULUMS
+from common.errors import UserError
 from discriminators.progressive import ProgressiveEncoderDiscriminator
+from settings.registry import CURRICULUMS
 
 KEYS = {
     *("gemm_gflops", "occupancy_gemm_share", "colour_gemm_share", "extract_size", "extract_256_over_dense"),
@@ -167,7 +167,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_a_generator_of_ones_own(tmp_path: Path, shipped: Network) -> None:
-    from checkpoints import save_inference
+    from checkpoints.files import save_inference
 
     generator = widen(shipped.generator, CURRICULUMS["BFM"])
     save_inference(tmp_path / "wide.safetensors", generator, step=0)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from benchmarks.precision import round_to_tf32
-from curriculums import CURRICULUMS
 from generators.generator import ImplicitGenerator3d
-from siren import blocked, folded
-from siren.folded import FoldedSiren
+from settings.registry import CURRICULUMS
+from siren.backends import blocked, folded
+from siren.backends.folded import FoldedSiren
 
 
 @pytest.fixture(autouse=True)

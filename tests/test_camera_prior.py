@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import dataset
-from camera_prior import PITCH_QUANTILES, YAW_QUANTILES, prior_angles, write_camera_prior
-from cli import UserError
-from curriculums import CURRICULUMS
+from common.errors import UserError
+from heads.camera_prior import PITCH_QUANTILES, YAW_QUANTILES, prior_angles, write_camera_prior
+from settings.registry import CURRICULUMS
 
 
 def test_angles_are_the_quantiles_of_the_prior():

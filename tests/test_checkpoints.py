@@ -16,12 +16,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import checkpoint_files
-import checkpoints
-from checkpoints import latest_checkpoint, load_generator, load_training_checkpoint, save_inference, save_training_checkpoint
-from cli import UserError
-from curriculums import CURRICULUMS, Curriculum
+from checkpoints import loading as checkpoints
+from checkpoints.files import latest_checkpoint, load_training_checkpoint, save_inference, save_training_checkpoint
+from checkpoints.loading import load_generator
+from common.errors import UserError
 from generators.generator import ImplicitGenerator3d
+from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS
 
 SMALL = CURRICULUMS["SYNTH_TINY"].with_overrides(["hidden_dim=8", "num_layers=2", "latent_dim=4"])
 
@@ -298,7 +299,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         original = Path.open
         monkeypatch.setattr(Path, "open", lambda self, mode="r": _FullDisk(original(self, mode)))
     else:
-        monkeypatch.setattr(checkpoint_files.os, failing, full)
+        monkeypatch.setattr(os, failing, full)
     with pytest.raises(UserError, match="No space left"):
         save_inference(inference, small_generator(seed=5), 2)
     with pytest.raises(UserError, match="No space left"):

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import train
-from curriculums import CURRICULUMS
 from generators.generator import ImplicitGenerator3d
-from siren import compiled, field
+from settings.registry import CURRICULUMS
+from siren import field
+from siren.backends import compiled
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from analytic import SphereField
 from torch import Tensor
 
-from curriculums import CURRICULUMS
+from analytic import SphereField
 from generators.cameras import CameraPoses, camera_rays
 from generators.views import ViewSettings, render_views
 from metrics.consistency import compare_views, project, view_consistency
+from settings.registry import CURRICULUMS
 
 CURRICULUM = CURRICULUMS["SYNTH"]
 CPU = torch.device("cpu")

@@ -9,15 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from curriculums import CURRICULUMS
+from distributed.processes import Processes
 from generators.cameras import CameraPoses, camera_rays
 from generators.extraction import LatticeSpec, surface_slabs
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderSettings, render
-from siren import compiled, fused
-from training.distributed import Processes
+from settings.registry import CURRICULUMS
+from siren.backends import compiled, fused
 from training.inputs import draw_inputs
-from training.run_state import RunState
+from training.run.run_state import RunState
 from training.steps import StepSettings
 from training.trainer import RunOptions, Trainer
 

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from cli import UserError
-from curriculums import CURRICULUMS, Curriculum, get_curriculum
+from common.errors import UserError
+from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS, get_curriculum
 
 
 @pytest.mark.parametrize("name", sorted(CURRICULUMS))

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import dataset as dataset_module
-from cli import UserError
+from common.errors import UserError
 from dataset import DATASETS, BatchStream, ImageDataset, batch_at, epoch_order
 from loading.cache import CachedPictures, build_cache
 from loading.files import DatasetSpec, decode, find_images, to_rgb, to_square

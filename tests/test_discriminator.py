@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from reference import load_meta, load_outputs, relative_error
 
-from curriculums import CURRICULUMS
 from discriminators.progressive import ProgressiveEncoderDiscriminator, entry_block
+from reference import load_meta, load_outputs, relative_error
+from settings.registry import CURRICULUMS
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,16 @@ import pytest
 import torch
 from PIL import Image
 
-import cli
 from benchmarks import virtual_hosts
-from checkpoints import load_training_checkpoint
-from curriculums import CURRICULUMS, Curriculum
+from checkpoints.files import load_training_checkpoint
+from common.errors import UserError
+from common.program import run_script
 from dataset import batch_at
-from training.distributed import Processes, join_processes
-from training.peers import PeerLost
-from training.run_state import RunState
+from distributed.peers import PeerLost
+from distributed.processes import Processes, join_processes
+from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS
+from training.run.run_state import RunState
 from training.steps import StepSettings
 from training.trainer import RunOptions, Trainer
 
@@ -83,7 +85,7 @@ def _as_rank(function: Callable, rank: int, world_size: int, port: int, variable
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    cli.run(functools.partial(function, *args))
+    run_script(functools.partial(function, *args))
 
 
 class Ranks:
@@ -359,7 +361,7 @@ def test_processes_started_anew_do_not_meet_their_predecessors(tmp_path):
 @pytest.mark.parametrize("text", ["soon", "0", "nan", "inf", "-5"])
 def test_an_impossible_timeout_is_named(text, monkeypatch):
     monkeypatch.setenv("GOF_PEER_TIMEOUT", text)
-    with pytest.raises(cli.UserError, match="GOF_PEER_TIMEOUT"):
+    with pytest.raises(UserError, match="GOF_PEER_TIMEOUT"):
         join_processes(CPU)
 
 
@@ -458,7 +460,7 @@ def test_scores_do_not_depend_on_the_number_of_processes(photos, tmp_path, tiny_
 
 
 def _pictures(generator: str, folder: str) -> None:
-    from checkpoints import load_generator
+    from checkpoints.loading import load_generator
     from metrics.sampling import generated_images
 
     processes = join_processes(CPU)
@@ -470,7 +472,7 @@ def _pictures(generator: str, folder: str) -> None:
 
 
 def test_pictures_are_those_of_one_process_in_their_order(tmp_path):
-    from checkpoints import save_inference
+    from checkpoints.files import save_inference
 
     generator = tmp_path / "generator.safetensors"
     save_inference(generator, fitted_state().generator, step=0)

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from analytic import SphereField
 from torch import Tensor
 
-from curriculums import CURRICULUMS
+from analytic import SphereField
 from generators import extraction
 from generators.extraction import (
     LatticeSpec,
@@ -23,7 +22,15 @@ from generators.extraction import (
     surface_cells,
     surface_slabs,
 )
-from meshes import MeshSettings, extract_mesh, fill_occupancy, fill_occupancy_near_surface, occupancy_of, value_at_level
+from settings.registry import CURRICULUMS
+from visualization.meshes import (
+    MeshSettings,
+    extract_mesh,
+    fill_occupancy,
+    fill_occupancy_near_surface,
+    occupancy_of,
+    value_at_level,
+)
 
 BFM = CURRICULUMS["BFM"]
 
@@ -190,9 +197,8 @@ def test_slabs_cover_the_lattice_in_order() -> None:
 
 def test_reference_generator(shared_dir: Path) -> None:
     """A trained SIREN at 64^3: every sign, and the mesh."""
-    from reference import load_reference_generator
-
     from generators.generator import latent_from_seed
+    from reference import load_reference_generator
 
     generator = load_reference_generator(shared_dir)
     with torch.no_grad():

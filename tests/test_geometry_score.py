@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-import eval_geometry
-from checkpoints import load_generator
-from cli import UserError
+from checkpoints.loading import load_generator
+from common.errors import UserError
 from generators.cameras import CameraPoses, camera_rays
 from metrics.predictor import GeometryPredictor, PredictorSettings, augment, get_predictor, prediction_loss, train_predictor
 from metrics.sampling import ALONE
 from metrics.shapes import Geometry, compare, compare_statistics, flattened, mirrored, normals_to_camera, shape_statistics
 from metrics.truth import find_truth, read_truth
+from tools.eval_geometry import main
 from training.evaluation import EvaluationOptions, Evaluator
 
 SIZE, FOV, RADIUS = 32, 12.0, 0.07
@@ -169,7 +169,7 @@ def test_predictor_is_trained_once_and_repeatable(ball_set, tmp_path):
 def test_script_finds_a_generator_true_to_its_pictures(ball_set, tiny_generator_path, tmp_path, capsys):
     output = tmp_path / "score.json"
     args = [str(tiny_generator_path), "--dataset_path", str(ball_set), "--num_images", "8", "--predictor_steps", "80"]
-    eval_geometry.main([*args, "--predictor_cache", str(tmp_path), "--output_json", str(output)])
+    main([*args, "--predictor_cache", str(tmp_path), "--output_json", str(output)])
     record = json.loads(output.read_text())
     score, baselines = record["score"], record["baselines"]
     assert score["num_views_compared"] == 8 and score["bulges_outward"] is True and score["depth_correlation"] > 0.7
@@ -202,7 +202,7 @@ def test_bad_input(ball_set, tiny_generator_path, empty_generator_path, tmp_path
     common = ["--num_images", "4", "--predictor_steps", "1", "--predictor_cache", str(tmp_path), "--num_truth", "10"]
     common += ["--output_json", str(tmp_path / "x.json")]
     with pytest.raises(UserError, match="no images with ground truth"):
-        eval_geometry.main([str(tiny_generator_path), "--dataset_path", str(tmp_path), *common])
+        main([str(tiny_generator_path), "--dataset_path", str(tmp_path), *common])
     with pytest.raises(UserError, match="radiance field"):
         pigan = load_generator(tiny_generator_path).curriculum.with_overrides(
             [
@@ -216,14 +216,14 @@ def test_bad_input(ball_set, tiny_generator_path, empty_generator_path, tmp_path
         )
         (tmp_path / "pigan.json").write_text(json.dumps(pigan.to_dict()))
         radiance = ["--curriculum", str(tmp_path / "pigan.json")]
-        eval_geometry.main([str(tiny_generator_path), "--dataset_path", str(ball_set), *common, *radiance])
+        main([str(tiny_generator_path), "--dataset_path", str(ball_set), *common, *radiance])
     with pytest.raises(UserError, match="none of the 4 generated views"):
-        eval_geometry.main([str(empty_generator_path), "--dataset_path", str(ball_set), *common])
+        main([str(empty_generator_path), "--dataset_path", str(ball_set), *common])
     damaged = tmp_path / "damaged"
     for name in ("images", "ground_truth"):
         (damaged / name).mkdir(parents=True)
     (damaged / "images" / "0.png").write_bytes((ball_set / "images" / "000000.png").read_bytes())
     (damaged / "ground_truth" / "0.npz").write_bytes(b"not an archive")
     with pytest.raises(UserError, match=r"0\.npz"):
-        eval_geometry.main([str(tiny_generator_path), "--dataset_path", str(damaged), *common])
+        main([str(tiny_generator_path), "--dataset_path", str(damaged), *common])
     assert not (tmp_path / "x.json").exists()

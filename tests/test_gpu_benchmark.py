@@ -42,7 +42,7 @@ def test_quick_run_on_a_cpu(repo, tmp_path):
 @pytest.mark.parametrize("shares", [False, True])
 def test_an_iteration_is_that_of_the_curriculum(monkeypatch, shares):
     """Shared images are generated once, the others twice; relativistic losses get their real images."""
-    from checkpoints import load_generator
+    from checkpoints.loading import load_generator
 
     loaded = load_generator("heads")
     curriculum = replace(loaded.curriculum, share_images=shares, gan_loss="relativistic", r2_lambda=0.02)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from checkpoints import load_training_checkpoint
-from curriculums import CURRICULUMS, Curriculum
+from checkpoints.files import load_training_checkpoint
 from generators.generator import ImplicitGenerator3d
+from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS
 from train import main as train
 from training.hollow import PATIENCE, Bulge, measure_bulge
 from training.mirror import reflection
-from training.run_state import RunState
+from training.run.run_state import RunState
 
 SETTINGS = [
     *("hidden_dim=16", "num_layers=2", "latent_dim=8", "disc_channels=(4,4,4,4,4,4,8,8,8)", "init_ball_radius=0"),

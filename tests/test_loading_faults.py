@@ -8,12 +8,12 @@ import pickle
 from functools import partial
 from pathlib import Path
 
-import dying_worker
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import dying_worker
 from dataset import BatchStream, ImageDataset
 from loading.decoding import _in_parallel
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from curriculums import CURRICULUMS
 from discriminators.progressive import ProgressiveEncoderDiscriminator
 from generators.cameras import CameraPoses
 from generators.generator import ImplicitGenerator3d
+from settings import schedules
+from settings.registry import CURRICULUMS
 from siren.field import trilinear_sample
-from training import losses, schedules
+from training import losses
 
 
 def doubles(*shape, seed=0):

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cli import UserError
-from curriculums import CURRICULUMS
-from mesh_rendering import RaycastRenderer, open_renderer, pose_matrix, smooth_normals
-from meshes import (
+from common.errors import UserError
+from settings.registry import CURRICULUMS
+from visualization.mesh_rendering import RaycastRenderer, open_renderer, pose_matrix, smooth_normals
+from visualization.meshes import (
     MeshSettings,
     extract_mesh,
     fill_occupancy,

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import eval_metrics
-from checkpoints import load_generator
-from cli import UserError
+from checkpoints.loading import load_generator
+from common.errors import UserError
 from metrics import fidelity
 from metrics.fidelity import FidelitySettings, calculate, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation, Metric

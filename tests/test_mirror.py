@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from curriculums import CURRICULUMS
 from discriminators.progressive import ProgressiveEncoderDiscriminator
 from generators.generator import ImplicitGenerator3d
+from settings.registry import CURRICULUMS
 from training.mirror import mirror_field, mirror_pose_readout
 
 FLIP_Z = torch.tensor([1.0, 1.0, -1.0])

@@ -19,18 +19,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from curriculums import CURRICULUMS
 from discriminators.progressive import ProgressiveEncoderDiscriminator
 from generators.cameras import CameraPoses, camera_rays
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderSettings, render
 from generators.samplers import RenderNoise
-from siren import field, folded
+from settings.registry import CURRICULUMS
+from siren import field
+from siren.backends import folded
 from training import losses
 from training.augmentation import NUM_UNIFORMS, adapted
 from training.ema import MovingAverage
-from training.guard import BadSteps, Guard, are_finite, nan_unless_finite
 from training.losses import topk_image_weights
+from training.run.nonfinite import BadSteps, Guard, are_finite, nan_unless_finite
 from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, StepSettings, generate, to_images
 
 BATCH, SIZE = 4, 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from curriculums import CURRICULUMS
 from generators.generator import ImplicitGenerator3d
+from settings.registry import CURRICULUMS
 from training import outward_start
 from training.outward_start import Attempt, ball_hold_loss, draw_points, fit_to_ball
 

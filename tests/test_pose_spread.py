@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-import pose_spread
-from checkpoints import save_training_checkpoint
-from cli import UserError
-from curriculums import CURRICULUMS
+from checkpoints.files import save_training_checkpoint
+from common.errors import UserError
 from metrics.pose_head import load_pose_head
 from metrics.pose_readout import ReadoutSettings, get_pose_readout, render_posed_heads, vary
 from metrics.pose_statistics import Calibration, calibrate, fit_prior, measure_spread, near, without_outliers
-from training.run_state import RunState
+from settings.registry import CURRICULUMS
+from tools import pose_spread
+from training.run.run_state import RunState
 
 TINY = ReadoutSettings(num_heads=96, num_steps=60, batch_size=32, width=8)
 CPU = torch.device("cpu")
@@ -249,7 +249,7 @@ def test_bad_input_in_one_line(photos, run_dir, tmp_path, repo):
     with pytest.raises(UserError, match="at least 20"):
         pose_spread.main([str(photos / "00.png")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "pose_spread.py", str(photos), "--checkpoint", str(broken)]
+    command = [sys.executable, "-m", "tools.pose_spread", str(photos), "--checkpoint", str(broken)]
     done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 

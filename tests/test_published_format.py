@@ -22,19 +22,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import safe_pickle
-from checkpoints import load_generator, load_published_discriminator, load_published_training
-from cli import UserError
-from curriculums import CURRICULUMS
-from published_format import (
+from checkpoints import safe_pickle
+from checkpoints.loading import load_generator
+from checkpoints.published import (
     average_path,
+    load_published_discriminator,
+    load_published_training,
     module_state,
     read_options_curriculum,
     read_published_average,
     read_published_weights,
 )
-from safe_pickle import PickledObject
-from torch_files import read_torch_file
+from checkpoints.safe_pickle import PickledObject
+from checkpoints.torch_files import read_torch_file
+from common.errors import UserError
+from settings.registry import CURRICULUMS
 
 # ------------------------------------------------------------------------------------------------ files made by hand
 

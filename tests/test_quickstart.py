@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import report
-from cli import UserError
-from report_html import Curve, chart, table
+from common.errors import UserError
+from tools.report import MAX_POINTS, main, read_steps, thinned
+from tools.report_html import Curve, chart, table
 
 LAUNCHERS = sorted(path.name for path in (Path(__file__).parent.parent / "auto_bash").glob("*.sh"))
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -94,7 +94,7 @@ def read_page(folder: Path) -> Reader:
 
 
 def test_page_holds_everything_inside_itself(folder: Path) -> None:
-    report.main([str(folder)])
+    main([str(folder)])
     page = read_page(folder)
     text = " ".join(page.text)
     assert len(page.sources) == 5 + 3 + 1  # pictures, videos, and the turning head at the top
@@ -106,7 +106,7 @@ def test_page_holds_everything_inside_itself(folder: Path) -> None:
 
 
 def test_page_tells_what_was_measured_and_what_failed(folder: Path) -> None:
-    report.main([str(folder), "--output", str(folder / "other.html")])
+    main([str(folder), "--output", str(folder / "other.html")])
     text = " ".join(Reader((folder / "other.html").read_text()).text)
     for words in (
         "41.5",
@@ -129,7 +129,7 @@ def test_page_tells_what_was_measured_and_what_failed(folder: Path) -> None:
 def test_page_goes_on_without_a_part(folder: Path, missing: str) -> None:
     path = folder / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    report.main([str(folder)])
+    main([str(folder)])
     page = read_page(folder)
     assert "Next" in page.text
     assert ("Views" in page.text) == (missing != "imgs")
@@ -146,25 +146,25 @@ def test_page_survives_broken_records(folder: Path, content: str) -> None:
     ):
         (folder / name).write_text(content)
     (folder / "train" / "log.jsonl").write_text(content)
-    report.main([str(folder)])
+    main([str(folder)])
     read_page(folder)
 
 
 def test_history_is_drawn_before_the_run(folder: Path) -> None:
-    report.main([str(folder)])
+    main([str(folder)])
     assert "Steps 1220 to 1380." in " ".join(read_page(folder).text)
     history = [{"step": s, "D/gan": 2.0, "G/gan": 1.0} for s in range(20, 2000, 20)]  # on past the checkpoint
     (folder / "history.jsonl").write_text("\n".join(map(json.dumps, history)))
-    report.main([str(folder)])
+    main([str(folder)])
     html = (folder / "index.html").read_text()
     assert "Steps 20 to 1380." in html and 'class="mark"' in html
 
 
 def test_nothing_to_report_is_an_error_in_words(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder"):
-        report.main([str(tmp_path / "nowhere")])
+        main([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="nothing to report"):
-        report.main([str(tmp_path)])
+        main([str(tmp_path)])
     assert not (tmp_path / "index.html").exists()
 
 
@@ -186,10 +186,10 @@ def test_chart_of_nothing_or_of_one_value() -> None:
 
 
 def test_long_histories_are_thinned_to_their_means() -> None:
-    points = report.thinned([(step, float(step % 2)) for step in range(6000)])
-    assert len(points) <= report.MAX_POINTS
+    points = thinned([(step, float(step % 2)) for step in range(6000)])
+    assert len(points) <= MAX_POINTS
     assert all(value == 0.5 for _, value in points)
-    assert report.thinned([]) == []
+    assert thinned([]) == []
 
 
 def test_table_is_html_and_its_head_is_text() -> None:
@@ -260,7 +260,7 @@ def run_staged(
 
 
 def scripts_of(calls: list[str]) -> list[str]:
-    return [call.split()[0] for call in calls]
+    return [call.removeprefix("-m ").split()[0] for call in calls]
 
 
 def test_quickstart_starts_from_the_shipped_checkpoint_and_shows_progress(stage: Path) -> None:
@@ -274,10 +274,10 @@ def test_quickstart_starts_from_the_shipped_checkpoint_and_shows_progress(stage:
     assert len(trainings) == 2
     assert trainings[0].endswith("--load_dir pretrained/SYNTH_TINY --set_step 1200 --max_steps 1200")
     assert trainings[1].endswith("--max_minutes 2.5")
-    assert scripts_of(calls)[-1] == "report.py"
-    steps = report.read_steps(stage / "quickstart" / "steps.tsv")
+    assert scripts_of(calls)[-1] == "tools.report"
+    steps = read_steps(stage / "quickstart" / "steps.tsv")
     assert len(steps) == len(calls) and {step.status for step in steps} == {"ok"}
-    assert steps[0].command.startswith("python synthetic_heads.py --output_dir quickstart/heads")
+    assert steps[0].command.startswith("python -m tools.synthetic_heads --output_dir quickstart/heads")
 
 
 def test_quickstart_resumes_its_own_run(stage: Path) -> None:
@@ -291,9 +291,9 @@ def test_quickstart_resumes_its_own_run(stage: Path) -> None:
 
 def test_quickstart_goes_on_without_meshes_but_not_without_training(stage: Path) -> None:
     result, calls = run_staged(stage, "quickstart.sh", FAILS="render_meshimg.py")
-    assert result.returncode == 0 and scripts_of(calls)[-1] == "report.py"
+    assert result.returncode == 0 and scripts_of(calls)[-1] == "tools.report"
     assert "1 command(s) failed along the way" in result.stdout
-    statuses = {step.command.split()[1]: step.status for step in report.read_steps(stage / "quickstart" / "steps.tsv")}
+    statuses = {step.command.split()[1]: step.status for step in read_steps(stage / "quickstart" / "steps.tsv")}
     assert statuses["render_meshimg.py"] == "failed (3)" and statuses["train.py"] == "ok"
     result, calls = run_staged(stage, "quickstart.sh", "other", FAILS="train.py")
     assert result.returncode == 3 and scripts_of(calls)[-1] == "train.py"

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import load_outputs, load_reference_generator, relative_error
 
-from curriculums import CURRICULUMS
 from generators.cameras import CameraPoses, camera_ray_directions, camera_rays, camera_to_world
 from generators.renderer import RenderSettings, draw_noise, query_logits, render
 from generators.samplers import coarse_samples, surface_interval
+from reference import load_outputs, load_reference_generator, relative_error
+from settings.registry import CURRICULUMS
 from siren.mapping import FilmParameters
 
 VIEWS = (0, 1, 2)

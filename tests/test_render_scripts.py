@@ -18,9 +18,9 @@ import render_meshimg
 import render_multiview_images
 import render_video
 import render_video_interpolation
-from checkpoints import load_generator
-from cli import UserError
-from imaging import QUANTITIES
+from checkpoints.loading import load_generator
+from common.errors import UserError
+from visualization.images import QUANTITIES
 
 SMALL = ["--image_size", "16", "--ray_step_multiplier", "1", "--device", "cpu"]
 GENERATOR_SCRIPTS = {

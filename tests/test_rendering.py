@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
-from analytic import SphereField
 
-from curriculums import CURRICULUMS
+from analytic import SphereField
 from generators import samplers, volume_rendering
 from generators.cameras import Rays, camera_rays
 from generators.renderer import RenderSettings, draw_noise, render
 from generators.root_finding import find_surface
 from generators.views import ViewSettings, make_pose, render_view
+from settings.registry import CURRICULUMS
 
 RADIUS = 0.08
 BASE = RenderSettings(t_near=0.88, t_far=1.12, num_coarse=12, num_surface=8, num_fine=4, interval=0.02, num_root_steps=8)

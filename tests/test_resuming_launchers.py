@@ -7,9 +7,9 @@ import time
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from checkpoint_files import save_training_checkpoint
+from checkpoints.files import save_training_checkpoint
 from train import checkpoint_to_resume, parse_arguments
-from training.recorder import Recorder
+from training.run.recorder import Recorder
 
 
 def save(folder, step):

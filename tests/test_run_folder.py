@@ -11,25 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint_files import (
-    WriteError,
-    damage_in,
-    load_training_checkpoint,
-    remove_unfinished,
-    save_training_checkpoint,
-    whole_checkpoints,
-)
-from cli import UserError
-from training.console import steady_output, tell
-from training.recorder import append_line
-from training.run_folder import (
-    FolderLock,
-    clean_up,
-    cut_log,
-    remove_old_checkpoints,
-    room_warning,
-    set_aside_newer,
-)
+from checkpoints.files import damage_in, load_training_checkpoint, save_training_checkpoint, whole_checkpoints
+from common.errors import UserError
+from common.files import WriteError, remove_unfinished
+from training.run.console import steady_output, tell
+from training.run.recorder import append_line
+from training.run.run_folder import FolderLock, clean_up, cut_log, remove_old_checkpoints, room_warning, set_aside_newer
 
 
 def save(folder: Path, step: int) -> Path:

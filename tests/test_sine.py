@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from siren.sine import _native, biased_sine_into, sine, sine_into, times_cosine_
+from siren.backends.sine import _native, biased_sine_into, sine, sine_into, times_cosine_
 
 needs_native = pytest.mark.skipif(_native() is None, reason="no C compiler: torch.sin is used")
 
@@ -59,7 +59,7 @@ def test_other_layouts_and_types():
 
 @needs_native
 def test_can_be_switched_off(repo):
-    code = "from siren.sine import _native; print(_native())"
+    code = "from siren.backends.sine import _native; print(_native())"
     environment = {"GOF_NATIVE_SINE": "0", "PATH": ""}
     result = subprocess.run([sys.executable, "-c", code], cwd=repo, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "None"

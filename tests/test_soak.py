@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from auto_bash.soak import QUICK, Event, Size, Soak, plan_events
-from auto_bash.soak_files import DAMAGES, GENERATOR, Audit, compare_runs, temporaries_in
-from checkpoints import latest_checkpoint, save_training_checkpoint
-from training.recorder import Recorder
+from checkpoints.files import latest_checkpoint, save_training_checkpoint
+from soak.soak import QUICK, Event, Size, Soak, plan_events
+from soak.soak_files import DAMAGES, GENERATOR, Audit, compare_runs, temporaries_in
+from training.run.recorder import Recorder
 
 SHORT = Size(
     num_kills=2,

@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 
 import training.batches
-import training.keeper
 import training.trainer
-from checkpoint_files import damage_in, list_checkpoints, load_training_checkpoint
-from cli import UserError
+from checkpoints.files import damage_in, list_checkpoints, load_training_checkpoint
+from common.errors import UserError
 from train import main as train
-from training.keeper import NotSaved
-from training.recorder import Recorder
+from training.run import checkpoint_manager
+from training.run.checkpoint_manager import NotSaved
+from training.run.recorder import Recorder
 
 SMALL = [
     *("hidden_dim=16", "num_layers=2", "latent_dim=8", "disc_channels=(4,4,4,4,4,4,8,8,8)", "init_ball_radius=0"),
@@ -36,14 +36,16 @@ SLOW_DISK = """
 import os, time
 sync = os.fsync
 os.fsync = lambda descriptor: (time.sleep(1), sync(descriptor))
-import cli, train
-cli.run(train.main)
+import train
+from common.program import run_script
+run_script(train.main)
 """
 UNDER_NOHUP = """
 import signal
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-import cli, train
-cli.run(train.main)
+import train
+from common.program import run_script
+run_script(train.main)
 """
 PATIENCE = 120.0  # seconds for a loaded machine
 
@@ -233,8 +235,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_none_left_is_refused(photos, tm
 
 def test_another_number_of_processes_is_refused_by_name(photos, tmp_path):
     train(command(photos, tmp_path, "--max_steps", "1"))
-    from curriculums import CURRICULUMS
-    from training.run_state import RunState
+    from settings.registry import CURRICULUMS
+    from training.run.run_state import RunState
 
     state = RunState(CURRICULUMS["SYNTH_TINY"].with_overrides(ONE_STAGE), 0, torch.device("cpu"), None)
     with pytest.raises(UserError, match=r"1 process\(es\), 1 x 2 images a step; this run has 4, 4 x 2"):
@@ -252,7 +254,7 @@ def fill(disk: Path) -> Path:
 
 
 def test_a_full_disk_costs_no_run_and_no_checkpoint(photos, tmp_path, small_disk, monkeypatch, capsys):
-    monkeypatch.setattr(training.keeper, "PAUSES_AT_END", (0.0,))
+    monkeypatch.setattr(checkpoint_manager, "PAUSES_AT_END", (0.0,))
     output = small_disk / "out"
     train(command(photos, output, "--max_steps", "1", "--use_logger"))
     first = checkpoint(output, 1)
@@ -288,7 +290,7 @@ def test_a_full_disk_costs_no_run_and_no_checkpoint(photos, tmp_path, small_disk
 
 
 def test_a_checkpoint_that_could_not_be_written_is_written_when_there_is_room(photos, small_disk, monkeypatch, capsys):
-    monkeypatch.setattr(training.keeper, "FIRST_RETRY", 0.0)
+    monkeypatch.setattr(checkpoint_manager, "FIRST_RETRY", 0.0)
     original, fillers = training.trainer.Trainer._record, []
 
     def full_for_a_while(self, *arguments):

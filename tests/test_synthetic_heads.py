@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cli import UserError
-from curriculums import get_curriculum
+from common.errors import UserError
 from dataset import ImageDataset
 from generators.cameras import CameraPoses, camera_rays
 from heads.parameters import RANGES, STYLES, HeadParameters, head_generator
 from heads.sdf import BALL_RADIUS, HEAD_UNIT, smooth_max, smooth_min
-from synthetic_heads import generate, head_poses, head_sdf, render_heads, sample_heads
+from settings.registry import get_curriculum
+from tools.synthetic_heads import generate, head_poses, head_sdf, render_heads, sample_heads
 
 SYNTH = get_curriculum("SYNTH")
 SIZE = 32
@@ -225,7 +225,7 @@ def test_poses_follow_the_curriculum() -> None:
 
 def test_command_line(tmp_path: Path, repo: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "synthetic_heads.py", "--output_dir", str(tmp_path / "set"), *arguments]
+        command = [sys.executable, "-m", "tools.synthetic_heads", "--output_dir", str(tmp_path / "set"), *arguments]
         return subprocess.run(command, cwd=repo, capture_output=True, text=True)
 
     # two processes, several blocks

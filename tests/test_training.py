@@ -19,17 +19,19 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
-from small_models import fit_coloured_ball
 
-from checkpoints import load_generator, load_training_checkpoint
-from cli import UserError
-from curriculums import CURRICULUMS, Curriculum
+from checkpoints.files import load_training_checkpoint
+from checkpoints.loading import load_generator
+from common.errors import UserError
+from distributed.processes import Processes
+from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS
+from small_models import fit_coloured_ball
 from train import main as train
 from training import outward_start
 from training.augmentation import GENERATED, REAL, augment
-from training.distributed import Processes
 from training.inputs import draw_inputs
-from training.run_state import RunState
+from training.run.run_state import RunState
 from training.steps import DiscriminatorStep, GeneratorStep, StepSettings, generate, to_images
 from training.trainer import RunOptions, Trainer
 
@@ -377,7 +379,7 @@ def test_radiance_curriculum_trains(photos, tmp_path):
 
 def test_another_curriculum_in_the_same_folder_is_refused(photos, tmp_path, capsys):
     train(arguments(photos, tmp_path, "--max_steps", "1"))
-    from cli import UserError
+    from common.errors import UserError
 
     with pytest.raises(UserError, match=r"r1_lambda = 0\.02"):
         train([*arguments(photos, tmp_path, "--max_steps", "2"), "r1_lambda=2"])
@@ -431,7 +433,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_exit_status(photos, tmp_path, repo
     ],
 )
 def test_bad_input_is_named(photos, tmp_path, change, named):
-    from cli import UserError
+    from common.errors import UserError
 
     command = arguments(photos, tmp_path)
     for key, value in change.items():

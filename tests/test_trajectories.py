@@ -7,23 +7,23 @@ import math
 import pytest
 import torch
 
-import trajectories
-from curriculums import CURRICULUMS
 from render_video_interpolation import interpolate_closed
+from settings.registry import CURRICULUMS
 from siren.mapping import FilmParameters
+from visualization.trajectories import TRAJECTORIES, ellipse, front, multiview, orbit
 
 BFM = CURRICULUMS["BFM"]
 HALF_PI = math.pi / 2
 
 
 def test_multiview_turns_around_the_mean_pose() -> None:
-    poses = trajectories.multiview(BFM)
+    poses = multiview(BFM)
     assert [round(pose.yaw - HALF_PI, 9) for pose in poses] == [-0.5, -0.25, 0, 0.25, 0.5]
     assert {(pose.pitch, pose.fov_degrees) for pose in poses} == {(HALF_PI, 12.0)}
 
 
 def test_ellipse_follows_the_formula() -> None:
-    poses = trajectories.ellipse(36, BFM)
+    poses = ellipse(36, BFM)
     assert len(poses) == 36
     assert poses[0] == pytest.approx((HALF_PI + 0.5, HALF_PI, 12))
     assert poses[9] == pytest.approx((HALF_PI, HALF_PI + 0.25, 12))
@@ -31,22 +31,22 @@ def test_ellipse_follows_the_formula() -> None:
 
 
 def test_front_follows_the_formula() -> None:
-    poses = trajectories.front(8, BFM)
+    poses = front(8, BFM)
     assert poses[0] == pytest.approx((HALF_PI, HALF_PI + 0.2, 17))
     assert poses[2] == pytest.approx((HALF_PI + 0.4, HALF_PI, 22))
     assert poses[6] == pytest.approx((HALF_PI - 0.4, HALF_PI, 12))
 
 
 def test_orbit_follows_the_formula() -> None:
-    poses = trajectories.orbit(4, BFM)
+    poses = orbit(4, BFM)
     assert [pose.yaw for pose in poses] == pytest.approx([0, HALF_PI, math.pi, 3 * HALF_PI])
     assert [pose.pitch for pose in poses] == pytest.approx([math.pi / 4 + d for d in (0.2, 0, -0.2, 0)])
 
 
-@pytest.mark.parametrize("name", sorted(trajectories.TRAJECTORIES))
+@pytest.mark.parametrize("name", sorted(TRAJECTORIES))
 def test_the_step_back_to_the_start_is_like_any_other(name: str) -> None:
     """A closed loop has no jump and no repeated frame at its end."""
-    poses = torch.tensor(trajectories.TRAJECTORIES[name](60, BFM), dtype=torch.float64)
+    poses = torch.tensor(TRAJECTORIES[name](60, BFM), dtype=torch.float64)
     steps = (torch.roll(poses, -1, dims=0) - poses)[:, :2]
     steps = torch.remainder(steps + math.pi, 2 * math.pi) - math.pi
     sizes = steps.norm(dim=1)

@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 
-from curriculums import CURRICULUMS
 from generators.generator import ImplicitGenerator3d
-from siren import fused
+from settings.registry import CURRICULUMS
+from siren.backends import fused
 
 pytest.importorskip("triton", reason="Triton is not installed here")
 MAX_SHARED = 227 * 1024  # bytes that a program may take on compute capability 9.0
@@ -68,9 +68,9 @@ def test_fields_load_without_triton(repo):
     code = """
 import importlib, sys
 import siren.siren
-assert "siren.triton_occupancy" not in sys.modules
+assert "siren.backends.triton_occupancy" not in sys.modules
 sys.modules["triton"] = None
-assert not importlib.reload(siren.fused).ENABLED
+assert not importlib.reload(siren.backends.fused).ENABLED
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -20,21 +20,22 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
-import cli
 import render_meshimg
-import report
-from checkpoint_files import read_inference, write_atomically
-from checkpoints import load_generator
-from cli import UserError
-from curriculums import CURRICULUMS, get_curriculum
+from checkpoints.files import read_inference
+from checkpoints.loading import load_generator
+from checkpoints.published import read_options_curriculum
+from checkpoints.torch_files import read_torch_file
+from common.errors import UserError
+from common.files import write_atomically
+from common.program import run_script
 from dataset import DATASETS, ImageDataset
-from imaging import depth_picture
 from loading.files import decode, find_images, open_member
-from meshes import MeshSettings, load_mesh, load_voxels
 from metrics.fidelity import read_state_dict
 from metrics.truth import camera_fov, find_truth
-from published_format import read_options_curriculum
-from torch_files import read_torch_file
+from settings.registry import CURRICULUMS, get_curriculum
+from tools.report import main
+from visualization.images import depth_picture
+from visualization.meshes import MeshSettings, load_mesh, load_voxels
 
 
 @pytest.fixture(autouse=True)
@@ -145,8 +146,8 @@ def test_zips_with_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_training_checkpoints_with_junk_in_them(tmp_path: Path, junk: dict[str, Any]) -> None:
-    from checkpoint_files import load_training_checkpoint, save_training_checkpoint
-    from training.run_state import RunState
+    from checkpoints.files import load_training_checkpoint, save_training_checkpoint
+    from training.run.run_state import RunState
 
     small = ("hidden_dim=4", "num_layers=2", "latent_dim=4", "disc_channels=(2, 2, 2, 2, 2, 2, 2, 2, 2)")
     state = RunState(CURRICULUMS["SYNTH_TINY"].with_overrides(small), 0, torch.device("cpu"), None)
@@ -346,7 +347,7 @@ def test_report_of_a_folder_full_of_junk(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     for name in ("train/samples/²³.png", "imgs/grid_0.png", "vids/²³.mp4"):
         (tmp_path / name).mkdir(parents=True)
-    report.main([str(tmp_path), "--output", str(tmp_path / "page.html")])
+    main([str(tmp_path), "--output", str(tmp_path / "page.html")])
     assert "<code>y</code>" in (tmp_path / "page.html").read_text()
 
 
@@ -355,7 +356,7 @@ def ending(error: Exception) -> tuple[int | str | None, str]:
         raise error
 
     with pytest.raises(SystemExit) as caught:
-        cli.run(fail)
+        run_script(fail)
     return caught.value.code, str(caught.value)
 
 
@@ -379,9 +380,9 @@ def test_what_is_no_fault_of_the_program_takes_one_line(error: Exception, capsys
 
 def test_faults_of_the_program_keep_their_traceback() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        cli.run(lambda: torch.ones(2, 3) @ torch.ones(2, 3))
+        run_script(lambda: torch.ones(2, 3) @ torch.ones(2, 3))
     with pytest.raises(ValueError, match="reshape"):
-        cli.run(lambda: np.array([1, 2]).reshape(3))
+        run_script(lambda: np.array([1, 2]).reshape(3))
 
 
 @pytest.mark.parametrize("value", ["0", "2147483648", "9" * 400, "-1", "1.5", "x"])

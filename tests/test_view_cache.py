@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from analytic import SphereField
 from torch import Tensor
 
 import render_multiview_images
 import render_video
-import trajectories
-from checkpoints import load_generator
-from cli import UserError
-from curriculums import CURRICULUMS
+from analytic import SphereField
+from checkpoints.loading import load_generator
+from common.errors import UserError
 from generators import view_cache, volume_rendering
 from generators.cameras import CameraPoses
 from generators.extraction import LatticeSpec
 from generators.view_cache import CachedField, build_cache, view_rays
 from generators.views import LockedDirections, View, ViewSettings, make_pose, render_view
+from settings.registry import CURRICULUMS
+from visualization.trajectories import TrajectoryPose, ellipse
 
 BFM = CURRICULUMS["BFM"]
 SETTINGS = ViewSettings(image_size=32)
@@ -48,8 +48,8 @@ def small_lattice() -> Iterator[None]:
         yield
 
 
-def frames(num: int = 12) -> tuple[list[trajectories.TrajectoryPose], CameraPoses]:
-    poses = trajectories.ellipse(num, BFM)
+def frames(num: int = 12) -> tuple[list[TrajectoryPose], CameraPoses]:
+    poses = ellipse(num, BFM)
     return poses, CameraPoses(torch.tensor([p.pitch for p in poses]), torch.tensor([p.yaw for p in poses]))
 
 
@@ -242,9 +242,8 @@ def test_surface_only_shows_the_background_where_there_is_no_surface() -> None:
 
 def test_reference_generator(shared_dir: Path) -> None:
     """A trained SIREN; the lattice costs more than it gives for a picture this small, so only the view's points count."""
-    from reference import load_reference_generator
-
     from generators.generator import latent_from_seed
+    from reference import load_reference_generator
 
     generator = load_reference_generator(shared_dir)
     with torch.no_grad():
@@ -266,10 +265,10 @@ def test_videos_with_and_without_the_cache(
 ) -> None:
     import numpy as np
 
-    import scripts_common
+    from visualization import generator_scripts
 
-    monkeypatch.setattr(scripts_common, "MIN_RAYS_TO_CACHE", 0)
-    monkeypatch.setattr(scripts_common, "MIN_PRODUCTS_TO_CACHE", 0)
+    monkeypatch.setattr(generator_scripts, "MIN_RAYS_TO_CACHE", 0)
+    monkeypatch.setattr(generator_scripts, "MIN_PRODUCTS_TO_CACHE", 0)
     common = [str(tiny_generator_path), "--image_size", "24", "--device", "cpu", "--save_raw"]
     video = [*common, "--num_frames", "2", "--quantities", "image"]
     for name, extra in (("cached", []), ("plain", ["--plain"]), ("preview", ["--surface_only"])):
@@ -281,7 +280,7 @@ def test_videos_with_and_without_the_cache(
     assert psnr_db(images["cached"], images["plain"]) >= 45
     assert not torch.equal(images["cached"], images["plain"])
     assert "dB PSNR against the volume rendering" in capsys.readouterr().out
-    monkeypatch.setattr(scripts_common, "MIN_CACHE_PSNR_DB", math.inf)  # no cache is good enough
+    monkeypatch.setattr(generator_scripts, "MIN_CACHE_PSNR_DB", math.inf)  # no cache is good enough
     render_video.main([*video, "--output_dir", str(tmp_path / "given_up")])
     assert "share nothing" in capsys.readouterr().err
     with np.load(tmp_path / "given_up" / "raw_0_1.npz") as raw:
@@ -292,9 +291,8 @@ def test_videos_with_and_without_the_cache(
 
 
 def test_radiance_fields_have_no_preview_and_no_cache(tmp_path: Path) -> None:
-    from small_models import save_generator
-
     from generators.generator import ImplicitGenerator3d
+    from small_models import save_generator
 
     curriculum = CURRICULUMS["PIGAN_CelebA"].with_overrides(["hidden_dim=16", "num_layers=2", "latent_dim=16"])
     path = save_generator(ImplicitGenerator3d(curriculum).eval(), tmp_path / "radiance.safetensors")

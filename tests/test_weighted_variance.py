@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
-from reference import load_outputs, load_reference_generator
 
 import cal_weighted_var
-from cli import UserError
-from curriculums import CURRICULUMS
+from common.errors import UserError
 from generators.cameras import camera_rays
 from metrics.weighted_variance import NUM_SAMPLES, latent_variances, mean_pose, ray_variances, weight_variance
+from reference import load_outputs, load_reference_generator
+from settings.registry import CURRICULUMS
 from siren.mapping import FilmParameters
 
 BFM = CURRICULUMS["BFM"]

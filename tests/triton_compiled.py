@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from siren.triton_occupancy import CONFIGS, LaunchConfig, _logits_kernel
+from siren.backends.triton_occupancy import CONFIGS, LaunchConfig, _logits_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TENSORS = ("points", "first", "biases", "hidden", "final", "final_bias", "logits")

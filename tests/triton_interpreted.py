@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from curriculums import CURRICULUMS
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderSettings, render
-from siren import fused
-from siren.fused import PackedField
+from settings.registry import CURRICULUMS
+from siren.backends import fused
+from siren.backends.packed import PackedField
 
 # Relative L2 error of logits against float32; the interpreter rounds to bf16 toward zero, which costs twice as much.
 TOLERANCE = {"high": 2e-3, "medium": 5e-2}
@@ -132,7 +132,6 @@ def test_the_self_check_sees_wrong_weights(monkeypatch):
 @torch.no_grad()
 def test_recorded_generator(shared_dir):
     from reference import load_outputs, load_reference_generator
-
     from siren.mapping import FilmParameters
 
     outputs = load_outputs(shared_dir)

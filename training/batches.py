@@ -7,14 +7,14 @@ import time
 
 from torch import Tensor
 
-from cli import UserError
-from curriculums import Stage
+from common.errors import UserError
 from dataset import ImageDataset
+from distributed.collectives import all_or_none, text_of_main
+from distributed.processes import Processes
 from loading.batches import BatchStream
-from training.console import tell
-from training.distributed import Processes
-from training.run_state import RunState
-from training.together import all_or_none, text_of_main
+from settings.curriculum import Stage
+from training.run.console import tell
+from training.run.run_state import RunState
 
 RESTART_PAUSES = (0.0, 2.0, 10.0)  # seconds before the reader is started again, the first, second and third time in a row
 

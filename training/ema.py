@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from generators.generator import ImplicitGenerator3d
-from training.schedules import ema_decay_at
+from settings.schedules import ema_decay_at
 
 
 class MovingAverage:

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoints import LoadedGenerator
-from cli import UserError
+from checkpoints.loading import LoadedGenerator
+from common.errors import UserError
+from distributed.processes import Processes
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
 from loading.cache import default_cache_dir
@@ -28,11 +29,10 @@ from metrics.sampling import SharedWorkFailed, generated_images, real_images
 from metrics.shapes import compare, shape_statistics
 from metrics.truth import TruthFiles, find_truth, read_truth
 from metrics.weighted_variance import latent_variances, mean_pose
-from training.distributed import Processes
 
 NUM_SEEDS = 8
 NUM_SHAPES = 64  # views of which the shape error is measured
-NUM_TRUTH = 4000  # views of the set that its predictor may learn from, as in eval_geometry.py
+NUM_TRUTH = 4000  # views of the set that its predictor may learn from, as in tools/eval_geometry.py
 BATCH_SIZE = 8
 MIN_IMAGE_SIZE = 8  # pixels, of what SWD can see
 EXTRACTOR = "inception-v3-compat"
@@ -91,7 +91,7 @@ class Evaluator:
 
     @cached_property
     def _truth(self) -> TruthFiles | None:
-        """The data set's ground truth, where it has one, as synthetic_heads.py lays it out."""
+        """The data set's ground truth, where it has one, as tools/synthetic_heads.py lays it out."""
         path = Path(self._options.dataset_path)
         for folder in [path, path.parent] if path.name == "images" else [path]:
             try:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from curriculums import Curriculum
+from distributed.processes import Processes
 from generators.cameras import CameraPoses, sample_camera_poses
 from generators.generator import draw_latents
 from generators.renderer import RenderNoise, draw_noise
+from settings.curriculum import Curriculum
 from training.augmentation import NUM_UNIFORMS
-from training.distributed import Processes
 from training.outward_start import NUM_HOLD_POINTS, draw_points
 from training.steps import GeneratorInputs, StepSettings
 

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import torch
 
-from cli import UserError
-from curriculums import Curriculum
+from common.errors import UserError
 from discriminators.progressive import NUM_POSE, ProgressiveEncoderDiscriminator
 from generators.cameras import CameraPoses, camera_positions
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
+from settings.curriculum import Curriculum
 
 NUM_SEEDS = 8
 MAX_SIZE = 32  # pixels; more see no more of a shape
@@ -74,7 +74,10 @@ def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
 
     Raises UserError for a model with a feature grid that does not lie along the mean direction of view.
     """
-    matrix, double_level = reflection(generator.curriculum), 2 * math.log(generator.curriculum.tau / (1 - generator.curriculum.tau))
+    matrix, double_level = (
+        reflection(generator.curriculum),
+        2 * math.log(generator.curriculum.tau / (1 - generator.curriculum.tau)),
+    )
     if generator.curriculum.model == "TRIPLANE":
         generator.triplane.mirror(matrix, double_level if invert else None)
         return

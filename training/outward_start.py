@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from curriculums import Curriculum
 from generators.generator import ImplicitGenerator3d, draw_latents
+from settings.curriculum import Curriculum
 
 
 class Attempt(NamedTuple):

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from curriculums import Curriculum
 from discriminators.progressive import ProgressiveEncoderDiscriminator
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderNoise, RenderOutput, RenderSettings, ray_points, render
+from settings import schedules
+from settings.curriculum import Curriculum
 from siren.field import Field
-from training import losses, schedules
+from training import losses
 from training.augmentation import GENERATED, REAL, augment
 from training.outward_start import ball_hold_loss
 

@@ -13,24 +13,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cli import UserError
-from curriculums import Curriculum, Stage
-from training import schedules
+from common.errors import UserError
+from distributed.collectives import all_or_none
+from distributed.processes import Processes
+from settings import schedules
+from settings.curriculum import Curriculum, Stage
 from training.augmentation import GENERATED, adapted
 from training.batches import StageBatches
-from training.distributed import Processes
 from training.evaluation import EvaluationOptions, Evaluator
-from training.guard import BadSteps, Diverged, Guard, are_finite, nan_unless_finite, step_if_finite
 from training.hollow import PATIENCE, measure_bulge
 from training.inputs import draw_inputs
-from training.keeper import Keeper
 from training.losses import topk_image_weights
 from training.mirror import best_turn
-from training.recorder import Recorder
-from training.run_state import RunState
-from training.setbacks import Setbacks
+from training.run.checkpoint_manager import Keeper
+from training.run.nonfinite import BadSteps, Diverged, Guard, are_finite, nan_unless_finite, step_if_finite
+from training.run.recorder import Recorder
+from training.run.recovery import Setbacks
+from training.run.run_state import RunState
 from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, StepSettings, changed, generate, to_images
-from training.together import all_or_none
 
 # SIGUSR1: what Slurm can send before the time is up; SIGHUP: the terminal closed
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triplane.mapping import LEAKY_SLOPE, EqualizedLinear
+from triplane.mapping import LEAKY_SLOPE, EqualizedLinear, normal_parameter
 
 FIRST_SIZE = 4
 NUM_PLANES = 3
@@ -34,7 +34,7 @@ class ModulatedConv(nn.Module):
     def __init__(self, num_in: int, num_out: int, w_dim: int, is_upsampled: bool = False) -> None:
         super().__init__()
         self.affine = EqualizedLinear(w_dim, num_in, bias=1.0)
-        self.weight = nn.Parameter(torch.randn(num_out, num_in, 3, 3))  # of any scale: demodulation removes it
+        self.weight = normal_parameter(num_out, num_in, 3, 3)  # of any scale: demodulation removes it
         self.bias = nn.Parameter(torch.zeros(num_out, 1, 1))
         self.is_upsampled = is_upsampled
 
@@ -55,7 +55,7 @@ class ToPlanes(nn.Module):
     def __init__(self, num_in: int, num_out: int, w_dim: int, gain: float) -> None:
         super().__init__()
         self.affine = EqualizedLinear(w_dim, num_in, bias=1.0)
-        self.weight = nn.Parameter(torch.randn(num_in, num_out))
+        self.weight = normal_parameter(num_in, num_out)
         self.bias = nn.Parameter(torch.zeros(num_out))
         self.gain = gain / math.sqrt(num_in)
 
@@ -70,12 +70,12 @@ class ToPlanes(nn.Module):
 class Backbone(nn.Module):
     """Styles -> planes (B, size, size, 3, plane_channels), indexed [y, x, plane]: XY, XZ, YZ.
 
-    ``channels``: of the resolutions 4, 8, ..., plane_size. The planes' sum has about unit variance at the start.
+    ``channels``: of the resolutions 4, 8, ..., plane_size. At the start the planes' sum is of the order of 1.
     """
 
     def __init__(self, channels: Sequence[int], plane_channels: int, w_dim: int) -> None:
         super().__init__()
-        self.start = nn.Parameter(torch.randn(1, channels[0], FIRST_SIZE, FIRST_SIZE))
+        self.start = normal_parameter(1, channels[0], FIRST_SIZE, FIRST_SIZE)
         gain = 1 / math.sqrt(NUM_PLANES * len(channels))
         self.blocks = nn.ModuleList()
         self.to_planes = nn.ModuleList()

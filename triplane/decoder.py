@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from triplane.mapping import normal_parameter
+
 LEAK = 0.2
 NUM_OUTPUTS = 4  # logit, red, green, blue
 
@@ -38,10 +40,11 @@ class Decoder(nn.Module):
 
     def __init__(self, num_channels: int, hidden_dim: int) -> None:
         super().__init__()
-        self.hidden_weight = nn.Parameter(torch.randn(hidden_dim, num_channels))
+        self.hidden_weight = normal_parameter(hidden_dim, num_channels)
         self.hidden_bias = nn.Parameter(torch.zeros(hidden_dim))
-        logit_row = torch.zeros(1, hidden_dim)
-        self.output_weight = nn.Parameter(torch.cat([logit_row, torch.randn(NUM_OUTPUTS - 1, hidden_dim)]))
+        self.output_weight = normal_parameter(NUM_OUTPUTS, hidden_dim)
+        with torch.no_grad():
+            self.output_weight[0] = 0
         self.output_bias = nn.Parameter(torch.zeros(NUM_OUTPUTS))
 
     def weights(self) -> DecoderWeights:

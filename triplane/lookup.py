@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from siren.native import load_library
+from common.native import load_library
 from triplane.decoder import DecoderWeights, decode
 
 SOURCE = Path(__file__).with_name("lookup.c")

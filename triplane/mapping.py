@@ -31,6 +31,12 @@ class TriplaneStyles(NamedTuple):
         return TriplaneStyles(torch.where(is_own[:, None], self.styles, other.styles))
 
 
+def normal_parameter(*shape: int) -> nn.Parameter:
+    """N(0, 1); not drawn on the meta device, where that would load torch's compiler: seconds."""
+    values = torch.empty(shape)
+    return nn.Parameter(values if values.is_meta else values.normal_())
+
+
 class EqualizedLinear(nn.Module):
     """A linear layer whose weights are N(0, 1) divided by ``rate``, and scaled when used (equalized learning rate).
 
@@ -40,7 +46,7 @@ class EqualizedLinear(nn.Module):
 
     def __init__(self, num_in: int, num_out: int, bias: float = 0.0, rate: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_out, num_in) / rate)
+        self.weight = nn.Parameter(normal_parameter(num_out, num_in).detach() / rate)
         self.bias = nn.Parameter(torch.full((num_out,), bias / rate))
         self.gain, self.rate = rate / math.sqrt(num_in), rate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from curriculums import Curriculum
+from settings.curriculum import Curriculum
 from triplane.backbone import Backbone
 from triplane.decoder import Decoder
 from triplane.field import TriplaneField

@@ -17,9 +17,9 @@ from fuzz_targets import SMALL
 from fuzz_worker import Case
 from hypothesis import strategies as st
 
-from checkpoint_files import load_training_checkpoint, read_inference
-from safe_pickle import PickledObject
-from training.run_state import RunState
+from checkpoints.files import load_training_checkpoint, read_inference
+from checkpoints.safe_pickle import PickledObject
+from training.run.run_state import RunState
 
 SOUND_OPTIONS = ("\nNamespace(x=1)\n" + repr({**SMALL.to_dict(), "stages": SMALL.to_dict()["stages"]}) + "\n").encode()
 PUBLISHED_OPTIONS = (
@@ -397,14 +397,14 @@ def resume_cases() -> st.SearchStrategy[Case]:
 
 @st.composite
 def training_files(draw: st.DrawFn) -> bytes:
-    import checkpoint_files
+    from checkpoints.files import save_training_checkpoint
 
     content = draw(fb.with_junk(values()["training"]))
     if draw(st.booleans()) and isinstance(content, dict):
         try:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "checkpoint_0000002.pt"
-                checkpoint_files.save_training_checkpoint(path, content)
+                save_training_checkpoint(path, content)
                 return path.read_bytes()
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError):
             pass

@@ -20,8 +20,8 @@ from fuzz_targets import SCRIPTS, SMALL, SMALL_SETTINGS
 from fuzz_worker import ANYWHERE, Case
 from hypothesis import strategies as st
 
-import cli
-from curriculums import CURRICULUMS
+from common.arguments import ArgumentParser
+from settings.registry import CURRICULUMS
 
 # ------------------------------------------------------------------------------------------------ settings
 
@@ -189,7 +189,7 @@ def mesh_cases(draw: st.DrawFn) -> Case:
 
 @functools.cache
 def quickstart_folder() -> dict[str, bytes]:
-    """The files that report.py reads, small."""
+    """The files that tools/report.py reads, small."""
     picture = fuzz_images.sound_images()["PNG0"]
     log = "\n".join(json.dumps({"step": step, "D/gan": 1.0, "G/gan": 0.5, "G/hit_rate": 0.1}) for step in range(1, 6))
     images = {"metrics": {"swd": 1.0, "fid": 2.0}, "protocol": {"num_fake": 1, "num_real": 2, "image_size": 4}}
@@ -250,7 +250,7 @@ def report_cases(draw: st.DrawFn) -> Case:
             "train/samples/" + "9" * 250 + ".png",
         )
         files[draw(st.sampled_from(odd))] = draw(st.just(b"x") | special)
-    return Case("report.page", files, ("report", ["../input", "--output", "page.html"]), ("page.html",))
+    return Case("report.page", files, ("tools.report", ["../input", "--output", "page.html"]), ("page.html",))
 
 
 # ------------------------------------------------------------------------------------------------ command lines
@@ -267,14 +267,14 @@ def options_of(script: str) -> tuple[argparse.Action, ...]:
     def catch(self: argparse.ArgumentParser, *_: object) -> None:
         raise _Caught(self._actions)
 
-    original, arguments = cli.ArgumentParser.parse_args, sys.argv
-    cli.ArgumentParser.parse_args, sys.argv = catch, [script]
+    original, arguments = ArgumentParser.parse_args, sys.argv
+    ArgumentParser.parse_args, sys.argv = catch, [script]
     try:
         importlib.import_module(script).main()
     except _Caught as caught:
         return tuple(action for action in caught.args[0] if not isinstance(action, argparse._HelpAction))
     finally:
-        cli.ArgumentParser.parse_args, sys.argv = original, arguments
+        ArgumentParser.parse_args, sys.argv = original, arguments
     raise AssertionError(f"{script}.py parses no arguments")
 
 
@@ -302,10 +302,10 @@ def input_files() -> dict[str, bytes]:
 @functools.cache
 def heads() -> dict[str, bytes]:
     """A tiny set with ground truth."""
-    import synthetic_heads
+    from tools.synthetic_heads import generate
 
     with tempfile.TemporaryDirectory() as folder:
-        synthetic_heads.generate(folder, num_images=2, image_size=8, num_workers=1)
+        generate(folder, num_images=2, image_size=8, num_workers=1)
         return {f"heads/{path.relative_to(folder)}": path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
@@ -318,7 +318,7 @@ BASES: dict[str, list[str]] = {
               "--set", *SMALL_SETTINGS, "init_ball_radius=0.0", "batch_size=2", "img_size=4"],
     "eval_metrics": [GENERATOR, "--dataset_path", "../input/pictures", "--dataset", "Images", "--num_images", "2",
                      "--image_size", "8", "--metrics", "swd", "--output_json", "out/r.json", "--device", "cpu"],
-    "eval_geometry": ["heads", "--dataset_path", "../input/heads", "--num_images", "1", "--predictor_steps", "1",
+    "tools.eval_geometry": ["heads", "--dataset_path", "../input/heads", "--num_images", "1", "--predictor_steps", "1",
                       "--num_truth", "2", "--output_json", "out/r.json", "--device", "cpu", "--batch_size", "2"],
     "cal_weighted_var": [GENERATOR, "--seeds_end", "1", "--image_size", "4", "--output_json", "out/r.json", "--device", "cpu"],
     "render_multiview_images": [GENERATOR, "--seeds_end", "1", "--output_dir", "out", *SMALL_VIEW],
@@ -326,9 +326,9 @@ BASES: dict[str, list[str]] = {
     "render_video_interpolation": [GENERATOR, "--seeds", "0", "--num_frames", "2", "--output_dir", "out", *SMALL_VIEW],
     "extract_shapes": ["heads", "--seeds", "0", "--voxel_resolution", "8", "--output_dir", "out", "--device", "cpu"],
     "render_meshimg": ["--input_dir", "../input/shapes", "--output_dir", "out", "--image_size", "4", "--renderer", "raycast"],
-    "report": ["../input/quick", "--output", "out/page.html"],
+    "tools.report": ["../input/quick", "--output", "out/page.html"],
     "dataset": ["--check", "../input/pictures", "--image_size", "8", "--output", "out.png"],
-    "synthetic_heads": ["--output_dir", "out", "--num_images", "1", "--image_size", "4", "--num_workers", "1"],
+    "tools.synthetic_heads": ["--output_dir", "out", "--num_images", "1", "--image_size", "4", "--num_workers", "1"],
 }  # fmt: skip
 PATHS = (
     *("../input/g.safetensors", "../input/generator.pth", "../input/hostile.pth", "../input/damaged.safetensors"),
@@ -410,7 +410,7 @@ def command_cases(draw: st.DrawFn, scripts: tuple[str, ...] = SCRIPTS) -> Case:
     files["loop.json"] = ("link", "loop.json")
     if draw(st.integers(0, 9)) == 0:
         files["g.safetensors"] = draw(entries())
-    if script == "report" and not any(argument.startswith("--output=") for argument in arguments):
+    if script == "tools.report" and not any(argument.startswith("--output=") for argument in arguments):
         arguments += ["--output", "out/page.html"]  # else the page goes into the folder that it is about
     for place in range(len(arguments) - 1):  # an argument left out may have made an input the output
         if arguments[place].startswith("--") and "output" in arguments[place] and arguments[place + 1].startswith(".."):

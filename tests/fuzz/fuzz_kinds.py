@@ -68,6 +68,11 @@ def sound_cases() -> list[Case]:
         Case("curriculum.set", {}, ("CelebA", ["fov=13", "img_size=16", "name=x"])),
         Case("curriculum.file", {"c.json": commands["c.json"]}, ("c.json",)),
         Case("mesh.pictures", commands, ("render_meshimg", fuzz_commands.BASES["render_meshimg"]), ("out",)),
-        Case("report.page", fuzz_commands.quickstart_folder(), ("report", ["../input", "--output", "page.html"]), ("page.html",)),
+        Case(
+            "report.page",
+            fuzz_commands.quickstart_folder(),
+            ("tools.report", ["../input", "--output", "page.html"]),
+            ("page.html",),
+        ),
     ]
     return cases + [Case("command.line", commands, command, ("out", "out.png")) for command in fuzz_commands.BASES.items()]

@@ -16,23 +16,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import checkpoint_files
-import cli
-from checkpoints import latest_checkpoint, load_generator, load_published_training, load_training_checkpoint
-from curriculums import CURRICULUMS, Curriculum, get_curriculum
+from checkpoints.files import latest_checkpoint, load_training_checkpoint, save_inference
+from checkpoints.loading import load_generator
+from checkpoints.published import load_published_training, read_options_curriculum
+from checkpoints.torch_files import read_torch_file
+from common.program import run_script
 from dataset import ImageDataset
 from metrics.fidelity import read_state_dict
 from metrics.truth import camera_fov, find_truth, read_truth
-from published_format import read_options_curriculum
-from torch_files import read_torch_file
-from training.run_state import RunState
+from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS, get_curriculum
+from training.run.run_state import RunState
 
 REPO = Path(__file__).resolve().parents[2]
 SMALL_SETTINGS = ("hidden_dim=4", "num_layers=2", "latent_dim=4", "disc_channels=(2, 2, 2, 2, 2, 2, 2, 2, 2)")
 SMALL = CURRICULUMS["SYNTH_TINY"].with_overrides(SMALL_SETTINGS)
 SCRIPTS = (
-    *("train", "eval_metrics", "eval_geometry", "cal_weighted_var", "render_multiview_images", "render_video"),
-    *("render_video_interpolation", "extract_shapes", "render_meshimg", "report", "dataset", "synthetic_heads"),
+    *("train", "eval_metrics", "tools.eval_geometry", "cal_weighted_var", "render_multiview_images", "render_video"),
+    *("render_video_interpolation", "extract_shapes", "render_meshimg", "tools.report", "dataset", "tools.synthetic_heads"),
 )
 
 
@@ -49,7 +50,7 @@ def prepare(sandbox: Path) -> None:
     state = _run_state()
     _one_step(state)
     (sandbox / "input").mkdir(exist_ok=True)
-    checkpoint_files.save_inference(sandbox / "input" / "g.safetensors", state.generator, 1)
+    save_inference(sandbox / "input" / "g.safetensors", state.generator, 1)
     read_generator(sandbox / "input", "g.safetensors", None, "ema")
     levels = np.linalg.norm(np.mgrid[:4, :4, :4], axis=0).astype(np.float32) - 2
     skimage.measure.marching_cubes(levels, 0.0)
@@ -184,7 +185,7 @@ def run_command(folder: Path, script: str, arguments: list[str]) -> None:
     threads = torch.get_num_threads()
     kept, sys.argv = sys.argv, [f"{script}.py", *arguments]
     try:
-        cli.run(module.main)
+        run_script(module.main)
     finally:
         sys.argv = kept
         torch.set_num_threads(threads)

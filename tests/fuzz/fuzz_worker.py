@@ -207,7 +207,7 @@ def try_case(case: Case, target: Callable[..., None], sandbox: Path, watch: Watc
 
 def run_target(target: Callable[..., None], folder: Path, arguments: tuple[Any, ...]) -> tuple[str, str]:
     """Call the target with the standard streams caught; says how it ended."""
-    refusal = sys.modules["cli"].UserError if "cli" in sys.modules else ()
+    refusal = sys.modules["common.errors"].UserError if "common.errors" in sys.modules else ()
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors) for errors in ("strict", "backslashreplace")]
     try:
         with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):

@@ -20,13 +20,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 import torch  # noqa: E402
 
 with atheris.instrument_imports(include=["pickletools", "zipfile", "safe_pickle", "torch_files", "published_format"]):
-    import published_format
-    import torch_files
+    from checkpoints.published import read_published_weights
+    from checkpoints.torch_files import LEGACY_START, read_torch_file
 
 from fuzz_bytes import zip_around  # noqa: E402
 from fuzz_checkpoints import sound_files  # noqa: E402
 
-from cli import UserError  # noqa: E402
+from common.errors import UserError  # noqa: E402
 
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "exec")
 
@@ -37,10 +37,10 @@ def watch(event: str, arguments: object) -> None:
 
 
 def try_input(data: bytes) -> None:
-    FILE.write_bytes(zip_around(data) if data[:1] == b"\x80" and not data.startswith(torch_files.LEGACY_START) else data)
+    FILE.write_bytes(zip_around(data) if data[:1] == b"\x80" and not data.startswith(LEGACY_START) else data)
     try:
-        content = torch_files.read_torch_file(FILE)
-        published_format.read_published_weights(FILE, content)
+        content = read_torch_file(FILE)
+        read_published_weights(FILE, content)
     except UserError as refusal:
         assert "\n" not in str(refusal)
 

@@ -1,0 +1,280 @@
+"""This project's own two kinds of checkpoint, written and read.
+
+- Inference file, ``NAME.safetensors``: the averaged generator's weights, the truncation means, and in its metadata the
+  curriculum, the step and a SHA-256 of the tensors. A few MB; what one gives to others.
+- Training checkpoint, ``checkpoint_0012000.pt``: everything that a run needs to go on where it stood, as plain containers and
+  tensors (``torch.load(path, weights_only=True)`` reads it). It ends with its own SHA-256, as the comment that a zip file may
+  have: one file, so there is no moment at which a checkpoint and its checksum disagree, and every byte is covered.
+
+Both are written to a temporary file, flushed to the disk and then renamed, so whatever was there stays whole if writing fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from checkpoints.published import curriculum_from
+from checkpoints.safe_pickle import printable
+from checkpoints.torch_files import read_torch_file
+from common.errors import UserError
+from common.files import require_file, write_atomically
+from generators.generator import ImplicitGenerator3d
+from settings.curriculum import Curriculum
+
+INFERENCE_FORMAT = "gof-inference-1"
+TRAINING_FORMAT = "gof-training-1"
+REQUIRED_TRAINING_KEYS = ("curriculum", "step", "generator", "discriminator", "ema")
+TRUNCATION_PREFIX = "truncation_mean."
+SEAL = re.compile(rb"sha256=([0-9a-f]{64})\n")  # the last bytes of a training checkpoint; the sum of all bytes before them
+SEAL_BYTES = 72
+ZIP_END, ZIP_END_BYTES = b"PK\x05\x06", 22  # a zip's last record, which ends with the length of the comment that follows
+
+
+@dataclass(frozen=True)
+class InferenceFile:
+    """What an inference file holds; ``tensors`` includes the truncation means, under :data:`TRUNCATION_PREFIX`."""
+
+    tensors: dict[str, Tensor]
+    curriculum: Curriculum
+    step: int
+    metadata: dict[str, str]
+
+
+def save_inference(
+    path: str | Path,
+    generator: ImplicitGenerator3d,
+    step: int,
+    dtype: torch.dtype = torch.float32,
+    extra_metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the inference file. The truncation means are computed if the generator has none yet.
+
+    dtype: of the stored weights; torch.float16 halves the file (the truncation means stay float32).
+    Raises UserError where a weight is not finite (also: too large for ``dtype``) or the file cannot be written.
+    """
+    mean = generator.truncation_mean or generator.compute_truncation_mean()
+    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in generator.state_dict().items()}
+    for part, value in mean._asdict().items():
+        tensors[TRUNCATION_PREFIX + part] = value.detach().to("cpu", torch.float32).contiguous()
+    check_finite(path, tensors)
+    metadata = {
+        **(extra_metadata or {}),
+        "format": INFERENCE_FORMAT,
+        "curriculum": json.dumps(generator.curriculum.to_dict()),
+        "step": str(step),
+        "sha256": _digest(tensors),
+    }
+    write_atomically(path, _sort_metadata(safetensors.torch.save(tensors, metadata)))
+
+
+def _sort_metadata(data: bytes) -> bytes:
+    """safetensors writes its metadata in an order that changes from run to run; the same weights shall give the same bytes."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode(errors="replace"))
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_training_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write everything a run needs to go on. See REQUIRED_TRAINING_KEYS; further keys are the caller's.
+
+    state: containers (dict, list, tuple), str, int, float, bool, None, bytes, tensors. Tensors go to the CPU.
+    Raises UserError where the file cannot be written, KeyError and TypeError where ``state`` is not as described.
+    """
+    missing = [key for key in REQUIRED_TRAINING_KEYS if key not in state]
+    if missing:
+        raise KeyError(f"a training checkpoint needs {', '.join(missing)}")
+    buffer = BytesIO()  # torch.save straight to a full disk fails in ways that are no exceptions
+    torch.save(_plain({**state, "format": TRAINING_FORMAT}, "state"), buffer)
+    _seal(buffer)
+    write_atomically(path, buffer.getbuffer())
+
+
+def _seal(buffer: BytesIO) -> None:
+    """Append the SHA-256 of everything in ``buffer``, a zip file without a comment, as its comment."""
+    with buffer.getbuffer() as data:
+        if bytes(data[-ZIP_END_BYTES:][:4]) != ZIP_END:
+            raise ValueError("torch.save wrote a zip file that does not end as expected")
+        data[-2:] = SEAL_BYTES.to_bytes(2, "little")
+        digest = hashlib.sha256(data).hexdigest()
+    buffer.seek(0, os.SEEK_END)
+    buffer.write(f"sha256={digest}\n".encode())
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy with tensors on the CPU and nothing that would need a class to be imported when it is read."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        shares_more = value.untyped_storage().nbytes() != value.numel() * value.element_size()
+        return value.clone() if shares_more else value  # a view would take its whole storage into the file
+    if isinstance(value, Mapping):
+        return {_plain(key, where): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, f"{where}[{index}]") for index, item in enumerate(value))
+    if type(value) is str:
+        return sys.intern(value)  # pickle notes which strings are one object; the same state shall give the same bytes
+    if value is None or type(value) in (int, float, bool, bytes):
+        return value
+    raise TypeError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+
+def load_training_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What :func:`save_training_checkpoint` wrote, with tensors on the CPU.
+
+    Raises UserError for any other file, and for one that is not, to the last byte, as it was written.
+    """
+    path = Path(path)
+    content = read_torch_file(path)  # says what any other file is; checks the sums of the parts
+    damage = damage_in(path)
+    if damage:
+        raise UserError(f"{path} is damaged: {damage}")
+    return checked_training(path, content)
+
+
+def is_training(content: Any) -> bool:
+    """Whether a file's content claims to be a training checkpoint of ours, of whatever version."""
+    return isinstance(content, dict) and isinstance(content.get("format"), str)
+
+
+def checked_training(path: Path, content: Any) -> dict[str, Any]:
+    """``content`` of ``path`` as a whole training checkpoint, or UserError."""
+    if not is_training(content):
+        raise UserError(f"{path} is not a training checkpoint of this project")
+    if content["format"] != TRAINING_FORMAT:
+        raise UserError(f"{path} has the format {printable(content['format'])!r}; this version reads {TRAINING_FORMAT!r}")
+    missing = [key for key in REQUIRED_TRAINING_KEYS if key not in content]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; it is not a whole training checkpoint")
+    if type(content["step"]) is not int or content["step"] < 0:
+        raise UserError(f"{path}: its step is not a whole number")
+    for key in ("generator", "discriminator", "ema"):
+        check_state(path, key, content[key])
+    return content
+
+
+def check_state(path: Path, key: str, state: Any) -> Mapping[str, Tensor]:
+    """``state``, the entry ``key`` of ``path``, if it is names to tensors; else UserError."""
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise UserError(f"{path}: its entry {key!r} is not a dictionary of named tensors")
+    return state
+
+
+def _print_notice(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def list_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
+    """Steps and paths of the training checkpoints in ``folder``, by their names, newest first."""
+    found: list[tuple[int, Path]] = []
+    for path in Path(folder).glob("checkpoint_*.pt"):
+        match = re.fullmatch(r"checkpoint_(\d+)\.pt", path.name, re.ASCII)
+        if match and path.is_file():
+            found.append((int(match[1]), path))
+    return sorted(found, reverse=True)
+
+
+def whole_checkpoints(folder: str | Path, notice: Callable[[str], None] = _print_notice) -> Iterator[Path]:
+    """The training checkpoints in ``folder`` that are whole, newest first. Damaged ones are passed over with a notice."""
+    for _, path in list_checkpoints(folder):
+        damage = damage_in(path)
+        if damage is None:
+            yield path
+        else:
+            notice(f"{path} is damaged ({damage}); trying the checkpoint before it")
+
+
+def latest_checkpoint(output_dir: str | Path, notice: Callable[[str], None] = _print_notice) -> Path | None:
+    """The training checkpoint of the highest step that is whole, or None. Damaged ones are passed over with a notice."""
+    return next(whole_checkpoints(output_dir, notice), None)
+
+
+def damage_in(path: Path) -> str | None:
+    """What shows, in words, that a training checkpoint is not as it was written; None where every byte of it is.
+
+    Files from before there was a SHA-256 at the end have only their parts checked, by the sums that zip keeps of them.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - SEAL_BYTES))
+            end = file.read()
+            seal = SEAL.fullmatch(end)
+            if seal is None:
+                record = end[-ZIP_END_BYTES:]
+                if not record.startswith(ZIP_END) or record[-2:] != b"\0\0":
+                    return "its end is missing or was changed"
+                return None if _parts_are_whole(path) else "a part of it does not match its checksum"
+            file.seek(0)
+            digest, left = hashlib.sha256(), size - SEAL_BYTES
+            while left > 0 and (block := file.read(min(left, 1 << 20))):
+                digest.update(block)
+                left -= len(block)
+            return None if digest.hexdigest().encode() == seal[1] else "its bytes do not match their SHA-256"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+
+
+def _parts_are_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None and any(name.endswith("/data.pkl") for name in archive.namelist())
+    except Exception:  # as for every damaged file: zipfile fails in many ways
+        return False
+
+
+def read_inference(path: str | Path) -> InferenceFile:
+    """What :func:`save_inference` wrote, on the CPU. Raises UserError for any other file."""
+    path = require_file(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has its own exceptions and passes on those of the system and of torch
+        raise UserError(f"{path} is damaged or no safetensors file ({printable(error)})") from None
+    if metadata.get("format") != INFERENCE_FORMAT:
+        found = printable(metadata.get("format"))
+        raise UserError(f"{path} has the format {found!r}; this version reads {INFERENCE_FORMAT!r}")
+    missing = [key for key in ("curriculum", "step") if key not in metadata]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)} in its metadata")
+    if "sha256" in metadata and metadata["sha256"] != _digest(tensors):
+        raise UserError(f"{path} is damaged: its tensors do not match their checksum")
+    try:
+        settings, step = json.loads(metadata["curriculum"]), int(metadata["step"])
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: its metadata is damaged") from None
+    return InferenceFile(tensors, curriculum_from(path, settings), step, metadata)
+
+
+def check_finite(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Raise UserError for the first tensor with a NaN or an infinity."""
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{path}: {name} holds numbers that are not finite (NaN or infinite); the run behind it diverged")

@@ -1,0 +1,215 @@
+"""The one way to a generator: :func:`load_generator` takes this project's files and every published form.
+
+What the files are stands in :mod:`checkpoint_files` (ours) and :mod:`published_format`; their public functions for ours are
+offered here too. A file is recognised by its content, never by its name, and nothing in it is ever run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkpoints.files import (
+    TRUNCATION_PREFIX,
+    check_finite,
+    check_state,
+    checked_training,
+    is_training,
+    read_inference,
+)
+from checkpoints.published import (
+    average_path,
+    curriculum_from,
+    read_options_curriculum,
+    read_published_average,
+    read_published_weights,
+)
+from checkpoints.safe_pickle import printable
+from checkpoints.torch_files import LEGACY_START, ZIP_START, read_torch_file
+from common.errors import UserError
+from common.files import require_file
+from generators.generator import ImplicitGenerator3d, Styles
+from settings.curriculum import Curriculum
+
+ARCHITECTURE_KEYS = (
+    *("generator", "model", "latent_dim", "hidden_dim", "num_layers", "view_dependent"),
+    *("w_dim", "backbone_channels", "plane_channels", "plane_reduce", "decoder_dim"),
+)
+WEIGHTS = ("ema", "ema2", "generator")
+PRETRAINED_DIR = Path(__file__).resolve().parent.parent / "pretrained"
+
+
+@dataclass(frozen=True)
+class LoadedGenerator:
+    """A generator ready to render: eval mode, on its device. notes: what the user should be told about the weights."""
+
+    generator: ImplicitGenerator3d
+    curriculum: Curriculum
+    step: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a generator file of any kind comes down to. curriculum: None where the file does not carry one."""
+
+    state: Mapping[str, Tensor]
+    curriculum: Curriculum | None = None
+    step: int | None = None
+    model: str | None = None
+    is_published: bool = False
+
+
+def resolve_generator_path(path: str | Path) -> Path:
+    """``path``, or the file of that name under ``pretrained/`` where it is a bare name. Raises UserError if there is none."""
+    path = Path(path)
+    shipped = PRETRAINED_DIR / f"{path.name}.safetensors"
+    try:
+        if path.exists() and not path.is_dir():
+            return require_file(path)
+        if path.name == str(path) and shipped.is_file():  # also where a folder happens to have that name
+            return shipped
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name the generator file inside it")
+    except OSError as error:  # a name too long, a folder one may not enter
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    known = ", ".join(sorted(file.stem for file in PRETRAINED_DIR.glob("*.safetensors")))
+    raise UserError(f"there is no generator file {path}" + (f" (shipped with the project: {known})" if known else ""))
+
+
+def load_generator(
+    path: str | Path, curriculum: Curriculum | None = None, device: str | torch.device = "cpu", weights: str = "ema"
+) -> LoadedGenerator:
+    """A generator from any file: ours (either kind), or the published code's (state dict or whole module).
+
+    curriculum: whose camera and rendering settings to use instead of those in the file; its network must be the file's.
+        Needed for a published file, unless an ``options.txt`` lies beside it.
+    weights: "ema" (published and recommended), "ema2" or "generator" (its own). An inference file has one set.
+    Raises UserError, in one line naming the file, whatever is wrong with it.
+    """
+    if weights not in WEIGHTS:
+        raise UserError(f"weights {weights!r}: use one of {', '.join(WEIGHTS)}")
+    path = resolve_generator_path(path)
+    notes: list[str] = []
+    content = _read_generator_file(path, weights)
+    used = _reconcile_curriculum(path, content, curriculum, notes)
+    shapes = _generator_shapes(path, used, len(content.state))
+    state = {name: value for name, value in content.state.items() if not name.startswith(TRUNCATION_PREFIX)}
+    _check_shapes(path, state, shapes)
+    if content.is_published and weights != "generator":
+        state = _published_average(path, weights, [name for name in state if name in shapes], shapes, notes) or state
+    check_finite(path, state)
+    with torch.random.fork_rng(devices=[]):  # loading a file must not change what a run draws next
+        generator = ImplicitGenerator3d(used)
+    generator.load_state_dict(state, strict=True)
+    generator.truncation_mean = _truncation_mean(path, content.state, generator)
+    return LoadedGenerator(_to_device(generator, device), used, content.step, notes)
+
+
+def _to_device(generator: ImplicitGenerator3d, device: str | torch.device) -> ImplicitGenerator3d:
+    if generator.truncation_mean is not None:
+        generator.truncation_mean = generator.truncation_mean.to(device)
+    return generator.to(device).eval()
+
+
+def _read_generator_file(path: Path, weights: str) -> _Content:
+    """Dispatch on what the file holds, not on its name."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(LEGACY_START))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if start[8:9] == b"{" and not start.startswith((ZIP_START, LEGACY_START[:4])):
+        ours = read_inference(path)
+        return _Content(ours.tensors, ours.curriculum, ours.step)
+    content = read_torch_file(path)
+    if is_training(content):
+        content = checked_training(path, content)
+        if weights not in content:
+            raise UserError(f"{path} has no {weights!r} weights")
+        settings = curriculum_from(path, content["curriculum"])
+        return _Content(check_state(path, weights, content[weights]), settings, content["step"])
+    published = read_published_weights(path, content)
+    return _Content(published.state, None, published.step, published.model, is_published=True)
+
+
+def _generator_shapes(path: Path, curriculum: Curriculum, num_tensors: int) -> dict[str, tuple[int, ...]]:
+    """The generator's tensors and their shapes, found without memory: the widths may come from an untrusted file."""
+    problem = UserError(f"{path}: curriculum {curriculum.name} describes a larger network than the file holds")
+    if curriculum.num_layers > num_tensors:
+        raise problem
+    try:
+        with torch.device("meta"):
+            generator = ImplicitGenerator3d(curriculum)
+    except (RuntimeError, TypeError, OverflowError):  # dimensions beyond 64 bits
+        raise problem from None
+    return {name: tuple(value.shape) for name, value in generator.state_dict().items()}
+
+
+def _reconcile_curriculum(path: Path, content: _Content, chosen: Curriculum | None, notes: list[str]) -> Curriculum:
+    """The user's curriculum if there is one, with the file's network; else the file's own."""
+    own = content.curriculum
+    if own is None and chosen is None:
+        options = path.with_name("options.txt")
+        if not options.is_file():
+            raise UserError(f"{path} does not say its curriculum; pass --curriculum NAME")
+        chosen = read_options_curriculum(options)
+        notes.append(f"settings from {options}")
+    if chosen is None:
+        assert own is not None
+        return own
+    for key in ARCHITECTURE_KEYS if own is not None else ():
+        if getattr(own, key) != getattr(chosen, key):
+            both = f"{key} {getattr(own, key)!r}, but curriculum {chosen.name} says {getattr(chosen, key)!r}"
+            raise UserError(f"{path} was made with {both}; leave --curriculum out or pass {own.name}")
+    if content.model is not None and content.model != chosen.model:
+        raise UserError(f"{path} holds a {content.model}, but curriculum {chosen.name} says model {chosen.model!r}")
+    return chosen
+
+
+def _published_average(
+    path: Path, weights: str, order: list[str], shapes: Mapping[str, tuple[int, ...]], notes: list[str]
+) -> Mapping[str, Tensor] | None:
+    """The averaged weights beside a published generator, or None, saying so. One that is there but bad is an error."""
+    beside = average_path(path, weights)
+    if beside is None or not beside.exists():
+        expected = beside.name if beside is not None else f"{weights}.pth"
+        notes.append(f"no {expected} beside {path.name}: using the generator's own weights, not averaged ones")
+        return None
+    average = read_published_average(beside, order, shapes)
+    _check_shapes(beside, average.state, shapes)
+    check_finite(beside, average.state)
+    return average.state
+
+
+def _check_shapes(path: Path, state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise UserError for the first parameter that is missing, of another shape or type, or too many."""
+    remedy = "is --curriculum the one it was trained with?"
+    for name, shape in shapes.items():
+        if name not in state:
+            raise UserError(f"{path} lacks the parameter {name}; {remedy}")
+        if tuple(state[name].shape) != shape:
+            raise UserError(f"{path}: {name} has shape {tuple(state[name].shape)}, the generator needs {shape}; {remedy}")
+        if not state[name].is_floating_point():
+            raise UserError(f"{path}: {name} holds {state[name].dtype}, not floating-point numbers")
+    for name in state:
+        if name not in shapes:
+            raise UserError(f"{path} has a parameter {printable(name)}, which the generator has not; {remedy}")
+
+
+def _truncation_mean(path: Path, state: Mapping[str, Tensor], generator: ImplicitGenerator3d) -> Styles | None:
+    """The stored mean styles, or None: then the generator computes them, always alike, when they are needed."""
+    with torch.no_grad():
+        expected = generator.film(torch.zeros(1, generator.curriculum.latent_dim))
+    parts = {part: state.get(TRUNCATION_PREFIX + part) for part in expected._fields}
+    if all(value is None for value in parts.values()):
+        return None
+    for part, value in parts.items():
+        shape = tuple(getattr(expected, part).shape)
+        if value is None or tuple(value.shape) != shape or not value.is_floating_point() or not torch.isfinite(value).all():
+            raise UserError(f"{path}: {TRUNCATION_PREFIX}{part} must be {shape} finite numbers")
+    return type(expected)(*(value.float() for value in parts.values()))

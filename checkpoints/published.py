@@ -1,0 +1,235 @@
+"""What users have from the published GOF and pi-GAN code, turned into names and tensors.
+
+``generator.pth``, ``discriminator.pth``: a state dict or a whole pickled module. ``ema.pth``, ``ema2.pth``: a torch_ema object,
+whose averages stand in the order of the generator's parameters. ``optimizer_*.pth``, ``scaler.pth``: state dicts.
+``options.txt``: its last line is the curriculum as a Python dictionary. All are read through :mod:`torch_files`.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from checkpoints.safe_pickle import PickledObject, printable
+from checkpoints.torch_files import read_torch_file
+from common.errors import UserError
+from common.files import read_small_text
+from settings.curriculum import MODELS, Curriculum
+
+_MAX_ENTRIES = 100_000  # a module that holds one child many times over could otherwise unfold without end
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A network's tensors by state-dict name, and what else its file says.
+
+    model: the SIREN's class name, where a whole module was pickled and it is one of ours. step: the training step, likewise.
+    """
+
+    state: OrderedDict[str, Tensor]
+    model: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class PublishedAverage:
+    """A moving average of the generator, under the names of its parameters."""
+
+    state: OrderedDict[str, Tensor]
+    decay: float | None = None
+    num_updates: int | None = None
+
+
+@dataclass
+class PublishedTraining:
+    """What a published run left in its folder; None where a file is not there."""
+
+    generator: PublishedWeights
+    discriminator: OrderedDict[str, Tensor] | None = None
+    ema: PublishedAverage | None = None
+    ema2: PublishedAverage | None = None
+    optimizer_G: dict[str, Any] | None = None
+    optimizer_D: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def module_state(module: PickledObject) -> OrderedDict[str, Tensor]:
+    """The state dict of a pickled torch module, in the order that nn.Module.state_dict() has. Raises UserError."""
+    state: OrderedDict[str, Tensor] = OrderedDict()
+    num_visited = 0
+
+    def visit(part: Any, prefix: str) -> None:
+        nonlocal num_visited
+        num_visited += 1
+        if not _is_module(part):
+            raise UserError(f"the pickled module's part {printable(prefix.rstrip('.')) or '(whole)'} is not a torch module")
+        skipped = part.state.get("_non_persistent_buffers_set", set())
+        if not isinstance(skipped, (set, frozenset)):
+            raise UserError("the pickled module lists its buffers in an unknown way; refused")
+        tensors = list(part.state["_parameters"].items())
+        tensors += [(name, value) for name, value in part.state.get("_buffers", {}).items() if name not in skipped]
+        for name, value in tensors:
+            if value is not None:
+                state[f"{prefix}{name}"] = value
+        if len(state) + num_visited > _MAX_ENTRIES:
+            raise UserError(f"the pickled module has more than {_MAX_ENTRIES} parts; refused")
+        for name, child in part.state["_modules"].items():
+            if child is not None:
+                visit(child, f"{prefix}{name}.")
+
+    visit(module, "")
+    return state
+
+
+def _is_module(value: Any) -> bool:
+    if not isinstance(value, PickledObject):
+        return False
+    parts = (value.state.get("_parameters"), value.state.get("_modules"), value.state.get("_buffers", {}))
+    return all(isinstance(part, dict) for part in parts)
+
+
+def _checked_state(path: Path, state: Mapping[Any, Any]) -> OrderedDict[str, Tensor]:
+    """Names to tensors and nothing else, without the prefix that DistributedDataParallel puts before each name."""
+    if not state:
+        raise UserError(f"{path} holds no weights")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{path} is not a network's state dict: {printable(name)} is a {type(value).__name__}, not a tensor")
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return OrderedDict(state)
+
+
+def read_published_weights(path: str | Path, content: Any = None) -> PublishedWeights:
+    """A published network, from a state dict or a whole pickled module.
+
+    content: what :func:`torch_files.read_torch_file` gave for ``path``, if it was read already. Raises UserError.
+    """
+    path = Path(path)
+    content = read_torch_file(path) if content is None else content
+    if isinstance(content, dict):
+        return PublishedWeights(_checked_state(path, content))
+    if not _is_module(content):
+        kind = content.class_path if isinstance(content, PickledObject) else type(content).__name__
+        raise UserError(f"{path} holds a {printable(kind)}, not a network's weights; pass a generator file")
+    try:
+        state = _checked_state(path, module_state(content))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    siren = content.state["_modules"].get("siren")
+    model = siren.class_name if isinstance(siren, PickledObject) and siren.class_name in MODELS else None
+    step = content.state.get("step")
+    return PublishedWeights(state, model, step if type(step) is int and step >= 0 else None)
+
+
+def read_published_average(path: str | Path, order: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> PublishedAverage:
+    """A moving average from a torch_ema object, its state dict, or a state dict under the parameters' names.
+
+    order: the generator's parameter names, in the order of its parameters(). shapes: their shapes.
+    Raises UserError where the number or the shapes of the averages do not fit.
+    """
+    path = Path(path)
+    content = read_torch_file(path)
+    values = content.state if isinstance(content, PickledObject) else content
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__}, not a moving average")
+    if "shadow_params" not in values:
+        if isinstance(content, PickledObject):
+            raise UserError(f"{path} holds a {printable(content.class_path)} without shadow_params, not a moving average")
+        return PublishedAverage(_checked_state(path, values))
+    averages = values["shadow_params"]
+    if not isinstance(averages, (list, tuple)) or not all(isinstance(average, Tensor) for average in averages):
+        raise UserError(f"{path}: shadow_params is not a list of tensors")
+    if len(averages) != len(order):
+        raise UserError(f"{path} averages {len(averages)} parameters, but the generator has {len(order)}")
+    for name, average in zip(order, averages, strict=True):
+        if tuple(average.shape) != tuple(shapes[name]):
+            raise UserError(
+                f"{path}: the average of {printable(name)} is {tuple(average.shape)}, the generator's {tuple(shapes[name])}"
+            )
+    decay, num_updates = values.get("decay"), values.get("num_updates")
+    return PublishedAverage(
+        OrderedDict(zip(order, averages, strict=True)),
+        decay if type(decay) is float else None,
+        num_updates if type(num_updates) is int else None,
+    )
+
+
+def load_published_discriminator(path: str | Path) -> OrderedDict[str, Tensor]:
+    """The discriminator's tensors by name, without freq_phase_layer, which the published code never uses."""
+    state = read_published_weights(path).state
+    kept = [(name, value) for name, value in state.items() if not name.startswith("freq_phase_layer.")]
+    return OrderedDict(kept)
+
+
+def average_path(generator_path: str | Path, which: str = "ema") -> Path | None:
+    """Where the averaged weights of a published generator lie: the part before "generator", plus "ema.pth"."""
+    path = Path(generator_path)
+    before, found, _ = path.name.rpartition("generator")
+    return path.with_name(f"{before}{which}.pth") if found else None
+
+
+def read_options_curriculum(path: str | Path) -> Curriculum:
+    """The curriculum on the last line of a published ``options.txt``. Raises UserError."""
+    path = Path(path)
+    try:
+        lines = read_small_text(path).strip().splitlines()
+        settings = ast.literal_eval(lines[-1])
+    except (ValueError, SyntaxError, IndexError, MemoryError, RecursionError):
+        raise UserError(f"{path}: its last line is not a curriculum; pass --curriculum NAME") from None
+    try:
+        return curriculum_from(path, settings)
+    except UserError as error:
+        raise UserError(f"{error}; pass --curriculum NAME") from None
+
+
+def curriculum_from(path: Path, settings: Any) -> Curriculum:
+    """The curriculum in ``settings``, which came out of ``path``. Raises UserError whatever the settings are."""
+    try:
+        return Curriculum.from_dict(settings, settings.get("name") or settings.get("dataset"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (AttributeError, TypeError, ValueError, KeyError, RecursionError, OverflowError) as error:
+        raise UserError(f"{path}: its settings are not a curriculum's ({type(error).__name__}: {printable(error)})") from None
+
+
+def load_published_training(folder: str | Path, prefix: str = "") -> PublishedTraining:
+    """What a published run left in ``folder``, to train on from it (``train.py --load_dir DIR --load_dict``).
+
+    prefix: what stands before "generator.pth" and the other names. Only generator.pth must be there. Raises UserError.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"--load_dir {folder} is not a folder")
+    paths = {path.name.removeprefix(prefix): path for path in folder.iterdir() if path.name.startswith(prefix)}
+    if "generator.pth" not in paths:
+        raise UserError(f"--load_dir {folder} has no {prefix}generator.pth")
+    generator = read_published_weights(paths["generator.pth"])
+    found = PublishedTraining(generator)
+    shapes = {name: tuple(value.shape) for name, value in generator.state.items()}
+    if "discriminator.pth" in paths:
+        found.discriminator = load_published_discriminator(paths["discriminator.pth"])
+    for which in ("ema", "ema2"):
+        if f"{which}.pth" in paths:
+            setattr(found, which, read_published_average(paths[f"{which}.pth"], list(generator.state), shapes))
+    for which, key in (("optimizer_G", "param_groups"), ("optimizer_D", "param_groups"), ("scaler", None)):
+        path = paths.get(f"{which}.pth")
+        if path is not None:
+            setattr(found, which, _read_plain_dict(path, key))
+    wanted = ("discriminator", "ema", "ema2", "optimizer_G", "optimizer_D", "scaler")
+    found.notes = [f"{folder} has no {prefix}{which}.pth; it starts afresh" for which in wanted if getattr(found, which) is None]
+    return found
+
+
+def _read_plain_dict(path: Path, required_key: str | None) -> dict[str, Any]:
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or (required_key is not None and required_key not in content):
+        raise UserError(f"{path} does not hold the state that its name promises")
+    return content

@@ -1,0 +1,1 @@
+"""One process of several: joining, losing peers, agreeing, sharing work."""

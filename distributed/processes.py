@@ -1,0 +1,191 @@
+"""One process or many: PyTorch's own engine, as ``torchrun`` sets it up (DDP; NCCL on GPUs, gloo on CPUs).
+
+docs/distributed.md says how to launch, what happens when a process dies, and what travels between them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distributed.peers import JOINING, REMEDY, PeerLost, PeerWatch, meet, peer_timeout
+
+WAIT = timedelta(hours=12)  # for peers that are alive: one may decode a large set, or compute a score, while others wait
+BUCKET_MB = 5  # one convolution of D (5.8 MB) fills a bucket: it leaves while the one before is computed
+SIOCGIFADDR = 0x8915
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among ``world_size``; ``device`` is its own."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    watch: PeerWatch | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Only this process writes."""
+        return self.rank == 0
+
+    @property
+    def is_first_on_machine(self) -> bool:
+        """One process of each machine: what a machine needs once is for it to do."""
+        return self.is_main or os.environ.get("LOCAL_RANK", "0") == "0"
+
+    def wrap(self, step: nn.Module, used: Iterable[nn.Parameter] | None = None, bucket_mb: float = BUCKET_MB) -> nn.Module:
+        """A step whose gradients are averaged over processes; itself where there is one process.
+
+        ``used``: the parameters that take part in it, all if None. The others' gradients stay at home; a step that comes
+        to use other parameters is to be wrapped anew.
+        """
+        if self.world_size == 1:
+            return step
+        chosen = None if used is None else {id(parameter) for parameter in used}
+        left_out = [p for p in step.parameters() if p.requires_grad and chosen is not None and id(p) not in chosen]
+        try:
+            for parameter in left_out:  # DDP takes in what requires a gradient when it is made
+                parameter.requires_grad_(False)
+            return DistributedDataParallel(
+                step,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                bucket_cap_mb=bucket_mb,
+            )
+        finally:
+            for parameter in left_out:
+                parameter.requires_grad_(True)
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set in any process."""
+        if self.world_size == 1:
+            return flag
+        value = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def mean(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The mean of each scalar () over processes: one exchange for all of them."""
+        if self.world_size == 1 or not scalars:
+            return scalars
+        values = torch.stack([value.float() for value in scalars.values()])
+        dist.all_reduce(values)
+        return dict(zip(scalars, (values / self.world_size).unbind(), strict=True))
+
+    def gather(self, rows: Tensor) -> list[Tensor]:
+        """In the main process, each process's ``rows`` (N, ...) on the CPU, whose N may differ; elsewhere an empty list."""
+        if self.world_size == 1:
+            return [rows]
+        device = self.device if dist.get_backend() == "nccl" else torch.device("cpu")
+        counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(self.world_size)]
+        dist.all_gather(counts, torch.tensor([len(rows)], device=device))
+        padded = rows.new_zeros(int(max(counts)), *rows.shape[1:], device=device)
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts] if self.is_main else None
+        dist.gather(padded, parts)
+        return [part[: int(count)].cpu() for part, count in zip(parts or [], counts, strict=False)]
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """The main process's values, in place, in every process: what each has computed may differ in its last bits."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Around everything that the processes do: a peer that is gone becomes PeerLost, and a failure is told to the others."""
+        try:
+            yield
+        except BaseException as error:
+            lost = self.world_size > 1 and _tells_of_a_lost_peer(error)
+            failed_peer = self.watch.has_failed() if self.watch else None
+            if self.watch:
+                self.watch.close(failed=not lost)
+            if not lost:
+                raise
+            why = " ".join(str(error).split())[:200]
+            what = f"rank {failed_peer} failed (it says why)" if failed_peer is not None else f"lost a peer ({why})"
+            raise PeerLost(f"rank {self.rank}: {what}; {REMEDY}") from None
+
+    def close(self, wait: bool = True) -> None:
+        """Leave; with ``wait`` all together, for torchrun ends those that are still writing when one ends with a status."""
+        if wait:
+            self.barrier()
+        if self.watch:
+            self.watch.close()
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+
+def join_processes(device: torch.device, port: int | None = None, backend: str | None = None) -> Processes:
+    """Join the group that torchrun describes in the environment; alone without one.
+
+    ``port``: of the first machine, where torchrun does not say; ``backend``: NCCL on GPUs and gloo on CPUs, if None. Raises
+    UserError for an impossible GOF_PEER_TIMEOUT, PeerLost where the others do not come.
+    """
+    world_size, timeout = int(os.environ.get("WORLD_SIZE", "1")), peer_timeout()
+    if world_size == 1:
+        return Processes(0, 1, device)
+    if port is not None:
+        os.environ.setdefault("MASTER_PORT", str(port))
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    backend = backend or ("nccl" if device.type == "cuda" else "gloo")
+    if backend == "gloo" and int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) < world_size:
+        _choose_interface(os.environ["MASTER_ADDR"])
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=WAIT))
+        store = dist.PrefixStore(meet(store, rank, world_size, timeout + JOINING), store)
+        watch = PeerWatch(store, rank, world_size, timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=WAIT)
+    except RuntimeError as error:  # DistError too
+        why = " ".join(str(error).split())[:200]
+        raise PeerLost(f"cannot join the other processes at {os.environ.get('MASTER_ADDR')} ({why}); {REMEDY}") from None
+    return Processes(rank, world_size, device, watch)
+
+
+def _tells_of_a_lost_peer(error: BaseException) -> bool:
+    """Whether an operation between processes failed; not all such errors have a class of their own."""
+    is_told = re.search(r"gloo|NCCL|[Pp]eer|[Tt]imed out", str(error)) is not None
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and is_told)
+
+
+def _choose_interface(first_machine: str) -> None:
+    """Have gloo use the network that leads to the first machine, unless the user says which.
+
+    Left alone it takes the address of the host's own name, which on many systems is 127.0.1.1 and reaches nobody.
+    """
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((first_machine, 9))  # sends nothing
+            own = probe.getsockname()[0]
+            for _, name in socket.if_nameindex():
+                request = struct.pack("256s", name[:15].encode())
+                try:
+                    found = socket.inet_ntoa(fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)[20:24])
+                except OSError:  # it has no address
+                    continue
+                if found == own and not own.startswith("127."):
+                    os.environ["GLOO_SOCKET_IFNAME"] = name
+        except OSError:  # no such host or no route: joining will say so
+            return

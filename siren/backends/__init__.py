@@ -1,0 +1,1 @@
+"""The arithmetic of a folded SIREN, on CPUs and GPUs."""

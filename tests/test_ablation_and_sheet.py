@@ -1,0 +1,170 @@
+"""Packaging a run with its card, and ablations: small real runs from the command line on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from checkpoints.loading import load_generator
+from common.errors import UserError
+from metrics.sampling import generated_images
+from tools import sheet
+from tools.ablation import GROUPS, distinct, parse_arguments
+from tools.package_model import main
+from train import main as train
+
+REPO = Path(__file__).resolve().parent.parent
+SETTINGS = [
+    *("hidden_dim=16", "num_layers=2", "latent_dim=8", "disc_channels=(4,4,4,4,4,4,8,8,8)", "init_ball_radius=0"),
+    *("num_steps_coarse=6", "num_steps_surface=3", "num_steps_fine=2", "batch_size=4", "img_size=8"),
+]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    output = tmp_path_factory.mktemp("run")
+    command = ["--curriculum", "SYNTH_TINY", "--dataset_path", str(photos), "--output_dir", str(output), "--device", "cpu"]
+    train(
+        [*command, "--no-cache", "--no-use_logger", "--log_interval", "1", "--max_steps", "3", "--seed", "0", "--set", *SETTINGS]
+    )
+    return output
+
+
+def test_a_packaged_run_is_its_averaged_generator_with_a_card(run: Path, tmp_path: Path) -> None:
+    scores = tmp_path / "eval_metrics.json"
+    record = {"metrics": {"swd": 1.5}, "protocol": {"num_fake": 7, "dataset_path": "somewhere"}, "model": {"step": 3}}
+    scores.write_text(json.dumps(record))
+    where = ["--name", "small-one", "--output_dir", str(tmp_path), "--scores", str(scores), "--note", "A test."]
+    main([str(run), *where, "--precision", "full"])
+    card = json.loads((tmp_path / "small-one.json").read_text())
+    assert card["step"] == 3 and card["training"]["seed"] == 0
+    assert card["training"]["command"].startswith("python train.py --curriculum SYNTH_TINY")
+    assert card["training"]["device"].startswith("CPU") and card["training"]["minutes"] >= 0
+    assert card["scores"]["eval_metrics"]["metrics"] == {"swd": 1.5} and "somewhere" not in json.dumps(card)
+    assert str(tmp_path) not in json.dumps({**card, "training": {**card["training"], "command": ""}})
+    packed = load_generator(tmp_path / "small-one.safetensors").generator.state_dict()
+    original = load_generator(run / "generator.safetensors").generator.state_dict()
+    assert all(torch.equal(packed[name], value) for name, value in original.items())
+    assert card["bytes"] == (tmp_path / "small-one.safetensors").stat().st_size
+
+
+def test_half_precision_is_half_the_file_and_close(run: Path, tmp_path: Path) -> None:
+    for precision in ("full", "half"):
+        main([str(run), "--name", precision, "--output_dir", str(tmp_path), "--precision", precision])
+    before = (tmp_path / "full.safetensors").read_bytes()
+    with pytest.raises(UserError, match="is there already"):
+        main([str(run), "--name", "full", "--output_dir", str(tmp_path), "--precision", "half"])
+    assert (tmp_path / "full.safetensors").read_bytes() == before
+    full, half = (tmp_path / f"{precision}.safetensors" for precision in ("full", "half"))
+    assert half.stat().st_size < 0.7 * full.stat().st_size
+    a, b = (load_generator(path).generator.state_dict() for path in (full, half))
+    assert all(torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-6) for name in a)
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"path": "{tmp}"}, "holds no whole checkpoint"),
+        ({"name": "../x"}, "letters, digits"),
+        ({"scores": '{"model": {"step": 2}}'}, "scores step 2, this generator is of step 3"),
+        ({"scores": "[]"}, "holds no dictionary"),
+        ({"scores": "{"}, "is no JSON"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(run: Path, tmp_path: Path, change: dict[str, str], words: str) -> None:
+    scores = tmp_path / "scores.json"
+    scores.write_text(change.get("scores", "{}"))
+    path = change.get("path", str(run)).format(tmp=tmp_path)
+    with pytest.raises(UserError, match=words):
+        main([path, "--name", change.get("name", "x"), "--output_dir", str(tmp_path), "--scores", str(scores)])
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def ablation(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tools.ablation", *arguments]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False, timeout=900)
+
+
+def test_variants_that_are_the_same_run_are_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for curriculum, extra in (("SYNTH_TINY", "weak_r1"), ("SYNTH", "strong_r1"), ("CATS_TINY", "strong_normal_term")):
+        common = ["recipe", "--curriculum", curriculum, "--dataset_path", "none", "--output_dir", str(tmp_path)]
+        args = parse_arguments(common)
+        kept = distinct(args, list(GROUPS["recipe"]))
+        assert extra not in kept and {"as_it_is", "no_opacity_prior", "wide_interval", "narrow_interval"} <= set(kept)
+        told = capsys.readouterr().out
+        assert f"{extra} is the same run as as_it_is with {curriculum}" in told
+        own_loss = "relativistic" if curriculum == "CATS_TINY" else "non_saturating"
+        assert f"{own_loss} is the same run as as_it_is with {curriculum}" in told
+        assert distinct(parse_arguments(["hollow", *common[1:]]), list(GROUPS["hollow"])) == list(GROUPS["hollow"])
+
+
+def test_an_ablation_trains_each_variant_and_its_table_has_them(photos: Path, tmp_path: Path) -> None:
+    common = ["hollow", "--dataset_path", str(photos), "--output_dir", str(tmp_path), "--steps", "2", "--eval_images", "0"]
+    common += ["--seeds", "5", "--variants", "plain", "watch", "--set", *SETTINGS]
+    done = ablation(*common)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "hollow.json").read_text())
+    assert set(record["runs"]) == {"plain", "watch"} and record["runs"]["plain"]["5"]["step"] == 2
+    settings = json.loads((tmp_path / "watch_s5" / "run.json").read_text())["curriculum"]
+    assert settings["hollow_check_interval"] == 50 and settings["hidden_dim"] == 16
+    rows = (tmp_path / "hollow.md").read_text().splitlines()
+    assert [row.split(" | ")[0] for row in rows[2:4]] == ["| plain", "| watch"] and "| 1 | 2 |" in rows[2]
+    before = (tmp_path / "plain_s5" / "checkpoint_0000002.pt").read_bytes()
+    assert ablation(*common).returncode == 0, "what is done is not done again"
+    assert (tmp_path / "plain_s5" / "checkpoint_0000002.pt").read_bytes() == before
+
+
+def test_an_ablation_refuses_what_it_does_not_know(photos: Path, tmp_path: Path) -> None:
+    where = ["--dataset_path", str(photos), "--output_dir", str(tmp_path / "x")]
+    for more, words in ((["--variants", "none"], "--variants none: not in hollow"), (["--set", "fov=0"], "fov must be positive")):
+        done = ablation("hollow", *where, *more)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_sheet_shows_the_images_that_are_scored(run: Path, photos: Path, tmp_path: Path) -> None:
+    generator, output = run / "generator.safetensors", tmp_path / "sheet.png"
+    size = ["--image_size", "8", "--num", "5", "--columns", "3", "--device", "cpu"]
+    sheet.main([str(generator), str(generator), "--output", str(output), *size, "--dataset_path", str(photos)])
+    pixels = np.asarray(Image.open(output))
+    assert pixels.shape == (6 * 10 - 2, 3 * 10 - 2, 3)  # two rows of each and of the photos
+    expected = generated_images(load_generator(generator), 5, 8).permute(0, 2, 3, 1).numpy()
+    for i in range(5):
+        top, left = 10 * (i // 3), 10 * (i % 3)
+        for below in (0, 20):
+            np.testing.assert_array_equal(pixels[top + below : top + below + 8, left : left + 8], expected[i])
+    assert (pixels[:10, 20:28][:8] != 255).any() and (pixels[10:18, 20:] == 255).all()
+    photo = pixels[40:48, :8]
+    assert any((np.asarray(Image.open(path)) == photo).all() for path in photos.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["heads", "--output", "sheet.jpg"], "name a .png"),
+        (["heads", "--output", "nowhere/sheet.png"], "there is no folder nowhere"),
+        (["nothing", "--output", "sheet.png"], "there is no generator file nothing"),
+    ],
+)
+def test_a_sheet_refuses_what_it_cannot_do(arguments: list[str], message: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        sheet.main(arguments)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,136 @@
+"""Tensors to pictures and videos: values, colours, files."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.errors import UserError
+from generators.views import View
+from visualization.images import QUANTITIES, depth_picture, from_uint8, picture_grid, save_picture, to_uint8, view_picture
+from visualization.videos import VideoWriter
+
+
+def make_view(size: int = 4) -> View:
+    hit_mask = torch.zeros(size, size, dtype=torch.bool)
+    hit_mask[0] = True
+    normals = torch.zeros(3, size, size)
+    normals[2, 0] = 1
+    return View(
+        image=torch.full((3, size, size), -0.5),
+        depth=torch.full((size, size), 1.0),
+        surface_depth=torch.full((size, size), 0.9),
+        hit_mask=hit_mask,
+        normals=normals,
+        surface_image=torch.full((3, size, size), -1.0),
+        yaw=1.5,
+        pitch=1.6,
+    )
+
+
+def test_uint8_rounds_and_clamps() -> None:
+    picture = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).expand(3, 1, 5)
+    assert to_uint8(picture)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_every_byte_survives_the_way_through_a_picture() -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    assert np.array_equal(to_uint8(from_uint8(pixels)), pixels)
+
+
+def test_nearer_is_brighter_and_the_range_is_clamped() -> None:
+    depth = torch.linspace(0.8, 1.2, 41).unsqueeze(0)
+    lightness = depth_picture(depth, 0.9, 1.1).mean(dim=0)[0]
+    inside = lightness[10:31]
+    assert (inside[1:] < inside[:-1]).all()
+    assert torch.allclose(lightness[:10], lightness[10])
+    assert torch.allclose(lightness[31:], lightness[30])
+
+
+def test_colours_of_a_view() -> None:
+    pictures = {quantity: view_picture(make_view(), quantity, 0.88, 1.12) for quantity in QUANTITIES}
+    assert all(picture.shape == (3, 4, 4) for picture in pictures.values())
+    assert pictures["mask"][0, :, 0].tolist() == [1, -1, -1, -1]
+    assert to_uint8(pictures["normals"])[0, 0].tolist() == [128, 128, 255]
+    for quantity in ("normals", "surface_image", "surface_depth"):
+        assert (pictures[quantity][:, 1:] == 1).all(), f"{quantity} must be white without a surface"
+        assert (pictures[quantity][:, 0] < 1).any()
+    assert (pictures["image"] == -0.5).all()
+
+
+def test_an_unknown_quantity_is_named() -> None:
+    with pytest.raises(ValueError, match="colour"):
+        view_picture(make_view(), "colour", 0.88, 1.12)
+
+
+def test_grid_puts_each_picture_in_its_place() -> None:
+    def flat(value: float) -> torch.Tensor:
+        return torch.full((3, 2, 2), value)
+
+    grid = picture_grid([[flat(-1.0), flat(-0.5)], [flat(0.0)]], padding=1)
+    assert grid.shape == (3, 5, 5)
+    assert grid[0, :, 0].tolist() == [-1, -1, 1, 0, 0]
+    assert grid[0, 0].tolist() == [-1, -1, 1, -0.5, -0.5]
+    assert (grid[:, 3:, 3:] == 1).all()
+
+
+def test_a_picture_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        save_picture(tmp_path / "missing" / "a.png", torch.zeros(3, 2, 2))
+
+
+def write_video(path: Path, num_frames: int, size: tuple[int, int] = (33, 48)) -> None:
+    with VideoWriter(path, fps=12) as video:
+        for i in range(num_frames):
+            video.add(torch.linspace(-1, 1, size[1]).expand(3, *size).roll(i, dims=2))
+
+
+def probe(path: Path) -> str:
+    import imageio_ffmpeg
+
+    return subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)], capture_output=True, text=True).stderr
+
+
+def test_video_is_h264_yuv420p_of_even_size_and_the_same_bytes_each_time(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write_video(tmp_path / folder / "v.mp4", 5)
+    text = probe(tmp_path / "a" / "v.mp4")
+    assert "h264" in text and "yuv420p" in text and "48x34" in text and "12 fps" in text
+    assert (tmp_path / "a" / "v.mp4").read_bytes() == (tmp_path / "b" / "v.mp4").read_bytes()
+    frames = sorted((tmp_path / "a" / "v_frames").iterdir())
+    assert [frame.name for frame in frames] == [f"{i:03d}.png" for i in range(5)]
+    assert Image.open(frames[0]).size == (48, 33)
+
+
+def test_video_shows_the_frames(tmp_path: Path) -> None:
+    import imageio_ffmpeg
+
+    write_video(tmp_path / "v.mp4", 3, size=(32, 48))
+    reader = imageio_ffmpeg.read_frames(str(tmp_path / "v.mp4"))
+    assert next(reader)["size"] == (48, 32)
+    decoded = [np.frombuffer(frame, np.uint8).reshape(32, 48, 3) for frame in reader]
+    assert len(decoded) == 3
+    for i, frame in enumerate(decoded):
+        exact = np.array(Image.open(tmp_path / "v_frames" / f"{i:03d}.png"))
+        assert np.abs(frame.astype(int) - exact).mean() < 4
+
+
+def test_a_shorter_video_leaves_no_frames_of_the_longer_one(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", 4)
+    write_video(tmp_path / "v.mp4", 2)
+    assert len(list((tmp_path / "v_frames").iterdir())) == 2
+
+
+def test_a_failed_video_leaves_the_old_one(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", 2)
+    before = (tmp_path / "v.mp4").read_bytes()
+    with pytest.raises(RuntimeError, match="stop"), VideoWriter(tmp_path / "v.mp4") as video:
+        video.add(torch.zeros(3, 8, 8))
+        raise RuntimeError("stop")
+    assert (tmp_path / "v.mp4").read_bytes() == before
+    assert not list(tmp_path.glob(".v*"))

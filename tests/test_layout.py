@@ -1,0 +1,79 @@
+"""The tree: imports go one way, no two modules import each other, and the root holds commands and what one edits."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+# Each package may import those before it, and itself.
+ORDER = (
+    "common",
+    "settings",
+    "siren",
+    "triplane",
+    "discriminators",
+    "generators",
+    "checkpoints",
+    "distributed",
+    "visualization",
+    "heads",
+    "loading",
+    "dataset",
+    "metrics",
+    "training",
+    "tools",
+)
+MAX_ROOT_FILES = 14
+NOT_PRODUCT = ("tests", "benchmarks", "docs", ".venv")
+
+
+def modules_of(repo: Path) -> dict[str, Path]:
+    """The product's modules by dotted name."""
+    found = {}
+    for path in sorted(repo.rglob("*.py")):
+        parts = path.relative_to(repo).with_suffix("").parts
+        if parts[0] not in NOT_PRODUCT:
+            found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imports_of(path: Path, known: set[str]) -> set[str]:
+    """The product's modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found & known
+
+
+def package_of(module: str) -> str:
+    """Curricula are settings: a table of them at the root."""
+    return "settings" if module == "curriculums" else module.split(".")[0]
+
+
+def test_imports_go_one_way(repo: Path) -> None:
+    modules = modules_of(repo)
+    commands = {name for name in modules if "." not in name and package_of(name) not in ORDER}
+    wrong = []
+    for name, path in modules.items():
+        if name in commands:
+            continue
+        for imported in imports_of(path, set(modules)):
+            own, other = package_of(name), package_of(imported)
+            if other in commands or ORDER.index(other) > ORDER.index(own):
+                wrong.append(f"{name} imports {imported}")
+    assert not wrong
+
+
+def test_no_two_modules_import_each_other(repo: Path) -> None:
+    modules = modules_of(repo)
+    is_package = {name for name, path in modules.items() if path.name == "__init__.py"}
+    graph = {name: imports_of(path, set(modules)) - is_package for name, path in modules.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, naming the cycle
+
+
+def test_the_root_holds_commands_and_what_one_edits(repo: Path) -> None:
+    assert len(list(repo.glob("*.py"))) <= MAX_ROOT_FILES

@@ -1,0 +1,1 @@
+"""Commands for now and then: python -m tools.NAME."""

@@ -1,0 +1,220 @@
+"""Train variants of a curriculum with several seeds, and put their scores into one table.
+
+    python -m tools.ablation hollow --dataset_path data/heads64 --output_dir outputs/hollow --seeds 1 2 3 4
+    python -m tools.ablation recipe --dataset_path data/heads64 --output_dir outputs/recipe --curriculum SYNTH --steps 30000
+
+Each run is one `train.py` with its own folder OUTPUT_DIR/VARIANT_sSEED, so an interrupted ablation goes on where it stood, and
+the same command with more seeds or steps adds to it. Scores are the run's own measurements at its last step (metrics.jsonl,
+docs/metrics.md). Written: OUTPUT_DIR/GROUP.json (every run) and OUTPUT_DIR/GROUP.md (means over seeds). On several GPUs, start it
+once per GPU with CUDA_VISIBLE_DEVICES and other seeds, then once more with all seeds for the table.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.arguments import ArgumentParser, positive_int, seed_number
+from common.errors import UserError
+from common.files import (
+    make_output_dir,
+    write_atomically,
+)
+from common.program import run_script
+from settings.registry import get_curriculum
+
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+NO_BALL = ("init_ball_radius=0", "ball_hold_steps=0")
+BALL = ("init_ball_radius=0.08", "ball_hold_steps=0")
+HOLD = ("init_ball_radius=0.08", "ball_hold_steps=1000", "ball_hold_lambda=0.3")
+NO_WATCH = ("hollow_check_interval=0",)
+WATCH = ("hollow_check_interval=50",)
+
+GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "hollow": {
+        "plain": (*NO_BALL, *NO_WATCH),
+        "ball": (*BALL, *NO_WATCH),
+        "hold": (*HOLD, *NO_WATCH),
+        "watch": (*NO_BALL, *WATCH),
+        "both": (*HOLD, *WATCH),
+    },
+    "recipe": {
+        "as_it_is": (),
+        "no_opacity_prior": ("with_opacprior=False",),
+        "no_normal_term": ("with_normal_loss=False",),
+        "neither": ("with_opacprior=False", "with_normal_loss=False"),
+        "strong_normal_term": ("normal_lambda=0.5",),
+        "wide_interval": ("decay_beta=0",),
+        "narrow_interval": ("interval_max=0.03", "interval_min=0.03"),
+        "weak_r1": ("r1_lambda=0.02",),
+        "strong_r1": ("r1_lambda=1",),
+        "lazy_r1": ("r1_interval=4",),
+        "own_images": ("share_images=False",),
+        "relativistic": ("gan_loss=relativistic", "r2_lambda={r1_lambda}"),
+        "relativistic_without_r2": ("gan_loss=relativistic", "r2_lambda=0"),
+        "non_saturating": ("gan_loss=non_saturating", "r2_lambda=0"),
+        "non_saturating_with_r2": ("gan_loss=non_saturating", "r2_lambda={r1_lambda}"),
+        "strong_pose": ("pos_lambda=15",),
+        "short_memory": ("betas=(0.0,0.9)",),
+        "large_batch": ("batch_size=32",),
+        "warm_up": ("lr_warmup_steps=200",),
+        "cosine": ("lr_decay=cosine", "end_step={steps}"),
+        "augmented": ("augment_target=0.6",),
+    },
+}
+
+# What the table shows: the name in metrics.jsonl, a heading, and the format.
+COLUMNS = (
+    ("depth_correlation", "depth correlation", "{:.2f}"),
+    ("depth_error", "depth error x 1e3", "{:.1f}"),
+    ("normal_median_degrees", "normals, degrees", "{:.0f}"),
+    ("mask_iou", "mask IoU", "{:.2f}"),
+    ("bulge", "bulge x 1e3", "{:.0f}"),
+    ("weighted_variance_1e4", "weighted variance x 1e4", "{:.2f}"),
+    ("surface_psnr_db", "surface/volume, dB", "{:.0f}"),
+    ("consistency_psnr_db", "consistency, dB", "{:.1f}"),
+    ("swd", "SWD", "{:.0f}"),
+)
+TIMES_1000 = ("depth_error", "bulge")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> Any:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("group", choices=GROUPS)
+    parser.add_argument("--dataset_path", required=True, help="a set with ground truth (tools/synthetic_heads.py), or any photos")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--variants", nargs="+", help="only these of the group (default: all)")
+    parser.add_argument("--curriculum", default="SYNTH_TINY", help="default: %(default)s")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings for all variants")
+    parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--steps", type=positive_int, default=1200, help="of each run (default: %(default)s)")
+    parser.add_argument("--eval_images", type=int, default=256, help="for SWD (default: %(default)s)")
+    parser.add_argument("--only_table", action="store_true", help="train nothing: the table of the runs that are there")
+    return parser.parse_args(argv)
+
+
+def settings_of(args: Any, variant: str) -> list[str]:
+    """For --set. A variant may refer to the number of steps, and to the weight of R1 that it would have without it."""
+    r1_lambda = get_curriculum(args.curriculum).with_overrides(args.set).r1_lambda
+    return [*args.set, *(setting.format(steps=args.steps, r1_lambda=r1_lambda) for setting in GROUPS[args.group][variant])]
+
+
+def distinct(args: Any, variants: list[str]) -> list[str]:
+    """Without those that this curriculum makes the same run as an earlier one, or that nobody named and that it cannot be.
+
+    Raises UserError for impossible settings.
+    """
+    found: dict[str, Any] = {}
+    for variant in variants:
+        try:
+            curriculum = get_curriculum(args.curriculum).with_overrides(settings_of(args, variant))
+        except UserError as error:
+            if args.variants or not found:
+                raise
+            print(f"{variant} is left out: {error}", flush=True)
+            continue
+        same = next((name for name, other in found.items() if other == curriculum), None)
+        if same is None:
+            found[variant] = curriculum
+        else:
+            print(f"{variant} is the same run as {same} with {args.curriculum}: left out", flush=True)
+    return list(found)
+
+
+def train(args: Any, variant: str, seed: int) -> int:
+    """One run, to --steps; returns train.py's exit status."""
+    command = [sys.executable, str(TRAIN), "--curriculum", args.curriculum, "--dataset_path", args.dataset_path]
+    command += ["--output_dir", str(folder_of(args, variant, seed)), "--seed", str(seed), "--max_steps", str(args.steps)]
+    command += ["--eval_freq", str(args.steps), "--eval_images", str(args.eval_images), "--sample_interval", str(args.steps)]
+    save = str(max(1, args.steps // 4))
+    command += ["--model_save_interval", save, "--keep", "1", "--milestone_interval", "0", "--no-use_logger"]
+    return subprocess.run([*command, "--set", *settings_of(args, variant)], check=False).returncode
+
+
+def folder_of(args: Any, variant: str, seed: int) -> Path:
+    return Path(args.output_dir) / f"{variant}_s{seed}"
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """The last measurement of a run, and the steps at which it was mirrored; None where there is none."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return None
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    measured = [line for line in lines if "hit_rate" in line]
+    if not measured:
+        return None
+    return {**measured[-1], "mirrored": [line["step"] for line in lines if "mirrored_depth" in line]}
+
+
+def is_hollow(run: dict[str, Any]) -> bool | None:
+    """By the pictures where there is a ground truth, else by the bulge; None where the run has no shapes."""
+    sign = run.get("depth_correlation", run.get("bulge"))
+    return None if sign is None else sign < 0
+
+
+def table(runs: dict[str, dict[int, dict[str, Any]]], settings: dict[str, list[str]]) -> str:
+    """Markdown: a row for each variant, means over its seeds with the standard deviation, and the variants' ``settings``."""
+    shown = [column for column in COLUMNS if any(column[0] in run for seeds in runs.values() for run in seeds.values())]
+    lines = ["| variant | seeds | step | hollow | mirrored | " + " | ".join(heading for _, heading, _ in shown) + " |"]
+    lines.append("|---" * (5 + len(shown)) + "|")
+    for variant, seeds in runs.items():
+        found = list(seeds.values())
+        if not found:
+            continue
+        steps = sorted({run["step"] for run in found})
+        cells = [variant, str(len(found)), "-".join(map(str, {steps[0], steps[-1]})), _count_hollow(found)]
+        cells.append(str(sum(bool(run["mirrored"]) for run in found)))
+        for name, _, form in shown:
+            values = [run[name] * (1000 if name in TIMES_1000 else 1) for run in found if name in run]
+            spread = f" ± {form.format(statistics.stdev(values))}" if len(values) > 1 else ""
+            cells.append(form.format(statistics.fmean(values)) + spread if values else "-")
+        lines.append("| " + " | ".join(cells) + " |")
+    explained = [f"- `{name}`: `{' '.join(settings[name])}`" for name, seeds in runs.items() if seeds]
+    return "\n".join([*lines, "", *explained, ""])
+
+
+def _count_hollow(runs: list[dict[str, Any]]) -> str:
+    verdicts = [is_hollow(run) for run in runs]
+    unknown = verdicts.count(None)
+    return f"{verdicts.count(True)} of {len(runs)}" + (f" ({unknown} without a surface)" if unknown else "")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    variants = args.variants or list(GROUPS[args.group])
+    unknown = [name for name in variants if name not in GROUPS[args.group]]
+    if unknown:
+        raise UserError(f"--variants {unknown[0]}: not in {args.group} (known: {', '.join(GROUPS[args.group])})")
+    variants = distinct(args, variants)
+    output = make_output_dir(args.output_dir)
+    failed = []
+    if not args.only_table:
+        for seed in args.seeds:  # all variants of a seed first: a cut ablation compares what it has
+            for variant in variants:
+                started = time.monotonic()
+                print(f"{variant}, seed {seed}", flush=True)
+                status = train(args, variant, seed)
+                if status:
+                    failed.append(f"{variant}_s{seed} (status {status})")
+                    if status in (2, 128 + 2, 128 + 15):
+                        raise UserError(f"the run {failed[-1]} says why; the same command goes on from here")
+                print(f"  {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+    runs = {v: {s: run for s in args.seeds if (run := read_run(folder_of(args, v, s))) is not None} for v in variants}
+    record = {"group": args.group, "curriculum": args.curriculum, "set": args.set, "steps": args.steps, "failed": failed}
+    settings = record["settings"] = {v: settings_of(args, v)[len(args.set) :] for v in variants}
+    record["runs"] = {variant: {str(seed): run for seed, run in seeds.items()} for variant, seeds in runs.items()}
+    write_atomically(output / f"{args.group}.json", json.dumps(record, indent=1).encode())
+    text = table(runs, settings)
+    write_atomically(output / f"{args.group}.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,111 @@
+"""How true a generator's surfaces are to its own pictures, on data with ground truth (tools/synthetic_heads.py).
+
+    python -m tools.eval_geometry model.safetensors --dataset_path data/heads64
+
+A generated head is no particular head of the set, so there is no truth to compare it with pixel by pixel. But there is a
+truth about pictures OF heads: a small predictor learns it from the set (depth, normals, mask), reads the geometry off each
+generated picture, and that is compared with the surface the generator put there. See docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from common.arguments import ArgumentParser, positive_int, seed_number
+from common.errors import UserError
+from common.program import run_script
+from loading.cache import default_cache_dir
+from metrics.geometry import background_is_white, generated_geometry, score
+from metrics.predictor import PredictorSettings, get_predictor
+from metrics.report import add_common_arguments, load, model_record, print_table, write_json
+from metrics.shapes import compare_statistics
+from metrics.truth import camera_fov, find_truth, read_truth
+from settings.curriculum import Curriculum
+
+
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser("Compare generated surfaces with the geometry that the generated pictures show.")
+    add_common_arguments(parser, psi=1.0, image_size=None, output_json="outputs/eval_geometry.json")
+    parser.add_argument("--dataset_path", required=True, help="a set with ground truth: a folder with images/ and ground_truth/")
+    parser.add_argument("--num_images", type=positive_int, default=256, help="generated images")
+    parser.add_argument("--num_truth", type=positive_int, default=4000, help="views of the set, at most")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of latents, poses, and the predictor's training")
+    parser.add_argument("--predictor_steps", type=positive_int, default=PredictorSettings.num_steps)
+    parser.add_argument("--predictor_cache", help="folder where trained predictors are kept (default: with decoded images)")
+    return parser
+
+
+def _table(record: dict[str, Any]) -> dict[str, Any]:
+    rows = {f"score {name}": value for name, value in record["score"].items()}
+    for group in ("mirrored", "flat"):
+        rows |= {f"{group} {name}": value for name, value in record["baselines"][group].items()}
+    rows |= {f"noise floor {name}": value for name, value in record["noise_floor"].items() if not name.startswith("num_")}
+    return rows | record["shape_statistics"]
+
+
+def _protocol(args: Any, curriculum: Curriculum, size: int, num_truth: int, settings: PredictorSettings) -> dict[str, Any]:
+    return {
+        "dataset_path": str(args.dataset_path),
+        "num_truth": num_truth,
+        "num_images": args.num_images,
+        "image_size": size,
+        "psi": args.psi,
+        "seed": args.seed,
+        "fov_degrees": curriculum.fov,
+        "white_background": curriculum.white_back,
+        "predictor": asdict(settings),
+        "normals": "camera axes (x right, y up, z toward the camera)",
+        "depth": "distance along the unit ray, world units; aligned: each view's mean difference removed",
+        "rendering": "interval_min, no jitter, no density noise, last_back off, twice the curriculum's samples per ray",
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    files = find_truth(args.dataset_path, args.num_truth)
+    loaded = load(args)
+    if not loaded.curriculum.pred_occ:
+        raise UserError(f"curriculum {loaded.curriculum.name} is a radiance field: it has no surface to score")
+    notes = []
+    fov = camera_fov(args.dataset_path)
+    if fov is not None and abs(fov - loaded.curriculum.fov) > 1e-6:
+        notes.append(f"the set was seen with a fov of {fov:g} degrees, the generator has {loaded.curriculum.fov:g}")
+    device = next(loaded.generator.parameters()).device
+    settings = PredictorSettings(seed=args.seed, num_steps=args.predictor_steps)
+    cache_dir = Path(args.predictor_cache) if args.predictor_cache else default_cache_dir()
+    data = read_truth(files)
+    predictor, floor, predictor_path = get_predictor(files, settings, cache_dir, device, lambda: data)
+    curriculum = replace(loaded.curriculum, white_back=background_is_white(data))
+    size = data.images.shape[-1]
+    images, generated = generated_geometry(
+        loaded, curriculum, args.num_images, size, psi=args.psi, seed=args.seed, batch_size=args.batch_size
+    )
+    record: dict[str, Any] = {
+        **score(predictor.predict(images), generated),
+        "noise_floor": floor,
+        "shape_statistics": compare_statistics(data.geometry, generated),
+        "notes": notes,
+        "protocol": _protocol(args, curriculum, size, len(data.images), settings),
+        "predictor_file": predictor_path.name,
+        "model": model_record(args, loaded),
+    }
+    for note in notes:
+        print(f"note: {note}")
+    write_json(args.output_json, _finite(record))
+    print_table(f"{args.num_images} generated views at {size} px, against geometry read off their pictures", _table(record))
+    print(f"written to {args.output_json}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,172 @@
+"""Package a trained generator for others: one small file and its model card.
+
+    python -m tools.package_model outputs/mine --name mine --scores outputs/eval_geometry.json outputs/eval_metrics.json
+
+writes pretrained/mine.safetensors, which all scripts then take by its name, and pretrained/mine.json: the command, curriculum,
+data, seed, steps, device and minutes of the run, and the scores with all they depend on. Weights are stored in half precision
+where that cannot be seen (--precision auto: pictures above 60 dB PSNR from those of the full one).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints.files import latest_checkpoint, save_inference
+from checkpoints.loading import PRETRAINED_DIR, LoadedGenerator, load_generator
+from common.arguments import ArgumentParser, positive_float
+from common.errors import UserError
+from common.files import make_output_dir, read_small_text, write_atomically
+from common.program import run_script
+from generators.generator import draw_latents
+from generators.views import ViewSettings, render_views
+from metrics.report import write_json
+from metrics.sampling import draw_poses
+
+MAX_BYTES = 5_000_000
+INVISIBLE_DB = 60.0
+NUM_PICTURES = 8
+PICTURE_SIZE = 64
+DTYPES = {"full": torch.float32, "half": torch.float16}
+NOT_IN_COMMAND = {
+    "output_dir",
+    "resume",
+    "device",
+    "use_logger",
+    "cache",
+    "sample_interval",
+    "model_save_interval",
+    "log_interval",
+}
+
+
+def parse_arguments(argv: Sequence[str] | None) -> Any:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("path", help="the output folder of a run, or a generator file")
+    parser.add_argument("--name", required=True, help="a short name: letters, digits, - and _")
+    parser.add_argument("--run_dir", help="with a generator file: the folder of its run, for the card")
+    parser.add_argument("--scores", nargs="+", default=[], metavar="JSON", help="what the eval scripts wrote for this generator")
+    parser.add_argument("--note", default="", help="a sentence for the card")
+    parser.add_argument("--minutes", type=positive_float, help="of training, if the run's log does not tell all of them")
+    parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model of that name")
+    parser.add_argument("--output_dir", default=str(PRETRAINED_DIR))
+    return parser.parse_args(argv)
+
+
+@torch.no_grad()
+def pictures(loaded: LoadedGenerator) -> torch.Tensor:
+    """NUM_PICTURES of fixed latents and poses, (N, 3, H, W) in [-1, 1]."""
+    c = loaded.curriculum
+    z = draw_latents(NUM_PICTURES, c.latent_dim, c.z_dist, torch.Generator().manual_seed(0))
+    poses = draw_poses(NUM_PICTURES, c, torch.Generator().manual_seed(1))
+    views = render_views(loaded.generator.field(loaded.generator.film(z)), poses, c, ViewSettings(PICTURE_SIZE, 1))
+    return torch.stack([view.image for view in views])
+
+
+def half_precision_psnr(loaded: LoadedGenerator) -> float:
+    """How far pictures with half-precision weights are from those with full ones, dB."""
+    with tempfile.TemporaryDirectory(prefix="gof_package_") as folder:
+        path = Path(folder) / "half.safetensors"
+        save_inference(path, loaded.generator, loaded.step or 0, torch.float16)
+        error = (pictures(load_generator(path)) - pictures(loaded)).square().mean().clamp_min(1e-12)
+    return float(10 * torch.log10(4 / error))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_small_text(path))
+    except ValueError:
+        raise UserError(f"{path} is no JSON; name a file that an eval script wrote") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no dictionary; name a file that an eval script wrote")
+    return content
+
+
+def training_record(folder: Path, minutes: float | None) -> dict[str, Any]:
+    """Of the card: what the run's folder tells of it. Minutes are those of steps, without start-up and measurements."""
+    run = read_json(folder / "run.json")
+    arguments = {
+        key: value for key, value in run["arguments"].items() if key not in NOT_IN_COMMAND and not key.endswith("_interval")
+    }
+    record = {"command": _command(arguments), "seed": arguments.get("seed"), "world_size": run.get("world_size")}
+    record["dataset"] = {"preset": run["curriculum"]["dataset"], "path": Path(arguments["dataset_path"]).name}
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    seconds, seen = 0.0, 0.0
+    for line in lines:
+        if "images_per_second" in line and "images_seen" in line:
+            seconds += (line["images_seen"] - seen) / max(line["images_per_second"], 1e-9)
+            seen = line["images_seen"]
+    record |= {"minutes": round(minutes or seconds / 60, 1), **run.get("machine", {})}
+    return record
+
+
+def _command(arguments: dict[str, Any]) -> str:
+    """What was typed, but for what does not change the result."""
+    words = ["python train.py"]
+    for key, value in arguments.items():
+        if value is True:
+            words.append(f"--{key}")
+        elif value is not None and value is not False and value != []:
+            values = value if isinstance(value, list) else [value]
+            words.append(shlex.join([f"--{key}", *map(str, values)]))
+    return " ".join(words)
+
+
+def model_card(args: Any, loaded: LoadedGenerator, run_dir: Path | None, dtype: str, psnr: float) -> dict[str, Any]:
+    card: dict[str, Any] = {"name": args.name, "curriculum": loaded.curriculum.name, "step": loaded.step, "precision": dtype}
+    card["half_precision_psnr_db"] = round(psnr, 1)
+    if args.note:
+        card["note"] = args.note
+    if run_dir is not None:
+        card["training"] = training_record(run_dir, args.minutes)
+    card["scores"] = {}
+    for path in map(Path, args.scores):
+        content = read_json(path)
+        model = content.pop("model", {})
+        if isinstance(model, dict) and model.get("step") not in (None, loaded.step):
+            raise UserError(f"{path} scores step {model['step']}, this generator is of step {loaded.step}; measure it again")
+        content.get("protocol", {}).pop("dataset_path", None)
+        card["scores"][path.stem] = content
+    card["settings"] = loaded.curriculum.to_dict()
+    return card
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    if not args.name.replace("-", "").replace("_", "").isalnum() or not args.name.isascii():
+        raise UserError(f"--name {args.name!r}: use letters, digits, - and _")
+    target = Path(args.output_dir) / f"{args.name}.safetensors"
+    if target.exists() and not args.overwrite:
+        raise UserError(f"{target} is there already; choose another --name, or --overwrite it")
+    path = Path(args.path)
+    run_dir = Path(args.run_dir) if args.run_dir else None
+    if path.is_dir():
+        run_dir, newest = path, latest_checkpoint(path)
+        if newest is None:
+            raise UserError(f"{path} holds no whole checkpoint; name the folder of a run, or a generator file")
+        path = newest
+    loaded = load_generator(path)
+    psnr = half_precision_psnr(loaded)
+    dtype = args.precision if args.precision != "auto" else ("half" if psnr >= INVISIBLE_DB else "full")
+    output = make_output_dir(args.output_dir)
+    card = model_card(args, loaded, run_dir, dtype, psnr)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".package_") as folder:
+        packed = Path(folder) / "packed.safetensors"
+        save_inference(packed, loaded.generator, loaded.step or 0, DTYPES[dtype], {"name": args.name})
+        size = packed.stat().st_size
+        if size > MAX_BYTES:
+            raise UserError(f"the file would be {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}; use --precision half")
+        write_atomically(target, packed.read_bytes())
+    write_json(output / f"{args.name}.json", {**card, "bytes": size})
+    print(f"{target}: {size / 1e6:.2f} MB, {dtype} precision (half costs {psnr:.0f} dB); card beside it")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,205 @@
+"""How far the object turns in your photos: h_stddev, v_stddev and sample_dist for a curriculum, read off the pictures.
+
+    python -m tools.pose_spread photos/ --dataset CelebA         # read by a network that learned poses from the built-in heads
+    python -m tools.pose_spread photos/ --checkpoint outputs/run # read by the discriminator of a run with these photos
+
+The first is for faces; it is trained once, in some minutes, and refuses pictures that are foreign to it. The second is for
+anything, but leans toward the camera prior that the run had: a hint at most. The last line is for train.py. See
+docs/own_photos.md for how close both come.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.arguments import ArgumentParser, add_device_argument, int_between, positive_int, resolve_device, seed_number
+from common.errors import UserError
+from common.program import run_script
+from dataset import DATASETS
+from loading.cache import default_cache_dir
+from metrics.pose_head import PoseHead, load_pose_head
+from metrics.pose_readout import INPUT_SIZE, MAX_PITCH, MAX_YAW, PoseReadout, ReadoutSettings, get_pose_readout
+from metrics.pose_statistics import ANGLES, Spread, calibrate, fit_prior, measure_spread, near, spread_record
+from metrics.report import write_json
+from metrics.sampling import real_images
+from visualization.images import picture_grid, save_picture
+
+FEWEST_IMAGES = 20
+NUM_GENERATED = 256  # pictures of known pose that a discriminator's reading is tried on
+SHEET_COLUMNS = 10
+MAX_BEYOND = 0.05  # of the readings, outside the range of poses learned from
+FOREIGN = 2.0  # times the disagreement with mirror images that held-out heads have
+
+
+@dataclass(frozen=True)
+class Readings:
+    """``poses`` (N, 2) of the pictures; ``known``: (M, 4), poses of others and what was read there; ``notes``: what to mind.
+
+    Disagreements between a picture and its mirror image, (N, 2) and (M, 2), tell how much noisier these pictures are than
+    those of known pose; None where that cannot be asked.
+    """
+
+    poses: Tensor
+    known: Tensor
+    reader: dict[str, Any]
+    notes: list[str]
+    disagreement: Tensor | None = None
+    known_disagreement: Tensor | None = None
+
+
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("path", metavar="PATH", help="photos: a folder (searched recursively), a glob or a zip")
+    parser.add_argument("--dataset", help=f"crop: {', '.join(DATASETS)} (default: the run's, else Images)")
+    parser.add_argument("--checkpoint", help="a training checkpoint, or a run's folder: read by its discriminator")
+    parser.add_argument("--num_images", type=positive_int, default=1000, help="at most so many, chosen at random")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of images, and of generated ones")
+    heads, steps = ReadoutSettings.num_heads, ReadoutSettings.num_steps
+    parser.add_argument("--num_heads", type=int_between(30, 10**6), default=heads, help="built-in heads to learn from")
+    parser.add_argument("--readout_steps", type=positive_int, default=steps, help="of learning from them")
+    parser.add_argument("--readout_cache", help="folder where trained read-outs are kept (default: with decoded images)")
+    parser.add_argument("--sheet", metavar="PNG", help="write pictures of least, middle and greatest yaw and pitch: look at them")
+    parser.add_argument("--json", metavar="OUT", help="write all numbers")
+    add_device_argument(parser)
+    return parser
+
+
+def read_with_heads(images: Tensor, readout: PoseReadout, name: str, settings: ReadoutSettings) -> Readings:
+    """``images`` (N, 3, 32, 32) in [-1, 1]."""
+    poses, disagreement = readout.read(images)
+    ranges = torch.tensor([MAX_YAW, MAX_PITCH])
+    beyond = float((poses.abs() > 0.95 * ranges).any(dim=1).float().mean())
+    notes = []
+    if beyond > MAX_BEYOND:
+        notes.append(f"{beyond:.0%} of the pictures lie at the edge of the poses learned from; the true spread may be larger")
+    held_out = readout.held_out.cpu()
+    reader: dict[str, Any] = {"kind": "built-in heads", "file": name, "settings": asdict(settings)}
+    for i, angle in enumerate(ANGLES):
+        here, there = _rms(disagreement[:, i]), _rms(held_out[:, 4 + i])
+        reader[f"{angle}_mirror_disagreement"] = {"pictures": here, "held_out_heads": there}
+        if here > FOREIGN * there:
+            notes.append(
+                f"{angle}: a picture and its mirror image differ by {here:.2f} rad, those of heads by {there:.2f}; "
+                "these pictures are foreign to the read-out, which is not believed"
+            )
+    return Readings(poses, held_out[:, :4], reader, notes, disagreement, held_out[:, 4:])
+
+
+def read_with_discriminator(images: Tensor, head: PoseHead, seed: int) -> Readings:
+    """``images`` (N, 3, H, H) in [-1, 1], H the run's."""
+    readings, truth = head.read_generated(NUM_GENERATED, seed)
+    c = head.curriculum
+    prior = {name: getattr(c, name) for name in ("h_stddev", "v_stddev", "sample_dist")}
+    reader = {"kind": "discriminator", "file": str(head.path), "step": head.step, "image_size": head.image_size, "prior": prior}
+    known = torch.cat([truth, readings], dim=1)
+    note = "a discriminator leans toward the prior of its run, and a short run's misreads: a hint at most (docs/own_photos.md)"
+    return Readings(head.read(images), known, reader, [note])
+
+
+def spreads_of(readings: Readings) -> tuple[Spread, Spread]:
+    """Of yaw and pitch. The noise is that of known poses about as wide spread as these: the widest are the hardest to read."""
+
+    def measure(some: Tensor) -> tuple[Spread, Spread]:
+        known, spreads = readings.known[some], []
+        for i in range(2):
+            calibration, ratio = calibrate(known[:, 2 + i], known[:, i]), 1.0
+            if readings.disagreement is not None:
+                ratio = _rms(readings.disagreement[:, i]) / max(_rms(readings.known_disagreement[some, i]), 1e-9)
+            calibration = replace(calibration, noise=calibration.noise * ratio)
+            spreads.append(measure_spread(readings.poses[:, i], calibration, trusted=ratio <= FOREIGN))
+        return spreads[0], spreads[1]
+
+    first = measure(torch.ones(len(readings.known), dtype=torch.bool))
+    widths = [spread.stddev or spread.plain for spread in first]
+    return measure(near(readings.known[:, :2], (widths[0], widths[1]), max(50, len(readings.known) // 10)))
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def write_sheet(path: str, images: Tensor, poses: Tensor) -> None:
+    """Five rows: the least, middle and greatest yaw, the least and greatest pitch. Raises UserError."""
+    rows = []
+    num = min(SHEET_COLUMNS, len(images))
+    for i, places in ((0, ("least", "middle", "greatest")), (1, ("least", "greatest"))):
+        order = poses[:, i].argsort()
+        start = {"least": 0, "middle": (len(order) - num) // 2, "greatest": len(order) - num}
+        rows += [list(images[order[start[place] : start[place] + num]]) for place in places]
+    save_picture(path, picture_grid(rows))
+
+
+def print_spreads(spreads: Sequence[Spread]) -> None:
+    def angle(value: float | None) -> str:
+        return f"{'cannot be told':>24}" if value is None else f"{value:+9.3f} rad {math.degrees(value):+7.1f} deg"
+
+    print(f"  {'':<28}{'yaw':>24}{'pitch':>26}")
+    rows = {
+        "median": "median",
+        "robust standard deviation": "robust",
+        "plain standard deviation": "plain",
+        "spread of the poses": "stddev",
+    }
+    for label, name in rows.items():
+        print(f"  {label:<28}" + "  ".join(angle(getattr(spread, name)) for spread in spreads))
+    for label, name in {"error on known poses (rms)": "error", "noise taken away": "noise"}.items():
+        print(f"  {label:<28}" + "  ".join(angle(getattr(spread.calibration, name)) for spread in spreads))
+    kurtoses = ["cannot be told" if s.kurtosis is None else f"{s.kurtosis:+.2f}" for s in spreads]
+    print(f"  {'excess kurtosis':<28}{kurtoses[0]:>24}  {kurtoses[1]:>24}   (gaussian 0, uniform -1.2)")
+
+
+def report(args: Any, images: Tensor, readings: Readings) -> None:
+    yaw, pitch = spreads_of(readings)
+    prior = fit_prior(yaw, pitch)
+    print(f"{args.path}: {len(images)} pictures, read by {readings.reader['kind']} ({Path(readings.reader['file']).name})")
+    print_spreads((yaw, pitch))
+    for note in readings.notes:
+        print(f"  note: {note}")
+    settings = prior.settings() if prior else []
+    record = {
+        **{"path": args.path, "dataset": args.dataset, "num_images": len(images), "seed": args.seed, "reader": readings.reader},
+        **{"yaw": spread_record(yaw), "pitch": spread_record(pitch), "prior": prior and asdict(prior)},
+        **{"set": settings, "notes": readings.notes},
+    }
+    if args.sheet:
+        write_sheet(args.sheet, images, readings.poses)
+        print(f"  pictures at the ends of the readings: {args.sheet}")
+    if args.json:
+        write_json(args.json, record)
+    for name, spread in (("yaw", yaw), ("pitch", pitch)):
+        if spread.stddev is None:
+            print(f"  note: {name} cannot be told: it is hardly followed, drowns in error, or is not believed")
+    if prior is None:
+        remedy = "train longer, or choose" if args.checkpoint else "choose"
+        raise UserError(f"neither yaw nor pitch of these pictures can be told; {remedy} by eye (dataset.py --check)")
+    print(f"--set {' '.join(settings)}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    device = resolve_device(args.device)
+    head = load_pose_head(args.checkpoint, device) if args.checkpoint else None
+    args.dataset = args.dataset or (head.curriculum.dataset if head else "Images")
+    images = real_images(args.path, args.dataset, args.num_images, head.image_size if head else INPUT_SIZE, args.seed)
+    if len(images) < FEWEST_IMAGES:
+        raise UserError(f"{args.path} holds {len(images)} pictures; a spread needs at least {FEWEST_IMAGES}, better hundreds")
+    images = images.float() / 127.5 - 1
+    if head:
+        readings = read_with_discriminator(images, head, args.seed)
+    else:
+        settings = ReadoutSettings(num_heads=args.num_heads, num_steps=args.readout_steps)
+        cache_dir = Path(args.readout_cache) if args.readout_cache else default_cache_dir()
+        readout, path = get_pose_readout(settings, cache_dir, device)
+        readings = read_with_heads(images, readout, path.name, settings)
+    report(args, images, readings)
+
+
+if __name__ == "__main__":
+    run_script(main)

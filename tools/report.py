@@ -1,0 +1,360 @@
+"""One HTML page about a quickstart's folder: commands, curves, samples, views, videos, meshes, scores.
+
+    python -m tools.report quickstart
+
+Pictures and videos are inside the page: it opens by double click, offline, and can be sent to somebody. What is missing in the
+folder is left out. auto_bash/quickstart.sh says what lies where in the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from common.arguments import ArgumentParser
+from common.errors import UserError
+from common.files import read_small_text, require_file, write_atomically
+from common.program import run_script
+from tools.report_html import Curve, chart, figure, inline, page, section, table, video_figure
+from visualization.images import QUANTITIES
+
+CHARTS: dict[str, dict[str, str]] = {
+    "GAN losses": {"D/gan": "discriminator", "G/gan": "generator"},
+    "Pose read off a picture (MSE)": {"D/pose": "discriminator", "G/pose": "generator"},
+    "Hit rate: share of rays with a surface": {"G/hit_rate": "hit rate"},
+    "Surface terms": {"G/opacity_prior": "opacity prior", "G/normal": "normal smoothness", "G/ball_hold": "hold to the ball"},
+}
+MAX_POINTS = 300  # of a curve
+MAX_NUMBER = 1e100
+MAX_LOG_BYTES = 1 << 28
+MAX_INLINE_BYTES = 1 << 26  # of a picture or a video
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the quickstart. ``status``: ok, or what went wrong in words."""
+
+    title: str
+    seconds: int
+    status: str
+    command: str
+
+
+def read_steps(path: Path) -> list[Step]:
+    """Lines of ``title, seconds, status, command``, separated by tabs; lines of another form are skipped."""
+    steps = []
+    for line in read_lines(path):
+        fields = line.split("\t", 3)
+        if len(fields) == 4 and fields[1].isdecimal() and len(fields[1]) < 10:
+            steps.append(Step(fields[0], int(fields[1]), fields[2], fields[3]))
+    return steps
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The dictionary in ``path``; empty where there is none to read."""
+    try:
+        content = json.loads(read_small_text(path))
+    except (UserError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def part_of(record: dict[str, Any], key: str) -> dict[str, Any]:
+    """The dictionary under ``key``; empty where there is none."""
+    part = record.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file; none where it cannot be read or has more than MAX_LOG_BYTES."""
+    try:
+        if require_file(path).stat().st_size <= MAX_LOG_BYTES:
+            return path.read_text(errors="replace").splitlines()
+    except (UserError, OSError):
+        pass
+    return []
+
+
+def read_log(path: Path) -> dict[int, dict[str, float]]:
+    """Scalars by step of a log.jsonl; a line cut off by a crash is skipped, a step done again after it counts once."""
+    log: dict[int, dict[str, float]] = {}
+    for line in read_lines(path):
+        try:
+            scalars = {name: value for name, value in json.loads(line).items() if is_number(value)}
+            log.setdefault(int(scalars["step"]), {}).update(scalars)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+    return dict(sorted(log.items()))
+
+
+def commands_section(steps: list[Step]) -> str:
+    if not steps:
+        return ""
+    rows = []
+    for step in steps:
+        bad = step.status != "ok"
+        shown = f'<span class="{"bad" if bad else "good"}">{escape(step.status)}</span>'
+        rows.append([escape(step.title), f"<code>{escape(step.command)}</code>", f"{step.seconds} s", shown])
+    total = sum(step.seconds for step in steps)
+    took = f"{total // 60} min {total % 60} s"
+    note = f"<p>{len(steps)} commands, {took}. Each can be run again by itself from the project's folder.</p>"
+    return section("What was run", note + table(["step", "command", "time", "result"], rows))
+
+
+def data_section(folder: Path) -> str:
+    sheet, meta = folder / "data.png", read_json(folder / "heads" / "meta.json")
+    if not files_in(folder, sheet.name):
+        return ""
+    count = (
+        f"{whole(meta['num_images'])} procedural heads at {whole(meta['image_size'])} px"
+        if {"num_images", "image_size"} <= set(meta)
+        else ""
+    )
+    caption = (
+        f"{count or 'Real images'}, each with its exact depth, normals, mask and pose beside it. Training sees the pictures only."
+    )
+    return section("The data", figure(sheet, caption, pixelated=True))
+
+
+def training_section(folder: Path) -> str:
+    own = read_log(folder / "train" / "log.jsonl")
+    history = read_log(folder / "history.jsonl")
+    first_own = min(own) if own and history else None
+    log = {step: scalars for step, scalars in history.items() if first_own is None or step < first_own} | own
+    parts = []
+    if len(log) > 1:
+        charts = []
+        for title, names in CHARTS.items():
+            curves = [Curve(label, thinned([(s, v[key]) for s, v in log.items() if key in v])) for key, label in names.items()]
+            charts.append(chart(title, [curve for curve in curves if len(curve.points) > 1], mark=first_own))
+        mark = " The dashed line is where the quickstart took over from the shipped checkpoint." if first_own else ""
+        parts.append(f"<p>Steps {min(log)} to {max(log)}.{mark}</p><div class='charts'>{''.join(charts)}</div>")
+    samples = files_in(folder / "train" / "samples", "*.png")
+    if samples:
+        legend = "Six latents (rows), three views each: image, depth, normals, mask. Nothing is truncated (psi 1)."
+        parts.append(figure(samples[0], f"Before: step {int_or_name(samples[0])}. {legend}", pixelated=True))
+    if len(samples) > 1:
+        parts.append(figure(samples[-1], f"After: step {int_or_name(samples[-1])}, the same latents.", pixelated=True))
+    return section("Training", "".join(parts)) if parts else ""
+
+
+def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most MAX_POINTS: means over equal runs, so that a long history stays readable."""
+    run = -(-len(points) // MAX_POINTS)
+    groups = [points[i : i + run] for i in range(0, len(points), max(run, 1))]
+    return [(group[len(group) // 2][0], sum(value for _, value in group) / len(group)) for group in groups]
+
+
+def files_in(folder: Path, pattern: str) -> list[Path]:
+    """The regular files of that pattern, sorted, of a size that a page can hold."""
+    found = (path for path in folder.glob(pattern) if path.is_file())
+    return sorted(path for path in found if path.stat().st_size <= MAX_INLINE_BYTES)
+
+
+def int_or_name(path: Path) -> str:
+    return str(int(path.stem)) if path.stem.isdecimal() else path.stem
+
+
+def views_section(folder: Path) -> str:
+    grids = files_in(folder / "imgs", "grid_*.png")
+    if not grids:
+        return ""
+    labels = "".join(f"<span>{name.replace('_', ' ')}</span>" for name in QUANTITIES)
+    figures = []
+    for grid in grids:
+        picture = figure(grid, f"seed {grid.stem.removeprefix('grid_')}")
+        figures.append(f"<div class='labelled'><div class='labels'>{labels}</div>{picture}</div>")
+    note = (
+        "<p>One latent from five sides. <b>Surface depth</b>, <b>mask</b> and <b>normals</b> belong to the surface that root"
+        " finding meets; the <b>surface image</b> is the colour at that point alone. Where it looks like the image, the field is"
+        " a surface.</p>"
+    )
+    return section("Views", note + f"<div class='pair'>{''.join(figures)}</div>")
+
+
+def videos_section(folder: Path) -> str:
+    turning = [path for path in files_in(folder / "vids", "*.mp4") if not path.stem.startswith("interpolation")]
+    walking = files_in(folder / "vids", "interpolation*.mp4")
+    parts = []
+    for title, paths in (("The camera goes round", turning), ("From head to head", walking)):
+        if paths:
+            parts.append(
+                f"<h3>{title}</h3><div class='thirds'>{''.join(video_figure(path, video_caption(path)) for path in paths)}</div>"
+            )
+    return section("Videos", "".join(parts)) if parts else ""
+
+
+def video_caption(path: Path) -> str:
+    quantity = next((name for name in sorted(QUANTITIES, key=len, reverse=True) if path.stem.endswith(f"_{name}")), "image")
+    seeds = path.stem.removeprefix("interpolation_").removesuffix(f"_{quantity}").removesuffix("_front").removesuffix("_orbit")
+    return f"{quantity.replace('_', ' ')}, seed{'s' if '_' in seeds else ''} {seeds.replace('_', ', ')}"
+
+
+def meshes_section(folder: Path) -> str:
+    pictures = files_in(folder / "mesh_images", "*_views.png")
+    if not pictures:
+        return ""
+    figures = "".join(figure(path, f"seed {path.stem.split('_')[0]}") for path in pictures)
+    glbs = [f"<code>{escape(path.name)}</code>" for path in sorted((folder / "shapes").glob("*.glb"))]
+    where = escape(str(folder / "shapes"))
+    note = f"<p>With colours, for Blender or any viewer: {', '.join(glbs)} in <code>{where}</code>.</p>" if glbs else ""
+    return section("Meshes", f"<p>The surface at occupancy 0.5, without its colours.</p>{figures}{note}")
+
+
+def scores_section(folder: Path) -> str:
+    scores = folder / "scores"
+    rows = [*image_rows(read_json(scores / "images.json")), *variance_rows(read_json(scores / "weighted_variance.json"))]
+    rows += geometry_rows(read_json(scores / "geometry.json"))
+    if not rows:
+        return ""
+    note = (
+        "<p>What each number means, and its limits: <code>docs/metrics.md</code>. Few images and seeds: enough to see that it"
+        " works, not to compare methods.</p>"
+    )
+    return section("Scores", note + table(["score", "value", "for scale", "from"], rows))
+
+
+def image_rows(record: dict[str, Any]) -> list[list[str]]:
+    metrics, protocol = part_of(record, "metrics"), part_of(record, "protocol")
+    fake, real, size = (whole(protocol.get(name)) for name in ("num_fake", "num_real", "image_size"))
+    counts = f"{fake} generated, {real} real images at {size} px"
+    rows = []
+    if "swd" in metrics:
+        halves = number(metrics.get("swd_real_halves"))
+        rows.append(
+            ["SWD of images, × 10³ (lower is better)", number(metrics["swd"]), f"{halves} between two halves of the real", counts]
+        )
+    for name in ("fid", "kid", "is"):
+        if name in metrics:
+            rows.append([name.upper(), number(metrics[name]), "", counts])
+    return rows
+
+
+def variance_rows(record: dict[str, Any]) -> list[list[str]]:
+    metrics, protocol = part_of(record, "metrics"), part_of(record, "protocol")
+    if "weighted_variance_1e4" not in metrics:
+        return []
+    counts = f"{whole(metrics.get('num_seeds'))} seeds at {whole(protocol.get('image_size'))} px"
+    value = f"{number(metrics['weighted_variance_1e4'])} ± {number(metrics.get('std_over_seeds_1e4'))}"
+    return [
+        ["Thickness of surfaces: weighted variance, × 10⁴ (lower is thinner)", value, "about 0.03 for a perfect surface", counts]
+    ]
+
+
+def geometry_rows(record: dict[str, Any]) -> list[list[str]]:
+    score, floor, baselines = (part_of(record, name) for name in ("score", "noise_floor", "baselines"))
+    counts = f"{whole(score.get('num_views'))} generated views"
+    rows = []
+    for key, label in (
+        ("depth_mae_aligned", "Depth error (lower is better)"),
+        ("normal_mean_degrees", "Normal error in degrees (lower is better)"),
+    ):
+        if key in score:
+            twins = [
+                f"{escape(name)} {number(part_of(baselines, name)[key])}" for name in baselines if key in part_of(baselines, name)
+            ]
+            scale = ", ".join([f"predictor's own {number(floor.get(key))}", *twins])
+            rows.append([f"{label}, against what the pictures show", number(score[key]), scale, counts])
+    if "depth_correlation" in score:
+        way = "faces bulge outward" if score.get("bulges_outward") else '<b class="bad">faces are hollow</b>'
+        rows.append(
+            ["Correlation of depths", number(score["depth_correlation"]), f"1 is perfect, negative is hollow: {way}", counts]
+        )
+    if "mask_iou" in score:
+        rows.append(
+            [
+                "Overlap of silhouettes (IoU)",
+                number(score["mask_iou"]),
+                f"predictor's own {number(floor.get('mask_iou'))}",
+                counts,
+            ]
+        )
+    return rows
+
+
+def number(value: Any) -> str:
+    return f"{value:.3g}" if is_number(value) else "–"
+
+
+def whole(value: Any) -> str:
+    return f"{value:.0f}" if is_number(value) else "–"
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number of a size that can be shown and drawn."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
+
+
+def next_section(folder: Path) -> str:
+    train, photos = escape(str(folder / "train")), "photos/"
+    items = [
+        (f"bash auto_bash/quickstart.sh {escape(str(folder))}", "trains on from here and makes this page again"),
+        (f"tensorboard --logdir {train}", "curves and samples while a run goes on"),
+        (f"python dataset.py --check {photos}", "what is in a folder of your own photos"),
+        (
+            f"python train.py --curriculum CelebA --dataset_path {photos} --dataset Images --output_dir outputs/mine",
+            "train on it",
+        ),
+    ]
+    rows = "".join(f"<li><code>{command}</code><br>{text}</li>" for command, text in items)
+    return section("Next", f"<ul>{rows}</ul><p>The README goes through training on your own photos step by step.</p>")
+
+
+def summary(folder: Path, steps: list[Step]) -> str:
+    curriculum = part_of(read_json(folder / "train" / "run.json"), "curriculum")
+    failed = [step.title for step in steps if step.status != "ok"]
+    text = "A generator that learns solid 3D heads from flat pictures: no poses, no shapes were given to it."
+    name = curriculum.get("name", "")
+    facts = [f"curriculum {name}" if name else "", f"made {datetime.now().astimezone():%Y-%m-%d %H:%M}"]
+    problem = f"<p class='bad'>Not everything worked: {escape(', '.join(failed))}. The rest is below.</p>" if failed else ""
+    return f"<p class='lead'>{text}</p><p class='facts'>{escape(' · '.join(filter(None, facts)))}</p>{problem}"
+
+
+def hero(folder: Path) -> str:
+    """The first thing seen: the heads that turn."""
+    paths = [path for path in files_in(folder / "vids", "*.mp4") if path.stem.isdecimal()]
+    if not paths:
+        return ""
+    videos = "".join(f'<video autoplay loop muted playsinline src="{inline(path)}"></video>' for path in paths)
+    return f"<div class='hero'>{videos}</div>"
+
+
+def write_report(folder: Path, output: Path) -> None:
+    """The page about ``folder``. Raises UserError where there is nothing to show, or the page cannot be written."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; run bash auto_bash/quickstart.sh {folder} first")
+    steps = read_steps(folder / "steps.tsv")
+    body = [
+        training_section(folder),
+        views_section(folder),
+        videos_section(folder),
+        meshes_section(folder),
+        scores_section(folder),
+        data_section(folder),
+        commands_section(steps),
+    ]
+    if not any(body):
+        raise UserError(f"{folder} holds nothing to report; run bash auto_bash/quickstart.sh {folder} first")
+    html = page("Generative Occupancy Fields", summary(folder, steps) + hero(folder), [*filter(None, body), next_section(folder)])
+    write_atomically(output, html.encode(errors="replace"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser: argparse.ArgumentParser = ArgumentParser(__doc__)
+    parser.add_argument("folder", metavar="FOLDER", help="what auto_bash/quickstart.sh wrote")
+    parser.add_argument("--output", help="the page (default: FOLDER/index.html)")
+    args = parser.parse_args(argv)
+    folder = Path(args.folder)
+    output = Path(args.output) if args.output else folder / "index.html"
+    write_report(folder, output)
+    print(f"the page: {output.resolve()}")
+
+
+if __name__ == "__main__":
+    run_script(main)

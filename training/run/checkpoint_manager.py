@@ -1,0 +1,110 @@
+"""When a run's state is saved, and what happens where it cannot be.
+
+A checkpoint on the way that cannot be written is no reason to stop: it is said in one line, what is there stays, and the
+run tries again after a minute, then after 2, 4, 8, 16, and every 16 minutes, and at every step at which a checkpoint is due.
+At the end it tries a few times within some ten seconds, and ends with the status of :class:`NotSaved`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from checkpoints.files import latest_checkpoint
+from common.errors import UserError
+from common.files import WriteError
+from training.run.nonfinite import Diverged
+from training.run.run_folder import is_milestone, remove_old_checkpoints
+from training.run.run_state import RunState
+
+FIRST_RETRY, LAST_RETRY = 60.0, 960.0  # seconds
+PAUSES_AT_END = (1.0, 3.0, 6.0)  # seconds; a launcher gives its processes about half a minute to stop
+
+
+class NotSaved(UserError):
+    """The run ended and its last state could not be written."""
+
+    exit_status = 3
+
+
+class Keeper:
+    """Saves ``state`` into ``folder``: every ``interval`` steps and at milestones (0: not at all), and when the run ends."""
+
+    def __init__(
+        self, state: RunState, folder: Path, interval: int, milestone_interval: int, num_kept: int, world_size: int
+    ) -> None:
+        self._state = state
+        self._folder = folder
+        self._interval, self._milestone_interval, self._num_kept = interval, milestone_interval, num_kept
+        self._world_size = world_size
+        self._saved_step: int | None = None
+        self._retry_at: float | None = None  # by the monotonic clock
+        self._retry_after = FIRST_RETRY
+
+    def is_due(self) -> bool:
+        step = self._state.step
+        if self._retry_at is not None and time.monotonic() >= self._retry_at:
+            return True
+        return bool(self._interval and step % self._interval == 0) or is_milestone(step, self._milestone_interval)
+
+    def save(self, warn: Callable[[str], None]) -> None:
+        """A checkpoint on the way; what is wrong goes to ``warn``."""
+        state = self._state
+        if state.bad_steps.in_a_row:  # this may be a dead end; better not to push a good checkpoint out with it
+            self._retry_at = time.monotonic()
+            return
+        bad = state.first_not_finite()
+        if bad:
+            warn(f"no checkpoint at step {state.step}: {bad} holds numbers that are not finite")
+            return
+        try:
+            self._write()
+        except UserError as error:
+            minutes = self._retry_after / 60
+            warn(f"no checkpoint at step {state.step}: {error}; the run goes on and tries again within {minutes:g} min")
+            self._retry_at = time.monotonic() + self._retry_after
+            self._retry_after = min(2 * self._retry_after, LAST_RETRY)
+        else:
+            self._retry_at, self._retry_after = None, FIRST_RETRY
+
+    def save_last(self, warn: Callable[[str], None]) -> None:
+        """The state in which the run ends. Raises NotSaved, or Diverged where there is nothing worth saving."""
+        state = self._state
+        bad = state.first_not_finite()
+        if bad:
+            raise Diverged(
+                f"the run ends at step {state.step} unsaved, because {bad} holds numbers that are not finite;"
+                f" the last whole checkpoint is {latest_checkpoint(self._folder, warn)}"
+            )
+        for pause in (*PAUSES_AT_END, None):
+            try:
+                return self._write()
+            except UserError as error:
+                if pause is None:
+                    what = "only its generator.safetensors" if self._saved_step == state.step else f"step {state.step}"
+                    newest = latest_checkpoint(self._folder, warn)
+                    raise NotSaved(
+                        f"{what} could not be saved: {error}; the newest whole checkpoint is {newest}."
+                        " Make room and run the same command again"
+                    ) from None
+                warn(f"cannot save the last state: {error}; trying again")
+                time.sleep(pause)
+
+    def _write(self) -> None:
+        """Raises UserError. The inference file is the smaller loss, so it comes second."""
+        state = self._state
+        if self._saved_step != state.step:
+            state.save(self._folder, self._world_size)
+            self._saved_step = state.step
+        state.save_generator(self._folder)
+        if not state.bad_steps.in_a_row:
+            try:
+                remove_old_checkpoints(self._folder, state.step, self._num_kept, self._milestone_interval)
+            except WriteError:  # the disk did not keep what it took: the next try is to write it again
+                self._saved_step = None
+                raise
+
+    def forget(self) -> None:
+        """The run went back to a checkpoint: what was saved of the step it comes to is no longer its state."""
+        self._saved_step = self._retry_at = None

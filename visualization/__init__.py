@@ -1,0 +1,1 @@
+"""From views to files that one looks at: images, videos, meshes."""

@@ -1,0 +1,157 @@
+"""What the scripts that look at a trained generator share: their arguments, loading, and the field of a seed."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from checkpoints.loading import LoadedGenerator, load_generator
+from common.arguments import add_device_argument, finite_float, int_between, picture_side, resolve_device
+from common.errors import UserError
+from common.files import make_output_dir
+from generators.cameras import CameraPoses
+from generators.generator import Styles, latent_from_seed
+from generators.view_cache import CachedField, build_cache, view_rays
+from generators.views import LockedDirections, View, ViewSettings, make_pose, render_view
+from settings.registry import get_curriculum
+from siren.field import Field
+from visualization.trajectories import TrajectoryPose
+
+MIN_PRODUCTS_TO_CACHE = 1 << 16  # per point: asking a smaller network is as quick as looking a point up
+MIN_RAYS_TO_CACHE = 1 << 17  # what all views together must have: building a cache costs as much as about 40,000 rays
+MIN_CACHE_PSNR_DB = 47.0  # of pixels tried out; whole pictures were up to 2 dB worse. A cache further off is not used
+
+
+# What a GPU rounds the inputs of the field's products to, in PyTorch's words; siren/backends/fused.py shows the errors.
+PRECISIONS = {"float32": "highest", "tf32": "high", "bf16": "medium"}
+
+
+def add_generator_arguments(parser: argparse.ArgumentParser, output_dir: str, psi: float = 0.7) -> None:
+    """PATH, --curriculum, --psi, --precision, --device and --output_dir, with this script's defaults."""
+    parser.add_argument("path", metavar="PATH", help="a generator file of this project, or a published generator.pth")
+    parser.add_argument("--curriculum", help="name or .json file; needed where the file does not carry its own settings")
+    parser.add_argument("--psi", type=finite_float, default=psi, help="truncation: 1 is the full variety, 0 the mean")
+    parser.add_argument("--output_dir", default=output_dir, help="where files go; created where it is missing")
+    parser.add_argument(
+        "--precision", choices=list(PRECISIONS), default="tf32", help="of the field's products on a GPU; sums are float32"
+    )
+    add_device_argument(parser)
+
+
+def add_view_arguments(parser: argparse.ArgumentParser) -> None:
+    """--image_size, --ray_step_multiplier, --lock_view_dependence, --surface_only, --plain and --save_raw."""
+    parser.add_argument("--image_size", type=picture_side, default=256, help="side of a picture in pixels")
+    parser.add_argument(
+        "--ray_step_multiplier", type=int_between(1, 1000), default=2, help="times the curriculum's samples per ray"
+    )
+    parser.add_argument("--lock_view_dependence", action="store_true", help="colours as seen from straight ahead")
+    parser.add_argument("--surface_only", action="store_true", help="a fast preview: one colour per ray, at the surface")
+    parser.add_argument("--plain", action="store_true", help="share nothing between the views of a latent: slow, and exact")
+    parser.add_argument("--save_raw", action="store_true", help="also write raw_SEED_I.npz: the view's arrays and its pose")
+
+
+def open_generator(args: argparse.Namespace) -> tuple[LoadedGenerator, Path]:
+    """Check the arguments of :func:`add_generator_arguments`, load the generator, make the output folder. Raises UserError."""
+    device = resolve_device(args.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision(PRECISIONS[args.precision])
+    loaded = load_with_notes(args.path, args.curriculum, device)
+    return loaded, make_output_dir(args.output_dir)
+
+
+def load_with_notes(path: Path | str, curriculum: str | None, device: torch.device) -> LoadedGenerator:
+    """The generator of a file, a folder or a shipped name; ``curriculum``: a name or .json file, where it does not carry its own.
+
+    What the user should know about the weights goes to stderr. Raises UserError.
+    """
+    loaded = load_generator(path, get_curriculum(curriculum) if curriculum else None, device)
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return loaded
+
+
+@torch.no_grad()
+def film_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Styles:
+    """The styles of a seed's latent, (1, ...), the same on every device and at every call."""
+    curriculum = loaded.curriculum
+    z = latent_from_seed(seed, curriculum.latent_dim, curriculum.z_dist)
+    return loaded.generator.film(z.to(next(loaded.generator.parameters()).device), psi)
+
+
+def field_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Field:
+    """The field of a seed's latent, bound once: ask it for as many views as needed."""
+    return bind_field(loaded, film_from_seed(loaded, seed, psi))
+
+
+@torch.no_grad()
+def bind_field(loaded: LoadedGenerator, film: Styles) -> Field:
+    return loaded.generator.field(film)
+
+
+def share_between_views(
+    loaded: LoadedGenerator, field: Field, poses: Sequence[TrajectoryPose], args: argparse.Namespace
+) -> Field:
+    """The field, with what these views of it have in common asked once (generators/view_cache.py) where that pays."""
+    num_rays = len(poses) * args.image_size**2
+    curriculum = loaded.curriculum
+    num_products = 0 if curriculum.model == "TRIPLANE" else curriculum.num_layers * curriculum.hidden_dim**2
+    if args.plain or not curriculum.pred_occ or num_rays < MIN_RAYS_TO_CACHE or num_products < MIN_PRODUCTS_TO_CACHE:
+        return field
+    if args.lock_view_dependence:
+        field = LockedDirections(field)
+    device = next(loaded.generator.parameters()).device
+    pitches, yaws = (torch.tensor([getattr(pose, name) for pose in poses], device=device) for name in ("pitch", "yaw"))
+    rays = view_rays(CameraPoses(pitches, yaws), [pose.fov_degrees for pose in poses])
+    settings = replace(_view_settings(args, poses[0]), surface_only=False)  # a preview is compared with the whole
+    cache = build_cache(field, rays, settings.render_settings(curriculum))
+    if cache.trial_psnr_db >= MIN_CACHE_PSNR_DB:
+        return cache
+    print(
+        f"note: shared between views, this latent would be {cache.trial_psnr_db:.0f} dB off; its views share nothing",
+        file=sys.stderr,
+    )
+    return field
+
+
+def render_pose(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, args: argparse.Namespace) -> View:
+    """The view of a field from a trajectory's pose, with the settings of :func:`add_view_arguments`."""
+    if args.surface_only and not loaded.curriculum.pred_occ:
+        raise UserError("--surface_only needs an occupancy field; a radiance field has no surface, so leave the option out")
+    settings = _view_settings(args, pose)
+    if isinstance(field, CachedField):  # its colours are locked already
+        settings = replace(settings, lock_view_dependence=False)
+    device = next(loaded.generator.parameters()).device
+    return render_view(field, make_pose(pose.yaw, pose.pitch, device), loaded.curriculum, settings)
+
+
+def report_preview(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, view: View, args: argparse.Namespace) -> None:
+    """With --surface_only: say how far a view is from its volume rendering."""
+    if args.surface_only:
+        volume = render_pose(loaded, field, pose, argparse.Namespace(**{**vars(args), "surface_only": False}))
+        error = float((view.image - volume.image).square().mean())
+        print(f"surface only: {10 * math.log10(4 / max(error, 1e-12)):.1f} dB PSNR against the volume rendering, first view")
+
+
+def _view_settings(args: argparse.Namespace, pose: TrajectoryPose) -> ViewSettings:
+    return ViewSettings(
+        image_size=args.image_size,
+        ray_step_multiplier=args.ray_step_multiplier,
+        lock_view_dependence=args.lock_view_dependence,
+        fov_degrees=pose.fov_degrees,
+        surface_only=args.surface_only,
+    )
+
+
+def save_raw(view: View, output_dir: Path, seed: int, index: int) -> None:
+    """``raw_{seed}_{index}.npz`` in ``output_dir``. Raises UserError where it cannot be written."""
+    path = output_dir / f"raw_{seed}_{index}.npz"
+    try:
+        view.save_raw(path, seed)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,364 @@
+"""From a field to voxels to a mesh in world coordinates.
+
+Notation: N is the resolution; voxels are ``occupancy[ix, iy, iz]`` at coordinate ``-cube_size/2 + i cube_size/(N-1)`` on
+each axis, so both faces of the cube are sampled (the published lattice is sheared by a float division). The mesh is the
+surface at ``level``, found by marching cubes on logits: occupancies jump from 0 to 1 within a voxel, logits pass the level
+almost linearly, so the surface comes out smooth instead of in steps.
+
+A field is trained only where cameras look. Beyond that it holds whatever the network happens to hold, often solid lumps
+that no picture shows. So meshes end at the ball of :func:`visible_radius`; voxel files are left as the field has them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from checkpoints.safe_pickle import printable
+from common.errors import UserError
+from common.files import read_small_text, require_file
+from generators.extraction import LatticeSpec, surface_slabs
+from generators.root_finding import find_surface
+from settings.curriculum import Curriculum
+from siren.field import Field
+
+if TYPE_CHECKING:
+    from trimesh import Trimesh
+
+CPU_POINTS, GPU_POINTS = 1 << 16, 1 << 20  # per query: enough to keep the device busy, few enough to see progress
+NUM_REFINE_STEPS = 7
+LOGIT_LIMIT = 16.0  # about where float32 can no longer tell an occupancy from 1
+AHEAD = (0.0, 0.0, -1.0)
+MIN_LENGTH, MAX_LENGTH = 1e-6, 1e6  # of a cube's side, and of the clip radius; world units
+MAX_MESH_BYTES = 1 << 30
+MIN_LEVEL = 1e-6  # of the occupancy at the surface; its logit is then near LOGIT_LIMIT
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """``level``: the occupancy at the surface. ``clip_radius``: free beyond this distance from the origin, or None."""
+
+    cube_size: float = 0.3
+    level: float = 0.5
+    clip_radius: float | None = None
+    largest_piece: bool = False
+
+    def save(self, path: Path) -> None:
+        """Write them as JSON. Raises UserError where the file cannot be written."""
+        try:
+            path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+    @classmethod
+    def load(cls, path: Path) -> MeshSettings:
+        """What :meth:`save` wrote. Raises UserError for a damaged file."""
+        text = read_small_text(path)
+        try:
+            settings = cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError):
+            settings = None
+        if settings is None or not settings.are_possible():
+            raise UserError(f"{path} does not hold mesh settings; delete it to use the defaults")
+        return settings
+
+    def are_possible(self) -> bool:
+        """Whether the numbers are numbers, and none so small or large that a mesh could not be computed with it."""
+        numbers = (self.cube_size, self.level, 1.0 if self.clip_radius is None else self.clip_radius)
+        if any(type(value) not in (int, float) for value in numbers):
+            return False
+        cube_size, level, clip_radius = numbers
+        return (
+            MIN_LENGTH <= cube_size <= MAX_LENGTH
+            and MIN_LENGTH <= clip_radius <= MAX_LENGTH
+            and MIN_LEVEL <= level <= 1 - MIN_LEVEL
+        )
+
+
+def visible_radius(curriculum: Curriculum) -> float:
+    """Radius of the ball around the origin that a camera at distance 1 samples along its whole depth.
+
+    max(1 - ray_start, ray_end - 1) / cos(fov / 2): from every direction, a point further off lies outside of
+    [ray_start, ray_end], or outside of the picture, for most cameras. Training never asked it to be free.
+    """
+    depth = max(1 - curriculum.ray_start, curriculum.ray_end - 1)
+    return depth / math.cos(math.radians(curriculum.fov) / 2)
+
+
+def grid_coordinates(cube_size: float, resolution: int, device: torch.device | str = "cpu") -> Tensor:
+    """(N,): -cube_size/2 + i cube_size/(N-1), computed in float64 and rounded once."""
+    i = torch.arange(resolution, dtype=torch.float64)
+    return (-cube_size / 2 + i * (cube_size / (resolution - 1))).float().to(device)
+
+
+def occupancy_of(values: Tensor, curriculum: Curriculum, spacing: float) -> Tensor:
+    """What the field answers -> occupancy in [0, 1].
+
+    Occupancy fields: sigmoid(logit). Radiance fields: 1 - exp(-density * spacing), the alpha of a ray's step of one voxel,
+    so there the surface at a level depends on the resolution.
+    """
+    if curriculum.pred_occ:
+        return torch.sigmoid(values)
+    density = F.softplus(values) if curriculum.clamp_mode == "softplus" else F.relu(values)
+    return 1 - torch.exp(-density * spacing)
+
+
+@torch.no_grad()
+def fill_occupancy(
+    out: np.ndarray,
+    field: Field,
+    curriculum: Curriculum,
+    cube_size: float,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], object] = lambda num_points: None,
+) -> None:
+    """Fill ``out`` (N, N, N) float32 with the occupancy of a field of one latent, a few slabs of constant x at a time.
+
+    Memory stays that of one query whatever N is; ``out`` may be a np.memmap. ``progress`` is told how many points are done.
+    """
+    resolution = out.shape[0]
+    axis = grid_coordinates(cube_size, resolution, device)
+    num_points = CPU_POINTS if torch.device(device).type == "cpu" else GPU_POINTS
+    num_slabs = max(1, num_points // resolution**2)
+    for start in range(0, resolution, num_slabs):
+        slab = axis[start : start + num_slabs]
+        points = torch.stack(torch.meshgrid(slab, axis, axis, indexing="ij"), dim=-1).view(1, -1, 3)
+        values = field.occupancy_logits(points)[0]
+        occupancy = occupancy_of(values, curriculum, cube_size / (resolution - 1))
+        out[start : start + num_slabs] = occupancy.view(len(slab), resolution, resolution).cpu().numpy()
+        progress(points.shape[1])
+
+
+def value_at_level(level: float, curriculum: Curriculum, spacing: float) -> float:
+    """What the field answers where :func:`occupancy_of` is ``level``, in (0, 1)."""
+    if curriculum.pred_occ:
+        return math.log(level / (1 - level))
+    density = -math.log1p(-level) / spacing
+    if curriculum.clamp_mode == "softplus":
+        return density + math.log(-math.expm1(-density))
+    return density
+
+
+@torch.no_grad()
+def fill_occupancy_near_surface(
+    out: np.ndarray,
+    field: Field,
+    curriculum: Curriculum,
+    cube_size: float,
+    level: float = 0.5,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], object] = lambda num_points: None,
+) -> int:
+    """As :func:`fill_occupancy`, asking the field only near the surface at ``level``. Returns how many points were asked.
+
+    Voxels next to the surface are the field's own (all but 1 in 1000); further off they are interpolated from a coarser
+    lattice, on the right side of ``level`` (generators/extraction.py says how sure that is). Memory beyond ``out``, which
+    may be a np.memmap, grows with the surface.
+    """
+    spec = LatticeSpec.of_cube(cube_size, out.shape[0])
+    threshold = value_at_level(level, curriculum, spec.spacing)
+    num_asked = 0
+    for start, values, asked in surface_slabs(
+        lambda points: field.occupancy_logits(points.unsqueeze(0))[0], spec, threshold, device
+    ):
+        occupancy = occupancy_of(values, curriculum, spec.spacing)
+        torch.from_numpy(out[start : start + len(values)]).copy_(occupancy)  # on all threads: first writes to memory are slow
+        num_asked += asked
+        progress(values.numel())
+    return num_asked
+
+
+def extract_mesh(occupancy: np.ndarray, settings: MeshSettings) -> Trimesh | None:
+    """The surface of voxels (N, N, N) in [0, 1] as a closed mesh in world coordinates, or None where there is none.
+
+    Outside of the cube counts as free, so a solid that leaves it is closed there.
+    """
+    import trimesh
+    from skimage.measure import marching_cubes
+
+    levels, origin = _levels_around_solid(occupancy, settings)
+    if levels is None:
+        return None
+    spacing = settings.cube_size / (occupancy.shape[0] - 1)
+    vertices, faces, _, _ = marching_cubes(levels, 0.0, allow_degenerate=False, gradient_direction="ascent")
+    mesh = trimesh.Trimesh((vertices + origin) * spacing - settings.cube_size / 2, faces, process=False)
+    return largest_piece(mesh) if settings.largest_piece else mesh
+
+
+def _levels_around_solid(occupancy: np.ndarray, settings: MeshSettings) -> tuple[np.ndarray | None, np.ndarray]:
+    """Logits minus the level's, cut to the solid's bounding box plus one free voxel; and the box's first index (3,)."""
+    resolution = occupancy.shape[0]
+    axis = grid_coordinates(settings.cube_size, resolution).numpy()
+    solid = np.zeros((3, resolution), dtype=bool)  # along each axis: does this slice hold anything solid?
+    for ix in range(resolution):
+        slab = _slab_levels(occupancy, ix, axis, settings) > 0
+        solid[0, ix] = slab.any()
+        solid[1] |= slab.any(axis=1)
+        solid[2] |= slab.any(axis=0)
+    if not solid.any():
+        return None, np.zeros(3)
+    first = np.array([np.flatnonzero(line)[0] for line in solid]) - 1
+    last = np.array([np.flatnonzero(line)[-1] for line in solid]) + 1
+    levels = np.full(last - first + 1, -LOGIT_LIMIT, dtype=np.float32)
+    low, high = np.maximum(first, 0), np.minimum(last, resolution - 1) + 1
+    inside = tuple(slice(a, b) for a, b in zip(low - first, high - first, strict=True))
+    for ix in range(low[0], high[0]):
+        slab = _slab_levels(occupancy, ix, axis, settings)
+        levels[ix - first[0]][inside[1:]] = slab[low[1] : high[1], low[2] : high[2]]
+    return levels, first
+
+
+def _slab_levels(occupancy: np.ndarray, ix: int, axis: np.ndarray, settings: MeshSettings) -> np.ndarray:
+    """(N, N): logit(occupancy) - logit(level) of one slab, made negative outside of the clip ball, smoothly at its edge."""
+    values = np.asarray(occupancy[ix], dtype=np.float64)
+    tiny = 1 / (1 + math.exp(LOGIT_LIMIT))
+    values = np.clip(values, tiny, 1 - tiny)
+    levels = np.log(values / (1 - values)) - math.log(settings.level / (1 - settings.level))
+    if settings.clip_radius is not None:
+        distance = np.sqrt(axis[ix] ** 2 + axis[:, None] ** 2 + axis[None, :] ** 2)
+        spacing = axis[1] - axis[0]
+        levels = np.minimum(levels, (settings.clip_radius - distance) / spacing * LOGIT_LIMIT)
+    return levels
+
+
+@torch.no_grad()
+def refine_vertices(
+    mesh: Trimesh,
+    field: Field,
+    curriculum: Curriculum,
+    settings: MeshSettings,
+    resolution: int,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Move each vertex of :func:`extract_mesh` along its edge of the grid to where the field itself passes the level.
+
+    Marching cubes guesses that place from the edge's two ends, which shows as terraces wherever logits are not linear over a
+    voxel. Bisection costs a few queries per vertex, a small part of what filling the voxels took.
+    """
+    spacing = settings.cube_size / (resolution - 1)
+    index = (np.asarray(mesh.vertices) + settings.cube_size / 2) / spacing
+    rows, along = np.arange(len(index)), np.abs(index - index.round()).argmax(axis=1)
+    ends = np.stack([index.round(), index.round()])  # (2, V, 3)
+    ends[0, rows, along] = np.floor(index[rows, along])
+    ends[1, rows, along] = ends[0, rows, along] + 1
+    inside = ((ends >= 0) & (ends <= resolution - 1)).all(axis=(0, 2))
+    positions = torch.from_numpy((ends * spacing - settings.cube_size / 2).astype(np.float32)).to(device)
+
+    def level_at(points: Tensor) -> Tensor:
+        occupancy = occupancy_of(field.occupancy_logits(points.unsqueeze(0))[0], curriculum, spacing)
+        levels = torch.logit(occupancy, eps=1e-7) - math.log(settings.level / (1 - settings.level))
+        if settings.clip_radius is not None:
+            levels = torch.minimum(levels, (settings.clip_radius - points.norm(dim=-1)) / spacing * LOGIT_LIMIT)
+        return levels
+
+    levels = torch.stack([level_at(positions[0]), level_at(positions[1])])
+    swap = levels[0] > levels[1]
+    free = torch.where(swap.unsqueeze(-1), positions[1], positions[0])
+    solid = torch.where(swap.unsqueeze(-1), positions[0], positions[1])
+    root = find_surface(
+        torch.tensor([0.0, 1.0], device=device).expand(1, len(free), 2),
+        torch.stack([levels.amin(dim=0), levels.amax(dim=0)], dim=-1).unsqueeze(0),
+        lambda t: level_at(torch.lerp(free, solid, t[0].unsqueeze(-1))).unsqueeze(0),
+        num_steps=NUM_REFINE_STEPS,
+        method="bisection",
+    )
+    moved = torch.lerp(free, solid, root.t[0].unsqueeze(-1)).cpu().numpy()
+    mesh.vertices = np.where((root.hit_mask[0].cpu().numpy() & inside)[:, None], moved, mesh.vertices)
+
+
+def largest_piece(mesh: Trimesh) -> Trimesh:
+    """The connected piece of the largest area. Cavities inside of it are pieces of their own, and go."""
+    import trimesh
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    faces = mesh.faces
+    edges = np.concatenate([faces[:, :2], faces[:, 1:]])
+    graph = coo_matrix((np.ones(len(edges), dtype=np.int8), edges.T), shape=(len(mesh.vertices),) * 2)
+    labels = connected_components(graph, directed=False)[1][faces[:, 0]]
+    kept = faces[labels == np.bincount(labels, weights=mesh.area_faces).argmax()]
+    used, renumbered = np.unique(kept, return_inverse=True)
+    return trimesh.Trimesh(mesh.vertices[used], renumbered.reshape(kept.shape), process=False)
+
+
+@torch.no_grad()
+def vertex_colors(mesh: Trimesh, field: Field, device: torch.device | str = "cpu") -> np.ndarray:
+    """(V, 4) uint8: the field's colour at each vertex as seen from straight ahead (direction (0, 0, -1)), opaque.
+
+    One direction for all keeps the colours free of seams, and it is one that training has seen, which -normal is not.
+    """
+    points = torch.from_numpy(np.array(mesh.vertices, dtype=np.float32)).to(device).unsqueeze(0)
+    directions = torch.tensor(AHEAD, device=device).expand_as(points)
+    rgb = field.logits_and_colors(points, directions)[1][0].cpu().numpy()
+    opaque = np.ones((len(rgb), 1), dtype=rgb.dtype)
+    return np.round(np.concatenate([rgb, opaque], axis=1).clip(0, 1) * 255).astype(np.uint8)
+
+
+def save_mesh(mesh: Trimesh, stem: Path, suffixes: tuple[str, ...] = (".ply", ".glb")) -> list[Path]:
+    """Write ``stem`` + suffix for each of .ply, .glb, .obj. Raises UserError where a file cannot be written."""
+    paths = [stem.with_name(stem.name + suffix) for suffix in suffixes]
+    for path in paths:
+        try:
+            mesh.export(path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    return paths
+
+
+def load_voxels(path: Path) -> np.ndarray:
+    """The (N, N, N) floating-point array of a voxel file, mapped from the disk. Raises UserError for anything else."""
+    if not os.path.exists(path):  # unlike Path.exists, False for a name too long
+        raise UserError(f"there is no voxel file {path}; extract_shapes.py makes them")
+    require_file(path)
+    try:
+        voxels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy's reader of headers fails in many ways
+        raise UserError(f"{path} is no voxel file ({type(error).__name__}: {printable(error)})") from None
+    if not isinstance(voxels, np.ndarray) or voxels.ndim != 3 or len(set(voxels.shape)) != 1 or voxels.shape[0] < 2:
+        raise UserError(f"{path} must hold an array (N, N, N) with N at least 2")
+    if voxels.dtype.kind != "f":
+        raise UserError(f"{path} must hold floating-point occupancies in [0, 1], not {voxels.dtype}")
+    if not all(np.isfinite(slab).all() for slab in voxels):
+        raise UserError(f"{path} holds numbers that are not finite")
+    return voxels
+
+
+def load_mesh(path: Path) -> Trimesh:
+    """The mesh of a file. Raises UserError where there is none in it."""
+    import trimesh
+
+    if not os.path.isfile(path):
+        raise UserError(f"there is no mesh {path}; extract_shapes.py makes them")
+    if path.stat().st_size > MAX_MESH_BYTES:
+        raise UserError(f"{path} has more than {MAX_MESH_BYTES} bytes; no mesh of extract_shapes.py has")
+    try:
+        with path.open("rb") as file:  # given a path, trimesh would also read the pictures that the file names
+            mesh = trimesh.load(file, file_type=path.suffix[1:], force="mesh", process=False)
+        num_faces, num_vertices = len(mesh.faces), len(mesh.vertices)
+        is_sound = np.isfinite(mesh.vertices).all() and (
+            not num_faces or 0 <= mesh.faces.min() <= mesh.faces.max() < num_vertices
+        )
+    except Exception as error:  # trimesh's readers fail in many ways
+        raise UserError(f"{path} is no mesh that can be read ({type(error).__name__})") from None
+    if num_faces == 0:
+        raise UserError(f"{path} holds no faces")
+    if not is_sound:
+        raise UserError(f"{path} holds vertices that are not finite, or faces of vertices that it does not have")
+    return mesh
+
+
+def without_colors(mesh: Trimesh) -> Trimesh:
+    """The bare geometry."""
+    import trimesh
+
+    return trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)

@@ -1,0 +1,59 @@
+"""Where the camera goes: pure functions that return lists of poses. Source: METHOD section 6.
+
+Angles are radians. A loop of n frames stops one frame short of its start, so a video that repeats does not stutter
+(the published code shows the first frame twice). ``curriculum`` gives the mean pose and the field of view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from settings.curriculum import Curriculum
+
+MULTIVIEW_YAWS = (-0.5, -0.25, 0.0, 0.25, 0.5)
+
+
+class TrajectoryPose(NamedTuple):
+    """``yaw`` and ``pitch`` in radians as in generators/cameras.py; ``fov_degrees`` is the full angle."""
+
+    yaw: float
+    pitch: float
+    fov_degrees: float
+
+
+def multiview(curriculum: Curriculum, yaw_offsets: Sequence[float] = MULTIVIEW_YAWS) -> list[TrajectoryPose]:
+    """Side by side: the mean pose, turned by each of ``yaw_offsets``."""
+    return [TrajectoryPose(curriculum.h_mean + offset, curriculum.v_mean, curriculum.fov) for offset in yaw_offsets]
+
+
+def ellipse(num_frames: int, curriculum: Curriculum) -> list[TrajectoryPose]:
+    """A loop around the mean pose: yaw + 0.5 cos, pitch + 0.25 sin."""
+    return [
+        TrajectoryPose(curriculum.h_mean + 0.5 * math.cos(a), curriculum.v_mean + 0.25 * math.sin(a), curriculum.fov)
+        for a in _loop(num_frames)
+    ]
+
+
+def front(num_frames: int, curriculum: Curriculum) -> list[TrajectoryPose]:
+    """A loop in front that draws back and comes close: yaw + 0.4 sin, pitch + 0.2 cos, fov + 5 + 5 sin (degrees)."""
+    return [
+        TrajectoryPose(
+            curriculum.h_mean + 0.4 * math.sin(a), curriculum.v_mean + 0.2 * math.cos(a), curriculum.fov + 5 + 5 * math.sin(a)
+        )
+        for a in _loop(num_frames)
+    ]
+
+
+def orbit(num_frames: int, curriculum: Curriculum) -> list[TrajectoryPose]:
+    """All the way round, from above: yaw 0 to 2 pi, pitch pi/4 + 0.2 cos. Training saw none of the back."""
+    return [TrajectoryPose(a, math.pi / 4 + 0.2 * math.cos(a), curriculum.fov) for a in _loop(num_frames)]
+
+
+TRAJECTORIES: dict[str, Callable[[int, Curriculum], list[TrajectoryPose]]] = {"front": front, "orbit": orbit, "ellipse": ellipse}
+
+
+def _loop(num_frames: int) -> list[float]:
+    """Angles 0 <= a < 2 pi, evenly spaced."""
+    return [2 * math.pi * i / num_frames for i in range(num_frames)]
