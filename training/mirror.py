@@ -74,10 +74,8 @@ def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
 
     Raises UserError for a model with a feature grid that does not lie along the mean direction of view.
     """
-    matrix, double_level = (
-        reflection(generator.curriculum),
-        2 * math.log(generator.curriculum.tau / (1 - generator.curriculum.tau)),
-    )
+    matrix, tau = reflection(generator.curriculum), generator.curriculum.tau
+    double_level = 2 * math.log(tau / (1 - tau))
     if generator.curriculum.model == "TRIPLANE":
         generator.triplane.mirror(matrix, double_level if invert else None)
         return

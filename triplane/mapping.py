@@ -31,10 +31,10 @@ class TriplaneStyles(NamedTuple):
         return TriplaneStyles(torch.where(is_own[:, None], self.styles, other.styles))
 
 
-def normal_parameter(*shape: int) -> nn.Parameter:
-    """N(0, 1); not drawn on the meta device, where that would load torch's compiler: seconds."""
+def normal_parameter(*shape: int, stddev: float = 1.0) -> nn.Parameter:
+    """N(0, stddev^2); not drawn on the meta device, where that would load torch's compiler: seconds."""
     values = torch.empty(shape)
-    return nn.Parameter(values if values.is_meta else values.normal_())
+    return nn.Parameter(values if values.is_meta else values.normal_(std=stddev))
 
 
 class EqualizedLinear(nn.Module):
@@ -46,7 +46,7 @@ class EqualizedLinear(nn.Module):
 
     def __init__(self, num_in: int, num_out: int, bias: float = 0.0, rate: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(normal_parameter(num_out, num_in).detach() / rate)
+        self.weight = normal_parameter(num_out, num_in, stddev=1 / rate)
         self.bias = nn.Parameter(torch.full((num_out,), bias / rate))
         self.gain, self.rate = rate / math.sqrt(num_in), rate
 

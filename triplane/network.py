@@ -14,6 +14,7 @@ from triplane.mapping import TriplaneMapping, TriplaneStyles
 
 BALL_SLOPE = 75.0  # logits per world unit
 MAX_BALL_LOGIT = 6.0
+IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # torch.eye on the meta device loads torch's compiler
 
 
 class Triplane(nn.Module):
@@ -37,7 +38,7 @@ class Triplane(nn.Module):
         self.backbone = Backbone(channels, curriculum.plane_channels, w_dim)
         self.decoder = Decoder(curriculum.plane_channels, curriculum.decoder_dim)
         reach = max(1 - curriculum.ray_start, curriculum.ray_end - 1)
-        self.register_buffer("orientation", torch.eye(3))
+        self.register_buffer("orientation", torch.tensor(IDENTITY))
         self.register_buffer("extent", torch.tensor(curriculum.plane_extent or reach))
         self.register_buffer("ball_radius", torch.tensor(curriculum.init_ball_radius or room / 2))
         self.register_buffer("ball_slope", torch.tensor(BALL_SLOPE))
