@@ -56,7 +56,7 @@ def query(
     planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor, with_colors: bool
 ) -> tuple[Tensor, Tensor | None]:
     """planes (B, size, size, 3, C), indexed [y, x, plane]; points (B, N, 3) -> logits (B, N) and colors (B, N, 3) or None."""
-    if not _fits(planes, decoder, points):
+    if not is_compiled_for(planes, decoder, points):
         return plain_query(planes, decoder, frame, is_product, points, with_colors)
     if torch.is_grad_enabled() and (planes.requires_grad or any(weight.requires_grad for weight in decoder)):
         logits, colors = _Query.apply(planes, points, frame.values, is_product, with_colors, *decoder)
@@ -116,14 +116,16 @@ def _native() -> ctypes.CDLL | None:
     return library
 
 
-def _fits(planes: Tensor, decoder: DecoderWeights, points: Tensor) -> bool:
+def is_compiled_for(planes: Tensor, decoder: DecoderWeights, points: Tensor) -> bool:
+    """Whether :func:`query` answers with lookup.c."""
     hidden_dim, num_channels = decoder.hidden_weight.shape
-    is_float32 = all(tensor.dtype == torch.float32 for tensor in (planes, points, *decoder))
-    return (
-        *(planes.device.type == "cpu", is_float32, num_channels in NATIVE_CHANNELS),
-        *(hidden_dim <= MAX_NATIVE_HIDDEN, hidden_dim % 4 == 0, planes.shape[1] >= 2),
-        not (torch.is_grad_enabled() and points.requires_grad),
-    ) == (True,) * 7 and _native() is not None
+    wants_points = torch.is_grad_enabled() and points.requires_grad
+    if planes.device.type != "cpu" or wants_points or torch.compiler.is_compiling():
+        return False
+    if any(tensor.dtype != torch.float32 for tensor in (planes, points, *decoder)):
+        return False
+    fits = num_channels in NATIVE_CHANNELS and hidden_dim <= MAX_NATIVE_HIDDEN and hidden_dim % 4 == 0 and planes.shape[1] >= 2
+    return fits and _native() is not None
 
 
 def _struct(planes: Tensor, points: Tensor, frame: Tensor, is_product: bool, decoder: DecoderWeights) -> _FieldStruct:
