@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 from curriculums import COMMON
 
-MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN128", "EmbeddingPiGAN256")
+MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN128", "EmbeddingPiGAN256", "TRIPLANE")
 SAMPLE_DISTS = ("gaussian", "uniform", "truncated_gaussian", "hybrid", "spherical_uniform", None)
 DISCRIMINATORS = ("ProgressiveEncoderDiscriminator", "ResidualDiscriminator")
 MAX_DISC_SIZE = 512  # pixels
 LAST_DISC_SIZE = 4  # pixels, of the residual discriminator's last block
 MAX_DISC_WIDTHS = (MAX_DISC_SIZE // LAST_DISC_SIZE).bit_length()
 NUM_DISC_LEVELS = 9  # 512 px down to 2 px
+MAX_BACKBONE_LEVELS, MAX_BACKBONE_WIDTH = 8, 1 << 12
 MAX_SHOWN = 100  # characters of a value in a message
 MAX_BATCH = 1 << 16
 MAX_COUNT = 10**9
@@ -74,6 +75,7 @@ NUMBERS: dict[str, Interval] = {
     "init_ball_radius": NOT_NEGATIVE,
     "ball_hold_lambda": NOT_NEGATIVE,
     "ball_hold_floor": NOT_NEGATIVE,
+    "plane_extent": NOT_NEGATIVE,
 }
 COUNTS: dict[str, tuple[int, int]] = {  # least and most; no run wants more, and a file's settings must not fill the memory
     "end_step": (1, MAX_COUNT),
@@ -92,6 +94,9 @@ COUNTS: dict[str, tuple[int, int]] = {  # least and most; no run wants more, and
     "hollow_check_interval": (0, MAX_COUNT),
     "num_eval_imgs": (1, MAX_COUNT),
     "num_holdout": (0, MAX_COUNT),
+    "w_dim": (1, 1 << 12),
+    "plane_channels": (1, 256),
+    "decoder_dim": (1, 1 << 10),
 }
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "sample_dist": SAMPLE_DISTS,
@@ -103,6 +108,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "z_dist": ("gaussian", "uniform"),
     "root_method": ("secant", "bisection"),
     "lr_decay": ("constant", "cosine"),
+    "plane_reduce": ("sum", "product"),
 }
 STAGE_NUMBERS: dict[str, Interval] = {"gen_lr": POSITIVE, "disc_lr": POSITIVE}
 STAGE_COUNTS: dict[str, tuple[int, int]] = {
@@ -119,6 +125,8 @@ def problems(curriculum: Any) -> Iterator[str]:
     yield from _problems_of_values(values)
     yield from _problems_of_lists(values)
     yield from _contradictions(curriculum)
+    if curriculum.model == "TRIPLANE":
+        yield from _triplane_problems(curriculum)
     yield from _stage_problems(curriculum)
 
 
@@ -177,6 +185,16 @@ def _contradictions(c: Any) -> Iterator[str]:
     room = min(1 - c.ray_start, c.ray_end - 1)
     if c.init_ball_radius and not MIN_BALL_RADIUS <= c.init_ball_radius < room:
         yield f"init_ball_radius must be 0 or at least {MIN_BALL_RADIUS} and less than {room:.4g}, where the rays begin or end"
+
+
+def _triplane_problems(c: Any) -> Iterator[str]:
+    channels = c.backbone_channels
+    if not (is_widths(channels) and 1 <= len(channels) <= MAX_BACKBONE_LEVELS and max(channels) <= MAX_BACKBONE_WIDTH):
+        yield f"backbone_channels must be 1 to 8 positive whole numbers (4 px up to the planes' size), not {shown(channels)}"
+    if c.plane_channels % 16 or c.decoder_dim % 4:
+        yield "plane_channels must be a multiple of 16, decoder_dim one of 4"
+    if c.view_dependent or not c.pred_occ:
+        yield "model TRIPLANE needs pred_occ and view_dependent=False"
 
 
 def _stage_problems(c: Any) -> Iterator[str]:

@@ -70,6 +70,12 @@ class Curriculum:
     view_dependent: bool
     disc_channels: tuple[int, ...]
     disc_widths: tuple[int, ...]
+    w_dim: int
+    backbone_channels: tuple[int, ...]
+    plane_channels: int
+    plane_extent: float
+    plane_reduce: str
+    decoder_dim: int
 
     # Rendering
     pred_occ: bool

@@ -97,7 +97,10 @@ def real_images() -> torch.Tensor:
 RELATIVISTIC = ("gan_loss=relativistic", "r2_lambda=0.5")
 
 
-@pytest.mark.parametrize("more", [(), ("share_images=True",), ("share_images=True", *RELATIVISTIC)])
+TRIPLANE = ("model=TRIPLANE", "view_dependent=False", "backbone_channels=(8,8,8)", "w_dim=8", "decoder_dim=8")
+
+
+@pytest.mark.parametrize("more", [(), ("share_images=True",), ("share_images=True", *RELATIVISTIC), TRIPLANE])
 def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch, more):
     state = fitted_state(small_curriculum(*HELD, *more, "augment_target=0.6"))
     with torch.no_grad():

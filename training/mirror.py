@@ -74,7 +74,12 @@ def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
 
     Raises UserError for a model with a feature grid that does not lie along the mean direction of view.
     """
-    siren, matrix = generator.siren, reflection(generator.curriculum)
+    matrix, tau = reflection(generator.curriculum), generator.curriculum.tau
+    double_level = 2 * math.log(tau / (1 - tau))
+    if generator.curriculum.model == "TRIPLANE":
+        generator.triplane.mirror(matrix, double_level if invert else None)
+        return
+    siren = generator.siren
     along_z = torch.equal(matrix, torch.diag(matrix.new_tensor([1, 1, -1])))
     if siren.embedding_grid is not None and not along_z:
         raise UserError(f"{generator.curriculum.model} can be mirrored in depth only where h_mean and v_mean are pi/2")
@@ -85,7 +90,7 @@ def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
         siren.embedding_grid.copy_(siren.embedding_grid.flip(2))
     if invert:
         siren.final_layer.weight.neg_()
-        siren.final_layer.bias.neg_().add_(2 * math.log(generator.curriculum.tau / (1 - generator.curriculum.tau)))
+        siren.final_layer.bias.neg_().add_(double_level)
 
 
 @torch.no_grad()

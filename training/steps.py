@@ -19,7 +19,7 @@ from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderNoise, RenderOutput, RenderSettings, ray_points, render
 from settings import schedules
 from settings.curriculum import Curriculum
-from siren.field import SirenField
+from siren.field import Field
 from training import losses
 from training.augmentation import GENERATED, REAL, augment
 from training.outward_start import ball_hold_loss
@@ -102,7 +102,7 @@ def changed(images: Tensor, inputs: GeneratorInputs, settings: StepSettings, pla
 
 def generate(
     generator: ImplicitGenerator3d, inputs: GeneratorInputs, settings: StepSettings, fov: float
-) -> tuple[SirenField, Rays, RenderOutput]:
+) -> tuple[Field, Rays, RenderOutput]:
     """Returns the field, its rays and the rendered batch."""
     field = generator.field(generator.film(inputs.z))
     rays = camera_rays(inputs.poses, settings.image_size, fov)
@@ -166,7 +166,7 @@ class GeneratorStep(nn.Module):
         return StepResult(total, terms)
 
     @staticmethod
-    def _normal_loss(field: SirenField, rays: Rays, output: RenderOutput, neighbors: Tensor, h_sample: float) -> Tensor:
+    def _normal_loss(field: Field, rays: Rays, output: RenderOutput, neighbors: Tensor, h_sample: float) -> Tensor:
         t, hit_mask = output.surface.t, output.surface.hit_mask
         if t.device.type == "cpu":  # compact to the rays that hit; on a GPU that would wait for their number
             num = max(1, int(hit_mask.sum(dim=1).max()))
