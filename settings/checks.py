@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from curriculums import COMMON
@@ -45,7 +45,7 @@ class Interval(NamedTuple):
 POSITIVE = Interval("be positive", low=0, is_low_open=True)
 NOT_NEGATIVE = Interval("not be negative", low=0)
 NUMBERS: dict[str, Interval] = {
-    "fov": Interval("lie between 0 and 180 degrees", 0, 180, is_low_open=True, is_high_open=True),
+    "fov": Interval("be positive and less than 180 degrees", 0, 180, is_low_open=True, is_high_open=True),
     "ray_start": POSITIVE,
     "ray_end": POSITIVE,
     "h_stddev": NOT_NEGATIVE,
@@ -66,6 +66,7 @@ NUMBERS: dict[str, Interval] = {
     "normal_lambda": NOT_NEGATIVE,
     "h_sample": POSITIVE,
     "weight_decay": NOT_NEGATIVE,
+    "mapping_lr_factor": POSITIVE,
     "grad_clip": POSITIVE,
     "augment_target": Interval("be less than 1 (a mean of signs is no greater) and not negative", 0, 1, is_high_open=True),
     "init_ball_radius": NOT_NEGATIVE,
@@ -99,6 +100,17 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "z_dist": ("gaussian", "uniform"),
     "root_method": ("secant", "bisection"),
     "lr_decay": ("constant", "cosine"),
+}
+NEEDS = {  # settings without effect unless another is on
+    "opacprior_lambda_init": "with_opacprior",
+    "opacprior_growth_rate": "with_opacprior",
+    "normal_lambda": "with_normal_loss",
+    "h_sample": "with_normal_loss",
+    "num_steps_surface": "surface_sample",
+    "num_steps_fine": "hierarchical_sample",
+    "ball_hold_steps": "init_ball_radius",
+    "ball_hold_lambda": "init_ball_radius",
+    "ball_hold_floor": "init_ball_radius",
 }
 STAGE_NUMBERS: dict[str, Interval] = {"gen_lr": POSITIVE, "disc_lr": POSITIVE}
 STAGE_COUNTS: dict[str, tuple[int, int]] = {
@@ -187,6 +199,18 @@ def _stage_problems(c: Any) -> Iterator[str]:
             yield f"{where} batch_size {stage.batch_size} is not divisible by batch_split {stage.batch_split}"
         if stage.img_size & (stage.img_size - 1) or not 4 <= stage.img_size <= MAX_DISC_SIZE:
             yield f"{where} img_size {stage.img_size} has no discriminator layer; use a power of two from 4 to {MAX_DISC_SIZE}"
+
+
+def without_effect(curriculum: Any, stated: Iterable[str]) -> Iterator[str]:
+    """What of the settings that a user has stated another one makes meaningless, in words.
+
+    No part of :func:`problems`: an ablation may switch a term off and inherit its weight, and old files hold such settings.
+    """
+    for key in stated:
+        needed = NEEDS.get(key)
+        if needed is not None and getattr(curriculum, key) and not getattr(curriculum, needed):
+            value = shown(getattr(curriculum, needed))
+            yield f"{key} has no effect, since {needed} is {value}; leave {key} out, or set {needed}"
 
 
 def is_number(value: Any) -> bool:
