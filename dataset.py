@@ -21,24 +21,28 @@ from torch import Tensor
 
 from common.arguments import ArgumentParser
 from common.errors import UserError
+from common.files import write_atomically
 from common.program import run_script
 from heads.camera_prior import write_camera_prior
 from loading.batches import BatchStream, batch_at, epoch_order
 from loading.cache import build_cache, default_cache_dir
-from loading.files import FORMATS, DatasetSpec, ImageSource, find_images, open_member
+from loading.files import ALL_IMAGES, FORMATS, DatasetSpec, ImageSource, Split, find_images, open_member, part_of
 from settings.registry import get_curriculum
+from visualization.images import png_bytes
 
 __all__ = [
     "DATASETS",
     "BatchStream",
     "DatasetSpec",
     "ImageDataset",
+    "Split",
     "batch_at",
     "build_cache",
     "default_cache_dir",
     "epoch_order",
     "find_images",
     "get_dataset_spec",
+    "part_of",
 ]
 
 MAX_SIZE = 8192  # pixels, of a square
@@ -65,8 +69,8 @@ class ImageDataset(torch.utils.data.Dataset):
     """Readable images of ``path``, square at ``size`` pixels.
 
     ``preset``: a name in DATASETS. ``cache_dir``: ``"default"``, a folder, or None to decode into memory without a file.
-    Unreadable images are skipped and named in ``unreadable_names``; more than ``max_unreadable`` of all (and more than
-    one) raise UserError, as does a path without images.
+    ``split``: which part of the images. Unreadable images are skipped and named in ``unreadable_names``; more than
+    ``max_unreadable`` of all (and more than one) raise UserError, as does a path without images.
     """
 
     def __init__(
@@ -77,10 +81,11 @@ class ImageDataset(torch.utils.data.Dataset):
         cache_dir: str | Path | None = "default",
         max_unreadable: float = 0.05,
         num_workers: int | None = None,
+        split: Split = ALL_IMAGES,
     ) -> None:
         if not 1 <= size <= MAX_SIZE:
             raise UserError(f"image size {size}: must be from 1 to {MAX_SIZE}")
-        self.source, self.size, self.preset = find_images(path), size, preset
+        self.source, self.size, self.preset = part_of(find_images(path), split), size, preset
         where = default_cache_dir() if cache_dir == "default" else cache_dir
         self.pixels, unreadable = build_cache(self.source, get_dataset_spec(preset), size, where, num_workers)
         self.unreadable_names = [self.source.names[i] for i in unreadable]
@@ -139,9 +144,9 @@ def check(path: str, preset: str, size: int, output: str | Path) -> None:
         top, left = i // columns * size, i % columns * size
         sheet[top : top + size, left : left + size] = image.permute(1, 2, 0).numpy()
     try:
-        Image.fromarray(sheet).save(output)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {output}: {error}; choose another file with --output") from None
+        write_atomically(output, png_bytes(sheet))
+    except UserError as error:
+        raise UserError(f"{error}; choose another file with --output") from None
     print(f"  {len(shown)} of them: {output}")
 
 

@@ -6,7 +6,7 @@ yaw = pitch = pi/2 it sits at (0, 0, 1) with its axes parallel to the world's. A
     position = (sin pitch cos yaw, cos pitch, sin pitch sin yaw)        on the unit sphere
 
 so a larger yaw moves the camera toward -x and a larger pitch moves it down. ``t`` is the distance along the unit ray
-from the camera. Source: METHOD section 2 (GOF; pi-GAN).
+from the camera. Source: docs/method.md, "Cameras and rays"; pi-GAN, section 3.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def sample_camera_poses(
     ``sample_dist``: ``gaussian``; ``uniform`` (half width = stddev); ``truncated_gaussian`` (cut at 2 sigma);
     ``hybrid`` (half of the batches uniform with twice the stddev as half width, half gaussian);
     ``spherical_uniform`` (uniform area on the sphere, within +-stddev of the mean in yaw and in (1 - cos pitch) / 2
-    measured as pitch/pi); None (the mean). Source: METHOD section 2.
+    measured as pitch/pi); None (the mean). Source: docs/method.md, "Cameras and rays".
     """
     if sample_dist == "hybrid":
         if torch.rand((), generator=generator) < 0.5:

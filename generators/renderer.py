@@ -115,7 +115,7 @@ def render(field: Field, rays: Rays, settings: RenderSettings, noise: RenderNois
     """Render rays (B, R) of a field of B latents. Without ``noise`` the result is deterministic: nothing is jittered.
 
     With ``surface_sample`` the coarse queries carry no gradient and are not composited; without it (pi-GAN) they are
-    composited together with the importance samples. Source: METHOD section 4.
+    composited together with the importance samples. Source: docs/method.md, "Rendering".
     """
     noise = noise or RenderNoise()
     batch, num_rays = rays.directions.shape[:2]

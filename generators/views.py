@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.files import npz_bytes, write_atomically
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.renderer import RenderOutput, RenderSettings, ray_points, render
 from settings.curriculum import Curriculum
@@ -62,9 +63,10 @@ class View:
     pitch: float
 
     def save_raw(self, path: str | Path, seed: int) -> None:
-        """One .npz with every array under its field's name, and ``yaw``, ``pitch`` and ``seed``."""
+        """Write one .npz with every array under its field's name, and ``yaw``, ``pitch`` and ``seed``. Raises UserError."""
         arrays = {name: value.numpy() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        np.savez_compressed(path, **arrays, yaw=np.float64(self.yaw), pitch=np.float64(self.pitch), seed=np.int64(seed))
+        arrays |= {"yaw": np.float64(self.yaw), "pitch": np.float64(self.pitch), "seed": np.int64(seed)}
+        write_atomically(path, npz_bytes(arrays), sync=False)
 
 
 def make_pose(yaw: float, pitch: float, device: torch.device | str = "cpu") -> CameraPoses:

@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import write_atomically
 from generators.cameras import CameraPoses, sample_camera_poses
 from heads.parameters import sample_heads
 from heads.render import render_heads
 from settings.curriculum import Curriculum
-from visualization.images import image_grid, to_uint8
+from visualization.images import image_grid, png_bytes, to_uint8
 
 NUM_POSES = 20_000
 YAW_QUANTILES = (0.02, 0.25, 0.5, 0.75, 0.98)
@@ -59,9 +61,9 @@ def write_camera_prior(curriculum: Curriculum, path: str | Path) -> str:
             text = f"yaw {math.degrees(column_yaw):+.0f}, pitch {math.degrees(row_pitch):+.0f}"
             draw.text((j * (CELL + 2) + 4, i * (CELL + 2) + 2), text, fill=(255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0))
     try:
-        image.save(path, format="PNG")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {path}: {error}; choose another file with --prior_output") from None
+        write_atomically(path, png_bytes(np.asarray(image)))
+    except UserError as error:
+        raise UserError(f"{error}; choose another file with --prior_output") from None
     low, high, down, up = (math.degrees(angle) for angle in (yaw[0], yaw[-1], pitch[0], pitch[-1]))
     kind = curriculum.sample_dist or "one fixed pose"
     return (

@@ -1,4 +1,6 @@
-"""How thick a surface is along the rays: the variance of the rendering weights. Source: METHOD section 6; GOF, section 4.
+"""How thick a surface is along the rays: the variance of the rendering weights.
+
+Source: docs/method.md, "Evaluation protocol"; GOF, section 4.
 
 On coarse samples t_1..t_n alone, with alpha set to 0 in front of (t_surface - interval_max / 2):
 

@@ -1,4 +1,4 @@
-"""z -> FiLM parameters (METHOD section 3)."""
+"""z -> FiLM parameters. Source: docs/method.md, "The field and FiLM"; pi-GAN, section 3."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def _siren_bound(num_in: int) -> float:
 
 
 class Siren(nn.Module):
-    """SPATIALSIRENBASELINE, TALLSIREN and the two EmbeddingPiGAN models (METHOD section 3)."""
+    """SPATIALSIRENBASELINE, TALLSIREN and the two EmbeddingPiGAN models (docs/method.md, "The field and FiLM")."""
 
     def __init__(self, curriculum: Curriculum) -> None:
         super().__init__()

@@ -113,7 +113,16 @@ def test_every_setting_has_its_common_value_and_its_check():
     """One source of defaults; none of them is unchecked, none is checked twice."""
     fields = [field.name for field in dataclasses.fields(Curriculum)]
     assert list(COMMON) == [key for key in fields if key not in ("name", "dataset", "stages", "end_step")]
-    checked = [*checks.FLAGS, *checks.NUMBERS, *checks.COUNTS, *checks.CHOICES, "betas", "disc_channels"]
+    checked = [
+        *checks.FLAGS,
+        *checks.NUMBERS,
+        *checks.COUNTS,
+        *checks.CHOICES,
+        "betas",
+        "disc_channels",
+        "disc_widths",
+        "backbone_channels",
+    ]
     assert sorted(checked) == sorted([*COMMON, "end_step"])
 
 
@@ -273,6 +282,8 @@ def test_files_from_before_mapping_lr_factor(unique_lr, factor):
         (["init_ball_radius=0", "ball_hold_floor=0.1"], "ball_hold_floor"),
         (["with_normal_loss=False", "normal_lambda=0.1"], "normal_lambda has no effect, since with_normal_loss is False"),
         (["surface_sample=False", "num_steps_surface=4"], "num_steps_surface"),
+        (["fov=12", "w_dim=64"], "w_dim has no effect, since model is 'SPATIALSIRENBASELINE'"),
+        (["fov=12", "disc_widths=(8,8)"], "set discriminator"),
     ],
 )
 def test_settings_without_effect_are_refused(overrides, named):

@@ -80,8 +80,19 @@ def test_grid_puts_each_image_in_its_place() -> None:
 
 
 def test_an_image_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        save_image(tmp_path / "missing" / "a.png", torch.zeros(3, 2, 2))
+        save_image(tmp_path / "file" / "a.png", torch.zeros(3, 2, 2))
+
+
+def test_a_full_disk_leaves_the_old_image_and_no_stump(small_disk: Path) -> None:
+    noise = torch.rand(3, 1024, 1024) * 2 - 1  # 3 MB as PNG
+    save_image(small_disk / "a.png", torch.zeros(3, 8, 8))
+    before = (small_disk / "a.png").read_bytes()
+    with pytest.raises(UserError, match=r"a\.png: No space left"):
+        save_image(small_disk / "a.png", noise)
+    assert (small_disk / "a.png").read_bytes() == before
+    assert [path.name for path in small_disk.iterdir()] == ["a.png"]
 
 
 def write_video(path: Path, num_frames: int, size: tuple[int, int] = (33, 48)) -> None:
@@ -124,6 +135,31 @@ def test_a_shorter_video_leaves_no_frames_of_the_longer_one(tmp_path: Path) -> N
     write_video(tmp_path / "v.mp4", 4)
     write_video(tmp_path / "v.mp4", 2)
     assert len(list((tmp_path / "v_frames").iterdir())) == 2
+
+
+SWALLOWS = """#!/bin/sh
+# An encoder on a full disk: reads its input, leaves a stump, and {ending}.
+cat >/dev/null
+for last; do :; done
+printf 'nohead' >"$last"
+exit {status}
+"""
+
+
+@pytest.mark.parametrize(("status", "words"), [(1, "failed"), (0, "0 of 2 frames")])
+def test_an_encoder_that_fails_leaves_the_old_video_and_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, words: str
+) -> None:
+    write_video(tmp_path / "v.mp4", 3)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    encoder = tmp_path.parent / f"{tmp_path.name}_encoder.sh"
+    encoder.write_text(SWALLOWS.format(ending="ends", status=status))
+    encoder.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(encoder))
+    with pytest.raises(UserError, match=words):
+        write_video(tmp_path / "v.mp4", 2)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not list(tmp_path.glob(".v*"))
 
 
 def test_a_failed_video_leaves_the_old_one(tmp_path: Path) -> None:

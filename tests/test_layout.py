@@ -12,6 +12,7 @@ ORDER = (
     "common",
     "settings",
     "siren",
+    "triplane",
     "discriminators",
     "generators",
     "checkpoints",

@@ -240,12 +240,12 @@ def test_surface_only_shows_the_background_where_there_is_no_surface() -> None:
         assert psnr_db(preview, whole) > psnr_db(far, whole) + 5
 
 
-def test_reference_generator(shared_dir: Path) -> None:
+def test_reference_generator() -> None:
     """A trained SIREN; the lattice costs more than it gives for an image this small, so only the view's points count."""
     from generators.generator import latent_from_seed
     from reference import load_reference_generator
 
-    generator = load_reference_generator(shared_dir)
+    generator = load_reference_generator()
     with torch.no_grad():
         field = generator.field(generator.film(latent_from_seed(0, 256), 0.7))
     poses, _ = frames()

@@ -130,12 +130,12 @@ def test_the_self_check_sees_wrong_weights(monkeypatch):
 
 
 @torch.no_grad()
-def test_recorded_generator(shared_dir):
+def test_recorded_generator():
     from reference import load_outputs, load_reference_generator
     from siren.mapping import FilmParameters
 
-    outputs = load_outputs(shared_dir)
-    field = load_reference_generator(shared_dir).field(FilmParameters(outputs["frequencies"], outputs["phase_shifts"]))
+    outputs = load_outputs()
+    field = load_reference_generator().field(FilmParameters(outputs["frequencies"], outputs["phase_shifts"]))
     logits = field.occupancy_logits(outputs["points"])
     assert field._packed
     assert relative_error(logits, outputs["occ_logit"]) < 1e-3

@@ -28,12 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from common.arguments import ArgumentParser
 from common.errors import UserError
-from common.files import make_output_dir
+from common.files import make_output_dir, npz_bytes, write_atomically
 from common.program import run_script
 from generators.cameras import CameraPoses, sample_camera_poses
 from heads.parameters import HeadParameters, head_generator, sample_heads
@@ -41,6 +40,7 @@ from heads.render import HeadImages, render_heads
 from heads.sdf import head_sdf
 from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
+from visualization.images import png_bytes
 
 __all__ = ["HeadImages", "HeadParameters", "generate", "head_poses", "head_sdf", "render_heads", "sample_heads"]
 
@@ -75,14 +75,8 @@ def _write(output_dir: Path, index: int, heads: HeadImages, row: int, poses: Cam
         "yaw": np.float32(poses.yaw[row]),
         "pitch": np.float32(poses.pitch[row]),
     }
-    for path in (_image_path(output_dir, index), _truth_path(output_dir, index)):
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        with unfinished.open("wb") as file:
-            if path.suffix == ".png":
-                Image.fromarray(pixels).save(file, format="PNG")
-            else:
-                np.savez_compressed(file, **truth)
-        unfinished.replace(path)
+    write_atomically(_image_path(output_dir, index), png_bytes(pixels), sync=False)
+    write_atomically(_truth_path(output_dir, index), npz_bytes(truth), sync=False)
 
 
 def _make_block(indices: list[int], output_dir: Path, image_size: int, seed: int, curriculum: Curriculum) -> int:
@@ -121,9 +115,7 @@ def _open_set(output_dir: Path, meta: dict[str, Any]) -> None:
             )
     elif any(path.name not in ("images", "ground_truth") or any(path.iterdir()) for path in output_dir.iterdir()):
         raise UserError(f"{output_dir} is not empty and holds no set of heads; choose another folder with --output_dir")
-    unfinished = meta_path.with_name(".meta.json.unfinished")
-    unfinished.write_text(json.dumps(meta, indent=1) + "\n")
-    unfinished.replace(meta_path)
+    write_atomically(meta_path, (json.dumps(meta, indent=1) + "\n").encode())
 
 
 def generate(

@@ -2,7 +2,7 @@
 
 A mean over images is the same however a batch is split or spread over processes, so ``batch_split`` and DDP give the
 gradient of the whole batch. Where a batch-wide choice is made (top-k), it enters as per-image weights of mean 1.
-Source: METHOD section 5; GOF, section 3.3.
+Source: docs/method.md, "Losses"; GOF, section 3.
 """
 
 from __future__ import annotations

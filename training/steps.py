@@ -13,13 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from discriminators.progressive import ProgressiveEncoderDiscriminator
+from discriminators.base import Discriminator
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderNoise, RenderOutput, RenderSettings, ray_points, render
 from settings import schedules
 from settings.curriculum import Curriculum
-from siren.field import SirenField
+from siren.field import Field
 from training import losses
 from training.augmentation import GENERATED, REAL, augment
 from training.outward_start import ball_hold_loss
@@ -102,7 +102,7 @@ def changed(images: Tensor, inputs: GeneratorInputs, settings: StepSettings, pla
 
 def generate(
     generator: ImplicitGenerator3d, inputs: GeneratorInputs, settings: StepSettings, fov: float
-) -> tuple[SirenField, Rays, RenderOutput]:
+) -> tuple[Field, Rays, RenderOutput]:
     """Returns the field, its rays and the rendered batch."""
     field = generator.field(generator.film(inputs.z))
     rays = camera_rays(inputs.poses, settings.image_size, fov)
@@ -122,7 +122,7 @@ class GeneratorStep(nn.Module):
     def forward(
         self,
         inputs: GeneratorInputs,
-        discriminator: ProgressiveEncoderDiscriminator,
+        discriminator: Discriminator,
         settings: StepSettings,
         amp_dtype: torch.dtype | None = None,
         image_weights: Tensor | None = None,
@@ -166,7 +166,7 @@ class GeneratorStep(nn.Module):
         return StepResult(total, terms)
 
     @staticmethod
-    def _normal_loss(field: SirenField, rays: Rays, output: RenderOutput, neighbors: Tensor, h_sample: float) -> Tensor:
+    def _normal_loss(field: Field, rays: Rays, output: RenderOutput, neighbors: Tensor, h_sample: float) -> Tensor:
         t, hit_mask = output.surface.t, output.surface.hit_mask
         if t.device.type == "cpu":  # compact to the rays that hit; on a GPU that would wait for their number
             num = max(1, int(hit_mask.sum(dim=1).max()))
@@ -182,7 +182,7 @@ class GeneratorStep(nn.Module):
 class DiscriminatorStep(nn.Module):
     """D's losses on real and generated images."""
 
-    def __init__(self, discriminator: ProgressiveEncoderDiscriminator, curriculum: Curriculum) -> None:
+    def __init__(self, discriminator: Discriminator, curriculum: Curriculum) -> None:
         super().__init__()
         self.discriminator = discriminator
         self.curriculum = curriculum

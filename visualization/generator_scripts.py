@@ -16,12 +16,11 @@ from common.arguments import add_device_argument, finite_float, image_side, int_
 from common.errors import UserError
 from common.files import make_output_dir
 from generators.cameras import CameraPoses
-from generators.generator import latent_from_seed
+from generators.generator import Styles, latent_from_seed
 from generators.view_cache import CachedField, build_cache, view_rays
 from generators.views import LockedDirections, View, ViewSettings, make_pose, render_view
 from settings.registry import get_curriculum
 from siren.field import Field
-from siren.mapping import FilmParameters
 from visualization.trajectories import TrajectoryPose
 
 MIN_PRODUCTS_TO_CACHE = 1 << 16  # per point: asking a smaller network is as quick as looking a point up
@@ -78,8 +77,8 @@ def load_with_notes(path: Path | str, curriculum: str | None, device: torch.devi
 
 
 @torch.no_grad()
-def film_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> FilmParameters:
-    """The FiLM parameters of a seed's latent, (1, ...), the same on every device and at every call."""
+def film_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Styles:
+    """The styles of a seed's latent, (1, ...), the same on every device and at every call."""
     curriculum = loaded.curriculum
     z = latent_from_seed(seed, curriculum.latent_dim, curriculum.z_dist)
     return loaded.generator.film(z.to(next(loaded.generator.parameters()).device), psi)
@@ -91,7 +90,7 @@ def field_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Field:
 
 
 @torch.no_grad()
-def bind_field(loaded: LoadedGenerator, film: FilmParameters) -> Field:
+def bind_field(loaded: LoadedGenerator, film: Styles) -> Field:
     return loaded.generator.field(film)
 
 
@@ -101,7 +100,7 @@ def share_between_views(
     """The field, with what these views of it have in common asked once (generators/view_cache.py) where that pays."""
     num_rays = len(poses) * args.image_size**2
     curriculum = loaded.curriculum
-    num_products = curriculum.num_layers * curriculum.hidden_dim**2
+    num_products = 0 if curriculum.model == "TRIPLANE" else curriculum.num_layers * curriculum.hidden_dim**2
     if args.plain or not curriculum.pred_occ or num_rays < MIN_RAYS_TO_CACHE or num_products < MIN_PRODUCTS_TO_CACHE:
         return field
     if args.lock_view_dependence:
@@ -151,8 +150,4 @@ def _view_settings(args: argparse.Namespace, pose: TrajectoryPose) -> ViewSettin
 
 def save_raw(view: View, output_dir: Path, seed: int, index: int) -> None:
     """``raw_{seed}_{index}.npz`` in ``output_dir``. Raises UserError where it cannot be written."""
-    path = output_dir / f"raw_{seed}_{index}.npz"
-    try:
-        view.save_raw(path, seed)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    view.save_raw(output_dir / f"raw_{seed}_{index}.npz", seed)

@@ -11,6 +11,7 @@ How quantities are colored, the same for every view and frame, so that images co
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.errors import UserError
+from common.files import write_atomically
 from generators.views import View
 
 QUANTITIES = ("image", "depth", "surface_depth", "mask", "normals", "surface_image")
@@ -86,9 +87,13 @@ def from_uint8(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 127.5 - 1
 
 
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def save_image(path: str | Path, image: Tensor) -> None:
-    """Write an image as PNG. Raises UserError where the file cannot be written."""
-    try:
-        Image.fromarray(to_uint8(image)).save(path, format="PNG")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    """Write an image (3, H, W) in [-1, 1] as PNG, whole or not at all. Raises UserError where it cannot be written."""
+    write_atomically(path, png_bytes(to_uint8(image)), sync=False)

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from checkpoints.safe_pickle import printable
 from common.errors import UserError
-from common.files import read_small_text, require_file
+from common.files import read_small_text, require_file, write_atomically
 from generators.extraction import LatticeSpec, surface_slabs
 from generators.root_finding import find_surface
 from settings.curriculum import Curriculum
@@ -55,10 +55,7 @@ class MeshSettings:
 
     def save(self, path: Path) -> None:
         """Write them as JSON. Raises UserError where the file cannot be written."""
-        try:
-            path.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        write_atomically(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> MeshSettings:
@@ -308,10 +305,8 @@ def save_mesh(mesh: Trimesh, stem: Path, suffixes: tuple[str, ...] = (".ply", ".
     """Write ``stem`` + suffix for each of .ply, .glb, .obj. Raises UserError where a file cannot be written."""
     paths = [stem.with_name(stem.name + suffix) for suffix in suffixes]
     for path in paths:
-        try:
-            mesh.export(path)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        content = mesh.export(file_type=path.suffix[1:])
+        write_atomically(path, content.encode() if isinstance(content, str) else content)
     return paths
 
 
