@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,10 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from common.errors import UserError
 from distributed.peers import JOINING, REMEDY, PeerLost, PeerWatch, meet, peer_timeout
 
 WAIT = timedelta(hours=12)  # for peers that are alive: one may decode a large set, or compute a score, while others wait
 SIOCGIFADDR = 0x8915
+MAX_TEXT_BYTES = 16_384  # two paths
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,26 @@ class Processes:
     def is_first_on_machine(self) -> bool:
         """One process of each machine: what a machine needs once is for it to do."""
         return self.is_main or os.environ.get("LOCAL_RANK", "0") == "0"
+
+    def all_or_none(self, action: Callable[[], None], only_main: bool = False) -> None:
+        """``action`` in every process, or in the main one alone; where it raises UserError in one, all raise."""
+        failure = None
+        if self.is_main or not only_main:
+            try:
+                action()
+            except UserError as error:
+                failure = error
+        if self.any(failure is not None):
+            raise failure or UserError("another process of this run had to stop; it says why")
+
+    def text_of_main(self, text: str) -> str:
+        """The main process's ``text``, of at most MAX_TEXT_BYTES, in every process."""
+        if self.world_size == 1:
+            return text
+        data = text.encode().ljust(MAX_TEXT_BYTES, b"\0") if self.is_main else bytes(MAX_TEXT_BYTES)
+        content = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        dist.broadcast(content, src=0)
+        return bytes(content.tolist()).rstrip(b"\0").decode()
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process."""
