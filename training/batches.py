@@ -8,7 +8,7 @@ import time
 from torch import Tensor
 
 from common.errors import UserError
-from dataset import ImageDataset
+from dataset import ImageDataset, Split
 from distributed.processes import Processes
 from loading.batches import BatchStream
 from settings.curriculum import Stage
@@ -34,7 +34,8 @@ class StageBatches:
         def read(is_my_turn: bool) -> None:
             if is_my_turn:
                 limit = {"max_unreadable": 1.0} if is_under_way else {}
-                self.dataset = ImageDataset(path, stage.img_size, preset, cache_dir="default" if use_cache else None, **limit)
+                split = Split("train", state.curriculum.num_holdout)
+                self.dataset = ImageDataset(path, stage.img_size, preset, "default" if use_cache else None, split=split, **limit)
 
         # One process of each machine decodes the images, the others read its cache.
         processes.all_or_none(lambda: read(processes.is_first_on_machine))
@@ -51,16 +52,16 @@ class StageBatches:
         if len(self.dataset) != num_of_main:
             where = f"rank {self._processes.rank} on {socket.gethostname()}"
             raise UserError(
-                f"{path} holds {len(self.dataset)} pictures for {where}, {num_of_main} for rank 0; let all see the same files"
+                f"{path} holds {len(self.dataset)} images for {where}, {num_of_main} for rank 0; let all see the same files"
             )
 
     def _tell_of_changes(self, path: str) -> None:
         names, num, before = self.dataset.unreadable_names, len(self.dataset), self._state.num_images
         if names:
             first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            tell(f"{len(names)} pictures in {path} cannot be read and are left out: {first}")
+            tell(f"{len(names)} images in {path} cannot be read and are left out: {first}")
         if before not in (None, num):
-            tell(f"{path} has {num} pictures, it had {before} when this run last looked: they come in another order now")
+            tell(f"{path} has {num} images, it had {before} when this run last looked: they come in another order now")
 
     def restart(self) -> None:
         """Read from where the run stands."""
@@ -84,8 +85,8 @@ class StageBatches:
             except Exception as error:  # whatever ended the reader
                 why = f"({type(error).__name__}: {error})"
                 if pause is None:
-                    raise UserError(f"pictures from {path} cannot be read any more {why}") from error
-            tell(f"reading pictures from {path} failed {why}; starting the reader again")
+                    raise UserError(f"images from {path} cannot be read any more {why}") from error
+            tell(f"reading images from {path} failed {why}; starting the reader again")
             time.sleep(pause)
             self.restart()
 

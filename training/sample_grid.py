@@ -8,7 +8,7 @@ from torch import Tensor
 from generators.cameras import CameraPoses
 from generators.generator import ImplicitGenerator3d, latent_from_seed
 from generators.views import ViewSettings, render_views
-from visualization.images import picture_grid, view_picture
+from visualization.images import image_grid, view_image
 
 NUM_SEEDS = 6
 YAWS = (-0.4, 0.0, 0.4)
@@ -27,5 +27,5 @@ def sample_grid(generator: ImplicitGenerator3d, image_size: int, interval: float
     for seed in range(NUM_SEEDS):
         z = latent_from_seed(seed, c.latent_dim, c.z_dist).to(device)
         views = render_views(generator.field(generator.film(z.expand(len(yaws), -1))), poses, c, settings)
-        rows.append([view_picture(view, quantity, c.ray_start, c.ray_end) for quantity in quantities for view in views])
-    return picture_grid(rows)
+        rows.append([view_image(view, quantity, c.ray_start, c.ray_end) for quantity in quantities for view in views])
+    return image_grid(rows)

@@ -11,20 +11,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from discriminators.progressive import ProgressiveEncoderDiscriminator
+from discriminators.base import Discriminator
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderNoise, RenderOutput, RenderSettings, ray_points, render
 from settings import schedules
 from settings.curriculum import Curriculum
-from siren.field import SirenField
+from siren.field import Field
 from training import losses
 from training.augmentation import GENERATED, REAL, augment
 from training.outward_start import ball_hold_loss
 
 
 class GeneratorInputs(NamedTuple):
-    """Latents ``z`` (B, latent_dim), camera ``poses`` (B,), the renderer's random numbers, and unit ``neighbours``
+    """Latents ``z`` (B, latent_dim), camera ``poses`` (B,), the renderer's random numbers, and unit ``neighbors``
     (B, R, 3), the directions in which the normal loss looks, and ``ball_points`` (B, N, 3), where the field is held to a ball
     (None where these are off). ``augmentation`` (B, 2, NUM_UNIFORMS) in [0, 1): how generated and real images are augmented
     for D."""
@@ -32,7 +32,7 @@ class GeneratorInputs(NamedTuple):
     z: Tensor
     poses: CameraPoses
     noise: RenderNoise
-    neighbours: Tensor | None = None
+    neighbors: Tensor | None = None
     ball_points: Tensor | None = None
     augmentation: Tensor | None = None
 
@@ -43,7 +43,7 @@ class GeneratorInputs(NamedTuple):
 
     def part(self, s: slice) -> GeneratorInputs:
         poses = CameraPoses(self.poses.pitch[s], self.poses.yaw[s])
-        rest = (None if tensor is None else tensor[s] for tensor in (self.neighbours, self.ball_points, self.augmentation))
+        rest = (None if tensor is None else tensor[s] for tensor in (self.neighbors, self.ball_points, self.augmentation))
         return GeneratorInputs(self.z[s], poses, self.noise[s], *rest)
 
 
@@ -90,7 +90,7 @@ class Generated(NamedTuple):
     """``images`` (B, 3, H, W) in [-1, 1], and the field, the rays and the rendered ``output`` that they come from."""
 
     images: Tensor
-    field: SirenField
+    field: Field
     rays: Rays
     output: RenderOutput
 
@@ -116,7 +116,7 @@ def augmented(images: Tensor, inputs: GeneratorInputs, settings: StepSettings, p
 
 
 def discriminator_losses(
-    discriminator: ProgressiveEncoderDiscriminator,
+    discriminator: Discriminator,
     curriculum: Curriculum,
     real: Tensor,
     fake: Tensor,
@@ -149,7 +149,7 @@ def discriminator_losses(
 
 def generator_losses(
     generated: Generated,
-    discriminator: ProgressiveEncoderDiscriminator,
+    discriminator: Discriminator,
     curriculum: Curriculum,
     real: Tensor | None,
     inputs: GeneratorInputs,
@@ -182,8 +182,8 @@ def generator_losses(
         weighted["latent"] = (c.z_lambda, losses.latent_loss(judged.latent, inputs.z))
     if settings.lambda_opacity_prior:
         weighted["opacity_prior"] = (settings.lambda_opacity_prior, losses.opacity_prior_loss(output.alphas))
-    if inputs.neighbours is not None:
-        weighted["normal"] = (c.normal_lambda, _normal_loss(field, rays, output, inputs.neighbours, c.h_sample))
+    if inputs.neighbors is not None:
+        weighted["normal"] = (c.normal_lambda, _normal_loss(field, rays, output, inputs.neighbors, c.h_sample))
     if inputs.ball_points is not None:
         held = ball_hold_loss(field.occupancy_logits(inputs.ball_points), inputs.ball_points, c.init_ball_radius)
         weighted["ball_hold"] = (settings.lambda_ball_hold, held)
@@ -197,14 +197,14 @@ def _result(weighted: dict[str, tuple[float, Tensor]], scalars: dict[str, Tensor
     return StepResult(total, terms | scalars)
 
 
-def _normal_loss(field: SirenField, rays: Rays, output: RenderOutput, neighbours: Tensor, h_sample: float) -> Tensor:
+def _normal_loss(field: Field, rays: Rays, output: RenderOutput, neighbors: Tensor, h_sample: float) -> Tensor:
     t, hit_mask = output.surface.t, output.surface.hit_mask
     if t.device.type == "cpu":  # compact to the rays that hit; on a GPU that would wait for their number
         num = max(1, int(hit_mask.sum(dim=1).max()))
         order = hit_mask.byte().argsort(dim=1, descending=True, stable=True)[:, :num]
         wide = order.unsqueeze(-1).expand(*order.shape, 3)
-        t, hit_mask, neighbours = t.gather(1, order), hit_mask.gather(1, order), neighbours.gather(1, wide)
+        t, hit_mask, neighbors = t.gather(1, order), hit_mask.gather(1, order), neighbors.gather(1, wide)
         rays = Rays(rays.origins.gather(1, wide), rays.directions.gather(1, wide))
     points = ray_points(rays, t.unsqueeze(-1))
-    normals = field.normals(torch.cat([points, points + h_sample * neighbours], dim=1))
+    normals = field.normals(torch.cat([points, points + h_sample * neighbors], dim=1))
     return losses.normal_smoothness_loss(*normals.chunk(2, dim=1), hit_mask)

@@ -6,7 +6,6 @@ Nothing here ends a run: what cannot be written or measured is said once, in one
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import sys
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from common.files import append_line, write_atomically
@@ -23,7 +21,7 @@ from generators.generator import ImplicitGenerator3d
 from training.mirror import Turn
 from training.run.run_folder import cut_log
 from training.sample_grid import sample_grid
-from visualization.images import to_uint8
+from visualization.images import png_bytes, to_uint8
 
 ON_THE_BAR = {"D": "D/gan", "G": "G/gan", "hit": "G/hit_rate", "Delta": "schedule/interval", "img/s": "images_per_second"}
 MAX_UNWRITTEN = 10_000  # lines of the log kept in memory while they cannot be written
@@ -154,9 +152,8 @@ class Recorder:
     def sample(self, step: int, generator: ImplicitGenerator3d, image_size: int, interval: float) -> None:
         """A grid of fixed latents: samples/{step}.png, and TensorBoard."""
         with self._no_reason_to_stop(f"the sample grid of step {step}", key="samples"):
-            grid, data = to_uint8(sample_grid(generator, image_size, interval)), io.BytesIO()
-            Image.fromarray(grid).save(data, format="PNG")
-            write_atomically(self._dir / "samples" / f"{step:07d}.png", data.getbuffer())
+            grid = to_uint8(sample_grid(generator, image_size, interval))
+            write_atomically(self._dir / "samples" / f"{step:07d}.png", png_bytes(grid))
             self._show(lambda writer: writer.add_image("samples", grid, step, dataformats="HWC"))
 
     def note(self, text: str) -> None:
