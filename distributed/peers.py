@@ -41,9 +41,9 @@ class PeerLost(UserError):
 
 def peer_timeout() -> float:
     """Seconds without a sign of life after which a peer counts as lost: GOF_PEER_TIMEOUT, or 300. Raises UserError."""
-    text = os.environ.get(TIMEOUT_VARIABLE, "")
+    text = os.environ.get(TIMEOUT_VARIABLE) or str(DEFAULT_TIMEOUT)
     try:
-        seconds = float(text) if text else DEFAULT_TIMEOUT
+        seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 1 <= seconds < math.inf:

@@ -11,7 +11,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -186,17 +186,11 @@ def _choose_interface(first_machine: str) -> None:
     """
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((first_machine, 9))  # sends nothing
-            own = probe.getsockname()[0]
-            for _, name in socket.if_nameindex():
-                request = struct.pack("256s", name[:15].encode())
-                try:
-                    found = socket.inet_ntoa(fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)[20:24])
-                except OSError:  # it has no address
-                    continue
-                if found == own and not own.startswith("127."):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):  # no such host: joining will say so
+        probe.connect((first_machine, 9))  # sends nothing
+        own = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # an interface without an address
+                reply = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name[:15].encode()))
+                if socket.inet_ntoa(reply[20:24]) == own and not own.startswith("127."):
                     os.environ["GLOO_SOCKET_IFNAME"] = name
-        except OSError:  # no such host or no route: joining will say so
-            return

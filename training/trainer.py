@@ -120,9 +120,11 @@ class Trainer:
                     self._batches.close()
         return reason
 
-    def open_images(self, is_under_way: bool = False) -> None:
+    def open_images(self) -> None:
         """Read the images of the stage where the run stands; ``run`` does it where it was not done."""
-        c, options, state = self.curriculum, self.options, self.state
+        c, options, state, is_under_way = self.curriculum, self.options, self.state, self._batches is not None
+        if is_under_way:
+            self._batches.close()
         if state.step < c.end_step:
             where = (options.dataset_path, options.dataset_preset, options.use_cache)
             self._batches = StageBatches(*where, c.stage_at(state.step), state, self.processes, is_under_way)
@@ -132,9 +134,7 @@ class Trainer:
         stage, is_first = self.curriculum.stage_at(self.state.step), self._batches is None
         try:
             if is_first or self._batches.stage is not stage:
-                if self._batches is not None:
-                    self._batches.close()
-                self.open_images(is_under_way=not is_first)
+                self.open_images()
             real = self._batches.next()
         except UserError:
             if not is_first:  # the state stands between two steps, and is worth keeping
