@@ -1,4 +1,4 @@
-"""One process or many: PyTorch's own engine, as ``torchrun`` sets it up (DDP; NCCL on GPUs, gloo on CPUs).
+"""One process or many: PyTorch's own collectives, as ``torchrun`` sets them up (NCCL on GPUs, gloo on CPUs).
 
 docs/distributed.md says how to launch, what happens when a process dies, and what travels between them.
 """
@@ -10,21 +10,21 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from common.errors import UserError
 from distributed.peers import JOINING, REMEDY, PeerLost, PeerWatch, meet, peer_timeout
 
 WAIT = timedelta(hours=12)  # for peers that are alive: one may decode a large set, or compute a score, while others wait
-BUCKET_MB = 5  # one convolution of D (5.8 MB) fills a bucket: it leaves while the one before is computed
 SIOCGIFADDR = 0x8915
+MAX_TEXT_BYTES = 16_384  # two paths
 
 
 @dataclass(frozen=True)
@@ -46,28 +46,25 @@ class Processes:
         """One process of each machine: what a machine needs once is for it to do."""
         return self.is_main or os.environ.get("LOCAL_RANK", "0") == "0"
 
-    def wrap(self, step: nn.Module, used: Iterable[nn.Parameter] | None = None, bucket_mb: float = BUCKET_MB) -> nn.Module:
-        """A step whose gradients are averaged over processes; itself where there is one process.
+    def all_or_none(self, action: Callable[[], None], only_main: bool = False) -> None:
+        """``action`` in every process, or in the main one alone; where it raises UserError in one, all raise."""
+        failure = None
+        if self.is_main or not only_main:
+            try:
+                action()
+            except UserError as error:
+                failure = error
+        if self.any(failure is not None):
+            raise failure or UserError("another process of this run had to stop; it says why")
 
-        ``used``: the parameters that take part in it, all if None. The others' gradients stay at home; a step that comes
-        to use other parameters is to be wrapped anew.
-        """
+    def text_of_main(self, text: str) -> str:
+        """The main process's ``text``, of at most MAX_TEXT_BYTES, in every process."""
         if self.world_size == 1:
-            return step
-        chosen = None if used is None else {id(parameter) for parameter in used}
-        left_out = [p for p in step.parameters() if p.requires_grad and chosen is not None and id(p) not in chosen]
-        try:
-            for parameter in left_out:  # DDP takes in what requires a gradient when it is made
-                parameter.requires_grad_(False)
-            return DistributedDataParallel(
-                step,
-                device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                bucket_cap_mb=bucket_mb,
-            )
-        finally:
-            for parameter in left_out:
-                parameter.requires_grad_(True)
+            return text
+        data = text.encode().ljust(MAX_TEXT_BYTES, b"\0") if self.is_main else bytes(MAX_TEXT_BYTES)
+        content = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        dist.broadcast(content, src=0)
+        return bytes(content.tolist()).rstrip(b"\0").decode()
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process."""
@@ -84,6 +81,20 @@ class Processes:
         values = torch.stack([value.float() for value in scalars.values()])
         dist.all_reduce(values)
         return dict(zip(scalars, (values / self.world_size).unbind(), strict=True))
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The mean of each gradient over processes, in place: one exchange, of those ``parameters`` that have one.
+
+        Every process must have gradients of the same parameters, in the same order.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.world_size == 1 or not gradients:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
     def gather(self, rows: Tensor) -> list[Tensor]:
         """In the main process, each process's ``rows`` (N, ...) on the CPU, whose N may differ; elsewhere an empty list."""
@@ -175,17 +186,11 @@ def _choose_interface(first_machine: str) -> None:
     """
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((first_machine, 9))  # sends nothing
-            own = probe.getsockname()[0]
-            for _, name in socket.if_nameindex():
-                request = struct.pack("256s", name[:15].encode())
-                try:
-                    found = socket.inet_ntoa(fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)[20:24])
-                except OSError:  # it has no address
-                    continue
-                if found == own and not own.startswith("127."):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):  # no such host: joining will say so
+        probe.connect((first_machine, 9))  # sends nothing
+        own = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # an interface without an address
+                reply = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name[:15].encode()))
+                if socket.inet_ntoa(reply[20:24]) == own and not own.startswith("127."):
                     os.environ["GLOO_SOCKET_IFNAME"] = name
-        except OSError:  # no such host or no route: joining will say so
-            return
