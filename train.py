@@ -32,7 +32,6 @@ from common.errors import UserError
 from common.files import make_output_dir, write_atomically
 from common.program import keep_freed_memory, run_script
 from dataset import DATASETS, Split, find_images, part_of
-from distributed.collectives import all_or_none, text_of_main
 from distributed.processes import Processes, join_processes
 from metrics.fidelity import read_state_dict
 from settings.curriculum import Curriculum
@@ -213,9 +212,9 @@ def prepare_state(
                 how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
                 notes.append(f"{how}: {turn.psnr_db:.1f} dB between the images before and after")
 
-    all_or_none(processes, choose, only_main=True)
-    path = text_of_main(processes, str(chosen[0] or ""))
-    all_or_none(processes, load)
+    processes.all_or_none(choose, only_main=True)
+    path = processes.text_of_main(str(chosen[0] or ""))
+    processes.all_or_none(load)
     if processes.is_main:
         if path and arguments.resume != "auto":
             moved = set_aside_newer(output_dir, state.step)
@@ -305,12 +304,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         stack.enter_context(steady_output())
         stack.enter_context(processes.together())
         stack.enter_context(deterministic(arguments.deterministic))
-        all_or_none(processes, lambda: _take_folder(output_dir, stack), only_main=True)
+        processes.all_or_none(lambda: _take_folder(output_dir, stack), only_main=True)
         trainer = train(arguments, curriculum, options, processes)
         processes.close()
         sys.stdout.flush()
-        if trainer.stopped_by_signal is not None:
-            os._exit(128 + trainer.stopped_by_signal)
+        if trainer.stop_signal is not None:
+            os._exit(128 + trainer.stop_signal)
 
 
 def _take_folder(output_dir: Path, stack: contextlib.ExitStack) -> None:

@@ -41,9 +41,9 @@ class PeerLost(UserError):
 
 def peer_timeout() -> float:
     """Seconds without a sign of life after which a peer counts as lost: GOF_PEER_TIMEOUT, or 300. Raises UserError."""
-    text = os.environ.get(TIMEOUT_VARIABLE, "")
+    text = os.environ.get(TIMEOUT_VARIABLE) or str(DEFAULT_TIMEOUT)
     try:
-        seconds = float(text) if text else DEFAULT_TIMEOUT
+        seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 1 <= seconds < math.inf:
@@ -99,7 +99,7 @@ class PeerWatch:
         self._store.set_timeout(timedelta(seconds=timeout))
         self._rank, self._world_size, self._timeout = rank, world_size, timeout
         self._turn = timeout / TURNS_OF_SILENCE
-        self._heard: list[bytes] = []
+        self._heard = [b""] * world_size
         self._closing = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._watch)]
         for thread in self._threads:
@@ -129,24 +129,21 @@ class PeerWatch:
             self._closing.wait(self._turn)
 
     def _watch(self) -> None:
-        last: list[bytes] = []
-        silent_turns = [0] * self._world_size
+        last, silent_turns = self._heard, [0] * self._world_size
         while not self._closing.wait(self._turn):
             heard = self._heard
-            for rank in range(self._world_size):
-                is_silent = heard[rank : rank + 1] == last[rank : rank + 1]
-                has_left = heard[rank : rank + 1] in ([ENDED], [FAILED])
-                silent_turns[rank] = silent_turns[rank] + 1 if is_silent and not has_left else 0
+            for rank, sign in enumerate(heard):
+                is_silent = sign == last[rank] and sign not in (ENDED, FAILED) and rank != self._rank
+                silent_turns[rank] = silent_turns[rank] + 1 if is_silent else 0
             last = heard
-            lost = [rank for rank, turns in enumerate(silent_turns) if turns >= TURNS_OF_SILENCE and rank != self._rank]
+            lost = [rank for rank, turns in enumerate(silent_turns) if turns >= TURNS_OF_SILENCE]
             if lost and not self._closing.is_set():
-                self._leave(lost, heard)
+                self._leave([f"rank {rank} on {heard[rank].decode().partition(' ')[2] or '?'}" for rank in lost])
 
-    def _leave(self, lost: list[int], heard: list[bytes]) -> None:
-        hosts = [heard[rank].split()[-1].decode(errors="replace") if heard else "?" for rank in lost]
-        names = ", ".join(f"rank {rank} on {host}" for rank, host in list(zip(lost, hosts, strict=True))[:4])
-        what = f"lost {names}{' and others' if len(lost) > 4 else ''}: no sign of life for {self._timeout:g} s"
-        line = f"{os.path.basename(sys.argv[0])}: error: rank {self._rank}: {what} ({TIMEOUT_VARIABLE}); {REMEDY}\n"
+    def _leave(self, lost: list[str]) -> None:
+        names = ", ".join(lost[:4]) + (" and others" if len(lost) > 4 else "")
+        what = f"lost {names}: no sign of life for {self._timeout:g} s ({TIMEOUT_VARIABLE})"
+        line = f"{os.path.basename(sys.argv[0])}: error: rank {self._rank}: {what}; {REMEDY}\n"
         with contextlib.suppress(OSError):
             os.write(2, line.encode())
         os._exit(PeerLost.exit_status)  # the main thread may be inside a call that never returns

@@ -10,8 +10,8 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -19,10 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from common.errors import UserError
 from distributed.peers import JOINING, REMEDY, PeerLost, PeerWatch, meet, peer_timeout
 
 WAIT = timedelta(hours=12)  # for peers that are alive: one may decode a large set, or compute a score, while others wait
 SIOCGIFADDR = 0x8915
+MAX_TEXT_BYTES = 16_384  # two paths
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,26 @@ class Processes:
     def is_first_on_machine(self) -> bool:
         """One process of each machine: what a machine needs once is for it to do."""
         return self.is_main or os.environ.get("LOCAL_RANK", "0") == "0"
+
+    def all_or_none(self, action: Callable[[], None], only_main: bool = False) -> None:
+        """``action`` in every process, or in the main one alone; where it raises UserError in one, all raise."""
+        failure = None
+        if self.is_main or not only_main:
+            try:
+                action()
+            except UserError as error:
+                failure = error
+        if self.any(failure is not None):
+            raise failure or UserError("another process of this run had to stop; it says why")
+
+    def text_of_main(self, text: str) -> str:
+        """The main process's ``text``, of at most MAX_TEXT_BYTES, in every process."""
+        if self.world_size == 1:
+            return text
+        data = text.encode().ljust(MAX_TEXT_BYTES, b"\0") if self.is_main else bytes(MAX_TEXT_BYTES)
+        content = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        dist.broadcast(content, src=0)
+        return bytes(content.tolist()).rstrip(b"\0").decode()
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process."""
@@ -164,17 +186,11 @@ def _choose_interface(first_machine: str) -> None:
     """
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((first_machine, 9))  # sends nothing
-            own = probe.getsockname()[0]
-            for _, name in socket.if_nameindex():
-                request = struct.pack("256s", name[:15].encode())
-                try:
-                    found = socket.inet_ntoa(fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)[20:24])
-                except OSError:  # it has no address
-                    continue
-                if found == own and not own.startswith("127."):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):  # no such host: joining will say so
+        probe.connect((first_machine, 9))  # sends nothing
+        own = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # an interface without an address
+                reply = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name[:15].encode()))
+                if socket.inet_ntoa(reply[20:24]) == own and not own.startswith("127."):
                     os.environ["GLOO_SOCKET_IFNAME"] = name
-        except OSError:  # no such host or no route: joining will say so
-            return

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from distributed.collectives import all_or_none
 from distributed.processes import Processes
 from settings import schedules
 from settings.curriculum import Curriculum, Stage
@@ -25,10 +24,10 @@ from training.hollow import PATIENCE, measure_bulge
 from training.inputs import draw_inputs
 from training.losses import topk_image_weights
 from training.mirror import best_turn
-from training.run.checkpoint_manager import Keeper
+from training.run.checkpoint_manager import CheckpointManager
 from training.run.nonfinite import BadSteps, Diverged, Guard, are_finite, nan_unless_finite, step_if_finite
 from training.run.recorder import Recorder
-from training.run.recovery import Setbacks
+from training.run.recovery import Recovery
 from training.run.run_state import RunState
 from training.steps import (
     Generated,
@@ -80,16 +79,20 @@ class Trainer:
         self.processes = processes
         self.amp_dtype = amp_dtype
         self.guard = Guard(processes.device, state.bad_steps)
-        self.keeper = Keeper(
-            *(state, options.output_dir, options.save_interval, options.milestone_interval, options.num_kept),
+        self.checkpoint_manager = CheckpointManager(
+            state,
+            options.output_dir,
+            options.save_interval,
+            options.milestone_interval,
+            options.num_kept,
             processes.world_size,
         )
         where = (options.dataset_path, options.dataset_preset, options.eval_images, options.eval_weights, options.use_cache)
         self.evaluator = Evaluator(EvaluationOptions(*where), processes)
         past_after = max(options.save_interval, 10 * options.max_bad_steps)
-        self.setbacks = Setbacks(self.curriculum, options.output_dir, processes, past_after)
+        self.recovery = Recovery(state, options.output_dir, processes, past_after)
         self._batches: StageBatches | None = None
-        self._signal: int | None = None
+        self.stop_signal: int | None = None  # that asked the run to stop
         self._signal_time = 0.0
 
     def run(self, recorder: Recorder | None) -> str:
@@ -117,9 +120,11 @@ class Trainer:
                     self._batches.close()
         return reason
 
-    def open_images(self, is_under_way: bool = False) -> None:
+    def open_images(self) -> None:
         """Read the images of the stage where the run stands; ``run`` does it where it was not done."""
-        c, options, state = self.curriculum, self.options, self.state
+        c, options, state, is_under_way = self.curriculum, self.options, self.state, self._batches is not None
+        if is_under_way:
+            self._batches.close()
         if state.step < c.end_step:
             where = (options.dataset_path, options.dataset_preset, options.use_cache)
             self._batches = StageBatches(*where, c.stage_at(state.step), state, self.processes, is_under_way)
@@ -129,9 +134,7 @@ class Trainer:
         stage, is_first = self.curriculum.stage_at(self.state.step), self._batches is None
         try:
             if is_first or self._batches.stage is not stage:
-                if self._batches is not None:
-                    self._batches.close()
-                self.open_images(is_under_way=not is_first)
+                self.open_images()
             real = self._batches.next()
         except UserError:
             if not is_first:  # the state stands between two steps, and is worth keeping
@@ -139,10 +142,6 @@ class Trainer:
             raise
         self.state.set_learning_rates(self.state.step)
         return stage, real
-
-    @property
-    def stopped_by_signal(self) -> int | None:
-        return self._signal
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -241,39 +240,34 @@ class Trainer:
     # -- when the numbers go bad -----------------------------------------------------------------------------------
 
     def _is_sound(self, recorder: Recorder | None) -> bool:
-        """False where the run was sent back to an earlier checkpoint. The counts are looked at where that costs nothing."""
-        state, limit = self.state, self.options.max_bad_steps
+        """False where the run was sent back to an earlier checkpoint. The counts are read where that costs nothing."""
+        state = self.state
         if self.processes.device.type != "cpu" and state.step % self.options.log_interval:
             return True
         state.bad_steps = self.guard.look()
-        if state.bad_steps.in_a_row >= limit:
+        if state.bad_steps.in_a_row >= self.options.max_bad_steps:
             self._go_back(recorder, state.bad_steps)
             return False
-        self.setbacks.note_good_step(state.step)
+        self.recovery.note_good_step()
         return True
 
     def _go_back(self, recorder: Recorder | None, bad: BadSteps) -> None:
-        """To an earlier checkpoint, drawing other numbers from there. Raises Diverged where that does not help.
-
-        The other numbers follow from the seed and ``attempt``, which is saved, so the run can still be repeated.
-        """
-        state, from_step, what = self.state, self.state.step, self.setbacks.diagnosis(bad)
+        """Recover from ``bad`` steps. Raises Diverged where that does not help."""
+        state, from_step, what = self.state, self.state.step, self.recovery.diagnosis(bad)
         try:
-            path = self.setbacks.where_to(bad, from_step)
+            path = self.recovery.go_back(bad)
         except Diverged as verdict:
             if recorder is not None:
                 recorder.event(from_step, "diverged", reason=str(verdict), skipped_steps=bad.skipped)
             raise
-        attempt = state.attempt + 1
-        all_or_none(self.processes, lambda: state.resume(path, self.processes.world_size))
-        state.attempt, state.bad_steps = attempt, BadSteps(skipped=bad.skipped)
         self.guard = Guard(self.processes.device, state.bad_steps)
-        self.keeper.forget()
-        if self._batches is not None and self._batches.stage is self.curriculum.stage_at(state.step):
+        self.checkpoint_manager.forget()
+        if self._batches.stage is self.curriculum.stage_at(state.step):
             self._batches.restart()
         if recorder is not None:
             recorder.go_back(state.step)
-            recorder.event(state.step, "went back", reason=what, from_step=from_step, attempt=attempt, skipped_steps=bad.skipped)
+            attempt, skipped = state.attempt, bad.skipped
+            recorder.event(state.step, "went back", reason=what, from_step=from_step, attempt=attempt, skipped_steps=skipped)
             recorder.warn(f"{what}: going back to {path}, with other random numbers (attempt {attempt})")
 
     # -- which way the shapes bulge --------------------------------------------------------------------------------
@@ -309,12 +303,12 @@ class Trainer:
 
     def _on_signal(self, number: int, frame: object) -> None:
         now = time.monotonic()
-        if self._signal is not None:
+        if self.stop_signal is not None:
             if "TORCHELASTIC_RUN_ID" in os.environ and now - self._signal_time < LAUNCHER_ECHO:
                 return
             signal.signal(number, signal.SIG_DFL)  # the second one leaves at once
             signal.raise_signal(number)
-        self._signal, self._signal_time = number, now
+        self.stop_signal, self._signal_time = number, now
 
     def _why_stop(self, first_step: int) -> str | None:
         options, step = self.options, self.state.step
@@ -328,12 +322,12 @@ class Trainer:
         several_gpus = self.processes.world_size > 1 and self.processes.device.type == "cuda"
         if several_gpus and (step - first_step) % CHECK_STOP_EVERY:
             return None
-        minutes = (time.monotonic() - options.started) / 60
-        if self.processes.any(options.max_minutes is not None and minutes >= options.max_minutes):
+        is_late = options.max_minutes is not None and time.monotonic() - options.started >= 60 * options.max_minutes
+        if not self.processes.any(is_late or self.stop_signal is not None):
+            return None
+        if is_late:
             return f"--max_minutes {options.max_minutes}"
-        if self.processes.any(self._signal is not None):
-            return f"signal {signal.Signals(self._signal).name if self._signal else 'in another process'}"
-        return None
+        return f"signal {signal.Signals(self.stop_signal).name}" if self.stop_signal else "another process was asked to stop"
 
     def _record(self, recorder: Recorder | None, scalars: dict[str, Tensor], stage: Stage) -> None:
         """Saving comes last: what a checkpoint's step has to show has been shown when the checkpoint is there."""
@@ -349,9 +343,9 @@ class Trainer:
                 self._sample(recorder)
         if options.eval_interval and step % options.eval_interval == 0:
             self._evaluate(recorder, stage)
-        if recorder is not None and self.keeper.is_due():
+        if recorder is not None and self.checkpoint_manager.is_due():
             self.state.bad_steps = self.guard.look()
-            self.keeper.save(recorder.warn)
+            self.checkpoint_manager.save(recorder.warn)
 
     def _evaluate(self, recorder: Recorder | None, stage: Stage) -> None:
         """Measure the averaged generator, in the course of training. Every process comes here; the main one records."""
@@ -386,4 +380,4 @@ class Trainer:
     def _save_last(self, recorder: Recorder | None) -> None:
         if recorder is not None:
             self.state.bad_steps = self.guard.look()
-            self.keeper.save_last(recorder.warn)
+            self.checkpoint_manager.save_last(recorder.warn)

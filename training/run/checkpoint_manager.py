@@ -28,7 +28,7 @@ class NotSaved(UserError):
     exit_status = 3
 
 
-class Keeper:
+class CheckpointManager:
     """Saves ``state`` into ``folder``: every ``interval`` steps and at milestones (0: not at all), and when the run ends."""
 
     def __init__(

@@ -8,26 +8,22 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from common.files import write_atomically
-from generators.cameras import CameraPoses
-from generators.generator import ImplicitGenerator3d, latent_from_seed
-from generators.views import View, ViewSettings, render_views
+from common.files import append_line, write_atomically
+from generators.generator import ImplicitGenerator3d
 from training.mirror import Turn
 from training.run.run_folder import cut_log
-from visualization.images import image_grid, png_bytes, to_uint8, view_image
+from training.sample_grid import sample_grid
+from visualization.images import png_bytes, to_uint8
 
-GRID_SEEDS = 6
-GRID_YAWS = (-0.4, 0.0, 0.4)
+ON_THE_BAR = {"D": "D/gan", "G": "G/gan", "hit": "G/hit_rate", "Delta": "schedule/interval", "img/s": "images_per_second"}
 MAX_UNWRITTEN = 10_000  # lines of the log kept in memory while they cannot be written
 
 
@@ -58,14 +54,8 @@ class Recorder:
         now = time.perf_counter()
         scalars = {**scalars, "images_per_second": self._images / max(now - self._since, 1e-9)}
         self._since, self._images = now, 0
-        shown = {
-            "D": scalars["D/gan"],
-            "G": scalars["G/gan"],
-            "hit": scalars.get("G/hit_rate", 0.0),
-            "Delta": scalars["schedule/interval"],
-            "img/s": scalars["images_per_second"],
-        }
-        self._bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
+        shown = {short: f"{scalars.get(name, 0.0):.3g}" for short, name in ON_THE_BAR.items()}
+        self._bar.set_postfix(shown, refresh=False)
         self._write(self._log_path, step, scalars)
 
     def log_evaluation(self, step: int, parts: Mapping[str, Callable[[], dict[str, float]]]) -> None:
@@ -162,18 +152,7 @@ class Recorder:
     def sample(self, step: int, generator: ImplicitGenerator3d, image_size: int, interval: float) -> None:
         """A grid of fixed latents: samples/{step}.png, and TensorBoard."""
         with self._no_reason_to_stop(f"the sample grid of step {step}", key="samples"):
-            curriculum = generator.curriculum
-            # The expected depth of a ray that meets nothing means nothing, so where there are surfaces theirs is shown.
-            depth = "surface_depth" if curriculum.pred_occ else "depth"
-            rows = []
-            for per_seed in sample_views(generator, image_size, interval):
-                images = [
-                    view_image(view, quantity, curriculum.ray_start, curriculum.ray_end)
-                    for quantity in ("image", depth, "normals", "mask")
-                    for view in per_seed
-                ]
-                rows.append(images)
-            grid = to_uint8(image_grid(rows))
+            grid = to_uint8(sample_grid(generator, image_size, interval))
             write_atomically(self._dir / "samples" / f"{step:07d}.png", png_bytes(grid))
             self._show(lambda writer: writer.add_image("samples", grid, step, dataformats="HWC"))
 
@@ -198,34 +177,3 @@ def _put_behind_us(folder: Path) -> None:
         for place, name in enumerate(names):
             rest = name.split(".", 4)[4]
             (folder / name).rename(folder / f"events.out.tfevents.{place:010d}.{rest}")
-
-
-def append_line(path: Path, text: str) -> None:
-    """Add a line (or several) to a file: all of it, or (OSError) none."""
-    data = (text + "\n").encode()
-    with path.open("ab", buffering=0) as file:
-        end = file.seek(0, os.SEEK_END)
-        try:
-            written = file.write(data)
-            if written != len(data):
-                raise OSError(f"only {written} of {len(data)} bytes could be written")
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(end)
-            raise
-
-
-@torch.no_grad()
-def sample_views(generator: ImplicitGenerator3d, image_size: int, interval: float) -> list[list[View]]:
-    """Fixed seeds from a few yaws, at psi 1: per seed, a list of views."""
-    device = next(generator.parameters()).device
-    curriculum = generator.curriculum
-    settings = ViewSettings(image_size=image_size, ray_step_multiplier=1, interval=interval)
-    yaws = torch.tensor(GRID_YAWS, device=device) + curriculum.h_mean
-    views = []
-    for seed in range(GRID_SEEDS):
-        z = latent_from_seed(seed, curriculum.latent_dim, curriculum.z_dist).to(device)
-        film = generator.film(z.expand(len(yaws), -1))
-        poses = CameraPoses(torch.full_like(yaws, curriculum.v_mean), yaws)
-        views.append(render_views(generator.field(film), poses, curriculum, settings))
-    return views

@@ -30,47 +30,34 @@ class FolderLock:
 
     def __init__(self, folder: Path, notice: Callable[[str], None]) -> None:
         path = folder / LOCK_NAME
-        self._file = None
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # closed in any program this process starts
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; choose another --output_dir") from None
-        file = os.fdopen(descriptor, "r+")
+        self._file = os.fdopen(descriptor, "r+", errors="replace")
         patience = time.monotonic() + (LAUNCHER_GRACE if "TORCHELASTIC_RUN_ID" in os.environ else 0)
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= patience:
-                    holder = _holder(file.read(1000))
-                    file.close()
-                    raise UserError(
-                        f"{folder} is in use by {holder}; wait for that run, stop it, or choose another --output_dir"
-                    ) from None
-                time.sleep(0.2)
-            except OSError as error:
-                notice(f"{folder} is on a file system without locks ({error.strerror}): see that no two runs write there")
-                break
-        self._file = file
+        while not self._take(folder, notice):
+            if time.monotonic() >= patience:
+                holder = self._file.read(1000) or "another process"
+                self.release()
+                raise UserError(f"{folder} is in use by {holder}; wait for that run, stop it, or choose another --output_dir")
+            time.sleep(0.2)
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-            file.seek(0)
-            file.truncate()
-            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-            file.flush()
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
+
+    def _take(self, folder: Path, notice: Callable[[str], None]) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            notice(f"{folder} is on a file system without locks ({error.strerror}): see that no two runs write there")
+        return True
 
     def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def _holder(text: str) -> str:
-    try:
-        found = json.loads(text)
-        return f"process {int(found['pid'])} on {found['host']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
+        self._file.close()
 
 
 def clean_up(folder: Path) -> None:
@@ -107,32 +94,27 @@ def set_aside_newer(folder: Path, step: int) -> list[Path]:
     What lies there already stays: a checkpoint of the same step gets a number.
     """
     moved = []
-    for newer, path in list_checkpoints(folder):
-        if newer > step:
-            target = folder / "superseded" / path.name
-            try:
-                target.parent.mkdir(exist_ok=True)
-                numbers = itertools.count(2)
-                while target.exists():
-                    target = target.with_name(f"{path.stem}.{next(numbers)}.pt")
-                path.replace(target)
-            except OSError as error:
-                raise UserError(f"cannot move {path} to {target}: {error.strerror}; move it away by hand") from None
-            moved.append(target)
+    for path in [path for newer, path in list_checkpoints(folder) if newer > step]:
+        target = folder / "superseded" / path.name
+        try:
+            target.parent.mkdir(exist_ok=True)
+            numbers = itertools.count(2)
+            while target.exists():
+                target = target.with_name(f"{path.stem}.{next(numbers)}.pt")
+            moved.append(path.replace(target))
+        except OSError as error:
+            raise UserError(f"cannot move {path} to {target}: {error.strerror}; move it away by hand") from None
     return moved
 
 
 def room_warning(folder: Path, checkpoint_bytes: int, num_kept: int) -> str | None:
     """A line that says so where the disk has less room than the checkpoints to be kept, and one being written, will take."""
-    missing = max(1, num_kept + 1 - len(list_checkpoints(folder)))
-    try:
+    needed = max(1, num_kept + 1 - len(list_checkpoints(folder))) * checkpoint_bytes
+    with contextlib.suppress(OSError):
         free = shutil.disk_usage(folder).free
-    except OSError:
-        return None
-    needed = missing * checkpoint_bytes
-    if free >= needed:
-        return None
-    return f"{folder} has {free / 1e6:.0f} MB left, and the checkpoints of this run will take {needed / 1e6:.0f} MB more"
+        if free < needed:
+            return f"{folder} has {free / 1e6:.0f} MB left, and the checkpoints of this run will take {needed / 1e6:.0f} MB more"
+    return None
 
 
 def cut_log(path: Path, last_step: int) -> None:
