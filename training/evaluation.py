@@ -59,7 +59,7 @@ Part = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """``num_images``: how many for FID, KID and SWD; 0: none. ``weights``: the extractor's; None: where torch keeps them."""
+    """``num_images``: how many for fd, SWD, FID and KID; 0: none. ``weights``: the extractor's; None: where torch keeps them."""
 
     dataset_path: str
     dataset_preset: str
