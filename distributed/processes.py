@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,8 @@ from distributed.peers import JOINING, REMEDY, PeerLost, PeerWatch, meet, peer_t
 WAIT = timedelta(hours=12)  # for peers that are alive: one may decode a large set, or compute a score, while others wait
 SIOCGIFADDR = 0x8915
 MAX_TEXT_BYTES = 16_384  # two paths
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,17 @@ class Processes:
         """One process of each machine: what a machine needs once is for it to do."""
         return self.is_main or os.environ.get("LOCAL_RANK", "0") == "0"
 
-    def all_or_none(self, action: Callable[[], None], only_main: bool = False) -> None:
-        """``action`` in every process, or in the main one alone; where it raises UserError in one, all raise."""
-        failure = None
+    def all_or_none(self, action: Callable[[], Result], only_main: bool = False) -> Result | None:
+        """The result of ``action`` in every process, or in the main one alone; where it raises UserError in one, all raise."""
+        result, failure = None, None
         if self.is_main or not only_main:
             try:
-                action()
+                result = action()
             except UserError as error:
                 failure = error
         if self.any(failure is not None):
             raise failure or UserError("another process of this run had to stop; it says why")
+        return result
 
     def text_of_main(self, text: str) -> str:
         """The main process's ``text``, of at most MAX_TEXT_BYTES, in every process."""
