@@ -74,6 +74,7 @@ class StageBatches:
             self._processes.device,
             rank=self._processes.rank,
             world_size=self._processes.world_size,
+            flip=self._state.curriculum.horizontal_flip,
         )
 
     def next(self) -> Tensor:

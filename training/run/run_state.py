@@ -25,10 +25,9 @@ from training.outward_start import fit_to_ball
 from training.run.nonfinite import BadSteps, are_finite
 
 EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
-MAPPING_RATE = 0.05
 RESUME_KEYS = ("seed", "images_seen", "optimizer_G", "optimizer_D", "scaler_G", "scaler_D")
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
-EVALUATION_KEYS = ("eval_last_back", "num_eval_imgs")  # may change between a run and its continuation
+FREE_KEYS = ("eval_last_back", "num_eval_imgs", "unique_lr", "get_normal_with_pred_depth")  # may differ when a run is resumed
 
 
 class RunState:
@@ -257,7 +256,7 @@ def _first_difference(name: str, theirs: Any, ours: Any) -> tuple[str, Any, Any]
 
 def _lived_through(curriculum: Curriculum, step: int) -> dict[str, Any]:
     """The settings that had a say in a run's first ``step`` steps: those of later ones may change when it goes on."""
-    settings = {key: value for key, value in curriculum.to_dict().items() if key not in EVALUATION_KEYS}
+    settings = {key: value for key, value in curriculum.to_dict().items() if key not in FREE_KEYS}
     settings["stages"] = [stage for stage in settings["stages"] if stage["start_step"] < max(step, 1)]
     if curriculum.lr_decay == "constant":
         del settings["end_step"]
@@ -304,13 +303,14 @@ def _adam(parameters: Any, curriculum: Curriculum, device: torch.device) -> torc
 
 
 def _generator_groups(generator: ImplicitGenerator3d) -> list[dict[str, Any]]:
-    """One group, or the mapping network apart at a reduced rate where ``unique_lr`` is off."""
-    if generator.curriculum.unique_lr:
+    """One group, or the mapping network apart at a rate of its own (``mapping_lr_factor``)."""
+    factor = generator.curriculum.mapping_lr_factor
+    if factor == 1:
         return [{"params": list(generator.parameters())}]
     mapping = list(generator.network.mapping_network.parameters())
     known = {id(parameter) for parameter in mapping}
     rest = [parameter for parameter in generator.parameters() if id(parameter) not in known]
-    return [{"params": rest}, {"params": mapping, "rate": MAPPING_RATE}]
+    return [{"params": rest}, {"params": mapping, "rate": factor}]
 
 
 def _load_network(network: nn.Module, weights: Any, path: Path, what: str) -> None:
