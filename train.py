@@ -303,8 +303,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer = train(arguments, curriculum, options, processes)
         processes.close()
         sys.stdout.flush()
-        if trainer.stop_signal is not None:
-            os._exit(128 + trainer.stop_signal)
+        if trainer.stop_signals.number is not None:
+            os._exit(128 + trainer.stop_signals.number)
 
 
 def _take_folder(output_dir: Path, stack: contextlib.ExitStack) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from training.run.nonfinite import BadSteps, Diverged, Guard, are_finite, nan_un
 from training.run.recorder import Recorder
 from training.run.recovery import Recovery
 from training.run.run_state import RunState
+from training.run.stop_signals import StopSignals
 from training.steps import (
     Generated,
     GeneratorInputs,
@@ -39,10 +37,7 @@ from training.steps import (
     generator_losses,
 )
 
-# SIGUSR1: what Slurm can send before the time is up; SIGHUP: the terminal closed
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 CHECK_STOP_EVERY = 10  # steps, where several GPUs must agree and would wait for each other
-LAUNCHER_ECHO = 2.0  # seconds within which torchrun passes on a signal that its processes got themselves
 
 
 @dataclass(frozen=True)
@@ -92,8 +87,7 @@ class Trainer:
         past_after = max(options.save_interval, 10 * options.max_bad_steps)
         self.recovery = Recovery(state, options.output_dir, processes, past_after)
         self._batches: StageBatches | None = None
-        self.stop_signal: int | None = None  # that asked the run to stop
-        self._signal_time = 0.0
+        self.stop_signals = StopSignals()
 
     def run(self, recorder: Recorder | None) -> str:
         """Train; returns why it stopped, in words. A checkpoint of the last step is written before.
@@ -102,7 +96,7 @@ class Trainer:
         images are gone (after a checkpoint).
         """
         first_step = self.state.step
-        with self._handled_signals():
+        with self.stop_signals:
             try:
                 while (reason := self._why_stop(first_step)) is None:
                     stage, real = self._next_batch(recorder)
@@ -290,26 +284,6 @@ class Trainer:
 
     # -- around the steps ------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _handled_signals(self) -> Iterator[None]:
-        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup: the run is to outlive its terminal
-        heeded = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored]
-        previous = {number: signal.signal(number, self._on_signal) for number in heeded}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        now = time.monotonic()
-        if self.stop_signal is not None:
-            if "TORCHELASTIC_RUN_ID" in os.environ and now - self._signal_time < LAUNCHER_ECHO:
-                return
-            signal.signal(number, signal.SIG_DFL)  # the second one leaves at once
-            signal.raise_signal(number)
-        self.stop_signal, self._signal_time = number, now
-
     def _why_stop(self, first_step: int) -> str | None:
         options, step = self.options, self.state.step
         if step >= self.curriculum.end_step:
@@ -323,11 +297,12 @@ class Trainer:
         if several_gpus and (step - first_step) % CHECK_STOP_EVERY:
             return None
         is_late = options.max_minutes is not None and time.monotonic() - options.started >= 60 * options.max_minutes
-        if not self.processes.any(is_late or self.stop_signal is not None):
+        signal_number = self.stop_signals.number
+        if not self.processes.any(is_late or signal_number is not None):
             return None
         if is_late:
             return f"--max_minutes {options.max_minutes}"
-        return f"signal {signal.Signals(self.stop_signal).name}" if self.stop_signal else "another process was asked to stop"
+        return f"signal {signal.Signals(signal_number).name}" if signal_number else "another process was asked to stop"
 
     def _record(self, recorder: Recorder | None, scalars: dict[str, Tensor], stage: Stage) -> None:
         """Saving comes last: what a checkpoint's step has to show has been shown when the checkpoint is there."""
