@@ -192,10 +192,8 @@ def prepare_state(
     """Resume what is in ``output_dir``, or start: from another run's weights, or afresh. Raises UserError in all processes."""
     state = RunState(curriculum, arguments.seed, processes.device, amp_dtype)
     notes: list[str] = []
-    chosen: list[Path | None] = [None]
-
-    def choose() -> None:
-        chosen[0] = checkpoint_to_resume(arguments, output_dir)
+    chosen = processes.all_or_none(lambda: checkpoint_to_resume(arguments, output_dir), only_main=True)
+    path = processes.text_of_main(str(chosen or ""))
 
     def load() -> None:
         if path:
@@ -212,8 +210,6 @@ def prepare_state(
                 how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
                 notes.append(f"{how}: {turn.psnr_db:.1f} dB between the images before and after")
 
-    processes.all_or_none(choose, only_main=True)
-    path = processes.text_of_main(str(chosen[0] or ""))
     processes.all_or_none(load)
     if processes.is_main:
         if path and arguments.resume != "auto":
@@ -254,13 +250,12 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
     state = prepare_state(arguments, curriculum, output_dir, processes, amp_dtype)
     trainer = Trainer(state, options, processes, amp_dtype)
     trainer.open_images()
-    if state.is_fresh:
-        if curriculum.init_ball_radius:
-            fitting = "the field is" if curriculum.model == "TRIPLANE" else "fitting the field to"
-            if processes.is_main:
-                tell(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
-            state.start_outward()
-        processes.share(state.weights())
+    if state.is_fresh and curriculum.init_ball_radius:
+        fitting = "the field is" if curriculum.model == "TRIPLANE" else "fitting the field to"
+        if processes.is_main:
+            tell(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
+        state.start_outward()
+    processes.share(state.weights())
     recorder = None
     if processes.is_main:
         record = {"arguments": vars(arguments), "curriculum": curriculum.to_dict(), "world_size": processes.world_size}
@@ -308,8 +303,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer = train(arguments, curriculum, options, processes)
         processes.close()
         sys.stdout.flush()
-        if trainer.stop_signal is not None:
-            os._exit(128 + trainer.stop_signal)
+        if trainer.stop_signals.number is not None:
+            os._exit(128 + trainer.stop_signals.number)
 
 
 def _take_folder(output_dir: Path, stack: contextlib.ExitStack) -> None:
