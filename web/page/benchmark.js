@@ -4,11 +4,6 @@ const BENCHMARK_SIZES = [128, 256];
 const BENCHMARK_SECONDS = 4; // per size
 const MAX_FRAMES = 60;
 
-function gpuName(gl) {
-  const names = gl.getExtension("WEBGL_debug_renderer_info");
-  return gl.getParameter(names ? names.UNMASKED_RENDERER_WEBGL : gl.RENDERER);
-}
-
 function median(values) {
   const sorted = [...values].sort((a, b) => a - b);
   return sorted[Math.floor(sorted.length / 2)];

@@ -70,7 +70,9 @@ function start() {
   const viewer = new Viewer(canvas, generators, {
     depthColors,
     state: initialState([...generators.keys()], parameters),
+    maxSize: parameters.has("size") ? clamp(Number.parseInt(parameters.get("size")) || SIZES.most, 8, SIZES.most) : undefined,
     inTextures: parameters.get("weights") === "textures",
+    unrolls: parameters.has("products") ? parameters.get("products") === "unrolled" : undefined,
     onDraw: (frame) => controls?.showFrame(frame),
     onError: (error) => {
       if (!(error instanceof ShaderError)) throw error;

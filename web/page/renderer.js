@@ -2,6 +2,12 @@
 
 class ShaderError extends Error {}
 
+/** What the browser tells of the GPU. */
+function gpuName(gl) {
+  const names = gl.getExtension("WEBGL_debug_renderer_info");
+  return gl.getParameter(names ? names.UNMASKED_RENDERER_WEBGL : gl.RENDERER);
+}
+
 /** Wait until the GPU has done what was submitted, without blocking the page. Resolves at once when the context is lost. */
 function gpuIdle(gl) {
   const sync = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);

@@ -36,14 +36,20 @@ function smallLayout(groups, numLayers) {
 }
 
 class SirenProgram {
-  /** @param {{hiddenDim: number, numLayers: number}} settings @param {boolean} inTextures see `weightsFit` */
-  constructor({ hiddenDim, numLayers }, inTextures) {
+  /**
+   * @param {{hiddenDim: number, numLayers: number}} settings of the generator
+   * @param {boolean} inTextures matrices lie in textures, not in uniform blocks; see `weightsFit`
+   * @param {boolean} unrolls products are written out, so that a GPU keeps activations in registers; a renderer on the CPU
+   *   compiles loops three times as fast and runs them no slower
+   */
+  constructor({ hiddenDim, numLayers }, { inTextures, unrolls }) {
     this.hiddenDim = hiddenDim;
     this.numLayers = numLayers;
     this.groups = hiddenDim / 4;
     this.inTextures = inTextures;
+    this.unrolls = unrolls;
     this.layout = smallLayout(this.groups, numLayers);
-    this.key = `siren ${hiddenDim} ${numLayers} ${inTextures}`;
+    this.key = `siren ${hiddenDim} ${numLayers} ${inTextures ? "textures" : "blocks"} ${unrolls ? "unrolled" : "looped"}`;
     this.names = [];
     for (let layer = 1; layer < numLayers; layer++) this.names.push(`matrix${layer}`);
     this.names.push("matrixColor");
@@ -103,17 +109,20 @@ ${this.writeSines(0)}
   }
 
   writeSines(layer) {
-    return Array.from({ length: this.groups }, (_, j) => `  hidden[${j}] = sine(PHASE(${layer}, ${j}));`).join("\n");
+    if (this.unrolls) return Array.from({ length: this.groups }, (_, j) => `  hidden[${j}] = sine(PHASE(${layer}, ${j}));`).join("\n");
+    return `  for (int j = 0; j < ${this.groups}; j++) hidden[j] = sine(PHASE(${layer}, j));`;
   }
 
-  /** q += matrix * hidden, written out: the compiler keeps \`hidden\` in registers. */
+  /** q += matrix * hidden, for the four outputs whose elements begin at k. */
   writeProduct(name) {
-    const lines = [];
-    for (let i = 0; i < this.groups; i++) {
-      const terms = ["x", "y", "z", "w"].map((part, c) => `${name}(k + ${4 * i + c}) * hidden[${i}].${part}`);
-      lines.push(`    q += ${terms.join(" + ")};`);
-    }
-    return lines.join("\n");
+    const terms = (i, m) => ["x", "y", "z", "w"].map((part, c) => `${name}(${m} + ${c}) * hidden[${i}].${part}`).join(" + ");
+    return this.overInputs((i, m) => `q += ${terms(i, m)};`);
+  }
+
+  /** A statement for each group of inputs i, whose elements begin at m: written out, or in a loop. */
+  overInputs(statement) {
+    if (this.unrolls) return Array.from({ length: this.groups }, (_, i) => `    ${statement(i, `k + ${4 * i}`)}`).join("\n");
+    return `    for (int i = 0; i < ${this.groups}; i++) {\n      int m = k + 4 * i;\n      ${statement("i", "m")}\n    }`;
   }
 
   writeLayer(layer) {
@@ -170,18 +179,15 @@ ${this.writeProduct("matrixColor")}
     const { groups, hiddenDim, layout, numLayers } = this;
     const steps = [];
     for (let layer = numLayers - 1; layer > 0; layer--) {
-      const lines = [];
-      for (let i = 0; i < groups; i++) {
-        const terms = [0, 1, 2, 3].map((c) => `dot(matrix${layer}(k + ${4 * i + c}), g)`);
-        lines.push(`    hidden[${i}] += vec4(${terms.join(", ")});`);
-      }
+      const terms = (m) => [0, 1, 2, 3].map((c) => `dot(matrix${layer}(${m} + ${c}), g)`).join(", ");
+      const product = this.overInputs((i, m) => `hidden[${i}] += vec4(${terms(m)});`);
       steps.push(`
   for (int j = 0; j < ${groups}; j++) gradient[j] *= cosine(PHASE(${layer}, j));
   for (int j = 0; j < ${groups}; j++) hidden[j] = vec4(0.0);
   for (int j = 0; j < ${groups}; j++) {
     int k = j * ${hiddenDim};
     vec4 g = gradient[j];
-${lines.join("\n")}
+${product}
   }
   gradient = hidden;`);
     }

@@ -8,6 +8,8 @@ const LONG_FRAME_MS = 4000; // beyond SIZES.rest, only as many pixels as this ti
 const ZOOM = { least: 0.35, most: 2 }; // times the field of view of training
 const MAX_PITCH_OFFSET = 1.4; // radians from the mean
 
+const SOFTWARE_RENDERER = /swiftshader|llvmpipe|softpipe|basic render/i; // names of renderers that run on the CPU
+
 const FIELD_KEYS = ["model", "seed", "secondSeed", "shape", "color", "psi"];
 
 const nextAnimationFrame = () => new Promise((resolve) => requestAnimationFrame(resolve));
@@ -22,7 +24,8 @@ class Viewer {
   /**
    * @param {HTMLCanvasElement} canvas
    * @param {Map<string, Generator>} generators
-   * @param {{depthColors: number[][], state: object, inTextures?: boolean, onDraw: function, onError: function}} options
+   * @param {{depthColors: number[][], state: object, onDraw: function, onError: function, maxSize?: number,
+   *   inTextures?: boolean, unrolls?: boolean}} options the last two overrule what is best for this GPU; see SirenProgram
    */
   constructor(canvas, generators, options) {
     this.canvas = canvas;
@@ -34,7 +37,9 @@ class Viewer {
     this.rootsVersion = 1; // of all but the mode
     this.fieldVersion = 1;
     this.lastChange = 0;
+    this.maxSize = options.maxSize ?? SIZES.most;
     this.swayStart = null;
+    this.warm = new WeakSet(); // programs that have drawn once: drivers finish compiling only then
     canvas.addEventListener("webglcontextlost", (event) => {
       event.preventDefault();
       options.onDraw(null);
@@ -51,6 +56,7 @@ class Viewer {
     this.back = null;
     this.uploadedVersion = 0;
     this.shownVersion = 0;
+    this.fitCanvas();
     this.wake();
   }
 
@@ -102,7 +108,8 @@ class Viewer {
     if (this.uploadedVersion === this.fieldVersion) return;
     const { settings } = this.generator;
     const inTextures = this.options.inTextures || !SirenProgram.weightsFit(this.gl, settings.hiddenDim);
-    const program = new SirenProgram(settings, inTextures);
+    const unrolls = this.options.unrolls ?? !SOFTWARE_RENDERER.test(gpuName(this.gl));
+    const program = new SirenProgram(settings, { inTextures, unrolls });
     this.renderer.setField(program, settings, program.fold(this.generator, this.generator.film(this.state)));
     this.uploadedVersion = this.fieldVersion;
   }
@@ -112,7 +119,7 @@ class Viewer {
   /** Pixels per side of the canvas, by its size on the screen. */
   fitCanvas() {
     const wanted = 64 * Math.ceil((this.canvas.clientWidth * devicePixelRatio) / 64);
-    const size = clamp(wanted, SIZES.rest, SIZES.most);
+    const size = Math.min(clamp(wanted, SIZES.rest, SIZES.most), this.maxSize);
     if (this.canvas.width !== size) {
       this.canvas.width = this.canvas.height = size;
       this.version++;
@@ -139,18 +146,18 @@ class Viewer {
 
   movingSize() {
     const side = Math.sqrt(this.pixelsPerMs * MOVING_MS);
-    return clamp(16 * Math.floor(side / 16), SIZES.least, this.canvas.width);
+    return Math.min(Math.max(16 * Math.floor(side / 16), SIZES.least), this.canvas.width);
   }
 
   restSize() {
     const affordable = 64 * Math.floor(Math.sqrt(this.pixelsPerMs * LONG_FRAME_MS) / 64);
-    return clamp(affordable, SIZES.rest, this.canvas.width);
+    return Math.min(Math.max(affordable, SIZES.rest), this.canvas.width);
   }
 
   /** Draw the state as it is now, in the size that the time of a frame allows. A change of mode keeps the roots. */
   async drawMoving() {
     const { version, rootsVersion } = this;
-    const keepsRoots = this.front !== null && this.front.rootsVersion === rootsVersion;
+    const keepsRoots = this.front?.rootsVersion === rootsVersion && this.front.size <= this.canvas.width;
     const frame = keepsRoots ? this.front : this.takeBack(this.movingSize());
     this.uploadField();
     const programs = await this.renderer.programsOf(this.state.mode);
@@ -186,6 +193,7 @@ class Viewer {
 
   /** Draw a whole frame, and measure how many pixels a millisecond is worth. */
   async drawStrips(programs, frame, view, { keepsRoots = false, isStale = () => false, onStrip = () => {} } = {}) {
+    await this.warmUp(programs, frame, view);
     for (let start = 0; start < frame.size; ) {
       const numRows = clamp(Math.floor((this.pixelsPerMs * STRIP_MS) / frame.size), 1, frame.size);
       const end = Math.min(start + numRows, frame.size);
@@ -198,6 +206,13 @@ class Viewer {
       onStrip(end);
       start = end;
     }
+  }
+
+  async warmUp(programs, frame, view) {
+    if (this.warm.has(programs.root) && this.warm.has(programs.shading)) return;
+    this.renderer.drawStrip(programs, frame, view, 0, 1, this.warm.has(programs.root));
+    await gpuIdle(this.gl);
+    this.warm.add(programs.root).add(programs.shading);
   }
 
   /** A strip that took no time says little but that more can be asked; it may at most double the estimate. */
