@@ -52,6 +52,32 @@ class Browser:
             raise AssertionError(result["error"])
         return result["value"]
 
+    def element(self, identifier: str) -> Any:
+        return self.driver.find_element("id", identifier)
+
+    def drag(self, element: Any, dx: int, dy: int) -> None:
+        """Press on the middle of ``element``, move by pixels of the page in two steps, let go."""
+        chain = self._action_chains().move_to_element(element).click_and_hold()
+        chain.move_by_offset(dx // 2, dy // 2).move_by_offset(dx - dx // 2, dy - dy // 2).release().perform()
+
+    def wheel(self, element: Any, dy: int) -> None:
+        from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
+
+        self._action_chains().scroll_from_origin(ScrollOrigin.from_element(element), 0, dy).perform()
+
+    def _action_chains(self) -> Any:
+        from selenium.webdriver import ActionChains
+
+        return ActionChains(self.driver, duration=50)
+
+    def before_each_page(self, script: str) -> str:
+        """Run ``script`` before a page's own scripts, until :meth:`no_longer_before_each_page` gets the returned name."""
+        found = self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+        return found["identifier"]
+
+    def no_longer_before_each_page(self, identifier: str) -> None:
+        self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": identifier})
+
     def console(self) -> list[str]:
         """Messages of the console since the last call: errors, warnings and what scripts print."""
         return [entry["message"] for entry in self.driver.get_log("browser")]

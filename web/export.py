@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -80,13 +79,13 @@ def pack_tensors(tensors: dict[str, Tensor]) -> PackedTensors:
     """Numbers that half precision holds exactly are stored so, others as float32: the page has the weights to the last bit."""
     parts, entries, offset = [], [], 0
     for name, tensor in tensors.items():
-        values = tensor.detach().cpu().float()
+        values = tensor.detach().cpu().float().contiguous()
         is_half = torch.equal(values.half().float(), values)
-        data = values.to(torch.float16 if is_half else torch.float32).contiguous().numpy().astype("<f2" if is_half else "<f4").tobytes()
+        stored = values.numpy().astype("<f2" if is_half else "<f4")
         dtype = "float16" if is_half else "float32"
         entries.append({"name": name, "shape": list(values.shape), "dtype": dtype, "offset": offset})
-        parts.append(data)
-        offset += len(data)
+        parts.append(stored.tobytes())
+        offset += stored.nbytes
     data = b"".join(parts)
     return PackedTensors(data, {"tensors": entries, "numBytes": len(data), "crc32": zlib.crc32(data)})
 
@@ -154,18 +153,20 @@ def export_page(generators: dict[str, LoadedGenerator]) -> str:
     for name, loaded in generators.items():
         check_exportable(name, loaded.curriculum)
         tensors = pack_tensors(generator_tensors(loaded.generator))
-        entry: dict[str, Any] = {"name": name, "settings": page_settings(loaded.generator), "packing": tensors.packing}
-        if not models:
-            entry["turntable"] = "data:image/webp;base64," + base64.b64encode(turntable(loaded.generator)).decode()
-        models.append(entry)
+        models.append({"name": name, "settings": page_settings(loaded.generator), "packing": tensors.packing})
         encoded = base64.b64encode(tensors.data).decode()
         blocks.append(f'<script type="text/plain" id="weights-{escape(name)}">{encoded}</script>')
-    data = {"models": models, "depthColors": DEPTH_COLORS}
-    return fill_page(f"{', '.join(generators)}: a generator in a page", json.dumps(data, separators=(",", ":")), "\n".join(blocks))
+    first = next(iter(generators.values()))
+    return fill_page(
+        title=f"{', '.join(generators)}: a generator in a page",
+        data=json.dumps({"models": models, "depthColors": DEPTH_COLORS}, separators=(",", ":")),
+        weights="\n".join(blocks),
+        turntable_url="data:image/webp;base64," + base64.b64encode(turntable(first.generator)).decode(),
+    )
 
 
-def fill_page(title: str, data: str, weights: str) -> str:
-    """The template with its parts put in."""
+def fill_page(*, title: str, data: str, weights: str, turntable_url: str) -> str:
+    """The template with its parts put in. ``data``: JSON; ``weights``: HTML."""
     style = (PAGE_DIR / "page.css").read_text()
     script = '"use strict";\n' + "\n".join((PAGE_DIR / name).read_text() for name in SCRIPTS)
     page = (PAGE_DIR / "page.html").read_text()
@@ -173,6 +174,7 @@ def fill_page(title: str, data: str, weights: str) -> str:
         "policy": content_security_policy(script, style),
         "title": escape(title),
         "style": style,
+        "turntable": turntable_url,
         "data": data.replace("<", "\\u003c"),
         "weights": weights,
         "script": script,

@@ -199,6 +199,7 @@ class Controls {
   /** @param {{size: number, ms: number} | null} frame null: the GPU's context is lost */
   showFrame(frame) {
     if (frame) {
+      byId("turntable").hidden = true; // it stood in until now
       byId("details").textContent = `${frame.size} px in ${frame.ms.toFixed(0)} ms`;
     } else {
       byId("caption").textContent = "The graphics card was reset; the head returns as soon as the browser gives it back.";

@@ -1,13 +1,11 @@
 // The page's beginning: unpack, check, show; or say in a sentence why not.
 
 /** Show a sentence, and the recorded turn of the first model instead of the live one. */
-function showProblem(sentence, turntable) {
+function showProblem(sentence) {
   byId("problem").textContent = sentence;
   byId("problem").hidden = false;
-  byId("viewer").hidden = true;
-  if (!turntable) return;
-  byId("turntable").src = turntable;
   byId("turntable").hidden = false;
+  byId("viewer").classList.add("recorded");
 }
 
 function initialState(names, parameters) {
@@ -49,7 +47,6 @@ function showBenchmark({ gpu, model, results }) {
 
 function start() {
   const { models, depthColors } = JSON.parse(byId("data").textContent);
-  const { turntable } = models[0];
   const generators = new Map();
   try {
     for (const { name, settings, packing } of models) {
@@ -57,12 +54,12 @@ function start() {
     }
   } catch (error) {
     if (!(error instanceof DamagedWeights)) throw error;
-    showProblem(`The generator's weights in this page are damaged: ${error.message}. Download the page again.`, turntable);
+    showProblem(`The generator's weights in this page are damaged: ${error.message}. Download the page again.`);
     return;
   }
   const canvas = byId("canvas");
   if (!canvas.getContext("webgl2")) {
-    showProblem("This browser offers no WebGL 2, which the page needs to run the generator; here is a recorded turn instead.", turntable);
+    showProblem("This browser offers no WebGL 2, which the page needs to run the generator; here is a recorded turn instead.");
     return;
   }
   const parameters = new URLSearchParams(location.search);
@@ -73,10 +70,10 @@ function start() {
     maxSize: parameters.has("size") ? clamp(Number.parseInt(parameters.get("size")) || SIZES.most, 8, SIZES.most) : undefined,
     inTextures: parameters.get("weights") === "textures",
     unrolls: parameters.has("products") ? parameters.get("products") === "unrolled" : undefined,
-    onDraw: (frame) => controls?.showFrame(frame),
+    onDraw: (frame) => controls.showFrame(frame),
     onError: (error) => {
       if (!(error instanceof ShaderError)) throw error;
-      showProblem(`This browser's graphics driver refuses the generator's shaders (${error.message}).`, turntable);
+      showProblem(`This browser's graphics driver refuses the generator's shaders (${error.message}).`);
     },
   });
   controls = new Controls(viewer);

@@ -1,6 +1,7 @@
 // What is shown and when it is drawn: few pixels while something moves, then ever more at rest.
 
-const STRIP_MS = 16; // of GPU time per draw call, so that the browser keeps up
+const STRIP_MS = 24; // of GPU time per draw call, so that the browser keeps up
+const PRESENT_MS = 150; // between looks at a frame that is not finished
 const MOVING_MS = 40; // of GPU time per frame while moving
 const REST_DELAY_MS = 120; // after the last change
 const SIZES = { least: 48, rest: 256, most: 768 }; // pixels per side
@@ -156,15 +157,15 @@ class Viewer {
 
   /** Draw the state as it is now, in the size that the time of a frame allows. A change of mode keeps the roots. */
   async drawMoving() {
-    const { version, rootsVersion } = this;
+    const { version, rootsVersion, renderer } = this;
     const keepsRoots = this.front?.rootsVersion === rootsVersion && this.front.size <= this.canvas.width;
     const frame = keepsRoots ? this.front : this.takeBack(this.movingSize());
-    this.uploadField();
-    const programs = await this.renderer.programsOf(this.state.mode);
     const view = this.view();
+    this.uploadField();
+    const programs = await renderer.programsOf(view.mode);
     const started = performance.now();
     await this.drawStrips(programs, frame, view, { keepsRoots });
-    if (this.gl.isContextLost()) return;
+    if (this.isGone(renderer)) return;
     frame.rootsVersion = rootsVersion;
     this.show(programs, frame, version, performance.now() - started);
   }
@@ -175,32 +176,42 @@ class Viewer {
       await delay(20);
       if (this.shownVersion !== this.version) return;
     }
-    const { version, rootsVersion, front } = this;
+    const { version, rootsVersion, renderer, front } = this;
     const frame = this.takeBack(Math.min(this.restSize(), Math.max(SIZES.rest, 2 * front.size)));
+    const view = this.view();
     this.uploadField();
-    const programs = await this.renderer.programsOf(this.state.mode);
+    const programs = await renderer.programsOf(view.mode);
     const started = performance.now();
-    const isStale = () => this.version !== version || this.swayStart !== null;
+    const isStale = () => this.version !== version || this.swayStart !== null || this.isGone(renderer);
+    let presented = started;
     const onStrip = (numRows) => {
-      this.renderer.present(programs.present, front);
-      this.renderer.present(programs.present, frame, numRows);
+      if (performance.now() - presented < PRESENT_MS) return;
+      presented = performance.now();
+      renderer.present(programs.present, front);
+      renderer.present(programs.present, frame, numRows);
     };
-    await this.drawStrips(programs, frame, this.view(), { isStale, onStrip });
-    if (isStale() || this.gl.isContextLost()) return;
+    await this.drawStrips(programs, frame, view, { isStale, onStrip });
+    if (isStale()) return;
     frame.rootsVersion = rootsVersion;
     this.show(programs, frame, version, performance.now() - started);
   }
 
+  /** Whether the context that a renderer was made in is lost. */
+  isGone(renderer) {
+    return this.renderer !== renderer || this.gl.isContextLost();
+  }
+
   /** Draw a whole frame, and measure how many pixels a millisecond is worth. */
   async drawStrips(programs, frame, view, { keepsRoots = false, isStale = () => false, onStrip = () => {} } = {}) {
+    const { renderer } = this;
     await this.warmUp(programs, frame, view);
     for (let start = 0; start < frame.size; ) {
       const numRows = clamp(Math.floor((this.pixelsPerMs * STRIP_MS) / frame.size), 1, frame.size);
       const end = Math.min(start + numRows, frame.size);
       const before = performance.now();
-      this.renderer.drawStrip(programs, frame, view, start, end, keepsRoots);
+      if (this.isGone(renderer)) return;
+      renderer.drawStrip(programs, frame, view, start, end, keepsRoots);
       await gpuIdle(this.gl);
-      if (this.gl.isContextLost()) return;
       if (!keepsRoots) this.learnSpeed((end - start) * frame.size, performance.now() - before);
       if (isStale()) return;
       onStrip(end);
@@ -208,6 +219,7 @@ class Viewer {
     }
   }
 
+  /** A first draw, not measured. */
   async warmUp(programs, frame, view) {
     if (this.warm.has(programs.root) && this.warm.has(programs.shading)) return;
     this.renderer.drawStrip(programs, frame, view, 0, 1, this.warm.has(programs.root));
