@@ -61,10 +61,12 @@ class View:
     yaw: float
     pitch: float
 
-    def save_raw(self, path: str | Path, seed: int) -> None:
-        """One .npz with every array under its field's name, and ``yaw``, ``pitch`` and ``seed``."""
+    def save_raw(self, path: str | Path, label: str) -> None:
+        """One .npz with every array under its field's name, ``yaw``, ``pitch``, and ``seed`` or, of a latent file, ``latent``."""
         arrays = {name: value.numpy() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        np.savez_compressed(path, **arrays, yaw=np.float64(self.yaw), pitch=np.float64(self.pitch), seed=np.int64(seed))
+        arrays |= {"yaw": np.float64(self.yaw), "pitch": np.float64(self.pitch)}
+        arrays |= {"seed": np.int64(label)} if label.isdecimal() else {"latent": np.array(label)}
+        np.savez_compressed(path, **arrays)
 
 
 def make_pose(yaw: float, pitch: float, device: torch.device | str = "cpu") -> CameraPoses:
