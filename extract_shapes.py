@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for make_subject in subjects:
         subject = make_subject()
         label, field = subject.label, bind_field(loaded, subject)
+        shown = f"seed {label}" if label.isdecimal() else label
         labels.append(label)
         stem = output_dir / f"{label}_{args.voxel_resolution}"
         voxels = write_voxels(stem.with_name(f"{stem.name}_voxel.npy"), field, loaded.curriculum, args, device)
@@ -71,13 +72,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if mesh is None:
             for suffix in (".ply", ".glb", ".obj"):  # an earlier run's mesh would pass for this one's
                 stem.with_name(stem.name + suffix).unlink(missing_ok=True)
-            print(f"{label}: no surface at {args.level} inside the cube; only its voxels were written", file=sys.stderr)
+            print(f"{shown}: no surface at {args.level} inside the cube; only its voxels were written", file=sys.stderr)
             continue
         refine_vertices(mesh, field, loaded.curriculum, settings, args.voxel_resolution, device)
         mesh.visual.vertex_colors = vertex_colors(mesh, field, device)
         paths = save_mesh(mesh, stem, suffixes)
         num_meshes += 1
-        print(f"{label}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces: {', '.join(map(str, paths))}")
+        print(f"{shown}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces: {', '.join(map(str, paths))}")
     if num_meshes == 0:
         what = "seed or latent" if args.latent else "seed"
         raise UserError(f"no {what} of {' '.join(labels)} has a surface at --level {args.level}; is the generator trained?")

@@ -4,7 +4,7 @@
    rendered once and serves every photo.
 2. Refine the best, and their twins across the depth ambiguity: a relief seen from one side and its hollow counterpart seen from
    the other give nearly the same image, so the search for one may end near the other. A twin has the opposite pose.
-3. Refine the best few of these at 32 px, and the best two at the photo's full size.
+3. Refine the best few of these at 32 px, and the best of these at the photo's full size.
 
 Refined are coordinates along the principal directions of the generator's styles, in standard deviations; an offset beside them;
 yaw and pitch; and a small crop (inversion/camera.py). Each is drawn toward its prior.
@@ -38,10 +38,10 @@ WIDE_PRIORS = ("uniform", "spherical_uniform", "hybrid")  # half width h_stddev;
 
 @dataclass(frozen=True)
 class Stage:
-    """``num_candidates`` refined at ``image_size`` pixels, for ``share`` of all steps."""
+    """``num_candidates`` refined at ``image_size`` pixels (None: the photo's own size), for ``share`` of all steps."""
 
     num_candidates: int
-    image_size: int
+    image_size: int | None
     share: float
 
 
@@ -52,7 +52,7 @@ class SearchSettings:
     num_steps: int = 150
     image_size: int = 64
     num_bank: int = 512
-    stages: tuple[Stage, ...] = (Stage(12, 16, 0.28), Stage(4, 32, 0.36), Stage(1, 64, 0.36))
+    stages: tuple[Stage, ...] = (Stage(12, 16, 0.28), Stage(4, 32, 0.36), Stage(1, None, 0.36))
     lambda_gradient: float = 0.1
     lambda_feature: float = 0.01
     lambda_style: float = 3e-4
@@ -64,6 +64,12 @@ class SearchSettings:
     offset_rate: float = 0.01
     pose_rate: float = 0.02
     crop_rate: float = 0.004
+
+    def steps_of(self, stage: Stage) -> int:
+        return max(1, round(stage.share * self.num_steps))
+
+    def total_steps(self) -> int:
+        return sum(self.steps_of(stage) for stage in self.stages)
 
 
 class Candidates(NamedTuple):
@@ -224,8 +230,8 @@ class Search:
         self.best = candidates.rows(torch.zeros(1, dtype=torch.long, device=self.scene.device))
         for stage in self.settings.stages:
             candidates = candidates.rows(torch.arange(min(stage.num_candidates, len(candidates.angles))))
-            num_steps = max(1, round(stage.share * self.settings.num_steps))
-            candidates = yield from self._refine(candidates, min(stage.image_size, self.photo.shape[-1]), num_steps)
+            size = min(stage.image_size or self.photo.shape[-1], self.photo.shape[-1])
+            candidates = yield from self._refine(candidates, size, self.settings.steps_of(stage))
 
     def _refine(self, start: Candidates, size: int, num_steps: int) -> Iterator[Progress]:
         """Returns the best state of every candidate, best first."""
