@@ -25,7 +25,7 @@ from torch import Tensor
 
 from checkpoints.latents import GeneratorName
 from checkpoints.loading import LoadedGenerator
-from common.arguments import ArgumentParser, add_device_argument, picture_side, positive_int, resolve_device, seed_number
+from common.arguments import ArgumentParser, add_device_argument, image_side, positive_int, resolve_device, seed_number
 from common.errors import UserError
 from common.files import make_output_dir, write_atomically
 from common.program import run_script
@@ -57,9 +57,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_steps", type=positive_int, default=SearchSettings.num_steps, help="of the search")
     parser.add_argument("--tune", action="store_true", help="then fit the generator's weights to the photo, the shape held")
     parser.add_argument("--tune_steps", type=positive_int, default=TuneSettings.num_steps, help="of the tuning")
-    parser.add_argument(
-        "--view_size", type=picture_side, default=128, help="side of a view on the sheet and in the video, pixels"
-    )
+    parser.add_argument("--view_size", type=image_side, default=128, help="side of a view on the sheet and in the video, pixels")
     parser.add_argument("--evaluate", metavar="DIR", help="a folder of tools/synthetic_heads.py instead of photos")
     parser.add_argument("--num_images", type=positive_int, default=64, help="with --evaluate: of its photos, the first")
     parser.add_argument("--seed", type=seed_number, default=0, help="of the starts and of the points where the shape is held")

@@ -4,7 +4,7 @@
 
 Writes ``{seed}.mp4`` (H.264) with its frames in ``{seed}_frames/``; other quantities than the image come out as
 ``{seed}_{quantity}.mp4``. A latent of invert.py goes by its file's name (``--latent inverted/photo_latent.safetensors``).
-The loop closes, so it can be played on repeat. Colours are explained in visualization/images.py.
+The loop closes, so it can be played on repeat. Colors are explained in visualization/images.py.
 """
 
 from __future__ import annotations

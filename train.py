@@ -72,7 +72,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         " from exactly this checkpoint",
     )
     parser.add_argument("--load_dir", help="start a new run from the weights in this folder (ours or published files)")
-    parser.add_argument("--load_dict", action="store_true", help="accepted for old commands: the form of a file is recognised")
+    parser.add_argument("--load_dict", action="store_true", help="accepted for old commands: the form of a file is recognized")
     parser.add_argument("--set_step", type=int, help="with --load_dir: the step to start at")
     parser.add_argument("--mirror_depth", action="store_true", help="with --load_dir: turn a hollow shape outward")
     parser.add_argument("--seed", type=seed_number, default=0)
@@ -211,7 +211,7 @@ def prepare_state(
                 turn = best_turn(state.averages["ema"].generator, curriculum.stage_at(state.step).img_size)
                 state.mirror_depth(turn.invert)
                 how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
-                notes.append(f"{how}: {turn.psnr_db:.1f} dB between the pictures before and after")
+                notes.append(f"{how}: {turn.psnr_db:.1f} dB between the images before and after")
 
     all_or_none(processes, choose, only_main=True)
     path = text_of_main(processes, str(chosen[0] or ""))

@@ -1,7 +1,7 @@
 """The one way to a generator: :func:`load_generator` takes this project's files and every published form.
 
 What the files are stands in :mod:`checkpoint_files` (ours) and :mod:`published_format`; their public functions for ours are
-offered here too. A file is recognised by its content, never by its name, and nothing in it is ever run.
+offered here too. A file is recognized by its content, never by its name, and nothing in it is ever run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""ProgressiveEncoderDiscriminator, under the published parameter names. Source: METHOD section 5; pi-GAN."""
+"""ProgressiveEncoderDiscriminator, under the published parameter names.
+
+Source: docs/method.md, "The discriminator"; pi-GAN, section 3.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from settings.curriculum import MAX_DISC_SIZE, Curriculum
+from settings.checks import MAX_DISC_SIZE
+from settings.curriculum import Curriculum
 
 LEAKY_SLOPE = 0.2
 NUM_POSE = 2
@@ -86,7 +90,7 @@ class ProgressiveEncoderDiscriminator(nn.Module):
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
         """images: (B, 3, H, H) in [-1, 1], H a power of two from 4 to 512.
 
-        ``fade_alpha`` below 1 mixes in the next block's view of the image halved by nearest neighbour.
+        ``fade_alpha`` below 1 mixes in the next block's view of the image halved by nearest neighbor.
         """
         start = entry_block(images.shape[-1])
         x = self.fromRGB[start](images)

@@ -41,7 +41,10 @@ class ImplicitGenerator3d(nn.Module):
         self.truncation_mean: FilmParameters | None = None
 
     def film(self, z: Tensor, psi: float = 1.0) -> FilmParameters:
-        """FiLM parameters of z (B, latent_dim), pulled toward their mean over latents: mean + psi * (film - mean)."""
+        """FiLM parameters of z (B, latent_dim), pulled toward their mean over latents: mean + psi * (film - mean).
+
+        Source: docs/method.md, "Truncation".
+        """
         film = self.siren.mapping_network(z)
         if psi == 1:
             return film

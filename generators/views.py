@@ -1,4 +1,4 @@
-"""One view of one latent: what evaluation, pictures, videos and metrics ask for. Deterministic: nothing is jittered."""
+"""One view of one latent: what evaluation, images, videos and metrics ask for. Deterministic: nothing is jittered."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.files import npz_bytes, write_atomically
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.renderer import RenderOutput, RenderSettings, ray_points, render
 from settings.curriculum import Curriculum
@@ -19,10 +20,10 @@ RAYS_PER_CHUNK = 1 << 15
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How pictures are made; None stands for the curriculum's value (``interval``: its final, narrowest one).
+    """How images are made; None stands for the curriculum's value (``interval``: its final, narrowest one).
 
-    ``surface_only``, of occupancy fields: a fast preview of one colour per ray, that of the root; without one, the background,
-    or with ``last_back`` the colour of the far end. The depth is the root's.
+    ``surface_only``, of occupancy fields: a fast preview of one color per ray, that of the root; without one, the background,
+    or with ``last_back`` the color of the far end. The depth is the root's.
     """
 
     image_size: int = 256
@@ -45,7 +46,7 @@ class ViewSettings:
 
 @dataclass
 class View:
-    """One picture, on the CPU, float32. H = W = image size.
+    """One image, on the CPU, float32. H = W = image size.
 
     ``image`` and ``surface_image`` (3, H, W) in [-1, 1]; ``depth`` and ``surface_depth`` (H, W), distance along the ray
     (``surface_depth`` is the curriculum's ray_end without a surface); ``hit_mask`` (H, W), True where the ray enters the
@@ -62,11 +63,14 @@ class View:
     pitch: float
 
     def save_raw(self, path: str | Path, label: str) -> None:
-        """One .npz with every array under its field's name, ``yaw``, ``pitch``, and ``seed`` or, of a latent file, ``latent``."""
+        """Write one .npz with every array under its field's name, ``yaw``, ``pitch``, and ``seed``, or of a latent file ``latent``.
+
+        Raises UserError where it cannot be written.
+        """
         arrays = {name: value.numpy() for name, value in vars(self).items() if isinstance(value, Tensor)}
         arrays |= {"yaw": np.float64(self.yaw), "pitch": np.float64(self.pitch)}
         arrays |= {"seed": np.int64(label)} if label.isdecimal() else {"latent": np.array(label)}
-        np.savez_compressed(path, **arrays)
+        write_atomically(path, npz_bytes(arrays), sync=False)
 
 
 def make_pose(yaw: float, pitch: float, device: torch.device | str = "cpu") -> CameraPoses:
@@ -75,7 +79,7 @@ def make_pose(yaw: float, pitch: float, device: torch.device | str = "cpu") -> C
 
 
 class LockedDirections:
-    """A field whose colours are those seen from straight ahead (``--lock_view_dependence``)."""
+    """A field whose colors are those seen from straight ahead (``--lock_view_dependence``)."""
 
     def __init__(self, field: Field) -> None:
         self._field = field
@@ -95,13 +99,13 @@ class LockedDirections:
 
 @torch.no_grad()
 def render_view(field: Field, pose: CameraPoses, curriculum: Curriculum, settings: ViewSettings) -> View:
-    """The picture of a field of one latent from one pose (1,), with depth, surface, normals and mask."""
+    """The image of a field of one latent from one pose (1,), with depth, surface, normals and mask."""
     return render_views(field, pose, curriculum, settings)[0]
 
 
 @torch.no_grad()
 def render_views(field: Field, poses: CameraPoses, curriculum: Curriculum, settings: ViewSettings) -> list[View]:
-    """The pictures of a field of B latents, one from each of B poses."""
+    """The images of a field of B latents, one from each of B poses."""
     if settings.lock_view_dependence:
         field = LockedDirections(field)
     size = settings.image_size
@@ -129,9 +133,9 @@ def render_views(field: Field, poses: CameraPoses, curriculum: Curriculum, setti
 
 
 def view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Tensor, ...]:
-    """What a :class:`View` holds, for rays (B, R) in a row: rgb, depth, surface depth, hit mask, normals, surface colour.
+    """What a :class:`View` holds, for rays (B, R) in a row: rgb, depth, surface depth, hit mask, normals, surface color.
 
-    Colours (B, R, 3) in [0, 1], normals (B, R, 3), the rest (B, R).
+    Colors (B, R, 3) in [0, 1], normals (B, R, 3), the rest (B, R).
     """
     output = render(field, rays, settings)
     if settings.background is not None:
@@ -144,9 +148,9 @@ def view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Te
 def surface_appearance(
     field: Field, rays: Rays, output: RenderOutput, root_colors: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Normals (B, R, 3) and colours (B, R, 3) in [0, 1] at the roots alone; 0 where a ray has none.
+    """Normals (B, R, 3) and colors (B, R, 3) in [0, 1] at the roots alone; 0 where a ray has none.
 
-    ``root_colors``: the colours at the roots where they are known already.
+    ``root_colors``: the colors at the roots where they are known already.
     """
     hit = output.surface.hit_mask
     normals, colors = torch.zeros_like(rays.directions), torch.zeros_like(rays.directions)

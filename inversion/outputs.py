@@ -17,7 +17,7 @@ from generators.views import View, ViewSettings, make_pose, render_view
 from inversion.reconstruction import Inversion, latent_of
 from inversion.search import Scene
 from siren.field import Field
-from visualization.images import from_uint8, picture_grid, save_picture, view_picture
+from visualization.images import from_uint8, image_grid, save_image, view_image
 from visualization.mesh_rendering import open_renderer, pose_matrix
 from visualization.meshes import (
     MeshSettings,
@@ -51,7 +51,7 @@ def write_all(inversion: Inversion, scene: Scene, photo: Tensor, name: Generator
         field = generator.field(scene.distribution.styles(inversion.found.coordinates, inversion.found.offsets))
     mesh = mesh_of(field, scene)
     sheet_path, video_path = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.mp4")
-    save_picture(sheet_path, sheet(inversion, field, mesh, scene, photo, view_size))
+    save_image(sheet_path, sheet(inversion, field, mesh, scene, photo, view_size))
     write_video(video_path, field, scene, view_size)
     meshes = [] if mesh is None else save_mesh(mesh, stem, (".glb",))
     return [latent_path, sheet_path, video_path, *meshes]
@@ -88,13 +88,13 @@ def sheet(inversion: Inversion, field: Field, mesh: Trimesh | None, scene: Scene
     depth_range = scene.curriculum.ray_start, scene.curriculum.ray_end
     rows = [
         [_enlarged(photo * 2 - 1, view_size), _enlarged(best.image * 2 - 1, view_size), *(view.image for view in views)],
-        [before, _enlarged(normals, view_size), *(view_picture(view, "normals", *depth_range) for view in views)],
+        [before, _enlarged(normals, view_size), *(view_image(view, "normals", *depth_range) for view in views)],
     ]
     if mesh is not None:
         renderer = open_renderer()
         images = [renderer.render(mesh, pose_matrix(pose.yaw, pose.pitch), pose.fov_degrees, view_size) for pose in (own, *poses)]
         rows.append([blank, *map(from_uint8, images)])
-    return picture_grid(rows)
+    return image_grid(rows)
 
 
 def _enlarged(image: Tensor, size: int) -> Tensor:

@@ -23,7 +23,7 @@ def surfaces_of(views: list[View]) -> Geometry:
 
 
 def background_is_white(data: TruthSet) -> bool:
-    """Whether the set's pictures are brighter than mid-grey where there is no object."""
+    """Whether the set's images are brighter than mid-gray where there is no object."""
     outside = ~data.geometry.mask.unsqueeze(1).expand_as(data.images)
     return bool(outside.any()) and float(data.images[outside].float().mean()) > 127.5
 
@@ -31,7 +31,7 @@ def background_is_white(data: TruthSet) -> bool:
 def generated_geometry(
     loaded: LoadedGenerator, curriculum: Curriculum, num: int, image_size: int, *, psi: float, seed: int, batch_size: int
 ) -> tuple[Tensor, Geometry]:
-    """``num`` pictures (N, 3, H, W) uint8 and the surfaces behind them, normals in camera axes."""
+    """``num`` images (N, 3, H, W) uint8 and the surfaces behind them, normals in camera axes."""
     settings = ViewSettings(image_size=image_size, last_back=curriculum.last_back)
     views: list[View] = []
     poses: list[CameraPoses] = []
@@ -49,7 +49,7 @@ def score(predicted: Geometry, generated: Geometry) -> dict[str, Any]:
     results = compare(predicted, generated)
     if not results["num_views_compared"]:
         raise UserError(
-            f"none of the {results['num_views']} generated views has a surface where its picture shows an object; "
+            f"none of the {results['num_views']} generated views has a surface where its image shows an object; "
             "is this generator trained on the set of --dataset_path?"
         )
     baselines = {"mirrored": compare(predicted, mirrored(generated)), "flat": compare(predicted, flattened(generated))}

@@ -1,6 +1,6 @@
-"""What the pose head of a run's discriminator reads from pictures, and how well it reads the run's own generated ones.
+"""What the pose head of a run's discriminator reads from images, and how well it reads the run's own generated ones.
 
-The head has learned to tell the poses of generated pictures, drawn from the run's camera prior, so what it reads in real ones
+The head has learned to tell the poses of generated images, drawn from the run's camera prior, so what it reads in real ones
 leans toward that prior: set what comes out, train shortly again, read again (docs/own_photos.md).
 """
 
@@ -47,7 +47,7 @@ class PoseHead:
         return poses.flip(1) - torch.tensor([self.curriculum.h_mean, self.curriculum.v_mean])
 
     def read_generated(self, num: int, seed: int) -> tuple[Tensor, Tensor]:
-        """What it reads from ``num`` of the run's own generated pictures, and their true poses: (N, 2) each, as :meth:`read`.
+        """What it reads from ``num`` of the run's own generated images, and their true poses: (N, 2) each, as :meth:`read`.
 
         The generator's own weights, which the head learned from, not the averaged ones.
         """

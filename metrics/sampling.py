@@ -43,7 +43,7 @@ def sample_fields(
     """Fields of ``num`` latents and a pose for each, in batches, on the generator's device; the same whatever the batch size.
 
     ``what`` names the work in the progress bar. Of ``world_size`` processes, ``rank`` gets the batches rank,
-    rank + world_size, ...: whole ones, for the last bits of a picture may hang on those it is computed with.
+    rank + world_size, ...: whole ones, for the last bits of an image may hang on those it is computed with.
     """
     curriculum, device = loaded.curriculum, next(loaded.generator.parameters()).device
     latents = draw_latents(num, curriculum.latent_dim, curriculum.z_dist, torch.Generator().manual_seed(seed))

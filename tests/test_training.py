@@ -26,7 +26,7 @@ from common.errors import UserError
 from distributed.processes import Processes
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
-from small_models import fit_coloured_ball
+from small_models import fit_colored_ball
 from train import main as train
 from training import outward_start
 from training.augmentation import GENERATED, REAL, augment
@@ -66,7 +66,7 @@ def arguments(photos: Path, output: Path, *more: str) -> list[str]:
 
 def fitted_state(curriculum: Curriculum) -> RunState:
     state = RunState(curriculum, seed=3, device=torch.device("cpu"), amp_dtype=None)
-    fit_coloured_ball(state.generator, num_steps=200)  # so that rays hit and the normal loss has a say
+    fit_colored_ball(state.generator, num_steps=200)  # so that rays hit and the normal loss has a say
     state.generator.zero_grad(set_to_none=True)
     return state
 
@@ -389,11 +389,11 @@ def test_another_curriculum_in_the_same_folder_is_refused(photos, tmp_path, caps
     assert load_training_checkpoint(tmp_path / "new" / "checkpoint_0000002.pt")["optimizer_G"]["state"][0]["step"] == 2
 
 
-def test_published_files_start_a_run(photos, tmp_path, shared_dir):
+def test_published_files_start_a_run(photos, tmp_path, published_files):
     source = tmp_path / "published"
     source.mkdir()
     for name in ("generator.pth", "ema.pth"):
-        shutil.copy(shared_dir / "reference" / "published_format" / name, source)
+        shutil.copy(published_files / name, source)
     command = ["--curriculum", "BFM", "--dataset_path", str(photos), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
     tiny = ["batch_size=1", "img_size=4", "batch_split=1", "gen_lr=1e-9"]
     train([*command, "--no-cache", "--no-use_logger", "--load_dir", str(source), "--load_dict", "--set_step", "70000",
@@ -447,7 +447,7 @@ def test_bad_input_is_named(photos, tmp_path, change, named):
 
 
 def test_bad_input_is_one_line_and_status_2(repo, tmp_path):
-    (tmp_path / "notes.jpg").write_text("not a picture")
+    (tmp_path / "notes.jpg").write_text("not an image")
     result = subprocess.run(
         [sys.executable, "train.py", "--curriculum", "SYNTH_TINY", "--dataset_path", str(tmp_path), "--output_dir",
          str(tmp_path / "out"), "--device", "cpu", "--no-cache", "--set", *SMALL],

@@ -148,7 +148,7 @@ def surface_metrics(generator: ImplicitGenerator3d, image_size: int) -> dict[str
 
     ``hit_rate``: rays that enter a surface. ``weighted_variance_1e4``: thickness of the surface, times 1e4, where any ray
     qualifies. ``bulge``: how much nearer the middle of the shapes is than their rim, world units; below 0 they are hollow
-    (training/hollow.py turns them outward). ``surface_psnr_db``: the picture of the roots alone against the volume-rendered
+    (training/hollow.py turns them outward). ``surface_psnr_db``: the image of the roots alone against the volume-rendered
     one, on rays that hit. ``consistency_*``: see :func:`metrics.consistency.compare_views`.
     """
     curriculum = generator.curriculum

@@ -1,6 +1,6 @@
 """The way out of a hollow shape: mirror the field in depth and train on.
 
-Through a narrow lens, a shape mirrored in depth and seen from the mirrored pose gives nearly the same picture, so unposed
+Through a narrow lens, a shape mirrored in depth and seen from the mirrored pose gives nearly the same image, so unposed
 images cannot tell a face from its hollow mould, and training may settle on the mould. Mirroring the field along the mean
 direction of view, and the pose read-outs of D about the mean pose, turns one into the other with everything else as it was.
 
@@ -28,7 +28,7 @@ MAX_SIZE = 32  # pixels; more see no more of a shape
 
 
 class Turn(NamedTuple):
-    """``invert``: solid becomes free and free solid. ``psnr_db``: of the pictures, those before against those after."""
+    """``invert``: solid becomes free and free solid. ``psnr_db``: of the images, those before against those after."""
 
     invert: bool
     psnr_db: float
@@ -44,7 +44,7 @@ def reflection(curriculum: Curriculum) -> torch.Tensor:
 
 @torch.no_grad()
 def best_turn(generator: ImplicitGenerator3d, image_size: int) -> Turn:
-    """With or without inverting: what leaves colours and silhouettes, seen from the mirrored poses, most as they were."""
+    """With or without inverting: what leaves colors and silhouettes, seen from the mirrored poses, most as they were."""
     c = generator.curriculum
     device = next(generator.parameters()).device
     z = latents_of_first_seeds(NUM_SEEDS, c).to(device)
@@ -52,16 +52,16 @@ def best_turn(generator: ImplicitGenerator3d, image_size: int) -> Turn:
     offsets = torch.stack([aside * c.v_stddev, -aside * c.h_stddev])
     settings = ViewSettings(min(image_size, MAX_SIZE), 1, last_back=c.last_back)
 
-    def pictures(of: ImplicitGenerator3d, sign: int) -> torch.Tensor:
+    def images(of: ImplicitGenerator3d, sign: int) -> torch.Tensor:
         poses = CameraPoses(c.v_mean + sign * offsets[0], c.h_mean + sign * offsets[1])
         views = render_views(of.field(of.film(z)), poses, c, settings)
         return torch.stack([torch.cat([view.image, view.hit_mask[None] * 2.0 - 1]) for view in views])
 
-    before, turns = pictures(generator, 1), {}
+    before, turns = images(generator, 1), {}
     for invert in (False, True):
         other = copy.deepcopy(generator)
         mirror_field(other, invert)
-        errors = (pictures(other, -1) - before).square().mean(dim=(0, 2, 3)).clamp_min(1e-12)
+        errors = (images(other, -1) - before).square().mean(dim=(0, 2, 3)).clamp_min(1e-12)
         turns[float(errors.mean())] = Turn(invert, float(10 * torch.log10(4 / errors[:3].mean())))
     return turns[min(turns)]
 
