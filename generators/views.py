@@ -63,7 +63,7 @@ class View:
     pitch: float
 
     def save_raw(self, path: str | Path, label: str) -> None:
-        """Write one .npz with every array under its field's name, ``yaw``, ``pitch``, and ``seed``, or of a latent file ``latent``.
+        """Write one .npz with every array under its field's name, ``yaw``, ``pitch`` and ``seed`` (of a latent file: ``latent``).
 
         Raises UserError where it cannot be written.
         """
