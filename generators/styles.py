@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from generators.generator import NUM_TRUNCATION_LATENTS, ImplicitGenerator3d, draw_latents
+from settings.curriculum import Curriculum
+from siren.mapping import FilmParameters
 
 Styles = TypeVar("Styles", bound=tuple)
 MIN_VARIANCE_SHARE = 1e-8  # of the largest component; below it there is rounding and no direction
@@ -99,6 +101,23 @@ def _principal_directions(centered: Tensor, max_directions: int) -> tuple[Tensor
     variances, directions = variances[known], (vectors if basis is None else basis @ vectors)[:, known].t()
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
     return directions * largest.sign(), variances
+
+
+def num_style_layers(styles: tuple, curriculum: Curriculum) -> int:
+    """Layers that styles steer, one after the other: of a SIREN its FiLM layers, the color layer last."""
+    return curriculum.num_layers + 1 if isinstance(styles, FilmParameters) else styles[0].shape[1]
+
+
+def mix_styles(geometry: Styles, appearance: Styles, split: int, curriculum: Curriculum) -> Styles:
+    """The first ``split`` layers of ``geometry``, the others of ``appearance``. Source: StyleGAN, section 3.1.
+
+    With all but a SIREN's color layer from ``geometry``, its occupancy is that of ``geometry``, to the bit.
+    """
+    if not isinstance(geometry, FilmParameters):
+        return geometry.mix(appearance, split)  # type: ignore[attr-defined]
+    width = split * curriculum.hidden_dim
+    pairs = zip(geometry, appearance, strict=True)
+    return FilmParameters(*(torch.cat([a[:, :width], b[:, width:]], dim=1) for a, b in pairs))
 
 
 def with_weights(generator: ImplicitGenerator3d, weights: Mapping[str, Tensor]) -> ImplicitGenerator3d:
