@@ -20,16 +20,26 @@ COMMON = {
     "h_mean": math.pi / 2,  # mean yaw; pi/2 looks at the object from the front
     "v_mean": math.pi / 2,  # mean pitch; pi/2 is level
     "sample_dist": "gaussian",  # poses: gaussian, uniform, truncated_gaussian, hybrid, spherical_uniform, or None (the mean)
+    # Images
+    "num_holdout": 0,  # images of the data set that training never sees, and scores are taken against
     # Networks
-    "model": "SPATIALSIRENBASELINE",  # the field: SPATIALSIRENBASELINE, TALLSIREN, EmbeddingPiGAN128 or EmbeddingPiGAN256
+    "model": "SPATIALSIRENBASELINE",  # the field: SPATIALSIRENBASELINE, TALLSIREN, EmbeddingPiGAN128, EmbeddingPiGAN256, TRIPLANE
     "generator": "ImplicitGenerator3d",  # the generator's class; there is one
-    "discriminator": "ProgressiveEncoderDiscriminator",  # the discriminator's class; there is one
+    "discriminator": "ProgressiveEncoderDiscriminator",  # or ResidualDiscriminator, whose widths are disc_widths
     "latent_dim": 256,  # size of the latent z
     "z_dist": "gaussian",  # distribution of z: gaussian, or uniform in [-1, 1]
     "hidden_dim": 256,  # width of the field and of its mapping network
     "num_layers": 8,  # FiLM layers before the occupancy is read out
     "view_dependent": True,  # whether colors depend on the view direction; False: the same from all sides
     "disc_channels": (16, 32, 64, 128, 256, 400, 400, 400, 400),  # channels of the discriminator at 512, 256, ... 2 px
+    "disc_widths": (48, 64, 96, 128),  # channels of the ResidualDiscriminator; the last at 4 px, each before at twice the size
+    # Networks of the model TRIPLANE, which has no hidden_dim and num_layers
+    "w_dim": 128,  # size of the intermediate latent w
+    "backbone_channels": (128, 128, 96, 48, 32),  # channels at 4, 8, ... px; the planes have the size of the last
+    "plane_channels": 16,  # features of a point on each plane; a multiple of 16
+    "plane_extent": 0.0,  # half side of the cube that the planes cover; 0: as far as the rays reach
+    "plane_reduce": "sum",  # how a point's features on the three planes are combined: sum or product
+    "decoder_dim": 32,  # width of the decoder's hidden layer; a multiple of 4
     # Rendering
     "pred_occ": True,  # True: occupancy, alpha = sigmoid(logit) (GOF); False: density, a radiance field (pi-GAN)
     "surface_sample": True,  # whether to find each ray's surface and sample around it (GOF)
@@ -338,6 +348,96 @@ CATS_TINY = {
     "ball_hold_lambda": 0.3,
     "ball_hold_floor": 0.05,  # else the faces flatten: so small an image hardly shows how far they turn
     "hollow_check_interval": 50,
+    # Evaluation
+    "num_eval_imgs": 512,
+}
+
+CATS_TRIPLANE = {
+    0: {"batch_size": 16, "img_size": 32, "gen_lr": 2e-3, "disc_lr": 3e-4},
+    5_000: {"batch_size": 16, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
+    40_000: {},
+    "dataset": "Cats",
+    # Cameras and rays: as in CATS64
+    "ray_start": 0.8,
+    "ray_end": 1.2,
+    "h_stddev": 0.25,
+    "v_stddev": 0.18,
+    # Images
+    "num_holdout": 800,
+    # Networks
+    "model": "TRIPLANE",
+    "discriminator": "ResidualDiscriminator",
+    "latent_dim": 128,
+    "view_dependent": False,
+    "plane_extent": 0.15,
+    # Rendering
+    "num_steps_coarse": 12,
+    "num_steps_surface": 5,
+    "num_steps_fine": 3,
+    "decay_beta": 1e-3,
+    "last_back": True,  # as in CATS64
+    # Losses
+    "gan_loss": "relativistic",  # as in CATS64
+    "r1_lambda": 0.5,
+    "r2_lambda": 0.5,
+    "r1_interval": 4,
+    "pos_lambda": 5.0,
+    "topk_v": 1.0,  # G learns from all of its images: none of them is to be given up
+    "opacprior_lambda_init": 0.1,
+    "opacprior_growth_rate": 1.5e-3,
+    "normal_lambda": 0.5,
+    # Optimization
+    "betas": (0.0, 0.99),
+    "grad_clip": 100.0,  # the lazy penalties come at four times their weight, and are not to be clipped
+    "share_images": True,
+    # The start of the shape
+    "init_ball_radius": 0.1,
+    "ball_hold_steps": 2000,
+    "ball_hold_lambda": 0.3,
+    "ball_hold_floor": 0.05,
+    "hollow_check_interval": 100,
+    # Evaluation
+    "num_eval_imgs": 800,
+}
+
+SYNTH_TRIPLANE = {
+    0: {"batch_size": 16, "img_size": 32, "gen_lr": 2e-3, "disc_lr": 3e-4},
+    5_000: {"batch_size": 16, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
+    40_000: {},
+    "dataset": "Heads",
+    # Cameras and rays: those of the built-in heads
+    "h_stddev": 0.7,
+    "v_stddev": 0.25,
+    "sample_dist": "uniform",
+    # Networks
+    "model": "TRIPLANE",
+    "discriminator": "ResidualDiscriminator",
+    "latent_dim": 128,
+    "view_dependent": False,
+    # Rendering
+    "num_steps_coarse": 12,
+    "num_steps_surface": 5,
+    "num_steps_fine": 3,
+    "decay_beta": 1e-3,
+    "eval_last_back": False,  # the heads stand before black, which is what missing weight shows
+    # Losses
+    "gan_loss": "relativistic",
+    "r1_lambda": 0.5,
+    "r2_lambda": 0.5,
+    "r1_interval": 4,
+    "pos_lambda": 5.0,
+    "topk_v": 1.0,
+    "opacprior_lambda_init": 0.1,
+    "opacprior_growth_rate": 1.5e-3,
+    # Optimization
+    "betas": (0.0, 0.99),
+    "grad_clip": 100.0,
+    "share_images": True,
+    # The start of the shape
+    "init_ball_radius": 0.08,
+    "ball_hold_steps": 1000,
+    "ball_hold_lambda": 0.3,
+    "hollow_check_interval": 100,
     # Evaluation
     "num_eval_imgs": 512,
 }

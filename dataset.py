@@ -26,7 +26,7 @@ from common.program import run_script
 from heads.camera_prior import write_camera_prior
 from loading.batches import BatchStream, batch_at, epoch_order
 from loading.cache import build_cache, default_cache_dir
-from loading.files import FORMATS, DatasetSpec, ImageSource, find_images, open_member
+from loading.files import ALL_IMAGES, FORMATS, DatasetSpec, ImageSource, Split, find_images, open_member, part_of
 from settings.registry import get_curriculum
 from visualization.images import png_bytes
 
@@ -35,12 +35,14 @@ __all__ = [
     "BatchStream",
     "DatasetSpec",
     "ImageDataset",
+    "Split",
     "batch_at",
     "build_cache",
     "default_cache_dir",
     "epoch_order",
     "find_images",
     "get_dataset_spec",
+    "part_of",
 ]
 
 MAX_SIZE = 8192  # pixels, of a square
@@ -66,8 +68,8 @@ class ImageDataset(torch.utils.data.Dataset):
     """Readable images of ``path``, square at ``size`` pixels.
 
     ``preset``: a name in DATASETS. ``cache_dir``: ``"default"``, a folder, or None to decode into memory without a file.
-    Unreadable images are skipped and named in ``unreadable_names``; more than ``max_unreadable`` of all (and more than
-    one) raise UserError, as does a path without images.
+    ``split``: which part of the images. Unreadable images are skipped and named in ``unreadable_names``; more than
+    ``max_unreadable`` of all (and more than one) raise UserError, as does a path without images.
     """
 
     def __init__(
@@ -78,10 +80,11 @@ class ImageDataset(torch.utils.data.Dataset):
         cache_dir: str | Path | None = "default",
         max_unreadable: float = 0.05,
         num_workers: int | None = None,
+        split: Split = ALL_IMAGES,
     ) -> None:
         if not 1 <= size <= MAX_SIZE:
             raise UserError(f"image size {size}: must be from 1 to {MAX_SIZE}")
-        self.source, self.size, self.preset = find_images(path), size, preset
+        self.source, self.size, self.preset = part_of(find_images(path), split), size, preset
         where = default_cache_dir() if cache_dir == "default" else cache_dir
         self.pixels, unreadable = build_cache(self.source, get_dataset_spec(preset), size, where, num_workers)
         self.unreadable_names = [self.source.names[i] for i in unreadable]

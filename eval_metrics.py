@@ -16,13 +16,15 @@ from typing import Any
 from torch import Tensor
 
 from checkpoints.loading import LoadedGenerator
-from common.arguments import ArgumentParser, positive_int, seed_number
+from common.arguments import ArgumentParser, int_between, positive_int, seed_number
 from common.program import run_script
 from distributed.sharding import shared_work
+from loading.files import PARTS, Split
 from metrics.fidelity import EXTRACTORS, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation
 from metrics.report import add_common_arguments, load, model_record, print_table, write_json
 from metrics.sampling import generated_images, real_images
+from settings.curriculum import MAX_COUNT
 
 FEW_IMAGES_FOR_FID = 2048  # with fewer than the feature's dimensions, its covariance is singular
 
@@ -34,6 +36,8 @@ def make_parser() -> ArgumentParser:
         "--dataset_path", "--real_image_dir", required=True, help="the real images: a folder (searched recursively), glob or zip"
     )
     parser.add_argument("--dataset", help="how real images are cropped: a preset of dataset.py (default: the curriculum's)")
+    parser.add_argument("--split", choices=PARTS, help="which real images (default: those held out, where there are any, or all)")
+    parser.add_argument("--num_holdout", type=int_between(0, MAX_COUNT), help="how many are held out (default: the curriculum's)")
     parser.add_argument("--num_images", type=positive_int, default=2048, help="of each kind")
     parser.add_argument("--seed", type=seed_number, default=0, help="of latents, poses, and the choice of real images")
     described = "; ".join(f"{name}: {metric.description}" for name, metric in METRICS.items())
@@ -61,7 +65,7 @@ def _notes(evaluation: Evaluation, num_images: int) -> list[str]:
     return notes
 
 
-def _protocol(args: Any, evaluation: Evaluation, preset: str) -> dict[str, Any]:
+def _protocol(args: Any, evaluation: Evaluation, preset: str, split: Split) -> dict[str, Any]:
     import PIL
     import torchvision
 
@@ -72,6 +76,8 @@ def _protocol(args: Any, evaluation: Evaluation, preset: str) -> dict[str, Any]:
         "image_size": args.image_size,
         "dataset_path": str(args.dataset_path),
         "dataset_preset": preset,
+        "real_part": split.part,
+        "num_holdout": split.num_holdout,
         "real_resize": "dataset.py: antialiased, Pillow " + PIL.__version__,
         "seed": args.seed,
         "psi": args.psi,
@@ -98,11 +104,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         preset = args.dataset or loaded.curriculum.dataset
         real = None
         if processes.is_main:  # while the others render
-            real = real_images(args.dataset_path, preset, args.num_images, args.image_size, args.seed)
+            where = (args.dataset_path, preset, args.num_images, args.image_size, args.seed)
+            real = real_images(*where, split=_split(args, loaded))
         how = {"psi": args.psi, "seed": args.seed, "batch_size": args.batch_size}
         fake = generated_images(loaded, args.num_images, args.image_size, **how, processes=processes)
     if real is not None and fake is not None:
         score(args, loaded, real, fake, weights, preset)
+
+
+def _split(args: Any, loaded: LoadedGenerator) -> Split:
+    num = loaded.curriculum.num_holdout if args.num_holdout is None else args.num_holdout
+    return Split(args.split or ("holdout" if num else "all"), num)
 
 
 def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weights: Path | None, preset: str) -> None:
@@ -116,7 +128,7 @@ def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weight
     notes = _notes(evaluation, args.num_images)
     for note in notes:
         print(f"note: {note}")
-    record = {"metrics": results, "notes": notes, "protocol": _protocol(args, evaluation, preset)}
+    record = {"metrics": results, "notes": notes, "protocol": _protocol(args, evaluation, preset, _split(args, loaded))}
     write_json(args.output_json, {**record, "model": model_record(args, loaded)})
     print_table(f"{len(fake)} generated and {len(real)} real images at {args.image_size} px", results)
     print(f"written to {args.output_json}")

@@ -2,9 +2,10 @@
 
     python render_video_interpolation.py pretrained/heads.safetensors --seeds 0 1 2 3 --trajectory front
 
-Between two seeds the FiLM parameters are interpolated linearly; the last seed leads back to the first and the camera ends
-where it began, so the video can be played on repeat. Writes ``interpolation_{seeds}_{trajectory}.mp4`` and so on, as
-render_video.py does. With --save_raw a frame is named after the seed that its segment starts from.
+Between two seeds the styles (of a SIREN: its FiLM parameters) are interpolated linearly; the last seed leads back to the
+first and the camera ends where it began, so the video can be played on repeat. Writes
+``interpolation_{seeds}_{trajectory}.mp4`` and so on, as render_video.py does. With --save_raw a frame is named after the seed
+that its segment starts from.
 Every frame is another latent, so there is nothing to share between them, and --plain changes nothing.
 """
 

@@ -22,6 +22,7 @@ from checkpoints.loading import LoadedGenerator
 from common.arguments import ArgumentParser, image_side, positive_int, seed_number
 from common.errors import UserError
 from common.program import run_script
+from generators.generator import Styles
 from generators.styles import mix_styles, num_style_layers
 from generators.views import View, ViewSettings, make_pose, render_view
 from siren.mapping import FilmParameters
@@ -67,7 +68,7 @@ def _subjects(loaded: LoadedGenerator, args: argparse.Namespace, seeds: Sequence
     return [make() for make in open_subjects(loaded, seeds, chosen)]
 
 
-def _split_of(chosen: int | None, styles: tuple, loaded: LoadedGenerator) -> int:
+def _split_of(chosen: int | None, styles: Styles, loaded: LoadedGenerator) -> int:
     """How many layers come from the row. Raises UserError where the network has no more than that."""
     num_layers = num_style_layers(styles, loaded.curriculum)
     if chosen is None:

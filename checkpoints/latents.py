@@ -22,7 +22,7 @@ from checkpoints.files import check_finite, read_safetensors, tensor_digest, wri
 from checkpoints.safe_pickle import printable
 from common.errors import UserError
 from common.files import require_file
-from generators.generator import ImplicitGenerator3d
+from generators.generator import ImplicitGenerator3d, Styles
 
 LATENT_FORMAT = "gof-latent-1"
 DIRECTIONS_FORMAT = "gof-directions-1"
@@ -51,7 +51,7 @@ class Latent:
     """``styles``: a NamedTuple of tensors (1, ...). ``photo``: PHOTO_KEYS to numbers, radians and half images, as in
     inversion/camera.py. ``weights``: tuned parameters by name, or None. ``psnr_db``: of the photo's reconstruction."""
 
-    styles: tuple
+    styles: Styles
     photo: Mapping[str, float]
     generator: GeneratorName
     psnr_db: float
@@ -60,7 +60,7 @@ class Latent:
 
 def save_latent(path: str | Path, latent: Latent) -> None:
     """Write a latent file. Raises UserError where a number is not finite or the file cannot be written."""
-    tensors = {STYLES_PREFIX + name: part for name, part in latent.styles._asdict().items()}  # type: ignore[attr-defined]
+    tensors = {STYLES_PREFIX + name: part for name, part in latent.styles._asdict().items()}
     tensors |= {WEIGHTS_PREFIX + name: value for name, value in (latent.weights or {}).items()}
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}
     check_finite(path, tensors)
@@ -99,7 +99,7 @@ def load_latent(path: str | Path, generator: ImplicitGenerator3d, name: Generato
 
 
 @torch.no_grad()
-def _styles_like(generator: ImplicitGenerator3d) -> Any:
+def _styles_like(generator: ImplicitGenerator3d) -> Styles:
     """A NamedTuple with the shapes of the generator's styles for one latent."""
     return generator.film(torch.zeros(1, generator.curriculum.latent_dim, device=next(generator.parameters()).device))
 

@@ -6,25 +6,14 @@ Source: docs/method.md, "The discriminator"; pi-GAN, section 3.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from discriminators.base import LEAKY_SLOPE, NUM_POSE, Discriminator, DiscriminatorOutput
 from settings.checks import MAX_DISC_SIZE
 from settings.curriculum import Curriculum
-
-LEAKY_SLOPE = 0.2
-NUM_POSE = 2
-
-
-class DiscriminatorOutput(NamedTuple):
-    """``score`` (B,), ``latent`` (B, latent_dim), ``pose`` (B, 2) as (pitch, yaw) in radians."""
-
-    score: Tensor
-    latent: Tensor
-    pose: Tensor
 
 
 class CoordConv(nn.Module):
@@ -70,7 +59,7 @@ class FromRGB(nn.Module):
         return self.model(image)
 
 
-class ProgressiveEncoderDiscriminator(nn.Module):
+class ProgressiveEncoderDiscriminator(Discriminator):
     """Eight residual blocks; an image enters at the block of its size (512 px: block 0, ... 4 px: block 7)."""
 
     def __init__(self, curriculum: Curriculum) -> None:
@@ -80,12 +69,6 @@ class ProgressiveEncoderDiscriminator(nn.Module):
         self.layers = nn.ModuleList([ResidualCoordConvBlock(channels[i], channels[i + 1]) for i in range(len(channels) - 1)])
         self.fromRGB = nn.ModuleList([FromRGB(num) for num in channels])
         self.final_layer = nn.Conv2d(channels[-1], 1 + self.latent_dim + NUM_POSE, kernel_size=2)
-
-    def used_parameters(self, size: int, fade_alpha: float) -> list[nn.Parameter]:
-        """Those that images of ``size`` px meet; the rest belongs to other sizes and gets no gradient."""
-        start = entry_block(size)
-        parts = [*self.layers[start:], *self.fromRGB[start : start + (2 if fade_alpha < 1 else 1)], self.final_layer]
-        return [parameter for part in parts for parameter in part.parameters()]
 
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
         """images: (B, 3, H, H) in [-1, 1], H a power of two from 4 to 512.

@@ -1,6 +1,6 @@
 """Styles of any generator as vectors, and their distribution over latents.
 
-Styles are what a mapping network gives the field: a NamedTuple of tensors (B, ...) with ``lerp``, such as FilmParameters.
+Styles are what a mapping network makes of latents: a NamedTuple of tensors (B, ...), by the curriculum's model.
 B batch, D numbers per latent in all parts together, K principal directions.
 """
 
@@ -9,20 +9,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from generators.generator import NUM_TRUNCATION_LATENTS, ImplicitGenerator3d, draw_latents
+from generators.generator import NUM_TRUNCATION_LATENTS, ImplicitGenerator3d, Styles, draw_latents
 from settings.curriculum import Curriculum
 from siren.mapping import FilmParameters
+from triplane.mapping import TriplaneStyles
 
-Styles = TypeVar("Styles", bound=tuple)
 MIN_VARIANCE_SHARE = 1e-8  # of the largest component; below it there is rounding and no direction
 
 
-def flatten_styles(styles: tuple) -> Tensor:
+def flatten_styles(styles: Styles) -> Tensor:
     """All parts of a NamedTuple of tensors (B, ...), one after the other: (B, D)."""
     return torch.cat([part.flatten(1) for part in styles], dim=1)
 
@@ -41,13 +41,13 @@ class StyleDistribution(NamedTuple):
     directions: Tensor
     sigma: Tensor
     spread: Tensor
-    like: tuple
+    like: Styles
 
-    def coordinates(self, styles: tuple) -> Tensor:
+    def coordinates(self, styles: Styles) -> Tensor:
         """Styles of B latents -> (B, K), standard normal coordinates along the directions."""
         return (flatten_styles(styles) - self.mean) @ self.directions.t() / self.sigma
 
-    def styles(self, coordinates: Tensor, offsets: Tensor | None = None) -> tuple:
+    def styles(self, coordinates: Tensor, offsets: Tensor | None = None) -> Styles:
         """(B, K) -> styles. ``offsets`` (B, D): what is added beside the directions, in units of ``spread``."""
         vectors = self.mean + (coordinates * self.sigma) @ self.directions
         if offsets is not None:
@@ -103,9 +103,9 @@ def _principal_directions(centered: Tensor, max_directions: int) -> tuple[Tensor
     return directions * largest.sign(), variances
 
 
-def num_style_layers(styles: tuple, curriculum: Curriculum) -> int:
+def num_style_layers(styles: Styles, curriculum: Curriculum) -> int:
     """Layers that styles steer, one after the other: of a SIREN its FiLM layers, the color layer last."""
-    return curriculum.num_layers + 1 if isinstance(styles, FilmParameters) else styles[0].shape[1]
+    return styles.styles.shape[1] if isinstance(styles, TriplaneStyles) else curriculum.num_layers + 1
 
 
 def mix_styles(geometry: Styles, appearance: Styles, split: int, curriculum: Curriculum) -> Styles:
@@ -113,8 +113,8 @@ def mix_styles(geometry: Styles, appearance: Styles, split: int, curriculum: Cur
 
     With all but a SIREN's color layer from ``geometry``, its occupancy is that of ``geometry``, to the bit.
     """
-    if not isinstance(geometry, FilmParameters):
-        return geometry.mix(appearance, split)  # type: ignore[attr-defined]
+    if isinstance(geometry, TriplaneStyles):
+        return geometry.mix(appearance, split)
     width = split * curriculum.hidden_dim
     pairs = zip(geometry, appearance, strict=True)
     return FilmParameters(*(torch.cat([a[:, :width], b[:, width:]], dim=1) for a, b in pairs))

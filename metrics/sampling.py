@@ -15,6 +15,7 @@ from generators.cameras import CameraPoses, Rays, camera_rays, sample_camera_pos
 from generators.generator import draw_latents
 from generators.renderer import RenderSettings, render
 from generators.views import RAYS_PER_CHUNK
+from loading.files import ALL_IMAGES, Split
 from settings.curriculum import Curriculum
 from siren.field import Field
 
@@ -106,13 +107,22 @@ def generated_images(
     return ordered
 
 
-def real_images(path: str | Path, preset: str, num: int, image_size: int, seed: int = 0, use_cache: bool = True) -> Tensor:
-    """A random choice of at most ``num`` images of ``path``: (N, 3, image_size, image_size) uint8; N < num if it holds fewer.
+def real_images(
+    path: str | Path,
+    preset: str,
+    num: int,
+    image_size: int,
+    seed: int = 0,
+    use_cache: bool = True,
+    split: Split = ALL_IMAGES,
+) -> Tensor:
+    """A random choice of at most ``num`` images of ``path``, or of its part ``split``; all where it holds fewer.
 
+    Returns (N, 3, image_size, image_size) uint8.
     Raises UserError where there are none, or too many that cannot be read.
     """
     from dataset import ImageDataset
 
-    dataset = ImageDataset(path, image_size, preset, "default" if use_cache else None)
+    dataset = ImageDataset(path, image_size, preset, "default" if use_cache else None, split=split)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     return torch.stack([dataset[int(index)] for index in tqdm(order[:num], desc="real images", unit="image", leave=False)])

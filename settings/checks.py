@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 
 from curriculums import COMMON
 
-MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN128", "EmbeddingPiGAN256")
+MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN128", "EmbeddingPiGAN256", "TRIPLANE")
 SAMPLE_DISTS = ("gaussian", "uniform", "truncated_gaussian", "hybrid", "spherical_uniform", None)
+DISCRIMINATORS = ("ProgressiveEncoderDiscriminator", "ResidualDiscriminator")
 MAX_DISC_SIZE = 512  # pixels
+LAST_DISC_SIZE = 4  # pixels, of the residual discriminator's last block
+MAX_DISC_WIDTHS = (MAX_DISC_SIZE // LAST_DISC_SIZE).bit_length()
 NUM_DISC_LEVELS = 9  # 512 px down to 2 px
+MAX_BACKBONE_LEVELS, MAX_BACKBONE_WIDTH = 8, 1 << 12
 MAX_SHOWN = 100  # characters of a value in a message
 MAX_BATCH = 1 << 16
 MAX_COUNT = 10**9
@@ -71,6 +75,7 @@ NUMBERS: dict[str, Interval] = {
     "init_ball_radius": NOT_NEGATIVE,
     "ball_hold_lambda": NOT_NEGATIVE,
     "ball_hold_floor": NOT_NEGATIVE,
+    "plane_extent": NOT_NEGATIVE,
 }
 COUNTS: dict[str, tuple[int, int]] = {  # least and most; no run wants more, and a file's settings must not fill the memory
     "end_step": (1, MAX_COUNT),
@@ -88,17 +93,22 @@ COUNTS: dict[str, tuple[int, int]] = {  # least and most; no run wants more, and
     "ball_hold_steps": (0, MAX_COUNT),
     "hollow_check_interval": (0, MAX_COUNT),
     "num_eval_imgs": (1, MAX_COUNT),
+    "num_holdout": (0, MAX_COUNT),
+    "w_dim": (1, 1 << 12),
+    "plane_channels": (1, 256),
+    "decoder_dim": (1, 1 << 10),
 }
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "sample_dist": SAMPLE_DISTS,
     "model": MODELS,
     "generator": ("ImplicitGenerator3d",),
-    "discriminator": ("ProgressiveEncoderDiscriminator",),
+    "discriminator": DISCRIMINATORS,
     "clamp_mode": ("relu", "softplus"),
     "gan_loss": ("non_saturating", "relativistic"),  # those of training/losses.py
     "z_dist": ("gaussian", "uniform"),
     "root_method": ("secant", "bisection"),
     "lr_decay": ("constant", "cosine"),
+    "plane_reduce": ("sum", "product"),
 }
 STAGE_NUMBERS: dict[str, Interval] = {"gen_lr": POSITIVE, "disc_lr": POSITIVE}
 STAGE_COUNTS: dict[str, tuple[int, int]] = {
@@ -115,6 +125,8 @@ def problems(curriculum: Any) -> Iterator[str]:
     yield from _problems_of_values(values)
     yield from _problems_of_lists(values)
     yield from _contradictions(curriculum)
+    if curriculum.model == "TRIPLANE":
+        yield from _triplane_problems(curriculum)
     yield from _stage_problems(curriculum)
 
 
@@ -150,6 +162,9 @@ def _problems_of_lists(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"betas must be two numbers in [0, 1), not {shown(betas)}"
     if not (is_widths(channels) and len(channels) == NUM_DISC_LEVELS):
         yield f"disc_channels must be {NUM_DISC_LEVELS} positive whole numbers (512 px down to 2 px), not {shown(channels)}"
+    widths = values["disc_widths"]
+    if not (is_widths(widths) and 1 <= len(widths) <= MAX_DISC_WIDTHS):
+        yield f"disc_widths must be 1 to {MAX_DISC_WIDTHS} positive whole numbers, the last at 4 px, not {shown(widths)}"
 
 
 def _contradictions(c: Any) -> Iterator[str]:
@@ -172,6 +187,16 @@ def _contradictions(c: Any) -> Iterator[str]:
         yield f"init_ball_radius must be 0 or at least {MIN_BALL_RADIUS} and less than {room:.4g}, where the rays begin or end"
 
 
+def _triplane_problems(c: Any) -> Iterator[str]:
+    channels = c.backbone_channels
+    if not (is_widths(channels) and 1 <= len(channels) <= MAX_BACKBONE_LEVELS and max(channels) <= MAX_BACKBONE_WIDTH):
+        yield f"backbone_channels must be 1 to 8 positive whole numbers (4 px up to the planes' size), not {shown(channels)}"
+    if c.plane_channels % 16 or c.decoder_dim % 4:
+        yield "plane_channels must be a multiple of 16, decoder_dim one of 4"
+    if c.view_dependent or not c.pred_occ:
+        yield "model TRIPLANE needs pred_occ and view_dependent=False"
+
+
 def _stage_problems(c: Any) -> Iterator[str]:
     for number, stage in enumerate(c.stages):
         for problem in _out_of_range(vars(stage), STAGE_NUMBERS, STAGE_COUNTS):
@@ -187,6 +212,11 @@ def _stage_problems(c: Any) -> Iterator[str]:
             yield f"{where} batch_size {stage.batch_size} is not divisible by batch_split {stage.batch_split}"
         if stage.img_size & (stage.img_size - 1) or not 4 <= stage.img_size <= MAX_DISC_SIZE:
             yield f"{where} img_size {stage.img_size} has no discriminator layer; use a power of two from 4 to {MAX_DISC_SIZE}"
+        if c.discriminator == "ResidualDiscriminator" and stage.img_size < c.disc_base_size:
+            yield (
+                f"{where} img_size {stage.img_size} is less than the {c.disc_base_size} px at which {len(c.disc_widths)}"
+                " disc_widths begin; leave out the first of them"
+            )
 
 
 def is_number(value: Any) -> bool:

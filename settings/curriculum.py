@@ -20,7 +20,7 @@ from typing import Any
 
 from common.errors import UserError
 from curriculums import COMMON
-from settings.checks import is_number, problems, shown
+from settings.checks import LAST_DISC_SIZE, is_number, problems, shown
 
 MAX_NAME = 100  # characters
 
@@ -56,6 +56,9 @@ class Curriculum:
     v_mean: float
     sample_dist: str | None
 
+    # Images
+    num_holdout: int
+
     # Networks
     model: str
     generator: str
@@ -66,6 +69,13 @@ class Curriculum:
     num_layers: int
     view_dependent: bool
     disc_channels: tuple[int, ...]
+    disc_widths: tuple[int, ...]
+    w_dim: int
+    backbone_channels: tuple[int, ...]
+    plane_channels: int
+    plane_extent: float
+    plane_reduce: str
+    decoder_dim: int
 
     # Rendering
     pred_occ: bool
@@ -127,6 +137,11 @@ class Curriculum:
         problem = next(problems(self), None)
         if problem:
             raise UserError(f"curriculum {self.name}: {problem}")
+
+    @property
+    def disc_base_size(self) -> int:
+        """Pixels at which the residual discriminator's first block works: every further one of ``disc_widths`` halves them."""
+        return LAST_DISC_SIZE << (len(self.disc_widths) - 1)
 
     def stage_at(self, step: int) -> Stage:
         """The stage that holds at ``step``."""

@@ -112,7 +112,16 @@ def test_every_setting_has_its_common_value_and_its_check():
     """One source of defaults; none of them is unchecked, none is checked twice."""
     fields = [field.name for field in dataclasses.fields(Curriculum)]
     assert list(COMMON) == [key for key in fields if key not in ("name", "dataset", "stages", "end_step")]
-    checked = [*checks.FLAGS, *checks.NUMBERS, *checks.COUNTS, *checks.CHOICES, "betas", "disc_channels"]
+    checked = [
+        *checks.FLAGS,
+        *checks.NUMBERS,
+        *checks.COUNTS,
+        *checks.CHOICES,
+        "betas",
+        "disc_channels",
+        "disc_widths",
+        "backbone_channels",
+    ]
     assert sorted(checked) == sorted([*COMMON, "end_step"])
 
 

@@ -17,7 +17,7 @@ import dataset as dataset_module
 from common.errors import UserError
 from dataset import DATASETS, BatchStream, ImageDataset, batch_at, epoch_order
 from loading.cache import CachedImages, build_cache
-from loading.files import DatasetSpec, decode, find_images, to_rgb, to_square
+from loading.files import DatasetSpec, Split, decode, find_images, part_of, to_rgb, to_square
 
 
 def solid(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (20, 20)) -> Path:
@@ -48,6 +48,37 @@ def test_folder_glob_and_zip_give_the_same_images_in_sorted_order(folder: Path, 
     assert reds(ImageDataset(tmp_path / "z.zip", 8, cache_dir=None)) == [0, 10, 20, 30, 40]
     assert reds(ImageDataset(str(folder / "[1-3].png"), 8, cache_dir=None)) == [10, 20, 30]
     assert reds(ImageDataset(str(folder / "**/*.png"), 8, cache_dir=None)) == [0, 10, 20, 30, 40]
+
+
+def numbers(path: Path | str, part: str, num_holdout: int) -> list[int]:
+    """File names, as numbers, of a part of ``path``."""
+    return [int(Path(name).stem) for name in part_of(find_images(path), Split(part, num_holdout)).names]
+
+
+def test_held_out_images_are_apart_and_hang_on_their_names_alone(tmp_path: Path) -> None:
+    for i in range(60):
+        solid(tmp_path / "images" / f"{i:02}.png", (i, 0, 0))
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        for file in (tmp_path / "images").iterdir():
+            archive.write(file, f"elsewhere/{file.name}")
+    held_out, kept = (numbers(tmp_path / "images", part, 12) for part in ("holdout", "train"))
+    assert len(held_out) == 12 and not set(held_out) & set(kept) and sorted(held_out + kept) == list(range(60))
+    assert held_out == [0, 2, 3, 4, 6, 18, 33, 34, 38, 40, 42, 44]  # for ever: what a run never saw must stay apart
+    assert held_out == numbers(tmp_path / "z.zip", "holdout", 12)
+    assert set(numbers(tmp_path / "images", "holdout", 8)) < set(held_out)
+    for part, expected in (("holdout", held_out), ("train", kept)):
+        assert reds(ImageDataset(tmp_path / "images", 8, cache_dir=tmp_path / "cache", split=Split(part, 12))) == expected
+    for i in range(60, 66):
+        solid(tmp_path / "images" / f"{i:02}.png", (i, 0, 0))
+    assert len(set(numbers(tmp_path / "images", "holdout", 12)) & set(held_out)) >= 6
+
+
+def test_impossible_parts_are_refused(folder: Path) -> None:
+    assert numbers(folder, "train", 0) == numbers(folder, "all", 3) == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="5 images; of them 5 cannot be held out"):
+        numbers(folder, "train", 5)
+    with pytest.raises(UserError, match="no images are held out"):
+        numbers(folder, "holdout", 0)
 
 
 @pytest.mark.parametrize(

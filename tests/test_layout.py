@@ -12,6 +12,7 @@ ORDER = (
     "common",
     "settings",
     "siren",
+    "triplane",
     "discriminators",
     "generators",
     "checkpoints",
@@ -21,6 +22,7 @@ ORDER = (
     "loading",
     "dataset",
     "metrics",
+    "inversion",
     "training",
     "tools",
 )

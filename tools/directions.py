@@ -137,10 +137,9 @@ def report_of(distribution: StyleDistribution, movements: Sequence[Movement]) ->
 def table(report: Sequence[dict[str, Any]]) -> str:
     lines = ["direction  variance   depth, rms   share   color, rms   share"]
     for entry in report:
-        lines.append(
-            f"{entry['direction']:9d}  {entry['variance_share']:8.1%}  {entry['shape_rms_depth']:11.5f}  {entry['shape_share']:6.1%}"
-            f"  {entry['color_rms']:11.4f}  {entry['color_share']:6.1%}"
-        )
+        shape = f"{entry['shape_rms_depth']:11.5f}  {entry['shape_share']:6.1%}"
+        color = f"{entry['color_rms']:11.4f}  {entry['color_share']:6.1%}"
+        lines.append(f"{entry['direction']:9d}  {entry['variance_share']:8.1%}  {shape}  {color}")
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from distributed.processes import Processes
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
 from loading.cache import default_cache_dir
+from loading.files import Split
 from metrics.consistency import view_consistency
 from metrics.fidelity import weights_at_hand
 from metrics.geometry import background_is_white, generated_geometry, surfaces_of
@@ -127,8 +128,10 @@ class Evaluator:
     def _image_metrics(self, fake: Tensor, image_size: int, generator: ImplicitGenerator3d) -> dict[str, float]:
         options, weights = self._options, weights_at_hand(EXTRACTOR, self._options.weights)
         if image_size not in self._real:
-            where = (options.dataset_path, options.dataset_preset)
-            self._real = {image_size: real_images(*where, options.num_images, image_size, use_cache=options.use_cache)}
+            where = (options.dataset_path, options.dataset_preset, options.num_images, image_size)
+            num = generator.curriculum.num_holdout
+            split = Split("holdout" if num else "all", num)
+            self._real = {image_size: real_images(*where, use_cache=options.use_cache, split=split)}
         names = ("swd",) if weights is None else ("swd", "fid", "kid")
         device = next(generator.parameters()).device
         evaluation = Evaluation(self._real[image_size], fake, names, device=device, extractor=EXTRACTOR, weights_file=weights)

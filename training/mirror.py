@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from common.errors import UserError
-from discriminators.progressive import NUM_POSE, ProgressiveEncoderDiscriminator
+from discriminators.base import NUM_POSE, Discriminator
 from generators.cameras import CameraPoses, camera_positions
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
@@ -74,7 +74,12 @@ def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
 
     Raises UserError for a model with a feature grid that does not lie along the mean direction of view.
     """
-    siren, matrix = generator.siren, reflection(generator.curriculum)
+    matrix, tau = reflection(generator.curriculum), generator.curriculum.tau
+    double_level = 2 * math.log(tau / (1 - tau))
+    if generator.curriculum.model == "TRIPLANE":
+        generator.triplane.mirror(matrix, double_level if invert else None)
+        return
+    siren = generator.siren
     along_z = torch.equal(matrix, torch.diag(matrix.new_tensor([1, 1, -1])))
     if siren.embedding_grid is not None and not along_z:
         raise UserError(f"{generator.curriculum.model} can be mirrored in depth only where h_mean and v_mean are pi/2")
@@ -85,11 +90,11 @@ def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
         siren.embedding_grid.copy_(siren.embedding_grid.flip(2))
     if invert:
         siren.final_layer.weight.neg_()
-        siren.final_layer.bias.neg_().add_(2 * math.log(generator.curriculum.tau / (1 - generator.curriculum.tau)))
+        siren.final_layer.bias.neg_().add_(double_level)
 
 
 @torch.no_grad()
-def mirror_pose_readout(discriminator: ProgressiveEncoderDiscriminator, curriculum: Curriculum) -> None:
+def mirror_pose_readout(discriminator: Discriminator, curriculum: Curriculum) -> None:
     """D reads 2 mean - pitch and 2 mean - yaw where it read pitch and yaw, in place: the pose on the other side of the front."""
     means = discriminator.final_layer.bias.new_tensor([curriculum.v_mean, curriculum.h_mean])
     discriminator.final_layer.weight[-NUM_POSE:].neg_()

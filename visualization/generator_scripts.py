@@ -19,7 +19,7 @@ from common.arguments import add_device_argument, finite_float, image_side, int_
 from common.errors import UserError
 from common.files import make_output_dir
 from generators.cameras import CameraPoses
-from generators.generator import latent_from_seed
+from generators.generator import Styles, latent_from_seed
 from generators.styles import flatten_styles, unflatten_styles, with_weights
 from generators.view_cache import CachedField, build_cache, view_rays
 from generators.views import LockedDirections, View, ViewSettings, make_pose, render_view
@@ -102,12 +102,12 @@ class Subject:
     """
 
     label: str
-    styles: tuple
+    styles: Styles
     weights: Mapping[str, Tensor] | None = None
 
     def lerp(self, other: Subject, weight: float) -> Subject:
         """``self`` at weight 0, ``other`` at weight 1. Either both have weights, of the same names, or neither."""
-        styles = self.styles.lerp(other.styles, weight)  # type: ignore[attr-defined]
+        styles = self.styles.lerp(other.styles, weight)
         if self.weights is None or other.weights is None:
             return Subject(self.label, styles)
         return Subject(
@@ -115,7 +115,7 @@ class Subject:
         )
 
 
-def styles_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> tuple:
+def styles_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Styles:
     """The styles of a seed's latent, (1, ...), the same on every device and at every call."""
     curriculum = loaded.curriculum
     z = latent_from_seed(seed, curriculum.latent_dim, curriculum.z_dist)
@@ -183,7 +183,7 @@ def _direction_step(loaded: LoadedGenerator, text: str, name: GeneratorName) -> 
     return amount * directions.sigma[index] * directions.directions[index : index + 1]
 
 
-def _moved(styles: tuple, step: Tensor | int) -> tuple:
+def _moved(styles: Styles, step: Tensor | int) -> Styles:
     """Styles plus a step (1, D); a step of 0 leaves them, to the bit."""
     return unflatten_styles(flatten_styles(styles) + step, styles) if isinstance(step, Tensor) else styles
 
@@ -194,7 +194,7 @@ def share_between_views(
     """The field, with what these views of it have in common asked once (generators/view_cache.py) where that pays."""
     num_rays = len(poses) * args.image_size**2
     curriculum = loaded.curriculum
-    num_products = curriculum.num_layers * curriculum.hidden_dim**2
+    num_products = 0 if curriculum.model == "TRIPLANE" else curriculum.num_layers * curriculum.hidden_dim**2
     if args.plain or not curriculum.pred_occ or num_rays < MIN_RAYS_TO_CACHE or num_products < MIN_PRODUCTS_TO_CACHE:
         return field
     if args.lock_view_dependence:
