@@ -2,12 +2,14 @@
 
     python invert.py photo.jpg --generator cats --tune
     python invert.py photos/ --generator outputs/run/generator.safetensors --output_dir inverted
+    python invert.py cats64.zip --split holdout --num_images 16 --generator cats --output_dir inverted
     python invert.py --evaluate data/heads64_heldout --generator heads --tune
 
 Writes for each photo, STEM being its name without the ending:
 - ``STEM_latent.safetensors``: what every render script takes as --latent.
 - ``STEM.png``: photo, reconstruction and five views; their normals; the mesh (docs/photos_in_3d.md explains the rows).
 - ``STEM.mp4`` and ``STEM.glb``: a turn of the camera, and a mesh with vertex colors.
+Of several photos also ``overview.png``, with a part of each sheet.
 --tune also fits the generator's weights to the photo, with the shape held. Ctrl-C keeps the best so far of the photo in hand,
 writes it and stops. --evaluate inverts photos whose surface and camera are known and writes the errors to evaluation.json.
 """
@@ -18,6 +20,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,14 +34,15 @@ from common.files import make_output_dir, write_atomically
 from common.program import run_script
 from dataset import get_dataset_spec
 from inversion.evaluation import evaluate, summary_table
-from inversion.outputs import write_all
+from inversion.outputs import overview_part, write_all
 from inversion.reconstruction import Inversion, invert
 from inversion.search import Scene, SearchSettings, open_scene
 from inversion.tuning import TuneSettings
 from loading.decoding import decode_block
-from loading.files import find_images
+from loading.files import PARTS, Split, find_images, part_of
 from metrics.truth import find_truth
 from visualization.generator_scripts import load_with_notes
+from visualization.images import image_grid, save_image
 
 IMAGE_SIZES = (16, 32, 64, 128, 256, 512)
 POOR_PSNR_DB = 18.0  # photos of something else end below it
@@ -59,7 +63,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tune_steps", type=positive_int, default=TuneSettings.num_steps, help="of the tuning")
     parser.add_argument("--view_size", type=image_side, default=128, help="side of a view on the sheet and in the video, pixels")
     parser.add_argument("--evaluate", metavar="DIR", help="a folder of tools/synthetic_heads.py instead of photos")
-    parser.add_argument("--num_images", type=positive_int, default=64, help="with --evaluate: of its photos, the first")
+    parser.add_argument("--split", choices=PARTS, default="all", help="which photos of each source")
+    parser.add_argument("--num_holdout", type=positive_int, help="how many are held out (default: the curriculum's)")
+    parser.add_argument("--num_images", type=positive_int, default=64, help="at most so many photos of each source: the first")
     parser.add_argument("--seed", type=seed_number, default=0, help="of the starts and of the points where the shape is held")
     add_device_argument(parser)
     args = parser.parse_args(argv)
@@ -89,10 +95,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     photos = read_photos(args, loaded)
     output_dir = make_output_dir(args.output_dir)
     scene = open_scene(loaded, search, args.seed)
+    parts = []
     for stem, photo in photos.items():
         inversion = invert(scene, photo, search, tune, args.seed, stem)
-        paths = write_all(inversion, scene, photo, name, output_dir / stem, args.view_size)
+        paths, rows = write_all(inversion, scene, photo, name, output_dir / stem, args.view_size)
         report(stem, inversion, scene, paths)
+        parts.append(overview_part(rows))
+        if len(photos) > 1:
+            save_image(output_dir / "overview.png", image_grid(parts))
         if inversion.was_interrupted:
             raise KeyboardInterrupt
 
@@ -103,9 +113,11 @@ def read_photos(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, 
     One that cannot be read is named on stderr and left out. Raises UserError where none is left.
     """
     spec = get_dataset_spec(args.dataset or loaded.curriculum.dataset)
+    num_holdout = args.num_holdout or loaded.curriculum.num_holdout
     photos: dict[str, Tensor] = {}
     for text in args.photos:
-        source = find_images(text)
+        source = part_of(find_images(text), Split(args.split, num_holdout))
+        source = replace(source, names=source.names[: args.num_images], stamps=source.stamps[: args.num_images])
         pixels = decode_block(range(len(source.names)), source, spec, args.image_size)
         for name, image in zip(source.names, pixels, strict=True):
             if image is None:

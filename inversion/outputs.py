@@ -39,8 +39,12 @@ MESH_RESOLUTION = 128
 WHITE = 1.0
 
 
-def write_all(inversion: Inversion, scene: Scene, photo: Tensor, name: GeneratorName, stem: Path, view_size: int) -> list[Path]:
-    """``{stem}_latent.safetensors``, ``.png``, ``.mp4`` and, where there is a surface, ``.glb``. Returns their paths.
+def write_all(
+    inversion: Inversion, scene: Scene, photo: Tensor, name: GeneratorName, stem: Path, view_size: int
+) -> tuple[list[Path], list[list[Tensor]]]:
+    """Write ``{stem}_latent.safetensors``, ``.png``, ``.mp4`` and, where there is a surface, ``.glb``.
+
+    Returns their paths and the rows of the sheet.
 
     photo: (3, S, S) in [0, 1]. ``view_size``: side of a view in pixels.
     """
@@ -51,10 +55,11 @@ def write_all(inversion: Inversion, scene: Scene, photo: Tensor, name: Generator
         field = generator.field(scene.distribution.styles(inversion.found.coordinates, inversion.found.offsets))
     mesh = mesh_of(field, scene)
     sheet_path, video_path = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.mp4")
-    save_image(sheet_path, sheet(inversion, field, mesh, scene, photo, view_size))
+    rows = sheet_rows(inversion, field, mesh, scene, photo, view_size)
+    save_image(sheet_path, image_grid(rows))
     write_video(video_path, field, scene, view_size)
     meshes = [] if mesh is None else save_mesh(mesh, stem, (".glb",))
-    return [latent_path, sheet_path, video_path, *meshes]
+    return [latent_path, sheet_path, video_path, *meshes], rows
 
 
 def mesh_of(field: Field, scene: Scene) -> Trimesh | None:
@@ -71,8 +76,10 @@ def mesh_of(field: Field, scene: Scene) -> Trimesh | None:
     return mesh
 
 
-def sheet(inversion: Inversion, field: Field, mesh: Trimesh | None, scene: Scene, photo: Tensor, view_size: int) -> Tensor:
-    """(3, H, W) in [-1, 1], three rows of seven.
+def sheet_rows(
+    inversion: Inversion, field: Field, mesh: Trimesh | None, scene: Scene, photo: Tensor, view_size: int
+) -> list[list[Tensor]]:
+    """Three rows of seven images (3, view_size, view_size) in [-1, 1]; two where there is no mesh.
 
     The photo, its reconstruction and five views; the reconstruction before tuning (where there is one), its normals, and those
     of the five views; the mesh from the photo's pose and from the five.
@@ -94,7 +101,13 @@ def sheet(inversion: Inversion, field: Field, mesh: Trimesh | None, scene: Scene
         renderer = open_renderer()
         images = [renderer.render(mesh, pose_matrix(pose.yaw, pose.pitch), pose.fov_degrees, view_size) for pose in (own, *poses)]
         rows.append([blank, *map(from_uint8, images)])
-    return image_grid(rows)
+    return rows
+
+
+def overview_part(rows: list[list[Tensor]]) -> list[Tensor]:
+    """Of :func:`sheet_rows`: photo, reconstruction, the views from the left, the front and the right, normals of these."""
+    (photo, reconstruction, left, _, front, _, right), normals = rows[0], rows[1]
+    return [photo, reconstruction, left, front, right, normals[2], normals[4], normals[6]]
 
 
 def _enlarged(image: Tensor, size: int) -> Tensor:
