@@ -34,6 +34,7 @@ from common.files import make_output_dir, write_atomically
 from common.program import run_script
 from dataset import get_dataset_spec
 from inversion.evaluation import evaluate, summary_table
+from inversion.features import open_features
 from inversion.outputs import overview_part, write_all
 from inversion.reconstruction import Inversion, invert
 from inversion.search import Scene, SearchSettings, open_scene
@@ -81,12 +82,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     search = SearchSettings(num_steps=args.num_steps, image_size=args.image_size)
     tune = TuneSettings(num_steps=args.tune_steps) if args.tune else None
     name = GeneratorName.of(loaded.generator, args.generator)
+    features, what = open_features(args.generator, loaded, device)
+    print(f"comparing images by their pixels at several sizes and by {what}")
     if args.evaluate:
         files = find_truth(args.evaluate, args.num_images)
         output_dir = make_output_dir(args.output_dir)
-        results = evaluate(open_scene(loaded, search, args.seed), files, search, tune, args.seed)
+        results = evaluate(open_scene(loaded, search, args.seed, features), files, search, tune, args.seed)
         protocol = {"generator": name.name, "generator_sha256": name.digest, "folder": Path(args.evaluate).name}
-        protocol |= {"image_size": args.image_size, "seed": args.seed, "num_steps": args.num_steps}
+        protocol |= {"features": what, "image_size": args.image_size, "seed": args.seed, "num_steps": args.num_steps}
         protocol |= {"tune_steps": args.tune_steps if tune else 0, "device": str(device), "threads": torch.get_num_threads()}
         path = output_dir / "evaluation.json"
         write_atomically(path, (json.dumps({**results, "protocol": protocol}, indent=1) + "\n").encode())
@@ -94,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     photos = read_photos(args, loaded)
     output_dir = make_output_dir(args.output_dir)
-    scene = open_scene(loaded, search, args.seed)
+    scene = open_scene(loaded, search, args.seed, features)
     parts = []
     for stem, photo in photos.items():
         inversion = invert(scene, photo, search, tune, args.seed, stem)

@@ -31,6 +31,7 @@ from inversion.losses import Features, feature_loss, gradient_loss, psnr_db, pyr
 from settings.curriculum import Curriculum
 
 BANK_SIZE = 16  # pixels
+MIN_FEATURE_SIZE = 32  # pixels; of smaller images a network sees little
 BANK_BATCH = 64
 RAYS_PER_CHUNK = 1 << 15
 WIDE_PRIORS = ("uniform", "spherical_uniform", "hybrid")  # half width h_stddev; the others are cut at two of it
@@ -54,7 +55,7 @@ class SearchSettings:
     num_bank: int = 512
     stages: tuple[Stage, ...] = (Stage(12, 16, 0.28), Stage(4, 32, 0.36), Stage(1, None, 0.36))
     lambda_gradient: float = 0.1
-    lambda_feature: float = 0.01
+    lambda_feature: float = 1e-3
     lambda_style: float = 3e-4
     lambda_offset: float = 1e-2
     lambda_pose: float = 1.0
@@ -183,8 +184,8 @@ def render_candidates(
 
 
 def image_loss(rendered: Tensor, photo: Tensor, features: Features | None, settings: SearchSettings) -> Tensor:
-    """Pyramid and features, or without a network pyramid and gradients: (B,)."""
-    if features is None:
+    """Pyramid and features; without a network, or for small images, pyramid and gradients: (B,)."""
+    if features is None or rendered.shape[-1] < MIN_FEATURE_SIZE:
         return pyramid_loss(rendered, photo) + settings.lambda_gradient * gradient_loss(rendered, photo)
     return pyramid_loss(rendered, photo) + settings.lambda_feature * feature_loss(rendered, photo, features)
 
