@@ -37,7 +37,7 @@ from inversion.evaluation import evaluate, summary_table
 from inversion.features import open_features
 from inversion.outputs import overview_part, write_all
 from inversion.reconstruction import Inversion, invert
-from inversion.search import Scene, SearchSettings, open_scene
+from inversion.search import SearchSettings, open_scene
 from inversion.tuning import TuneSettings
 from loading.decoding import decode_block
 from loading.files import PARTS, Split, find_images, part_of
@@ -66,7 +66,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--evaluate", metavar="DIR", help="a folder of tools/synthetic_heads.py instead of photos")
     parser.add_argument("--split", choices=PARTS, default="all", help="which photos of each source")
     parser.add_argument("--num_holdout", type=positive_int, help="how many are held out (default: the curriculum's)")
-    parser.add_argument("--num_images", type=positive_int, default=64, help="at most so many photos of each source: the first")
+    parser.add_argument("--num_images", type=positive_int, help="only the first so many photos of each source (default: all)")
     parser.add_argument("--seed", type=seed_number, default=0, help="of the starts and of the points where the shape is held")
     add_device_argument(parser)
     args = parser.parse_args(argv)
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     features, what = open_features(args.generator, loaded, device)
     print(f"comparing images by their pixels at several sizes and by {what}")
     if args.evaluate:
-        files = find_truth(args.evaluate, args.num_images)
+        files = find_truth(args.evaluate, args.num_images or sys.maxsize)
         output_dir = make_output_dir(args.output_dir)
         results = evaluate(open_scene(loaded, search, args.seed, features), files, search, tune, args.seed)
         protocol = {"generator": name.name, "generator_sha256": name.digest, "folder": Path(args.evaluate).name}
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stem, photo in photos.items():
         inversion = invert(scene, photo, search, tune, args.seed, stem)
         paths, rows = write_all(inversion, scene, photo, name, output_dir / stem, args.view_size)
-        report(stem, inversion, scene, paths)
+        report(stem, inversion, paths)
         parts.append(overview_part(rows))
         if len(photos) > 1:
             save_image(output_dir / "overview.png", image_grid(parts))
@@ -141,7 +141,7 @@ def _free_name(stem: str, taken: dict[str, Tensor]) -> str:
     return name
 
 
-def report(stem: str, inversion: Inversion, scene: Scene, paths: Sequence[Path]) -> None:
+def report(stem: str, inversion: Inversion, paths: Sequence[Path]) -> None:
     """One line on the photo, and on stderr what its user should know."""
     pitch, yaw = torch.rad2deg(inversion.found.angles[0]).tolist()
     quality = f"{inversion.before.psnr_db:.1f} dB"
@@ -154,7 +154,7 @@ def report(stem: str, inversion: Inversion, scene: Scene, paths: Sequence[Path])
             "not trained on, or is cropped otherwise, and the shape says little about it",
             file=sys.stderr,
         )
-    if not inversion.best_view.mask.any():
+    if not any(path.suffix == ".glb" for path in paths):
         print(f"note: {stem}: the field found has no surface, so there is no mesh", file=sys.stderr)
 
 

@@ -24,8 +24,7 @@ from discriminators.residual import ResidualDiscriminator
 from inversion.losses import Features
 from metrics.efficientnet import PIXEL_MEAN, PIXEL_SCALE, STAGES, EfficientNetLite0, is_at_hand, load_efficientnet
 
-NUM_STAGES = 4  # of EfficientNet: down to 1/8 of its input's side
-ENLARGEMENT = 2  # of images before EfficientNet, which halves them at once
+NUM_STAGES = 4  # of EfficientNet: down to 1/16 of its input's side
 
 
 def open_features(path: str | Path, loaded: LoadedGenerator, device: torch.device) -> tuple[Features | None, str]:
@@ -42,8 +41,7 @@ def open_features(path: str | Path, loaded: LoadedGenerator, device: torch.devic
 
 def efficientnet_maps(network: EfficientNetLite0, images: Tensor) -> list[Tensor]:
     """Maps after the stem and the first NUM_STAGES stages."""
-    x = F.interpolate(images * 255, scale_factor=ENLARGEMENT, mode="bicubic", align_corners=False)
-    x = F.relu6(network.bn0(network.conv_stem((x - PIXEL_MEAN) / PIXEL_SCALE)))
+    x = F.relu6(network.bn0(network.conv_stem((images * 255 - PIXEL_MEAN) / PIXEL_SCALE)))
     maps = [x]
     ends = list(itertools.accumulate(stage[0] for stage in STAGES))[:NUM_STAGES]
     for i, block in enumerate(network.blocks[: ends[-1]]):
