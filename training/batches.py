@@ -60,7 +60,10 @@ class StageBatches:
         if self._processes.is_main:
             if names:
                 first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-                tell(f"{len(names)} images in {path} cannot be read and are left out: {first}")
+                reason = next(iter(self.dataset.unreadable.values()))
+                tell(f"{len(names)} images in {path} cannot be read and are left out: {first}; the first is {reason}")
+            for note in self.dataset.notes():
+                tell(f"{path}: {note}")
             if state.num_images not in (None, len(self.dataset)):
                 tell(
                     f"{path} has {len(self.dataset)} images, it had {state.num_images} when this run last looked:"
