@@ -13,6 +13,7 @@ import io
 import itertools
 import os
 import stat
+import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable
@@ -321,7 +322,8 @@ def decode(source: ImageSource, index: int, spec: DatasetSpec, size: int) -> Dec
     try:
         file = open_member(source, source.names[index])
         head = file.getvalue()[:HEAD_BYTES]
-        with open_image(file) as image:
+        with warnings.catch_warnings(), open_image(file) as image:
+            warnings.simplefilter("ignore")
             remark = value_range(image)[1] if image.mode in ("I", "F") else ""
             return Decoded(np.asarray(to_square(to_rgb(image), spec, size)), remark)
     except Exception as error:  # a broken file can raise anything in a decoder; the caller counts and names it

@@ -14,7 +14,7 @@ from common.errors import one_line
 from common.file_kinds import HEAD_BYTES, describe
 from loading.kinds import FORMATS, is_image
 
-LARGE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+LARGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # the last two up to twice Pillow's limit, which they check themselves
 MAX_LARGE_PIXELS = 1 << 29
 MAX_PIXELS_PER_BYTE = 100  # of a large file; one that unfolds further is made to fill the memory
 BYTES_PER_PIXEL = 12  # while one is decoded: itself, its conversion to RGB, and a copy of either
@@ -125,6 +125,9 @@ def why_unreadable(error: Exception, head: bytes) -> str:
         return "not yours to read; change its permissions"
     if isinstance(error, MemoryError):
         return "too large for the memory there is; make it smaller"
-    if "truncated" in str(error) or isinstance(error, EOFError):
+    if isinstance(error, Image.DecompressionBombError):
+        size = one_line(error).split(",")[0]
+        return f"too large ({size}); make it smaller, or a JPEG, which can be read at a fraction of its size"
+    if "truncated" in str(error).lower() or isinstance(error, EOFError):
         return f"cut short ({one_line(error)[:100]}); copy or download it again"
     return f"damaged ({type(error).__name__}: {one_line(error)[:100]}); repair or remove it"
