@@ -30,6 +30,7 @@ from checkpoints.files import damage_in, latest_checkpoint, list_checkpoints, lo
 from common.arguments import ArgumentParser, add_device_argument, positive_float, positive_int, resolve_device, seed_number
 from common.errors import UserError
 from common.files import make_output_dir, write_atomically
+from common.locks import require_posix
 from common.program import keep_freed_memory, run_script
 from dataset import DATASETS, Split, find_images, part_of
 from distributed.collectives import all_or_none, text_of_main
@@ -284,6 +285,7 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     arguments = parse_arguments(argv)
+    require_posix("training")
     if not arguments.load_dir and (arguments.set_step is not None or arguments.mirror_depth):
         raise UserError("--set_step and --mirror_depth go with --load_dir")
     if arguments.load_dir and arguments.resume not in ("auto", "never"):

@@ -1,15 +1,24 @@
-"""Locks on files, which the system drops when their holder ends, however it ends."""
+"""What only POSIX systems have: locks on files, which the system drops when their holder ends, however it ends."""
 
 from __future__ import annotations
 
+import signal
 from typing import IO, Any
+
+from common.errors import UserError
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-HAS_LOCKS = fcntl is not None
+
+def require_posix(what: str) -> None:
+    """Raise UserError where the system lacks what ``what`` relies on: locks on files, and the signals that stop a run."""
+    if fcntl is None or not hasattr(signal, "SIGHUP"):
+        raise UserError(
+            f"{what} needs Linux or macOS (file locks and signals); on Windows, run it in WSL. Rendering, scores and meshes do not"
+        )
 
 
 def try_lock(file: IO[Any]) -> bool:

@@ -5,7 +5,6 @@ docs/distributed.md says how to launch, what happens when a process dies, and wh
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import socket
@@ -174,6 +173,10 @@ def _choose_interface(first_machine: str) -> None:
     Left alone it takes the address of the host's own name, which on many systems is 127.0.1.1 and reaches nobody.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    try:
+        import fcntl
+    except ImportError:  # Windows, where interfaces cannot be told apart this way
         return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

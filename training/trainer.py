@@ -33,7 +33,9 @@ from training.run.run_state import RunState
 from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, StepSettings, changed, generate, to_images
 
 # SIGUSR1: what Slurm can send before the time is up; SIGHUP: the terminal closed
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
+)
 CHECK_STOP_EVERY = 10  # steps, where several GPUs must agree and would wait for each other
 LAUNCHER_ECHO = 2.0  # seconds within which torchrun passes on a signal that its processes got themselves
 

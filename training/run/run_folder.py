@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from checkpoints.files import damage_in, list_checkpoints
 from common.errors import UserError
 from common.files import WriteError, remove_unfinished, write_atomically
+from common.locks import try_lock
 
 LOCK_NAME = ".lock"
 LAUNCHER_GRACE = 10.0  # seconds: a launcher that starts processes anew may do so while the old one is still ending
@@ -39,19 +39,16 @@ class FolderLock:
         patience = time.monotonic() + (LAUNCHER_GRACE if "TORCHELASTIC_RUN_ID" in os.environ else 0)
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= patience:
-                    holder = _holder(file.read(1000))
-                    file.close()
-                    raise UserError(
-                        f"{folder} is in use by {holder}; wait for that run, stop it, or choose another --output_dir"
-                    ) from None
-                time.sleep(0.2)
+                if try_lock(file):
+                    break
             except OSError as error:
                 notice(f"{folder} is on a file system without locks ({error.strerror}): see that no two runs write there")
                 break
+            if time.monotonic() >= patience:
+                holder = _holder(file.read(1000))
+                file.close()
+                raise UserError(f"{folder} is in use by {holder}; wait for that run, stop it, or choose another --output_dir")
+            time.sleep(0.2)
         self._file = file
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             file.seek(0)
