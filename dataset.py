@@ -53,6 +53,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "CelebA": DatasetSpec(320, 256, "aligned CelebA photos, 178 x 218 (GOF's crop)"),
     "BFM": DatasetSpec(None, 170, "renders of the Basel Face Model (GOF's crop)"),
     "Cats": DatasetSpec(None, None, "cat faces, whole images"),
+    "CARLA": DatasetSpec(None, None, "pi-GAN's renders of cars, whole images"),
     "Heads": DatasetSpec(None, None, "the built-in procedural heads (tools/synthetic_heads.py), whole images"),
     "Images": DatasetSpec(None, None, "any photos: the central square"),
 }

@@ -1,7 +1,7 @@
-"""How close a generator's images are to real ones: FID, KID, IS (torch-fidelity), and SWD, which needs no weights.
+"""How close a generator's images are to real ones: FID, KID, IS (torch-fidelity), and fd, kd, prc and swd, which fetch nothing.
 
     python eval_metrics.py generator.pth --dataset_path photos/ --curriculum CelebA
-    python eval_metrics.py model.safetensors --dataset_path data/heads64/images --metrics swd
+    python eval_metrics.py model.safetensors --dataset_path data/heads64/images --metrics fd prc swd
     torchrun --standalone --nproc_per_node=8 eval_metrics.py model.safetensors --dataset_path photos/
 
 Images go to the metric as they were rendered, without a file between. See docs/metrics.md for what the numbers mean.
@@ -20,11 +20,12 @@ from common.arguments import ArgumentParser, int_between, positive_int, seed_num
 from common.program import run_script
 from distributed.sharding import shared_work
 from loading.files import PARTS, Split
+from metrics.efficientnet import INPUT_SIZE, WEIGHTS_SHA256, find_weights_file
 from metrics.fidelity import EXTRACTORS, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation
 from metrics.report import add_common_arguments, load, model_record, print_table, write_json
 from metrics.sampling import generated_images, real_images
-from settings.curriculum import MAX_COUNT
+from settings.checks import MAX_COUNT
 
 FEW_IMAGES_FOR_FID = 2048  # with fewer than the feature's dimensions, its covariance is singular
 
@@ -49,6 +50,8 @@ def make_parser() -> ArgumentParser:
 
 def _check_weights(args: Any) -> Path | None:
     """The weights, before any image is made: a missing network should not cost an hour of rendering."""
+    if any(METRICS[name].is_perceptual for name in args.metrics):
+        find_weights_file()
     if not any(METRICS[name].needs_weights for name in args.metrics):
         return None
     path = find_weights(args.feature_extractor, args.feature_extractor_weights)
@@ -60,8 +63,10 @@ def _notes(evaluation: Evaluation, num_images: int) -> list[str]:
     notes = []
     if len(evaluation.real) < num_images:
         notes.append(f"only {len(evaluation.real)} real images for the {num_images} asked for: all of them were used")
-    if "fid" in evaluation.names and min(len(evaluation.real), len(evaluation.fake)) < FEW_IMAGES_FOR_FID:
-        notes.append(f"FID from fewer than {FEW_IMAGES_FOR_FID} images is biased upward; compare it at equal counts only")
+    biased = [name for name in ("fid", "fd") if name in evaluation.names]
+    if biased and min(len(evaluation.real), len(evaluation.fake)) < FEW_IMAGES_FOR_FID:
+        few = f"from fewer than {FEW_IMAGES_FOR_FID} images"
+        notes.append(f"{' and '.join(biased)} {few}: biased upward; compare at equal counts only")
     return notes
 
 
@@ -93,6 +98,9 @@ def _protocol(args: Any, evaluation: Evaluation, preset: str, split: Split) -> d
         protocol |= {"torch_fidelity": torch_fidelity.__version__, **vars(evaluation.fidelity_settings)}
         protocol |= {"feature_extractor_weights": weights.name if weights else None}
         protocol |= {"feature_resize": "by the extractor, bilinear as in TensorFlow 1"}
+    if any(METRICS[name].is_perceptual for name in evaluation.names):
+        protocol["perceptual_features"] = f"EfficientNet-Lite0 at {INPUT_SIZE} px, bicubic, antialiased"
+        protocol["perceptual_weights_sha256"] = WEIGHTS_SHA256
     return protocol
 
 

@@ -33,7 +33,6 @@ from common.files import make_output_dir, write_atomically
 from common.locks import require_posix
 from common.program import keep_freed_memory, run_script
 from dataset import DATASETS, Split, find_images, part_of
-from distributed.collectives import all_or_none, text_of_main
 from distributed.processes import Processes, join_processes
 from metrics.fidelity import read_state_dict
 from settings.curriculum import Curriculum
@@ -90,7 +89,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--max_bad_steps", type=positive_int, default=20, help="go back to a checkpoint after so many non-finite steps in a row"
     )
     parser.add_argument("--eval_freq", type=count, default=0, help="steps between measurements, into metrics.jsonl; 0: none")
-    parser.add_argument("--eval_images", type=count, default=256, help="images of a measurement, for SWD, FID and KID; 0: none")
+    parser.add_argument(
+        "--eval_images", type=count, default=256, help="images of a measurement, for fd, SWD, FID and KID; 0: none"
+    )
     parser.add_argument(
         "--feature_extractor_weights",
         help="the file of Inception's weights, for FID and KID (default: where it is kept)",
@@ -194,10 +195,8 @@ def prepare_state(
     """Resume what is in ``output_dir``, or start: from another run's weights, or afresh. Raises UserError in all processes."""
     state = RunState(curriculum, arguments.seed, processes.device, amp_dtype)
     notes: list[str] = []
-    chosen: list[Path | None] = [None]
-
-    def choose() -> None:
-        chosen[0] = checkpoint_to_resume(arguments, output_dir)
+    chosen = processes.all_or_none(lambda: checkpoint_to_resume(arguments, output_dir), only_main=True)
+    path = processes.text_of_main(str(chosen or ""))
 
     def load() -> None:
         if path:
@@ -214,9 +213,7 @@ def prepare_state(
                 how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
                 notes.append(f"{how}: {turn.psnr_db:.1f} dB between the images before and after")
 
-    all_or_none(processes, choose, only_main=True)
-    path = text_of_main(processes, str(chosen[0] or ""))
-    all_or_none(processes, load)
+    processes.all_or_none(load)
     if processes.is_main:
         if path and arguments.resume != "auto":
             moved = set_aside_newer(output_dir, state.step)
@@ -261,8 +258,7 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
         if processes.is_main:
             tell(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
         state.start_outward()
-        networks = (state.generator, *(average.generator for average in state.averages.values()))
-        processes.share(tensor for network in networks for tensor in network.state_dict().values())
+    processes.share(state.weights())
     recorder = None
     if processes.is_main:
         record = {"arguments": vars(arguments), "curriculum": curriculum.to_dict(), "world_size": processes.world_size}
@@ -307,12 +303,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         stack.enter_context(steady_output())
         stack.enter_context(processes.together())
         stack.enter_context(deterministic(arguments.deterministic))
-        all_or_none(processes, lambda: _take_folder(output_dir, stack), only_main=True)
+        processes.all_or_none(lambda: _take_folder(output_dir, stack), only_main=True)
         trainer = train(arguments, curriculum, options, processes)
         processes.close()
         sys.stdout.flush()
-        if trainer.stopped_by_signal is not None:
-            os._exit(128 + trainer.stopped_by_signal)
+        if trainer.stop_signals.number is not None:
+            os._exit(128 + trainer.stop_signals.number)
 
 
 def _take_folder(output_dir: Path, stack: contextlib.ExitStack) -> None:

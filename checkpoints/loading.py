@@ -157,8 +157,8 @@ def _reconcile_curriculum(path: Path, content: _Content, chosen: Curriculum | No
         options = path.with_name("options.txt")
         if not options.is_file():
             raise UserError(f"{path} does not say its curriculum; pass --curriculum NAME")
-        chosen = read_options_curriculum(options)
         notes.append(f"settings from {options}")
+        chosen = read_options_curriculum(options, notes)
     if chosen is None:
         assert own is not None
         return own

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from common.errors import UserError
 from common.files import read_small_text
 from settings.checks import MODELS
 from settings.curriculum import Curriculum
+from settings.published import without_unknown_keys
 
 _MAX_ENTRIES = 100_000  # a module that holds one child many times over could otherwise unfold without end
 
@@ -179,24 +180,30 @@ def average_path(generator_path: str | Path, which: str = "ema") -> Path | None:
     return path.with_name(f"{before}{which}.pth") if found else None
 
 
-def read_options_curriculum(path: str | Path) -> Curriculum:
-    """The curriculum on the last line of a published ``options.txt``. Raises UserError."""
+def read_options_curriculum(path: str | Path, notes: list[str] | None = None) -> Curriculum:
+    """The curriculum on the last line of a published ``options.txt``. Raises UserError.
+
+    notes: gets what became of keys that decide nothing here.
+    """
     path = Path(path)
+    notes = [] if notes is None else notes
     try:
         lines = read_small_text(path).strip().splitlines()
         settings = ast.literal_eval(lines[-1])
     except (ValueError, SyntaxError, IndexError, MemoryError, RecursionError):
         raise UserError(f"{path}: its last line is not a curriculum; pass --curriculum NAME") from None
+    if isinstance(settings, dict):
+        settings = without_unknown_keys(settings, [field.name for field in fields(Curriculum)], notes)
     try:
-        return curriculum_from(path, settings)
+        return curriculum_from(path, settings, notes)
     except UserError as error:
         raise UserError(f"{error}; pass --curriculum NAME") from None
 
 
-def curriculum_from(path: Path, settings: Any) -> Curriculum:
+def curriculum_from(path: Path, settings: Any, notes: list[str] | None = None) -> Curriculum:
     """The curriculum in ``settings``, which came out of ``path``. Raises UserError whatever the settings are."""
     try:
-        return Curriculum.from_dict(settings, settings.get("name") or settings.get("dataset"))
+        return Curriculum.from_dict(settings, settings.get("name") or settings.get("dataset"), notes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (AttributeError, TypeError, ValueError, KeyError, RecursionError, OverflowError) as error:

@@ -91,6 +91,21 @@ def write_atomically(path: str | Path, data: bytes | memoryview, sync: bool = Tr
             temporary.unlink(missing_ok=True)
 
 
+def append_line(path: Path, text: str) -> None:
+    """Add a line (or several) to a file: all of it, or (OSError) none."""
+    data = (text + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            written = file.write(data)
+            if written != len(data):
+                raise OSError(f"only {written} of {len(data)} bytes could be written")
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
+
+
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Named arrays as a compressed .npz file."""
     buffer = io.BytesIO()

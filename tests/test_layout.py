@@ -22,6 +22,7 @@ ORDER = (
     "loading",
     "dataset",
     "metrics",
+    "inversion",
     "training",
     "tools",
 )

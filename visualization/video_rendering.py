@@ -26,7 +26,7 @@ class Shot(NamedTuple):
 
     field: Field | Callable[[], Field]
     pose: TrajectoryPose
-    seed: int
+    label: str
 
 
 def frame_rate(text: str) -> float:
@@ -62,6 +62,6 @@ def render_shots(
             for video, quantity in zip(videos, quantities, strict=True):
                 video.add(view_image(view, quantity, *depth_range))
             if args.save_raw:
-                save_raw(view, output_dir, shot.seed, i)
+                save_raw(view, output_dir, shot.label, i)
     print(f"wrote {', '.join(map(str, paths))}")
     return paths
