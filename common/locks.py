@@ -17,7 +17,7 @@ def require_posix(what: str) -> None:
     """Raise UserError where the system lacks what ``what`` relies on: locks on files, and the signals that stop a run."""
     if fcntl is None or not hasattr(signal, "SIGHUP"):
         raise UserError(
-            f"{what} needs Linux or macOS (file locks and signals); on Windows, run it in WSL. Rendering, scores and meshes do not"
+            f"{what} needs Linux or macOS (file locks and signals); on Windows, use WSL. Rendering, scores and meshes do not"
         )
 
 
