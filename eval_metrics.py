@@ -155,12 +155,8 @@ def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weight
     notes = _notes(evaluation, args.num_images)
     for note in notes:
         print(f"note: {note}")
-    record = {
-        "metrics": results,
-        "failed": failures,
-        "notes": notes,
-        "protocol": _protocol(args, evaluation, preset, _split(args, loaded)),
-    }
+    protocol = _protocol(args, evaluation, preset, _split(args, loaded))
+    record = {"metrics": results, "failed": failures, "notes": notes, "protocol": protocol}
     write_json(args.output_json, {**record, "model": model_record(args, loaded)})
     print_table(f"{len(fake)} generated and {len(real)} real images at {args.image_size} px", results)
     print(f"written to {args.output_json}")

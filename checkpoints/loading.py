@@ -173,7 +173,7 @@ def _reconcile_curriculum(path: Path, content: _Content, chosen: Curriculum | No
     if own is None and chosen is None:
         options = path.with_name("options.txt")
         if not options.is_file():
-            raise UserError(f"{path} does not say its curriculum; pass --curriculum NAME")
+            raise UserError(f"{path} does not say its curriculum; pass --curriculum NAME, or put its options.txt beside it")
         notes.append(f"settings from {options}")
         chosen = read_options_curriculum(options, notes)
     if chosen is None:

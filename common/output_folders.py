@@ -32,8 +32,8 @@ def claim_folder(folder: Path, name: str, digest: str) -> str | None:
     if before is not None and before["sha256"] != digest:
         if before["generator"] != name:
             raise UserError(
-                f"{folder} holds files of the generator {one_line(before['generator'])} ({GENERATOR_RECORD} says so), and {name} is"
-                " another; choose another --output_dir, or remove the folder"
+                f"{folder} holds files of the generator {one_line(before['generator'])} ({GENERATOR_RECORD} says so), and {name}"
+                " is another; choose another --output_dir, or remove the folder"
             )
         note = f"{folder} holds files of an earlier state of {name}; those that are not written anew now stay"
     if before is None or before["sha256"] != digest:

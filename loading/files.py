@@ -95,7 +95,7 @@ def part_of(source: ImageSource, split: Split) -> ImageSource:
     if not 0 <= split.num_holdout < len(source.names):
         raise UserError(f"{source.path} holds {len(source.names)} images; of them {split.num_holdout} cannot be held out")
     if split.part == "holdout" and not split.num_holdout:
-        raise UserError("no images are held out: the curriculum's num_holdout, or --num_holdout, is 0; use --split all")
+        raise UserError("no images are held out: num_holdout is 0; hold some out, or use all images")
 
     def rank(place: int) -> tuple[str, str]:
         name = source.names[place]
