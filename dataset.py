@@ -9,6 +9,9 @@ name is one entry in DATASETS. Images are decoded once (loading/cache.py), so th
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -9,6 +9,9 @@ Images go to the metric as they were rendered, without a file between. See docs/
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -12,6 +12,9 @@ The mesh ends where training's cameras could not look (--no_clip keeps what is b
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import argparse
 import os
 import shutil

@@ -9,6 +9,9 @@ For each ``{stem}_voxel.npy`` it writes ``{stem}_mesh.ply`` (the surface), ``{st
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -11,6 +11,9 @@ Every frame is another latent, so there is nothing to share between them, and --
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial

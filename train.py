@@ -15,6 +15,9 @@ Run the same command again and it goes on where it stood (docs/long_runs.md). Ex
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import argparse
 import contextlib
 import json

@@ -37,7 +37,7 @@ def require_file(path: str | Path) -> Path:
 
 
 def read_small_text(path: str | Path) -> str:
-    """A text file of settings, UTF-8 (a byte-order mark is dropped), of at most MAX_TEXT_BYTES. Raises UserError for anything else."""
+    """A text file of settings, UTF-8, of at most MAX_TEXT_BYTES, without its byte-order mark. UserError for anything else."""
     path = require_file(path)
     try:
         with path.open("rb") as file:
