@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from checkpoints.loading import LoadedGenerator
-from common.arguments import add_device_argument, finite_float, int_between, picture_side
-from common.files import write_atomically
-from visualization.generator_scripts import open_generator
+from common.arguments import add_device_argument, finite_float, int_between, picture_side, resolve_device
+from common.files import make_output_dir, write_atomically
+from visualization.generator_scripts import load_with_notes
 
 
 def add_common_arguments(
@@ -35,9 +35,10 @@ def add_common_arguments(
 
 
 def load(args: argparse.Namespace) -> LoadedGenerator:
-    """The generator of :func:`add_common_arguments`; its folder of results is made first. Raises UserError."""
-    args.output_dir = Path(args.output_json).parent
-    return open_generator(args)[0]
+    """The generator of :func:`add_common_arguments`, whose products are float32 on every device. Raises UserError."""
+    device = resolve_device(args.device)
+    make_output_dir(Path(args.output_json).parent)  # first: a score that cannot be written costs no work
+    return load_with_notes(args.path, args.curriculum, device, precision="float32")
 
 
 def model_record(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, Any]:

@@ -29,7 +29,7 @@ MIN_RAYS_TO_CACHE = 1 << 17  # what all views together must have: building a cac
 MIN_CACHE_PSNR_DB = 47.0  # of pixels tried out; whole pictures were up to 2 dB worse. A cache further off is not used
 
 
-# What a GPU rounds the inputs of the field's products to, in PyTorch's words; siren/backends/fused.py shows the errors.
+# What the inputs of the field's products on a GPU are rounded to, in PyTorch's words; siren/backends/fused.py shows the errors.
 PRECISIONS = {"float32": "highest", "tf32": "high", "bf16": "medium"}
 
 
@@ -59,18 +59,19 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_generator(args: argparse.Namespace) -> tuple[LoadedGenerator, Path]:
     """Check the arguments of :func:`add_generator_arguments`, load the generator, make the output folder. Raises UserError."""
-    device = resolve_device(args.device)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision(PRECISIONS[args.precision])
-    loaded = load_with_notes(args.path, args.curriculum, device)
+    loaded = load_with_notes(args.path, args.curriculum, resolve_device(args.device), args.precision)
     return loaded, make_output_dir(args.output_dir)
 
 
-def load_with_notes(path: Path | str, curriculum: str | None, device: torch.device) -> LoadedGenerator:
+def load_with_notes(
+    path: Path | str, curriculum: str | None, device: torch.device, precision: str = "float32"
+) -> LoadedGenerator:
     """The generator of a file, a folder or a shipped name; ``curriculum``: a name or .json file, where it does not carry its own.
 
+    ``precision``, a key of :data:`PRECISIONS`: of all products on a GPU from here on; on a CPU they are float32 whatever it says.
     What the user should know about the weights goes to stderr. Raises UserError.
     """
+    torch.set_float32_matmul_precision(PRECISIONS[precision] if device.type == "cuda" else "highest")
     loaded = load_generator(path, get_curriculum(curriculum) if curriculum else None, device)
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)

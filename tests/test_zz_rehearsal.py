@@ -1,0 +1,219 @@
+"""What only a GPU can show. All of it is skipped where there is none; tests/test_no_waiting.py and
+tests/test_triton_occupancy.py go as far as a CPU can."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+from common.errors import UserError
+from distributed.processes import Processes
+from generators.cameras import CameraPoses, camera_rays
+from generators.extraction import LatticeSpec, surface_slabs
+from generators.generator import ImplicitGenerator3d
+from generators.renderer import RenderSettings, render
+from settings.registry import CURRICULUMS
+from siren.backends import compiled, fused
+from training.inputs import draw_inputs
+from training.run.run_state import RunState
+from training.steps import StepSettings
+from training.trainer import RunOptions, Trainer
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def precision():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def no_waiting():
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def make_field(width, device, batch=2, num_layers=4):
+    torch.manual_seed(0)
+    overrides = [f"hidden_dim={width}", f"num_layers={num_layers}", "latent_dim=16"]
+    generator = ImplicitGenerator3d(CURRICULUMS["SYNTH_TINY"].with_overrides(overrides))
+    with torch.no_grad():
+        generator.siren.final_layer.weight.mul_(40)
+        z = torch.randn(batch, 16)
+        generator.to(device)
+        return generator, generator.field(generator.film(z.to(device)))
+
+
+def relative_error(value, expected):
+    return float((value - expected).norm() / expected.norm())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", fused.WIDTHS)
+@pytest.mark.parametrize(("name", "tolerance"), [("high", 2e-3), ("medium", 2e-2)])
+def test_the_kernel_agrees_with_float32_on_the_cpu(width, name, tolerance):
+    points = (torch.rand(2, 5000, 3) - 0.5) * 0.3
+    expected = make_field(width, "cpu")[1].occupancy_logits(points)
+    torch.set_float32_matmul_precision(name)
+    field = make_field(width, CUDA)[1]
+    for num in (5000, 1, 127, 128, 129):
+        logits = field.occupancy_logits(points[:, :num].to(CUDA)).cpu()
+        assert field._packed, "the kernel was not used"
+        assert relative_error(logits, expected[:, :num]) < tolerance * (1 if num > 1 else 10)
+
+
+@torch.no_grad()
+def test_highest_precision_gives_the_plain_path():
+    torch.set_float32_matmul_precision("highest")
+    points = (torch.rand(2, 500, 3) - 0.5) * 0.3
+    field = make_field(256, CUDA)[1]
+    assert (
+        relative_error(field.occupancy_logits(points.to(CUDA)).cpu(), make_field(256, "cpu")[1].occupancy_logits(points)) < 1e-4
+    )
+    assert not field._packed
+
+
+@torch.no_grad()
+def test_the_kernel_writes_every_logit_and_repeats_itself():
+    field = make_field(256, CUDA)[1]
+    points = (torch.rand(2, 100_003, 3, device=CUDA) - 0.5) * 0.3
+    first = field.occupancy_logits(points)
+    torch.empty(2, 100_003, device=CUDA).fill_(torch.nan)  # what freed memory is handed out again
+    assert torch.equal(first, field.occupancy_logits(points)) and torch.isfinite(first).all()
+
+
+@torch.no_grad()
+def test_rendering_does_not_wait():
+    generator, field = make_field(64, CUDA)
+    poses = CameraPoses(torch.full((2,), 1.5, device=CUDA), torch.full((2,), 1.6, device=CUDA))
+    settings = RenderSettings.from_curriculum(generator.curriculum)
+    for _ in range(2):
+        render(field, camera_rays(poses, 16, 12), settings)
+    with no_waiting():
+        render(field, camera_rays(poses, 16, 12), settings)
+
+
+@pytest.mark.parametrize(
+    "changes", [(), ("share_images=False", "augment_target=0.6"), ("gan_loss=relativistic", "r2_lambda=0.02")]
+)
+@pytest.mark.parametrize("amp_dtype", [torch.bfloat16, torch.float16])
+def test_a_training_step_does_not_wait(tmp_path, amp_dtype, changes):
+    curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides(["hidden_dim=64", "normal_lambda=0.05", *changes])
+    state = RunState(curriculum, 0, CUDA, amp_dtype)
+    trainer = Trainer(state, RunOptions(tmp_path, "", ""), Processes(0, 1, CUDA), amp_dtype)
+    stage = curriculum.stage_at(0)
+    real = torch.rand(stage.batch_size, 3, stage.img_size, stage.img_size, device=CUDA) * 2 - 1
+    for _ in range(3):
+        trainer._step(real, stage)
+    with no_waiting():
+        scalars = trainer._step(real, stage)
+    assert all(torch.isfinite(scalars[name]) for name in ("D/gan", "G/gan"))  # fp16 leaves out its first steps
+
+
+def test_a_gpu_gives_the_gradients_of_a_cpu():
+    torch.set_float32_matmul_precision("highest")
+    curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides(["hidden_dim=64"])
+    settings = StepSettings.at(curriculum, 10)
+    gradients = []
+    inputs = draw_inputs(curriculum, settings, 2, Processes(0, 1, torch.device("cpu")), seed=0, step=0, purpose="D")
+    for device in ("cpu", CUDA):
+        torch.manual_seed(0)
+        generator = ImplicitGenerator3d(curriculum).to(device)
+        poses = CameraPoses(*(angle.to(device) for angle in inputs.poses))
+        rays = camera_rays(poses, settings.image_size, curriculum.fov)
+        field = generator.field(generator.film(inputs.z.to(device)))
+        render(field, rays, replace(settings.render, num_fine=0)).rgb.square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten().cpu() for p in generator.parameters() if p.grad is not None]))
+    assert relative_error(gradients[1], gradients[0]) < 1e-2  # a ray at the silhouette may flip
+
+
+def test_compiled_passes_agree():
+    torch.set_float32_matmul_precision("highest")
+    generator, _ = make_field(64, CUDA)
+    points = (torch.rand(2, 300, 3, device=CUDA) - 0.5) * 0.2
+    results = []
+    for on in (False, True):
+        compiled.turn_on(on)
+        try:
+            generator.zero_grad()
+            field = generator.field(generator.film(torch.ones(2, 16, device=CUDA)))
+            logits, colors = field.logits_and_colors(points, torch.nn.functional.normalize(points, dim=-1))
+            (logits.square().mean() + colors.square().mean() + field.normals(points)[..., 0].mean()).backward()
+            results.append(torch.cat([parameter.grad.flatten() for parameter in generator.parameters()]))
+        finally:
+            compiled.turn_on(False)
+    assert relative_error(results[1], results[0]) < 1e-3
+
+
+@torch.no_grad()
+def test_extraction_through_the_kernel_has_the_signs_of_the_dense_lattice():
+    field = make_field(64, CUDA, batch=1)[1]
+    spec = LatticeSpec.of_cube(0.2, 64)
+    slabs = surface_slabs(lambda points: field.occupancy_logits(points.unsqueeze(0))[0], spec, 0.0, CUDA)
+    sparse = torch.cat([values.clone() for _, values, _ in slabs])
+    axis = spec.axis(1, CUDA)
+    dense = field.occupancy_logits(torch.cartesian_prod(axis, axis, axis).unsqueeze(0))[0].view(64, 64, 64)
+    assert ((sparse >= 0) != (dense >= 0)).sum() <= 64**3 * 1e-4
+
+
+SMALL_VIEWS = ("--image_size", "16", "--ray_step_multiplier", "1", "--output_dir", "OUT")
+SCRIPTS = {  # by module: arguments, and a file that it leaves
+    "cal_weighted_var": (("GENERATOR", "--seeds_end", "2", "--image_size", "16", "--output_json", "OUT/x.json"), "x.json"),
+    "eval_metrics": (
+        ("GENERATOR", "--dataset_path", "PHOTOS", "--metrics", "swd", "--image_size", "16", "--output_json", "OUT/x.json"),
+        "x.json",
+    ),
+    "extract_shapes": (("GENERATOR", "--seeds", "0", "--voxel_resolution", "32", "--output_dir", "OUT"), "0_32.glb"),
+    "render_multiview_images": (("GENERATOR", "--seeds_end", "1", *SMALL_VIEWS), "grid_0.png"),
+    "render_video": (("GENERATOR", *SMALL_VIEWS), "0.mp4"),
+    "render_video_interpolation": (("GENERATOR", *SMALL_VIEWS), "*.mp4"),
+    "tools.eval_geometry": (
+        ("GENERATOR", "--dataset_path", "TRUTH", "--num_images", "8", "--predictor_steps", "80", "--output_json", "OUT/x.json"),
+        "x.json",
+    ),
+    "tools.pose_spread": (
+        ("PHOTOS", "--num_heads", "64", "--readout_steps", "4", "--readout_cache", "OUT", "--json", "OUT/x.json"),
+        "x.json",
+    ),
+    "tools.sheet": (("GENERATOR", "--output", "OUT/sheet.png", "--num", "4"), "sheet.png"),
+    "train": (
+        (
+            *("--curriculum", "SYNTH_TINY", "--dataset_path", "PHOTOS", "--output_dir", "OUT", "--max_steps", "2", "--no-cache"),
+            *("--set", "init_ball_radius=0"),
+        ),
+        "generator.safetensors",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    from tools.synthetic_heads import main
+
+    folder = tmp_path_factory.mktemp("heads")
+    main(["--output_dir", str(folder), "--num_images", "64", "--image_size", "32"])
+    return folder
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_on_a_gpu(name, heads, tiny_generator_path, tmp_path):
+    arguments, leaves = SCRIPTS[name]
+    words = {"PHOTOS": heads / "images", "TRUTH": heads, "GENERATOR": tiny_generator_path, "OUT": tmp_path}
+    for word, value in words.items():
+        arguments = tuple(argument.replace(word, str(value)) for argument in arguments)
+    try:
+        importlib.import_module(name).main(["--device", "cpu", *arguments])
+    except UserError as refusal:  # what it read may be too little to tell anything by
+        assert name == "tools.pose_spread" and "can be told" in str(refusal)
+    assert list(tmp_path.glob(leaves))
