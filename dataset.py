@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 MAX_SIZE = 8192  # pixels, of a square
+MAX_UNREADABLE = 0.05  # of all pictures
 
 # Adding a data set is one entry here; a curriculum's `dataset` names it.
 DATASETS: dict[str, DatasetSpec] = {
@@ -63,7 +65,9 @@ def get_dataset_spec(preset: str) -> DatasetSpec:
 class ImageDataset(torch.utils.data.Dataset):
     """Readable pictures of ``path``, square at ``size`` pixels.
 
-    ``preset``: a name in DATASETS. ``cache_dir``: ``"default"``, a folder, or None to decode into memory without a file.
+    ``preset``: a name in DATASETS. ``white_back``: transparent ones are laid over white, as a curriculum's free space may be.
+    ``nearest``: resized as the published code resizes real images for its scores (loading/files.py).
+    ``cache_dir``: ``"default"``, a folder, or None to decode into memory without a file.
     Unreadable pictures are skipped and named in ``unreadable_names``; more than ``max_unreadable`` of all (and more than
     one) raise UserError, as does a path without pictures.
     """
@@ -74,14 +78,17 @@ class ImageDataset(torch.utils.data.Dataset):
         size: int,
         preset: str = "Images",
         cache_dir: str | Path | None = "default",
-        max_unreadable: float = 0.05,
+        max_unreadable: float = MAX_UNREADABLE,
         num_workers: int | None = None,
+        white_back: bool = False,
+        nearest: bool = False,
     ) -> None:
         if not 1 <= size <= MAX_SIZE:
             raise UserError(f"image size {size}: must be from 1 to {MAX_SIZE}")
         self.source, self.size, self.preset = find_images(path), size, preset
+        spec = replace(get_dataset_spec(preset), background=255 if white_back else 0, nearest=nearest)
         where = default_cache_dir() if cache_dir == "default" else cache_dir
-        self.pixels, unreadable = build_cache(self.source, get_dataset_spec(preset), size, where, num_workers)
+        self.pixels, unreadable = build_cache(self.source, spec, size, where, num_workers)
         self.unreadable_names = [self.source.names[i] for i in unreadable]
         skip = set(unreadable)
         self.names = [name for i, name in enumerate(self.source.names) if i not in skip]
@@ -110,10 +117,10 @@ def raise_if_unreadable(names: Sequence[str], num: int, path: str, max_unreadabl
         raise UserError(f"{len(names)} of {num} pictures in {path} cannot be read: {first}; repair or remove them")
 
 
-def check(path: str, preset: str, size: int, output: str | Path) -> None:
+def check(path: str, preset: str, size: int, output: str | Path, white_back: bool = False) -> None:
     """Print what ``path`` holds and write a sheet of up to 64 pictures, spread over the set, as training sees them."""
     source, spec = find_images(path), get_dataset_spec(preset)
-    dataset = ImageDataset(path, size, preset, max_unreadable=1.0)
+    dataset = ImageDataset(path, size, preset, max_unreadable=1.0, white_back=white_back)
     sizes, hashes = _survey(source)
     print(f"{path}: {len(source.names)} pictures, {len(dataset)} readable, {dataset.num_unreadable} not")
     for name in dataset.unreadable_names[:20]:
@@ -172,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.set and args.curriculum is None:
         raise UserError("--set changes settings of a curriculum: name one with --curriculum")
     curriculum = get_curriculum(args.curriculum).with_overrides(args.set) if args.curriculum else None
-    check(args.check, args.dataset, args.image_size, args.output)
+    white_back = curriculum is not None and curriculum.white_back
+    check(args.check, args.dataset, args.image_size, args.output, white_back)
     if curriculum is not None:
         print(write_camera_prior(curriculum, args.prior_output))
         print(f"  a head from its quantiles: {args.prior_output}; your pictures should turn about as far")

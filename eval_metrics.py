@@ -17,14 +17,23 @@ from torch import Tensor
 
 from checkpoints.loading import LoadedGenerator
 from common.arguments import ArgumentParser, positive_int, seed_number
+from common.errors import UserError
 from common.program import run_script
 from distributed.sharding import shared_work
 from metrics.fidelity import EXTRACTORS, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation
-from metrics.report import add_common_arguments, load, model_record, print_table, write_json
-from metrics.sampling import generated_images, real_images
+from metrics.report import add_common_arguments, load, model_record, print_table, rendering_record, write_json
+from metrics.sampling import generated_images, image_settings, real_images
+from settings.curriculum import Curriculum
 
 FEW_IMAGES_FOR_FID = 2048  # with fewer than the feature's dimensions, its covariance is singular
+PUBLISHED_NUM_IMAGES, PUBLISHED_IMAGE_SIZE = 2048, 128
+INCEPTION = "inception-v3-compat"
+
+
+def count_or_all(text: str) -> int | str:
+    """For argparse: a positive number, or the word all."""
+    return text if text == "all" else positive_int(text)
 
 
 def make_parser() -> ArgumentParser:
@@ -34,17 +43,29 @@ def make_parser() -> ArgumentParser:
         "--dataset_path", "--real_image_dir", required=True, help="the real images: a folder (searched recursively), glob or zip"
     )
     parser.add_argument("--dataset", help="how real images are cropped: a preset of dataset.py (default: the curriculum's)")
-    parser.add_argument("--num_images", type=positive_int, default=2048, help="of each kind")
+    parser.add_argument("--num_images", type=positive_int, default=PUBLISHED_NUM_IMAGES, help="how many are generated")
+    parser.add_argument("--num_real", type=count_or_all, help="how many real ones, or all (default: as many as are generated)")
+    parser.add_argument(
+        "--real_resize",
+        choices=["antialiased", "nearest"],
+        default="antialiased",
+        help="how real images are made smaller: as in training, or to the nearest pixel as for published scores",
+    )
     parser.add_argument("--seed", type=seed_number, default=0, help="of latents, poses, and the choice of real images")
     described = "; ".join(f"{name}: {metric.description}" for name, metric in METRICS.items())
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=["fid", "kid", "is"], help=described)
-    parser.add_argument("--feature_extractor", default="inception-v3-compat", help=f"one of {', '.join(EXTRACTORS)}")
+    parser.add_argument("--feature_extractor", default=INCEPTION, help=f"one of {', '.join(EXTRACTORS)}")
     parser.add_argument("--feature_extractor_weights", help="a local file of its weights (default: fetched once, then kept)")
     return parser
 
 
 def _check_weights(args: Any) -> Path | None:
     """The weights, before any image is made: a missing network should not cost an hour of rendering."""
+    if "is" in args.metrics and args.feature_extractor != INCEPTION:
+        raise UserError(
+            f"IS is the entropy of Inception's classes, which {args.feature_extractor} does not have; leave `is` out of --metrics"
+            f" (--metrics fid kid), or use --feature_extractor {INCEPTION}"
+        )
     if not any(METRICS[name].needs_weights for name in args.metrics):
         return None
     path = find_weights(args.feature_extractor, args.feature_extractor_weights)
@@ -52,16 +73,55 @@ def _check_weights(args: Any) -> Path | None:
     return path
 
 
-def _notes(evaluation: Evaluation, num_images: int) -> list[str]:
-    notes = []
-    if len(evaluation.real) < num_images:
-        notes.append(f"only {len(evaluation.real)} real images for the {num_images} asked for: all of them were used")
+def departures(args: Any, num_real: int, curriculum: Curriculum) -> list[str]:
+    """How FID, KID and IS differ from the published protocol, in words. ``num_real``: how many real images were used.
+
+    Published: 2048 images at 128 px, psi 1, poses of the prior, against all real images, which are resized to the nearest pixel.
+    """
+    found = []
+    if args.num_images != PUBLISHED_NUM_IMAGES:
+        found.append(f"{args.num_images} generated images instead of {PUBLISHED_NUM_IMAGES}")
+    if args.image_size != PUBLISHED_IMAGE_SIZE:
+        found.append(f"{args.image_size} px instead of {PUBLISHED_IMAGE_SIZE}")
+    if args.psi != 1:
+        found.append(f"psi {args.psi:g} instead of 1")
+    if args.num_real != "all":
+        found.append(f"{num_real} real images instead of all (--num_real all)")
+    if args.real_resize != "nearest":
+        found.append("real images resized with antialiasing instead of to the nearest pixel (--real_resize nearest)")
+    if args.feature_extractor != INCEPTION:
+        found.append(f"features of {args.feature_extractor} instead of {INCEPTION}")
+    if curriculum.last_back:
+        found.append("last_back, as this generator was trained, instead of without")
+    return found
+
+
+def _standing(names: Sequence[str], departing: Sequence[str]) -> list[str]:
+    """Which of the scores can stand beside a paper's, as notes."""
+    published = [name for name in names if METRICS[name].needs_weights]
+    if not published:
+        return []
+    scores = ", ".join(name.upper() for name in published)
+    if departing:
+        return [f"not to be set beside a paper's {scores}; other than published: {'; '.join(departing)}"]
+    return [f"{scores} follow the published protocol; they can stand beside the paper's for the same photos"]
+
+
+def _notes(evaluation: Evaluation, num_wanted: int | None, departing: Sequence[str]) -> list[str]:
+    notes = _standing(evaluation.names, departing)
+    if num_wanted is not None and len(evaluation.real) < num_wanted:
+        notes.append(f"only {len(evaluation.real)} real images for the {num_wanted} asked for: all of them were used")
     if "fid" in evaluation.names and min(len(evaluation.real), len(evaluation.fake)) < FEW_IMAGES_FOR_FID:
         notes.append(f"FID from fewer than {FEW_IMAGES_FOR_FID} images is biased upward; compare it at equal counts only")
     return notes
 
 
-def _protocol(args: Any, evaluation: Evaluation, preset: str) -> dict[str, Any]:
+def _num_real(args: Any) -> int | None:
+    """How many real images are asked for; None: all there are."""
+    return None if args.num_real == "all" else args.num_real or args.num_images
+
+
+def _protocol(args: Any, evaluation: Evaluation, preset: str, loaded: LoadedGenerator) -> dict[str, Any]:
     import PIL
     import torchvision
 
@@ -69,14 +129,16 @@ def _protocol(args: Any, evaluation: Evaluation, preset: str) -> dict[str, Any]:
         "num_real": len(evaluation.real),
         "num_fake": len(evaluation.fake),
         "num_images_requested": args.num_images,
+        "num_real_requested": args.num_real or args.num_images,
         "image_size": args.image_size,
         "dataset_path": str(args.dataset_path),
         "dataset_preset": preset,
-        "real_resize": "dataset.py: antialiased, Pillow " + PIL.__version__,
+        "real_resize": f"dataset.py: {args.real_resize}, Pillow {PIL.__version__}",
         "seed": args.seed,
         "psi": args.psi,
         "poses": "drawn from the curriculum's distribution",
-        "rendering": "interval_min, no jitter, no density noise, last_back off; uint8, no compression",
+        "rendering": rendering_record(image_settings(loaded.curriculum)),
+        "files": "none: uint8 tensors",
         "device": str(evaluation.device),
         "torchvision": torchvision.__version__,
     }
@@ -98,7 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         preset = args.dataset or loaded.curriculum.dataset
         real = None
         if processes.is_main:  # while the others render
-            real = real_images(args.dataset_path, preset, args.num_images, args.image_size, args.seed)
+            how = {"white_back": loaded.curriculum.white_back, "nearest": args.real_resize == "nearest"}
+            real = real_images(args.dataset_path, preset, _num_real(args), args.image_size, args.seed, **how)
         how = {"psi": args.psi, "seed": args.seed, "batch_size": args.batch_size}
         fake = generated_images(loaded, args.num_images, args.image_size, **how, processes=processes)
     if real is not None and fake is not None:
@@ -113,10 +176,12 @@ def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weight
     results: dict[str, float] = {}
     for name in names:
         results |= METRICS[name].compute(evaluation)
-    notes = _notes(evaluation, args.num_images)
+    departing = departures(args, len(real), loaded.curriculum)
+    notes = _notes(evaluation, _num_real(args), departing)
     for note in notes:
         print(f"note: {note}")
-    record = {"metrics": results, "notes": notes, "protocol": _protocol(args, evaluation, preset)}
+    protocol = {**_protocol(args, evaluation, preset, loaded), "departures_from_published": departing}
+    record = {"metrics": results, "notes": notes, "protocol": protocol}
     write_json(args.output_json, {**record, "model": model_record(args, loaded)})
     print_table(f"{len(fake)} generated and {len(real)} real images at {args.image_size} px", results)
     print(f"written to {args.output_json}")

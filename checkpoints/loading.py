@@ -36,7 +36,7 @@ from generators.generator import ImplicitGenerator3d
 from settings.curriculum import Curriculum
 from siren.mapping import FilmParameters
 
-ARCHITECTURE_KEYS = ("generator", "model", "latent_dim", "hidden_dim", "num_layers", "view_dependent")
+ARCHITECTURE_KEYS = ("generator", "model", "latent_dim", "hidden_dim", "mapping_dim", "num_layers", "view_dependent")
 WEIGHTS = ("ema", "ema2", "generator")
 PRETRAINED_DIR = Path(__file__).resolve().parent.parent / "pretrained"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from checkpoints.loading import LoadedGenerator
 from common.arguments import add_device_argument, finite_float, int_between, picture_side, resolve_device
 from common.files import make_output_dir, write_atomically
+from generators.renderer import RenderSettings
 from visualization.generator_scripts import load_with_notes
 
 
@@ -45,6 +47,11 @@ def model_record(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str,
     """Which generator the numbers belong to."""
     record = {"path": str(args.path), "curriculum": loaded.curriculum.name, "step": loaded.step, "notes": loaded.notes}
     return record | {"settings": loaded.curriculum.to_dict()}
+
+
+def rendering_record(settings: RenderSettings) -> dict[str, Any]:
+    """The settings that scored images were rendered with, none of which were jittered."""
+    return {**asdict(settings), "jitter": False}
 
 
 def write_json(path: str | Path, results: Mapping[str, Any]) -> None:

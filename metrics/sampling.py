@@ -32,6 +32,13 @@ def draw_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> 
     return CameraPoses(torch.cat([pose.pitch for pose in poses]), torch.cat([pose.yaw for pose in poses]))
 
 
+def pose_of_seed(seed: int, curriculum: Curriculum) -> CameraPoses:
+    """The (1,) pose of the curriculum's distribution that goes with a seed's latent: drawn after it, from the same numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    draw_latents(1, curriculum.latent_dim, curriculum.z_dist, generator)
+    return draw_poses(1, curriculum, generator)
+
+
 class SharedWorkFailed(RuntimeError):
     """A process could not do its share; its own error is the cause."""
 
@@ -58,10 +65,15 @@ def sample_fields(
             progress.update(field.batch_size)
 
 
+def image_settings(curriculum: Curriculum) -> RenderSettings:
+    """How images that are scored are rendered: final interval, no density noise, ``last_back`` as in training."""
+    return RenderSettings.from_curriculum(curriculum)
+
+
 @torch.no_grad()
 def render_images(field: Field, poses: CameraPoses, curriculum: Curriculum, image_size: int) -> Tensor:
-    """(B, 3, H, W) uint8 on the CPU: final interval, no noise, ``last_back`` as in training (the published: off)."""
-    settings = RenderSettings.from_curriculum(curriculum)
+    """(B, 3, H, W) uint8 on the CPU, as :func:`image_settings` has them, not jittered."""
+    settings = image_settings(curriculum)
     rays = camera_rays(poses, image_size, curriculum.fov)
     chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
     chunks = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)
@@ -106,13 +118,25 @@ def generated_images(
     return ordered
 
 
-def real_images(path: str | Path, preset: str, num: int, image_size: int, seed: int = 0, use_cache: bool = True) -> Tensor:
+def real_images(
+    path: str | Path,
+    preset: str,
+    num: int | None,
+    image_size: int,
+    seed: int = 0,
+    use_cache: bool = True,
+    *,
+    white_back: bool = False,
+    nearest: bool = False,
+) -> Tensor:
     """A random choice of at most ``num`` images of ``path``: (N, 3, image_size, image_size) uint8; N < num if it holds fewer.
 
-    Raises UserError where there are none, or too many that cannot be read.
+    ``num`` None: all of them. ``white_back``, ``nearest``: see :class:`dataset.ImageDataset`. Raises UserError where there are
+    none, or too many that cannot be read.
     """
     from dataset import ImageDataset
 
-    dataset = ImageDataset(path, image_size, preset, "default" if use_cache else None)
+    cache_dir = "default" if use_cache else None
+    dataset = ImageDataset(path, image_size, preset, cache_dir, white_back=white_back, nearest=nearest)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     return torch.stack([dataset[int(index)] for index in tqdm(order[:num], desc="real images", unit="image", leave=False)])

@@ -66,6 +66,7 @@ class Curriculum:
     latent_dim: int = 256
     z_dist: str = "gaussian"
     hidden_dim: int = 256
+    mapping_dim: int | None = None  # width of the mapping network; None: that of the field
     num_layers: int = 8
     view_dependent: bool = True  # False: colours depend on the point alone, the same from all sides
     disc_channels: tuple[int, ...] = (16, 32, 64, 128, 256, 400, 400, 400, 400)
@@ -85,8 +86,8 @@ class Curriculum:
     decay_beta: float = 1e-5
     clamp_mode: str = "relu"
     last_back: bool = False
-    eval_last_back: bool = True
-    white_back: bool = False
+    eval_last_back: bool | None = None  # of images shown and scored by eye; None: unless the background is white
+    white_back: bool = False  # what no sample takes is white; transparent photos are laid over white
 
     # Losses
     gan_loss: str = "non_saturating"  # or "relativistic": D tells which of a pair is real, not whether an image is
@@ -131,6 +132,11 @@ class Curriculum:
         if problem:
             raise UserError(f"curriculum {self.name}: {problem}")
 
+    @property
+    def view_last_back(self) -> bool:
+        """Whether views give a ray's missing weight to its last sample."""
+        return not self.white_back if self.eval_last_back is None else self.eval_last_back
+
     def stage_at(self, step: int) -> Stage:
         """The stage that holds at ``step``."""
         return [stage for stage in self.stages if stage.start_step <= max(step, 0)][-1]
@@ -150,6 +156,8 @@ class Curriculum:
             raise UserError(f"a curriculum's name is a short text, not {_shown(label)}")
         stage_keys = sorted(key for key in settings if type(key) is int)
         if stage_keys:
+            if settings.get("model") == "EmbeddingPiGAN128":  # its published class has its own widths
+                settings = {"hidden_dim": 128, "mapping_dim": 256, **settings}
             _reject_non_dictionaries(label, [settings[key] for key in stage_keys])
             stage_dicts = [{"start_step": key, **settings.pop(key)} for key in stage_keys]
             end = stage_dicts.pop() if set(stage_dicts[-1]) == {"start_step"} else None
@@ -291,6 +299,13 @@ def _problems(c: Curriculum) -> Iterable[str]:
     for f in dataclasses.fields(c):
         if f.type == "bool" and not isinstance(getattr(c, f.name), bool):
             yield f"{f.name} must be True or False, not {_shown(getattr(c, f.name))}"
+    if c.mapping_dim is not None and not _is_count(c.mapping_dim, 1, _MOST["hidden_dim"]):
+        yield f"mapping_dim must be None or a whole number from 1 to {_MOST['hidden_dim']}, not {_shown(c.mapping_dim)}"
+    if c.eval_last_back not in (True, False, None) or type(c.eval_last_back) is int:
+        yield f"eval_last_back must be True, False or None, not {_shown(c.eval_last_back)}"
+    if c.white_back and (c.last_back or c.eval_last_back):
+        which = "last_back" if c.last_back else "eval_last_back"
+        yield f"white_back has no effect with {which}, which gives missing weight to the last sample; set one of them to False"
     for key in (*_POSITIVE, *_NON_NEGATIVE, "tau", "topk_v"):
         if not _is_number(getattr(c, key)):
             yield f"{key} must be a finite number, not {_shown(getattr(c, key))}"
@@ -332,6 +347,8 @@ def _problems(c: Curriculum) -> Iterable[str]:
         yield f"num_steps_surface must be at least 2 with surface_sample, not {c.num_steps_surface}"
     if (c.with_opacprior or c.with_normal_loss or c.hollow_check_interval or c.init_ball_radius) and not c.pred_occ:
         yield "with_opacprior, with_normal_loss, hollow_check_interval and init_ball_radius need pred_occ"
+    if c.hollow_check_interval:
+        yield from _hollow_problems(c)
     room = min(1 - c.ray_start, c.ray_end - 1)
     if c.init_ball_radius and not MIN_BALL_RADIUS <= c.init_ball_radius < room:
         yield f"init_ball_radius must be 0 or at least {MIN_BALL_RADIUS} and less than {room:.4g}, where the rays begin or end"
@@ -344,6 +361,15 @@ def _problems(c: Curriculum) -> Iterable[str]:
     ):
         yield f"disc_channels must be 9 positive whole numbers (512 px down to 2 px), not {_shown(c.disc_channels)}"
     yield from _stage_problems(c)
+
+
+def _hollow_problems(c: Curriculum) -> Iterable[str]:
+    """Why shapes cannot be watched: which way they bulge has a meaning only from the front, and a turn only about the equator."""
+    remedy = "set hollow_check_interval to 0"
+    if c.sample_dist == "spherical_uniform" or (c.sample_dist is not None and c.h_stddev >= math.pi / 2):
+        yield f"hollow_check_interval needs cameras that stay in front (h_stddev below pi/2, no spherical_uniform); {remedy}"
+    if abs(c.v_mean - math.pi / 2) > 1e-6:
+        yield f"hollow_check_interval needs v_mean = pi/2, about which alone poses mirror into poses; {remedy}"
 
 
 def _stage_problems(c: Curriculum) -> Iterable[str]:

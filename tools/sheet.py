@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     real = []
     if args.dataset_path:  # looked at first: rendering takes longer
         preset = args.dataset or opened[0].curriculum.dataset
-        real = [real_images(args.dataset_path, preset, args.num, args.image_size, args.seed)]
+        white_back = opened[0].curriculum.white_back
+        real = [real_images(args.dataset_path, preset, args.num, args.image_size, args.seed, white_back=white_back)]
     groups = [generated_images(g, args.num, args.image_size, psi=args.psi, seed=args.seed, batch_size=16) for g in opened]
     save_picture(output, sheet([*groups, *real], args.columns))
     below = f"; below, {len(real[0])} real ones" if real else ""

@@ -8,7 +8,7 @@ import time
 from torch import Tensor
 
 from common.errors import UserError
-from dataset import ImageDataset
+from dataset import MAX_UNREADABLE, ImageDataset
 from distributed.collectives import all_or_none, text_of_main
 from distributed.processes import Processes
 from loading.batches import BatchStream
@@ -33,8 +33,14 @@ class StageBatches:
         self._state, self._processes = state, processes
 
         def read() -> None:
-            limit = {"max_unreadable": 1.0} if is_under_way else {}
-            self.dataset = ImageDataset(path, stage.img_size, preset, cache_dir="default" if use_cache else None, **limit)
+            self.dataset = ImageDataset(
+                path,
+                stage.img_size,
+                preset,
+                cache_dir="default" if use_cache else None,
+                max_unreadable=1.0 if is_under_way else MAX_UNREADABLE,
+                white_back=state.curriculum.white_back,
+            )
 
         # One process of each machine decodes the images, the others read its cache.
         all_or_none(processes, lambda: read() if processes.is_first_on_machine else None)

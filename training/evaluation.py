@@ -7,7 +7,7 @@ without the extractor's weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from generators.views import ViewSettings, render_views
 from loading.cache import default_cache_dir
 from metrics.consistency import view_consistency
 from metrics.fidelity import weights_at_hand
-from metrics.geometry import background_is_white, generated_geometry, surfaces_of
+from metrics.geometry import background_is_white, generated_geometry, over_background, surfaces_of
 from metrics.predictor import GeometryPredictor, PredictorSettings, get_predictor
 from metrics.registry import METRICS, Evaluation
 from metrics.sampling import SharedWorkFailed, generated_images, real_images
@@ -111,7 +111,7 @@ class Evaluator:
 
     def _shape_error(self, loaded: LoadedGenerator) -> dict[str, float]:
         predictor, size, is_white = self._ruler
-        curriculum = replace(loaded.curriculum, white_back=is_white)
+        curriculum = over_background(loaded.curriculum, is_white)
         images, generated = generated_geometry(loaded, curriculum, NUM_SHAPES, size, psi=1.0, seed=0, batch_size=BATCH_SIZE)
         scores = compare(predictor.predict(images), generated)
         names = {
@@ -128,7 +128,8 @@ class Evaluator:
         options, weights = self._options, weights_at_hand(EXTRACTOR, self._options.weights)
         if image_size not in self._real:
             where = (options.dataset_path, options.dataset_preset)
-            self._real = {image_size: real_images(*where, options.num_images, image_size, use_cache=options.use_cache)}
+            how = {"use_cache": options.use_cache, "white_back": generator.curriculum.white_back}
+            self._real = {image_size: real_images(*where, options.num_images, image_size, **how)}
         names = ("swd",) if weights is None else ("swd", "fid", "kid")
         device = next(generator.parameters()).device
         evaluation = Evaluation(self._real[image_size], fake, names, device=device, extractor=EXTRACTOR, weights_file=weights)
@@ -158,7 +159,8 @@ def surface_metrics(generator: ImplicitGenerator3d, image_size: int) -> dict[str
     hit = torch.stack([view.hit_mask for view in views])
     scalars = {"hit_rate": float(hit.float().mean())}
     if curriculum.pred_occ:
-        variances = [v.variance for v in latent_variances(field, curriculum, image_size, device) if v.num_rays]
+        poses = mean_pose(curriculum, NUM_SEEDS, device)
+        variances = [v.variance for v in latent_variances(field, poses, curriculum, image_size) if v.num_rays]
         if variances:
             scalars["weighted_variance_1e4"] = 1e4 * sum(variances) / len(variances)
     bulges = shape_statistics(surfaces_of(views))["bulge"]

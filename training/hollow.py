@@ -22,6 +22,7 @@ NUM_SEEDS = 16
 FEWEST_SHAPES = 8  # with a surface; fewer say nothing about the generator
 MAX_SIZE = 32  # pixels; more see no more of a bulge
 HOLLOW = 0.05  # of a ray's length
+MIN_TURN_PSNR_DB = 14.0  # of images after a turn against those before: a mould leaves 16 and more, a truly concave object 10
 PATIENCE = 4  # looks in a row: fog that is still to take shape goes inward for a while, and comes out again
 
 

@@ -158,7 +158,7 @@ class GeneratorStep(nn.Module):
         if inputs.neighbours is not None:
             weighted["normal"] = (c.normal_lambda, self._normal_loss(field, rays, output, inputs.neighbours, c.h_sample))
         if inputs.ball_points is not None:
-            held = ball_hold_loss(field.occupancy_logits(inputs.ball_points), inputs.ball_points, c.init_ball_radius)
+            held = ball_hold_loss(field.occupancy_logits(inputs.ball_points), inputs.ball_points, c.init_ball_radius, c.tau)
             weighted["ball_hold"] = (settings.lambda_ball_hold, held)
         total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
         terms = {name: value.detach() for name, (_, value) in weighted.items()}

@@ -15,7 +15,7 @@ from checkpoints.loading import LoadedGenerator, load_generator
 from common.arguments import add_device_argument, finite_float, int_between, picture_side, resolve_device
 from common.errors import UserError
 from common.files import make_output_dir
-from generators.cameras import CameraPoses
+from generators.cameras import CameraPoses, mean_direction
 from generators.generator import latent_from_seed
 from generators.view_cache import CachedField, build_cache, view_rays
 from generators.views import LockedDirections, View, ViewSettings, make_pose, render_view
@@ -106,7 +106,7 @@ def share_between_views(
     if args.plain or not curriculum.pred_occ or num_rays < MIN_RAYS_TO_CACHE or num_products < MIN_PRODUCTS_TO_CACHE:
         return field
     if args.lock_view_dependence:
-        field = LockedDirections(field)
+        field = LockedDirections(field, mean_direction(curriculum.h_mean, curriculum.v_mean))
     device = next(loaded.generator.parameters()).device
     pitches, yaws = (torch.tensor([getattr(pose, name) for pose in poses], device=device) for name in ("pitch", "yaw"))
     rays = view_rays(CameraPoses(pitches, yaws), [pose.fov_degrees for pose in poses])

@@ -80,8 +80,15 @@ class Recorder:
             self.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scalars.items()))
             self._write(self._metrics_path, step, scalars, prefix="eval/")
 
-    def log_turn(self, step: int, bulge: float, turn: Turn) -> None:
-        """The shapes were hollow (``bulge`` below 0) and were mirrored in depth. A line of metrics.jsonl."""
+    def log_turn(self, step: int, bulge: float, turn: Turn, is_done: bool) -> None:
+        """The shapes are hollow (``bulge`` below 0) and were mirrored in depth, a line of metrics.jsonl; or were left as they are."""
+        if not is_done:
+            self.event(step, "hollow, not mirrored", bulge=float(f"{bulge:.6g}"), turn_psnr_db=float(f"{turn.psnr_db:.6g}"))
+            self.note(
+                f"step {step}: the shapes are hollow (bulge {bulge:.4g}), but mirrored they would look otherwise"
+                f" ({turn.psnr_db:.1f} dB): left as they are"
+            )
+            return
         how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
         self.note(f"step {step}: the shapes are hollow (bulge {bulge:.4g}): {how}, {turn.psnr_db:.1f} dB from before")
         numbers = {"bulge_before": float(f"{bulge:.6g}"), "turn_psnr_db": float(f"{turn.psnr_db:.6g}")}
