@@ -100,8 +100,8 @@ def tell_of_cut(cube_size: float, curriculum: Curriculum) -> None:
     radius = visible_radius(curriculum)
     if cube_size / 2 < radius:
         print(
-            f"note: what cameras see reaches {radius:.3f} from the origin, the cube's faces lie at {cube_size / 2:g}: what is beyond"
-            f" them is cut off; --cube_size {math.ceil(200 * radius) / 100:g} holds all of it",
+            f"note: what cameras see reaches {radius:.3f} from the origin, the cube's faces lie at {cube_size / 2:g}: what is"
+            f" beyond them is cut off; --cube_size {math.ceil(200 * radius) / 100:g} holds all of it",
             file=sys.stderr,
         )
 

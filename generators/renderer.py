@@ -70,9 +70,9 @@ class RenderSettings:
 
 @dataclass
 class RenderOutput:
-    """``rgb`` (B, R, 3) in [0, 1]; ``depth`` (B, R), of what the ray meets, as published: where that is hardly anything it says
-    hardly anything, so ``depth_over_far`` (B, R) has the missing weight at the far end; composited samples ``t``, ``alphas``, ``weights`` (B, R, S) front to
-    back; ``surface`` with t and hit_mask (B, R), without gradient (no ray of a radiance field hits)."""
+    """``rgb`` (B, R, 3) in [0, 1]; ``depth`` (B, R), as published: the mean over what the ray meets, however little that is;
+    ``depth_over_far`` (B, R): the same with the missing weight at the far end; composited samples ``t``, ``alphas``, ``weights``
+    (B, R, S) front to back; ``surface`` with t and hit_mask (B, R), without gradient (no ray of a radiance field hits)."""
 
     rgb: Tensor
     depth: Tensor

@@ -285,3 +285,35 @@ def test_the_real_cats(shared_dir: Path, tmp_path: Path) -> None:
 
 def test_public_names() -> None:
     assert all(hasattr(dataset_module, name) for name in dataset_module.__all__)
+
+
+def test_transparent_photos_lie_over_what_free_space_renders_to(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (200, 100, 50, 128)).save(tmp_path / "half.png")
+    cache = tmp_path / "cache"
+    for _ in range(2):  # decoded, then from the cache: the two backgrounds have a cache each
+        over_black = ImageDataset(tmp_path / "half.png", 8, cache_dir=cache)[0][:, 4, 4].tolist()
+        over_white = ImageDataset(tmp_path / "half.png", 8, cache_dir=cache, white_back=True)[0][:, 4, 4].tolist()
+        assert np.abs(np.subtract(over_black, (100, 50, 25))).max() <= 1
+        assert np.abs(np.subtract(over_white, (227, 177, 152))).max() <= 1
+
+
+def test_resized_to_the_nearest_pixel_as_for_published_scores(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 255, (100, 100, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    spec = DatasetSpec(None, None, "", nearest=True)
+    small = np.asarray(to_square(Image.fromarray(pixels), spec, 32))
+    channels = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    expected = torch.nn.functional.interpolate(channels, size=32, mode="nearest")[0].permute(1, 2, 0)
+    assert np.array_equal(small, expected.numpy())
+    cache = tmp_path / "cache"
+    filtered = ImageDataset(tmp_path / "a.png", 32, cache_dir=cache)[0]
+    nearest = ImageDataset(tmp_path / "a.png", 32, cache_dir=cache, nearest=True)[0]
+    assert (
+        torch.equal(nearest, torch.from_numpy(small.copy()).permute(2, 0, 1)) and filtered.float().std() < nearest.float().std()
+    )
+    celeba = DatasetSpec(320, 256, "", nearest=True)
+    ramp = np.zeros((218, 178, 3), np.uint8)
+    ramp[..., 0] = np.arange(178)[None]
+    column = np.asarray(to_square(Image.fromarray(ramp), celeba, 128))[64, :, 0].astype(float)
+    assert abs(column[0] - (89 - 71.2)) < 1.5 and abs(column[-1] - (89 + 71.2)) < 2

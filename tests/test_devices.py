@@ -68,7 +68,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def gpu_in_sight(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")  # what a script does not set shows
     yield

@@ -115,3 +115,32 @@ def test_bad_input(tiny_generator_path, empty_generator_path, tmp_path):
         cal_weighted_var.main([str(tiny_generator_path), "--seeds_start", "5", "--seeds_end", "5", *output])
     with pytest.raises(UserError, match="there is no generator file"):
         cal_weighted_var.main([str(tmp_path / "absent.pth"), "--seeds_end", "2", *output])
+
+
+def test_each_seed_has_a_pose_of_the_prior_of_its_own(tiny_generator_path, tmp_path):
+    from checkpoints.loading import load_generator
+    from metrics.sampling import pose_of_seed
+    from visualization.generator_scripts import field_from_seed
+
+    args = [str(tiny_generator_path), "--seeds_start", "3", "--seeds_end", "6", "--image_size", "12"]
+    records = {}
+    for pose in ("prior", "mean"):
+        cal_weighted_var.main([*args, "--pose", pose, "--output_json", str(tmp_path / f"{pose}.json")])
+        records[pose] = json.loads((tmp_path / f"{pose}.json").read_text())
+        assert records[pose]["protocol"]["pose"]["pose"] == pose
+    loaded = load_generator(tiny_generator_path)
+    curriculum = loaded.curriculum
+    assert records["prior"]["protocol"]["pose"]["sample_dist"] == curriculum.sample_dist
+    poses = [pose_of_seed(seed, curriculum) for seed in range(400)]
+    yaws = torch.cat([pose.yaw for pose in poses])
+    assert yaws.std() == pytest.approx(curriculum.h_stddev / 3**0.5, rel=0.1)  # uniform
+    assert torch.cat([pose.pitch for pose in poses]).std() == pytest.approx(curriculum.v_stddev / 3**0.5, rel=0.1)
+    for seed in (3, 5):
+        field = field_from_seed(loaded, seed, 0.7)
+        for pose, seen_from in (
+            ("prior", pose_of_seed(seed, curriculum)),
+            ("mean", mean_pose(curriculum, 1, torch.device("cpu"))),
+        ):
+            value = latent_variances(field, seen_from, curriculum, 12)[0].variance
+            assert records[pose]["per_seed_1e4"][str(seed)] == pytest.approx(1e4 * value, rel=1e-4)
+    assert records["prior"]["per_seed_1e4"]["3"] != pytest.approx(records["mean"]["per_seed_1e4"]["3"], rel=1e-3)

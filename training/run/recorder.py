@@ -81,18 +81,13 @@ class Recorder:
             self._write(self._metrics_path, step, scalars, prefix="eval/")
 
     def log_turn(self, step: int, bulge: float, turn: Turn, is_done: bool) -> None:
-        """The shapes are hollow (``bulge`` below 0) and were mirrored in depth, a line of metrics.jsonl; or were left as they are."""
-        if not is_done:
-            self.event(step, "hollow, not mirrored", bulge=float(f"{bulge:.6g}"), turn_psnr_db=float(f"{turn.psnr_db:.6g}"))
-            self.note(
-                f"step {step}: the shapes are hollow (bulge {bulge:.4g}), but mirrored they would look otherwise"
-                f" ({turn.psnr_db:.1f} dB): left as they are"
-            )
-            return
+        """The shapes are hollow (``bulge`` below 0) and were mirrored in depth, or left. A line of metrics.jsonl."""
         how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
+        if not is_done:
+            how = "an object, not a mould, for its images would not be the same when " + how + "; left as it is"
         self.note(f"step {step}: the shapes are hollow (bulge {bulge:.4g}): {how}, {turn.psnr_db:.1f} dB from before")
         numbers = {"bulge_before": float(f"{bulge:.6g}"), "turn_psnr_db": float(f"{turn.psnr_db:.6g}")}
-        self._append(self._metrics_path, {"step": step, "mirrored_depth": True, "inverted": turn.invert, **numbers})
+        self._append(self._metrics_path, {"step": step, "mirrored_depth": is_done, "inverted": turn.invert, **numbers})
 
     def event(self, step: int, name: str, **details: str | int | float) -> None:
         """A line in log.jsonl for something that happened, beside the scalars."""
