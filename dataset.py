@@ -1,9 +1,9 @@
-"""Pictures to train on: a folder (searched recursively), a glob or a zip of images, of any mode and size.
+"""Images to train on: a folder (searched recursively), a glob or a zip of images, of any mode and size.
 
     python dataset.py --check PATH --dataset Images --image_size 64 --output contact.png --curriculum CelebA
 
 says what is in PATH before a run depends on it, and shows how far the curriculum's camera will turn. A data set known by
-name is one entry in DATASETS. Pictures are decoded once (loading/cache.py), so that a batch is a gather; BatchStream
+name is one entry in DATASETS. Images are decoded once (loading/cache.py), so that a batch is a gather; BatchStream
 (loading/batches.py) is what training reads.
 """
 
@@ -22,28 +22,34 @@ from torch import Tensor
 
 from common.arguments import ArgumentParser
 from common.errors import UserError
+from common.files import write_atomically
 from common.program import run_script
 from heads.camera_prior import write_camera_prior
 from loading.batches import BatchStream, batch_at, epoch_order
 from loading.cache import build_cache, default_cache_dir
-from loading.files import FORMATS, DatasetSpec, ImageSource, find_images, open_member
+from loading.files import ALL_IMAGES, FORMATS, DatasetSpec, ImageSource, Split, find_images, open_member, part_of
+from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
+from visualization.images import png_bytes
 
 __all__ = [
     "DATASETS",
     "BatchStream",
     "DatasetSpec",
     "ImageDataset",
+    "Split",
     "batch_at",
     "build_cache",
     "default_cache_dir",
     "epoch_order",
     "find_images",
     "get_dataset_spec",
+    "part_of",
+    "spec_over",
 ]
 
 MAX_SIZE = 8192  # pixels, of a square
-MAX_UNREADABLE = 0.05  # of all pictures
+MAX_UNREADABLE = 0.05  # of all images
 
 # Adding a data set is one entry here; a curriculum's `dataset` names it.
 DATASETS: dict[str, DatasetSpec] = {
@@ -62,31 +68,36 @@ def get_dataset_spec(preset: str) -> DatasetSpec:
     return DATASETS[preset]
 
 
-class ImageDataset(torch.utils.data.Dataset):
-    """Readable pictures of ``path``, square at ``size`` pixels.
+def spec_over(preset: str, curriculum: Curriculum, nearest: bool = False) -> DatasetSpec:
+    """A preset whose transparent images lie over what free space renders to with ``curriculum``. Raises UserError.
 
-    ``preset``: a name in DATASETS. ``white_back``: transparent ones are laid over white, as a curriculum's free space may be.
-    ``nearest``: resized as the published code resizes real images for its scores (loading/files.py).
-    ``cache_dir``: ``"default"``, a folder, or None to decode into memory without a file.
-    Unreadable pictures are skipped and named in ``unreadable_names``; more than ``max_unreadable`` of all (and more than
-    one) raise UserError, as does a path without pictures.
+    ``nearest``: resized as the published code resizes real images for its scores.
+    """
+    return replace(get_dataset_spec(preset), background=255 if curriculum.white_back else 0, nearest=nearest)
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Readable images of ``path``, square at ``size`` pixels.
+
+    ``preset``: a name in DATASETS, or a spec of its own. ``cache_dir``: ``"default"``, a folder, or None to decode into memory
+    without a file. ``split``: which part of the images. Unreadable images are skipped and named in ``unreadable_names``; more
+    than ``max_unreadable`` of all (and more than one) raise UserError, as does a path without images.
     """
 
     def __init__(
         self,
         path: str | Path,
         size: int,
-        preset: str = "Images",
+        preset: str | DatasetSpec = "Images",
         cache_dir: str | Path | None = "default",
         max_unreadable: float = MAX_UNREADABLE,
         num_workers: int | None = None,
-        white_back: bool = False,
-        nearest: bool = False,
+        split: Split = ALL_IMAGES,
     ) -> None:
         if not 1 <= size <= MAX_SIZE:
             raise UserError(f"image size {size}: must be from 1 to {MAX_SIZE}")
-        self.source, self.size, self.preset = find_images(path), size, preset
-        spec = replace(get_dataset_spec(preset), background=255 if white_back else 0, nearest=nearest)
+        self.source, self.size = part_of(find_images(path), split), size
+        spec = get_dataset_spec(preset) if isinstance(preset, str) else preset
         where = default_cache_dir() if cache_dir == "default" else cache_dir
         self.pixels, unreadable = build_cache(self.source, spec, size, where, num_workers)
         self.unreadable_names = [self.source.names[i] for i in unreadable]
@@ -106,23 +117,23 @@ class ImageDataset(torch.utils.data.Dataset):
         return torch.from_numpy(np.array(self.pixels[index])).permute(2, 0, 1).contiguous()
 
     def gather(self, indices: Tensor) -> Tensor:
-        """Pictures (B, 3, size, size), uint8, of ``indices`` (B,)."""
+        """Images (B, 3, size, size), uint8, of ``indices`` (B,)."""
         return torch.from_numpy(np.ascontiguousarray(self.pixels[indices.numpy()])).permute(0, 3, 1, 2)
 
 
 def raise_if_unreadable(names: Sequence[str], num: int, path: str, max_unreadable: float) -> None:
-    """UserError with the first names when too many of ``num`` pictures, or all, could not be read."""
+    """UserError with the first names when too many of ``num`` images, or all, could not be read."""
     if names and (len(names) == num or len(names) > max(1, max_unreadable * num)):
         first = ", ".join(Path(name).name for name in names[:5]) + (", ..." if len(names) > 5 else "")
-        raise UserError(f"{len(names)} of {num} pictures in {path} cannot be read: {first}; repair or remove them")
+        raise UserError(f"{len(names)} of {num} images in {path} cannot be read: {first}; repair or remove them")
 
 
-def check(path: str, preset: str, size: int, output: str | Path, white_back: bool = False) -> None:
-    """Print what ``path`` holds and write a sheet of up to 64 pictures, spread over the set, as training sees them."""
-    source, spec = find_images(path), get_dataset_spec(preset)
-    dataset = ImageDataset(path, size, preset, max_unreadable=1.0, white_back=white_back)
+def check(path: str, preset: str, size: int, output: str | Path, curriculum: Curriculum | None = None) -> None:
+    """Print what ``path`` holds and write a sheet of up to 64 images, spread over the set, as training sees them."""
+    source, spec = find_images(path), spec_over(preset, curriculum) if curriculum else get_dataset_spec(preset)
+    dataset = ImageDataset(path, size, spec, max_unreadable=1.0)
     sizes, hashes = _survey(source)
-    print(f"{path}: {len(source.names)} pictures, {len(dataset)} readable, {dataset.num_unreadable} not")
+    print(f"{path}: {len(source.names)} images, {len(dataset)} readable, {dataset.num_unreadable} not")
     for name in dataset.unreadable_names[:20]:
         print(f"  unreadable: {name}")
     for (width, height), count in sizes.most_common(8):
@@ -131,7 +142,7 @@ def check(path: str, preset: str, size: int, output: str | Path, white_back: boo
         print(f"  and {len(sizes) - 8} other sizes")
     smallest = min((min(wh) for wh in sizes), default=0)
     if smallest < size:
-        print(f"  the smallest side is {smallest} px: pictures below {size} px are enlarged")
+        print(f"  the smallest side is {smallest} px: images below {size} px are enlarged")
     copies = [names for names in hashes.values() if len(names) > 1]
     print(f"  exact duplicates: {sum(len(names) - 1 for names in copies)}")
     for names in copies[:5]:
@@ -141,13 +152,13 @@ def check(path: str, preset: str, size: int, output: str | Path, white_back: boo
     columns = min(8, len(shown))
     rows = -(-len(shown) // columns)
     sheet = np.zeros((rows * size, columns * size, 3), np.uint8)
-    for i, picture in enumerate(shown):
+    for i, image in enumerate(shown):
         top, left = i // columns * size, i % columns * size
-        sheet[top : top + size, left : left + size] = picture.permute(1, 2, 0).numpy()
+        sheet[top : top + size, left : left + size] = image.permute(1, 2, 0).numpy()
     try:
-        Image.fromarray(sheet).save(output)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {output}: {error}; choose another file with --output") from None
+        write_atomically(output, png_bytes(sheet))
+    except UserError as error:
+        raise UserError(f"{error}; choose another file with --output") from None
     print(f"  {len(shown)} of them: {output}")
 
 
@@ -167,23 +178,22 @@ def _survey(source: ImageSource) -> tuple[Counter[tuple[int, int]], dict[str, li
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser("Say what a folder, glob or zip of pictures holds, and show how training sees it.")
+    parser = ArgumentParser("Say what a folder, glob or zip of images holds, and show how training sees it.")
     parser.add_argument("--check", required=True, metavar="PATH", help="folder (searched recursively), glob or zip")
     parser.add_argument("--dataset", default="Images", help=f"preset: {', '.join(DATASETS)}")
     parser.add_argument("--image_size", type=int, default=64, help="pixels")
     parser.add_argument("--output", default="contact.png", help="the sheet of examples")
     parser.add_argument("--curriculum", help="also show how far its camera prior turns the object (a name or a .json file)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the curriculum")
-    parser.add_argument("--prior_output", default="camera_prior.png", help="with --curriculum: the picture of the prior")
+    parser.add_argument("--prior_output", default="camera_prior.png", help="with --curriculum: the image of the prior")
     args = parser.parse_args(argv)
     if args.set and args.curriculum is None:
         raise UserError("--set changes settings of a curriculum: name one with --curriculum")
     curriculum = get_curriculum(args.curriculum).with_overrides(args.set) if args.curriculum else None
-    white_back = curriculum is not None and curriculum.white_back
-    check(args.check, args.dataset, args.image_size, args.output, white_back)
+    check(args.check, args.dataset, args.image_size, args.output, curriculum)
     if curriculum is not None:
         print(write_camera_prior(curriculum, args.prior_output))
-        print(f"  a head from its quantiles: {args.prior_output}; your pictures should turn about as far")
+        print(f"  a head from its quantiles: {args.prior_output}; your images should turn about as far")
 
 
 if __name__ == "__main__":

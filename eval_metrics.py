@@ -16,14 +16,17 @@ from typing import Any
 from torch import Tensor
 
 from checkpoints.loading import LoadedGenerator
-from common.arguments import ArgumentParser, positive_int, seed_number
+from common.arguments import ArgumentParser, int_between, positive_int, seed_number
 from common.errors import UserError
 from common.program import run_script
+from dataset import spec_over
 from distributed.sharding import shared_work
+from loading.files import PARTS, Split
 from metrics.fidelity import EXTRACTORS, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation
 from metrics.report import add_common_arguments, load, model_record, print_table, rendering_record, write_json
 from metrics.sampling import generated_images, image_settings, real_images
+from settings.checks import MAX_COUNT
 from settings.curriculum import Curriculum
 
 FEW_IMAGES_FOR_FID = 2048  # with fewer than the feature's dimensions, its covariance is singular
@@ -43,6 +46,8 @@ def make_parser() -> ArgumentParser:
         "--dataset_path", "--real_image_dir", required=True, help="the real images: a folder (searched recursively), glob or zip"
     )
     parser.add_argument("--dataset", help="how real images are cropped: a preset of dataset.py (default: the curriculum's)")
+    parser.add_argument("--split", choices=PARTS, help="which real images (default: those held out, where there are any, or all)")
+    parser.add_argument("--num_holdout", type=int_between(0, MAX_COUNT), help="how many are held out (default: the curriculum's)")
     parser.add_argument("--num_images", type=positive_int, default=PUBLISHED_NUM_IMAGES, help="how many are generated")
     parser.add_argument("--num_real", type=count_or_all, help="how many real ones, or all (default: as many as are generated)")
     parser.add_argument(
@@ -73,8 +78,8 @@ def _check_weights(args: Any) -> Path | None:
     return path
 
 
-def departures(args: Any, num_real: int, curriculum: Curriculum) -> list[str]:
-    """How FID, KID and IS differ from the published protocol, in words. ``num_real``: how many real images were used.
+def departures(args: Any, num_real: int, part: str, curriculum: Curriculum) -> list[str]:
+    """How FID, KID and IS differ from the published protocol, in words. ``num_real``: real images used, ``part``: of which part.
 
     Published: 2048 images at 128 px, psi 1, poses of the prior, against all real images, which are resized to the nearest pixel.
     """
@@ -87,6 +92,8 @@ def departures(args: Any, num_real: int, curriculum: Curriculum) -> list[str]:
         found.append(f"psi {args.psi:g} instead of 1")
     if args.num_real != "all":
         found.append(f"{num_real} real images instead of all (--num_real all)")
+    if part != "all":
+        found.append(f"real images of the part {part} instead of all (--split all)")
     if args.real_resize != "nearest":
         found.append("real images resized with antialiasing instead of to the nearest pixel (--real_resize nearest)")
     if args.feature_extractor != INCEPTION:
@@ -121,10 +128,11 @@ def _num_real(args: Any) -> int | None:
     return None if args.num_real == "all" else args.num_real or args.num_images
 
 
-def _protocol(args: Any, evaluation: Evaluation, preset: str, loaded: LoadedGenerator) -> dict[str, Any]:
+def _protocol(args: Any, evaluation: Evaluation, preset: str, curriculum: Curriculum) -> dict[str, Any]:
     import PIL
     import torchvision
 
+    split = _split(args, curriculum)
     protocol: dict[str, Any] = {
         "num_real": len(evaluation.real),
         "num_fake": len(evaluation.fake),
@@ -133,11 +141,13 @@ def _protocol(args: Any, evaluation: Evaluation, preset: str, loaded: LoadedGene
         "image_size": args.image_size,
         "dataset_path": str(args.dataset_path),
         "dataset_preset": preset,
+        "real_part": split.part,
+        "num_holdout": split.num_holdout,
         "real_resize": f"dataset.py: {args.real_resize}, Pillow {PIL.__version__}",
         "seed": args.seed,
         "psi": args.psi,
         "poses": "drawn from the curriculum's distribution",
-        "rendering": rendering_record(image_settings(loaded.curriculum)),
+        "rendering": rendering_record(image_settings(curriculum)),
         "files": "none: uint8 tensors",
         "device": str(evaluation.device),
         "torchvision": torchvision.__version__,
@@ -160,12 +170,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         preset = args.dataset or loaded.curriculum.dataset
         real = None
         if processes.is_main:  # while the others render
-            how = {"white_back": loaded.curriculum.white_back, "nearest": args.real_resize == "nearest"}
-            real = real_images(args.dataset_path, preset, _num_real(args), args.image_size, args.seed, **how)
+            spec = spec_over(preset, loaded.curriculum, nearest=args.real_resize == "nearest")
+            where = (args.dataset_path, spec, _num_real(args), args.image_size, args.seed)
+            real = real_images(*where, split=_split(args, loaded.curriculum))
         how = {"psi": args.psi, "seed": args.seed, "batch_size": args.batch_size}
         fake = generated_images(loaded, args.num_images, args.image_size, **how, processes=processes)
     if real is not None and fake is not None:
         score(args, loaded, real, fake, weights, preset)
+
+
+def _split(args: Any, curriculum: Curriculum) -> Split:
+    num = curriculum.num_holdout if args.num_holdout is None else args.num_holdout
+    return Split(args.split or ("holdout" if num else "all"), num)
 
 
 def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weights: Path | None, preset: str) -> None:
@@ -176,11 +192,12 @@ def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weight
     results: dict[str, float] = {}
     for name in names:
         results |= METRICS[name].compute(evaluation)
-    departing = departures(args, len(real), loaded.curriculum)
+    curriculum = loaded.curriculum
+    departing = departures(args, len(real), _split(args, curriculum).part, curriculum)
     notes = _notes(evaluation, _num_real(args), departing)
     for note in notes:
         print(f"note: {note}")
-    protocol = {**_protocol(args, evaluation, preset, loaded), "departures_from_published": departing}
+    protocol = {**_protocol(args, evaluation, preset, curriculum), "departures_from_published": departing}
     record = {"metrics": results, "notes": notes, "protocol": protocol}
     write_json(args.output_json, {**record, "model": model_record(args, loaded)})
     print_table(f"{len(fake)} generated and {len(real)} real images at {args.image_size} px", results)

@@ -1,10 +1,10 @@
-"""Shapes of seeds: occupancy on a grid of voxels, and a coloured mesh of the surface.
+"""Shapes of seeds: occupancy on a grid of voxels, and a colored mesh of the surface.
 
     python extract_shapes.py pretrained/heads.safetensors --seeds 0 1 2 3
 
 Writes for each seed, with N the voxel resolution:
 - ``{seed}_{N}_voxel.npy``: float32 occupancy in [0, 1], index [ix, iy, iz], coordinate -cube_size/2 + i cube_size/(N-1).
-- ``{seed}_{N}.ply``, ``.glb`` (and ``.obj`` with --obj): the surface in world coordinates with vertex colours.
+- ``{seed}_{N}.ply``, ``.glb`` (and ``.obj`` with --obj): the surface in world coordinates with vertex colors.
 - ``{seed}_{N}.json``: how the mesh was cut, which render_meshimg.py reads.
 Only voxels near the surface are asked of the field; further off, values are interpolated (--dense asks for all of them).
 The mesh ends where training's cameras could not look (--no_clip keeps what is beyond); voxels are not cut.

@@ -1,4 +1,4 @@
-"""Pictures of the shapes that extract_shapes.py took out: the surface of each voxel file from five sides.
+"""Images of the shapes that extract_shapes.py took out: the surface of each voxel file from five sides.
 
     python render_meshimg.py --input_dir shapes
 
@@ -17,11 +17,11 @@ from math import pi
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.arguments import ArgumentParser, picture_side, positive_float
+from common.arguments import ArgumentParser, image_side, positive_float
 from common.errors import UserError
 from common.files import make_output_dir
 from common.program import run_script
-from visualization.images import from_uint8, picture_grid, save_picture
+from visualization.images import from_uint8, image_grid, save_image
 from visualization.mesh_rendering import RENDERERS, open_renderer, pose_matrix
 from visualization.meshes import MeshSettings, extract_mesh, load_mesh, load_voxels, save_mesh, without_colors
 from visualization.trajectories import MULTIVIEW_YAWS
@@ -43,16 +43,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         stem = path.name.removesuffix(SUFFIX).removesuffix(".npy")
         mesh = mesh_of(path, stem, args)
         if mesh is None:
-            print(f"{path}: no surface inside the cube; no picture", file=sys.stderr)
+            print(f"{path}: no surface inside the cube; no image", file=sys.stderr)
             continue
         save_mesh(mesh, output_dir / f"{stem}_mesh", (".ply",))
         poses = [pose_matrix(pi / 2 + offset, pi / 2) for offset in MULTIVIEW_YAWS]
-        pictures = [from_uint8(renderer.render(mesh, pose, args.fov, args.image_size)) for pose in poses]
-        for i, picture in enumerate(pictures):
-            save_picture(output_dir / f"{stem}_{i}.png", picture)
-        save_picture(output_dir / f"{stem}_views.png", picture_grid([pictures], padding=0))
+        images = [from_uint8(renderer.render(mesh, pose, args.fov, args.image_size)) for pose in poses]
+        for i, image in enumerate(images):
+            save_image(output_dir / f"{stem}_{i}.png", image)
+        save_image(output_dir / f"{stem}_views.png", image_grid([images], padding=0))
         num_rendered += 1
-        print(f"{path}: {len(pictures)} pictures in {output_dir}")
+        print(f"{path}: {len(images)} images in {output_dir}")
     if num_rendered == 0:
         raise UserError(f"none of the {len(paths)} voxel files has a surface; is the generator trained?")
 
@@ -61,13 +61,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("paths", metavar="VOXELS", nargs="*", help="voxel files; all of --input_dir where none is named")
     parser.add_argument("--input_dir", default="shapes", help="the folder that extract_shapes.py wrote")
-    parser.add_argument("--output_dir", default="mesh_images", help="where pictures go; created where it is missing")
+    parser.add_argument("--output_dir", default="mesh_images", help="where images go; created where it is missing")
     parser.add_argument("--cube_size", type=positive_float, help="side of the voxels' cube (default: as recorded, or 0.3)")
     parser.add_argument("--level", type=positive_float, help="occupancy at the surface (default: as recorded, or 0.5)")
     parser.add_argument("--clip_radius", type=positive_float, help="free beyond this distance (default: as recorded, or none)")
     parser.add_argument("--largest_piece", action="store_true", help="keep only the largest connected piece")
-    parser.add_argument("--mesh_colors", action="store_true", help="picture the coloured .ply beside the voxels")
-    parser.add_argument("--image_size", type=picture_side, default=512, help="side of a picture in pixels")
+    parser.add_argument("--mesh_colors", action="store_true", help="image the colored .ply beside the voxels")
+    parser.add_argument("--image_size", type=image_side, default=512, help="side of an image in pixels")
     parser.add_argument("--fov", type=positive_float, default=12.0, help="field of view in degrees")
     parser.add_argument("--renderer", choices=RENDERERS, default="auto", help="auto: pyrender, or ray casting without GL")
     args = parser.parse_args(argv)
@@ -89,7 +89,7 @@ def find_voxel_files(args: argparse.Namespace) -> list[Path]:
 
 
 def mesh_of(path: Path, stem: str, args: argparse.Namespace) -> Trimesh | None:
-    """The surface of the voxels, grey unless --mesh_colors; None where there is none.
+    """The surface of the voxels, gray unless --mesh_colors; None where there is none.
 
     The .ply that extract_shapes.py took from the same voxels is the same surface, only finer: its vertices were moved onto
     the field's own surface. It is used unless an argument asks for another surface.

@@ -1,9 +1,9 @@
-"""Pictures of seeds from five sides: image, depth, surface depth, mask, normals, surface image, and a grid of all.
+"""Images of seeds from five sides: image, depth, surface depth, mask, normals, surface image, and a grid of all.
 
     python render_multiview_images.py pretrained/heads.safetensors --seeds_start 0 --seeds_end 4
 
 Writes ``{quantity}_{seed}_{i}.png`` with i the view's number (yaw -0.5, -0.25, 0, 0.25, 0.5 rad from the mean pose) and
-``grid_{seed}.png``: a row per quantity, a column per view. How quantities are coloured stands in visualization/images.py.
+``grid_{seed}.png``: a row per quantity, a column per view. How quantities are colored stands in visualization/images.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from visualization.generator_scripts import (
     save_raw,
     share_between_views,
 )
-from visualization.images import QUANTITIES, picture_grid, save_picture, view_picture
+from visualization.images import QUANTITIES, image_grid, save_image, view_image
 from visualization.trajectories import multiview
 
 
@@ -48,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             view = render_pose(loaded, field, pose, args)
             if seed == seeds[0] and i == 0:
                 report_preview(loaded, field, pose, view, args)
-            columns.append([view_picture(view, quantity, *depth_range) for quantity in QUANTITIES])
-            for quantity, picture in zip(QUANTITIES, columns[-1], strict=True):
-                save_picture(output_dir / f"{quantity}_{seed}_{i}.png", picture)
+            columns.append([view_image(view, quantity, *depth_range) for quantity in QUANTITIES])
+            for quantity, image in zip(QUANTITIES, columns[-1], strict=True):
+                save_image(output_dir / f"{quantity}_{seed}_{i}.png", image)
             if args.save_raw:
                 save_raw(view, output_dir, seed, i)
             progress.update()
-        save_picture(output_dir / f"grid_{seed}.png", picture_grid(list(zip(*columns, strict=True))))
+        save_image(output_dir / f"grid_{seed}.png", image_grid(list(zip(*columns, strict=True))))
     progress.close()
     print(f"wrote {len(seeds) * len(poses)} views of {len(seeds)} seeds to {output_dir}")
 

@@ -3,7 +3,7 @@
     python render_video.py pretrained/heads.safetensors --seed 0
 
 Writes ``{seed}.mp4`` (H.264) with its frames in ``{seed}_frames/``; other quantities than the image come out as
-``{seed}_{quantity}.mp4``. The loop closes, so it can be played on repeat. Colours are explained in visualization/images.py.
+``{seed}_{quantity}.mp4``. The loop closes, so it can be played on repeat. Colors are explained in visualization/images.py.
 """
 
 from __future__ import annotations

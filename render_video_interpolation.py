@@ -2,9 +2,10 @@
 
     python render_video_interpolation.py pretrained/heads.safetensors --seeds 0 1 2 3 --trajectory front
 
-Between two seeds the FiLM parameters are interpolated linearly; the last seed leads back to the first and the camera ends
-where it began, so the video can be played on repeat. Writes ``interpolation_{seeds}_{trajectory}.mp4`` and so on, as
-render_video.py does. With --save_raw a frame is named after the seed that its segment starts from.
+Between two seeds the styles (of a SIREN: its FiLM parameters) are interpolated linearly; the last seed leads back to the
+first and the camera ends where it began, so the video can be played on repeat. Writes
+``interpolation_{seeds}_{trajectory}.mp4`` and so on, as render_video.py does. With --save_raw a frame is named after the seed
+that its segment starts from.
 Every frame is another latent, so there is nothing to share between them, and --plain changes nothing.
 """
 
@@ -15,7 +16,7 @@ from functools import partial
 
 from common.arguments import ArgumentParser, int_between, seed_number
 from common.program import run_script
-from siren.mapping import FilmParameters
+from generators.generator import Styles
 from visualization.generator_scripts import (
     add_generator_arguments,
     add_view_arguments,
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     render_shots(shots, f"interpolation_{_seeds_name(args.seeds)}_{args.trajectory}", loaded, output_dir, args)
 
 
-def interpolate_closed(films: Sequence[FilmParameters], num_frames: int) -> list[FilmParameters]:
+def interpolate_closed(films: Sequence[Styles], num_frames: int) -> list[Styles]:
     """``num_frames`` steps from each to the next and from the last to the first, whose own frame is not repeated."""
     pairs = zip(films, [*films[1:], films[0]], strict=True)
     return [start.lerp(end, i / num_frames) for start, end in pairs for i in range(num_frames)]

@@ -31,7 +31,7 @@ from common.arguments import ArgumentParser, add_device_argument, positive_float
 from common.errors import UserError
 from common.files import make_output_dir, write_atomically
 from common.program import keep_freed_memory, run_script
-from dataset import DATASETS, find_images
+from dataset import DATASETS, Split, find_images, part_of
 from distributed.collectives import all_or_none, text_of_main
 from distributed.processes import Processes, join_processes
 from metrics.fidelity import read_state_dict
@@ -72,7 +72,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         " from exactly this checkpoint",
     )
     parser.add_argument("--load_dir", help="start a new run from the weights in this folder (ours or published files)")
-    parser.add_argument("--load_dict", action="store_true", help="accepted for old commands: the form of a file is recognised")
+    parser.add_argument("--load_dict", action="store_true", help="accepted for old commands: the form of a file is recognized")
     parser.add_argument("--set_step", type=int, help="with --load_dir: the step to start at")
     parser.add_argument("--mirror_depth", action="store_true", help="with --load_dir: turn a hollow shape outward")
     parser.add_argument("--seed", type=seed_number, default=0)
@@ -148,7 +148,7 @@ def check_dataset(arguments: argparse.Namespace, curriculum: Curriculum) -> None
             f"--dataset_path is missing: a folder, glob or zip of images for the curriculum {curriculum.name}"
             " (python -m tools.synthetic_heads makes a built-in set)"
         )
-    find_images(arguments.dataset_path)
+    part_of(find_images(arguments.dataset_path), Split("train", curriculum.num_holdout))
     if arguments.feature_extractor_weights:
         read_state_dict(Path(arguments.feature_extractor_weights))
 
@@ -211,7 +211,7 @@ def prepare_state(
                 turn = best_turn(state.averages["ema"].generator, curriculum.stage_at(state.step).img_size)
                 state.mirror_depth(turn.invert)
                 how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
-                notes.append(f"{how}: {turn.psnr_db:.1f} dB between the pictures before and after")
+                notes.append(f"{how}: {turn.psnr_db:.1f} dB between the images before and after")
 
     all_or_none(processes, choose, only_main=True)
     path = text_of_main(processes, str(chosen[0] or ""))
@@ -256,8 +256,9 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
     trainer = Trainer(state, options, processes, amp_dtype)
     trainer.open_images()
     if state.is_fresh and curriculum.init_ball_radius:
+        fitting = "the field is" if curriculum.model == "TRIPLANE" else "fitting the field to"
         if processes.is_main:
-            tell(f"outward start: fitting the field to a ball of radius {curriculum.init_ball_radius}")
+            tell(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
         state.start_outward()
         networks = (state.generator, *(average.generator for average in state.averages.values()))
         processes.share(tensor for network in networks for tensor in network.state_dict().values())
@@ -289,6 +290,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--load_dir starts a new run and --resume PATH goes on with one; give one of them")
     crop = [f"dataset={arguments.dataset}"] if arguments.dataset else []  # kept with the weights: scores need it
     curriculum = get_curriculum(arguments.curriculum).with_overrides([*arguments.set, *crop])
+    if arguments.compile and curriculum.model == "TRIPLANE":
+        raise UserError("--compile is for SIREN models; a TRIPLANE's lookup is compiled already, so leave the option out")
     device = resolve_device(arguments.device)
     output_dir = make_output_dir(arguments.output_dir)
     check_dataset(arguments, curriculum)

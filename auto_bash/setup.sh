@@ -25,11 +25,11 @@ if ! cmp -s requirements.txt "$MARK"; then
   # pyrender draws meshes through EGL; without it render_meshimg.py casts rays instead and says so.
   if command -v ldconfig >/dev/null && ! ldconfig -p | grep -q libEGL.so.1; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-      echo "Installing libEGL, for pictures of meshes ..."
+      echo "Installing libEGL, for images of meshes ..."
       (timeout 120 apt-get update -qq && timeout 120 apt-get install -y -qq libegl1 libgl1-mesa-dri) >/dev/null 2>&1 ||
-        echo "Note: that failed; meshes will be pictured by ray casting."
+        echo "Note: that failed; meshes will be imaged by ray casting."
     else
-      echo "Note: libEGL is not installed (Debian: libegl1 libgl1-mesa-dri); meshes will be pictured by ray casting."
+      echo "Note: libEGL is not installed (Debian: libegl1 libgl1-mesa-dri); meshes will be imaged by ray casting."
     fi
   fi
   cp requirements.txt "$MARK"

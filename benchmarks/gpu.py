@@ -220,8 +220,8 @@ class Iteration:
         poses = CameraPoses(*(torch.randn(batch, device=bench.device) * 0.15 + torch.pi / 2 for _ in range(2)))
         z = torch.randn(batch, self.curriculum.latent_dim, device=bench.device)
         noise = draw_noise(batch, size**2, self.settings.render, bench.device)
-        neighbours = nn.functional.normalize(torch.randn(batch, size**2, 3, device=bench.device), dim=-1)
-        self.inputs = GeneratorInputs(z, poses, noise, neighbours)
+        neighbors = nn.functional.normalize(torch.randn(batch, size**2, 3, device=bench.device), dim=-1)
+        self.inputs = GeneratorInputs(z, poses, noise, neighbors)
 
     def __call__(self) -> torch.Tensor:
         """Returns the fraction of rays that hit."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from benchmarks import measure, pictures, queries, shapes, training_step
+from benchmarks import images, measure, queries, shapes, training_step
 from benchmarks.networks import full_network, shipped_network
 
 VIDEO_SIZE, TRAINING_SIZE = 128, 32
@@ -42,14 +42,14 @@ def _queries(choice: Choice, plan: Plan) -> dict[str, Any]:
 
 def _view(choice: Choice, plan: Plan) -> dict[str, Any]:
     def of(path: str, size: int) -> dict[str, Any]:
-        return measure.in_child(_of_full, choice, pictures.measure_view, path, size)
+        return measure.in_child(_of_full, choice, images.measure_view, path, size)
 
     result = {path: of(path, plan.view_size) for path in ("field", "surface_only", "straightforward")}
     return {**result, "growth": [of("field", size) for size in plan.view_sizes]}
 
 
 def _video(choice: Choice, plan: Plan) -> dict[str, Any]:
-    return measure.in_child(_of_full, choice, pictures.measure_video, VIDEO_SIZE, *plan.video)
+    return measure.in_child(_of_full, choice, images.measure_video, VIDEO_SIZE, *plan.video)
 
 
 def _extraction(choice: Choice, plan: Plan) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def _widen_mapping(small: ImplicitGenerator3d, wide: ImplicitGenerator3d, copy_o
     weight, bias = torch.zeros(*shape, target.in_features), torch.zeros(shape)
     small_weight = source.weight.view(2, small.siren.num_layers + 1, num_small, -1)[:, :, copy_of]
     small_bias = source.bias.view(2, small.siren.num_layers + 1, num_small)[:, :, copy_of]
-    places = [*range(small.siren.num_layers), wide.siren.num_layers]  # the colour layer is the last
+    places = [*range(small.siren.num_layers), wide.siren.num_layers]  # the color layer is the last
     weight[:, places, :, : source.in_features] = small_weight
     bias[:, places] = small_bias
     target.weight.copy_(weight.flatten(0, 2))

@@ -50,7 +50,7 @@ def main() -> None:
     cache_dir = Path(args.readout_cache) if args.readout_cache else default_cache_dir()
     readout, path = get_pose_readout(settings, cache_dir, torch.device("cpu"))
     print(f"{NUM_HEADS} heads of {INPUT_SIZE} px for each prior, seeds {FIRST_SEED} and on; {path.name}")
-    for number, prior in enumerate(PRIORS):  # "varied": other backgrounds, colours, sizes and places
+    for number, prior in enumerate(PRIORS):  # "varied": other backgrounds, colors, sizes and places
         heads = posed_heads(prior, FIRST_SEED + number)
         kinds = {"on black": (heads.images.float() / 127.5 - 1, heads.poses)}
         kinds["varied"] = vary(heads, torch.Generator().manual_seed(number))

@@ -1,4 +1,4 @@
-"""What it costs to round the inputs of the field's products: errors of phase, logit, surface and picture.
+"""What it costs to round the inputs of the field's products: errors of phase, logit, surface and image.
 
     python benchmarks/precision.py [PATH] [--image_size 64] [--num_seeds 4]
 

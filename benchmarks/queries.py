@@ -23,7 +23,7 @@ def measure(network: Network, rounds: int) -> dict[str, Any]:
     calls: dict[str, Any] = {}
     for name, field in (("", network.field()), ("straightforward_", StraightforwardField.of_seed(network))):
         calls[f"{name}occupancy"] = (lambda field=field: field.occupancy_logits(points), occupancy)
-        calls[f"{name}colour"] = (lambda field=field: field.logits_and_colors(points, directions), color)
+        calls[f"{name}color"] = (lambda field=field: field.logits_and_colors(points, directions), color)
     gemm = Gemm()
     result: dict[str, Any] = shares_of_gemm(gemm, calls, rounds)
     for name, (_, flops) in calls.items():

@@ -94,7 +94,7 @@ def build_report(parts: dict[str, Any], arguments: argparse.Namespace, seconds: 
 
 
 def _query_keys(part: dict[str, Any]) -> dict[str, Any]:
-    shares = {f"{name}_gemm_share": part[name]["gemm_share"] for name in ("occupancy", "colour")}
+    shares = {f"{name}_gemm_share": part[name]["gemm_share"] for name in ("occupancy", "color")}
     return {"gemm_gflops": part["gemm_gflops"], **shares}
 
 

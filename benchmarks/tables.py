@@ -47,7 +47,7 @@ def _cost(part: dict[str, Any]) -> str:
 
 def _queries(part: dict[str, Any]) -> list[Row]:
     lines = [("matrix product, the best of several shapes", f"{part['gemm_gflops']:.0f} GFLOP/s")]
-    for name, what in (("occupancy", "occupancy queries"), ("colour", "occupancy and colour")):
+    for name, what in (("occupancy", "occupancy queries"), ("color", "occupancy and color")):
         ours, plain = part[name], part[f"straightforward_{name}"]
         lines.append(
             (

@@ -3,7 +3,7 @@
 What the method needs, in evaluations of the network (two FLOP per multiply-add, FiLM folded in, sines free):
 
 - per generated image, for D and again for G (with share_images once for both): coarse samples and root steps, occupancy
-  alone; composited samples with colour;
+  alone; composited samples with color;
 - G's backward pass: of the composited samples, twice their forward;
 - G's normals at two points per ray that hits: logit and gradient are two occupancies, their backward pass four more;
 - D: what torch's FlopCounterMode counts in its convolutions: two forward passes, backward, the double backward of R1 and R2

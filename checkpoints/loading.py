@@ -1,7 +1,7 @@
 """The one way to a generator: :func:`load_generator` takes this project's files and every published form.
 
 What the files are stands in :mod:`checkpoint_files` (ours) and :mod:`published_format`; their public functions for ours are
-offered here too. A file is recognised by its content, never by its name, and nothing in it is ever run.
+offered here too. A file is recognized by its content, never by its name, and nothing in it is ever run.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ from checkpoints.safe_pickle import printable
 from checkpoints.torch_files import LEGACY_START, ZIP_START, read_torch_file
 from common.errors import UserError
 from common.files import require_file
-from generators.generator import ImplicitGenerator3d
+from generators.generator import ImplicitGenerator3d, Styles
 from settings.curriculum import Curriculum
-from siren.mapping import FilmParameters
 
-ARCHITECTURE_KEYS = ("generator", "model", "latent_dim", "hidden_dim", "mapping_dim", "num_layers", "view_dependent")
+ARCHITECTURE_KEYS = (
+    *("generator", "model", "latent_dim", "hidden_dim", "mapping_dim", "num_layers", "view_dependent"),
+    *("w_dim", "backbone_channels", "plane_channels", "plane_reduce", "decoder_dim"),
+)
 WEIGHTS = ("ema", "ema2", "generator")
 PRETRAINED_DIR = Path(__file__).resolve().parent.parent / "pretrained"
 
@@ -110,7 +112,7 @@ def load_generator(
 
 def _to_device(generator: ImplicitGenerator3d, device: str | torch.device) -> ImplicitGenerator3d:
     if generator.truncation_mean is not None:
-        generator.truncation_mean = FilmParameters(*(part.to(device) for part in generator.truncation_mean))
+        generator.truncation_mean = generator.truncation_mean.to(device)
     return generator.to(device).eval()
 
 
@@ -199,15 +201,15 @@ def _check_shapes(path: Path, state: Mapping[str, Tensor], shapes: Mapping[str, 
             raise UserError(f"{path} has a parameter {printable(name)}, which the generator has not; {remedy}")
 
 
-def _truncation_mean(path: Path, state: Mapping[str, Tensor], generator: ImplicitGenerator3d) -> FilmParameters | None:
-    """The stored mean FiLM parameters, or None: then the generator computes them, always alike, when they are needed."""
-    parts = {part: state.get(TRUNCATION_PREFIX + part) for part in FilmParameters._fields}
-    if all(value is None for value in parts.values()):
-        return None
+def _truncation_mean(path: Path, state: Mapping[str, Tensor], generator: ImplicitGenerator3d) -> Styles | None:
+    """The stored mean styles, or None: then the generator computes them, always alike, when they are needed."""
     with torch.no_grad():
         expected = generator.film(torch.zeros(1, generator.curriculum.latent_dim))
+    parts = {part: state.get(TRUNCATION_PREFIX + part) for part in expected._fields}
+    if all(value is None for value in parts.values()):
+        return None
     for part, value in parts.items():
         shape = tuple(getattr(expected, part).shape)
         if value is None or tuple(value.shape) != shape or not value.is_floating_point() or not torch.isfinite(value).all():
             raise UserError(f"{path}: {TRUNCATION_PREFIX}{part} must be {shape} finite numbers")
-    return FilmParameters(*(parts[part].float() for part in FilmParameters._fields))
+    return type(expected)(*(value.float() for value in parts.values()))

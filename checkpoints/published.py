@@ -1,5 +1,7 @@
 """What users have from the published GOF and pi-GAN code, turned into names and tensors.
 
+Source: docs/method.md, "Published checkpoint formats".
+
 ``generator.pth``, ``discriminator.pth``: a state dict or a whole pickled module. ``ema.pth``, ``ema2.pth``: a torch_ema object,
 whose averages stand in the order of the generator's parameters. ``optimizer_*.pth``, ``scaler.pth``: state dicts.
 ``options.txt``: its last line is the curriculum as a Python dictionary. All are read through :mod:`torch_files`.
@@ -20,7 +22,8 @@ from checkpoints.safe_pickle import PickledObject, printable
 from checkpoints.torch_files import read_torch_file
 from common.errors import UserError
 from common.files import read_small_text
-from settings.curriculum import MODELS, Curriculum
+from settings.checks import MODELS
+from settings.curriculum import Curriculum
 
 _MAX_ENTRIES = 100_000  # a module that holds one child many times over could otherwise unfold without end
 

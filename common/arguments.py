@@ -44,7 +44,7 @@ def int_between(least: int, most: int) -> Callable[[str], int]:
 
 
 positive_int = int_between(1, 10**9)
-picture_side = int_between(1, 8192)
+image_side = int_between(1, 8192)
 
 
 def positive_float(text: str) -> float:

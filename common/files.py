@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+
+import numpy as np
 
 from common.errors import UserError
 
@@ -61,8 +65,11 @@ def make_output_dir(path: str | Path) -> Path:
     return path
 
 
-def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
-    """Put ``data`` into ``path``: all of it, on the disk, or (WriteError) nothing, with what was there before intact."""
+def write_atomically(path: str | Path, data: bytes | memoryview, sync: bool = True) -> None:
+    """Write ``data`` to ``path``: all of it, or (WriteError) nothing, with the previous file intact.
+
+    ``sync``: also wait until it is on the disk, so that it survives a power cut; images in great numbers do without.
+    """
     path = Path(path)
     if not path.name:
         raise UserError(f"{path} is a folder; name the file to write in it")
@@ -72,14 +79,23 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if sync:
+            _sync_folder(path.parent)
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged") from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Named arrays as a compressed .npz file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
 
 
 def remove_unfinished(folder: Path) -> list[str]:

@@ -41,11 +41,11 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except OSError as error:  # a name too long, a folder one may not enter, a disk that is full
         _leave(f"{error.filename or 'a file'}: {error.strerror or error}; name another, or make room", 2)
     except MemoryError as error:
-        _leave(f"not enough memory {error}; ask for less: smaller pictures, batches or networks", 2)
+        _leave(f"not enough memory {error}; ask for less: smaller images, batches or networks", 2)
     except RuntimeError as error:
         if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        _leave(f"not enough memory ({str(error)[:200]}); ask for less: smaller pictures, batches or networks", 2)
+        _leave(f"not enough memory ({str(error)[:200]}); ask for less: smaller images, batches or networks", 2)
     sys.exit(0)
 
 

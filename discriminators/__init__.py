@@ -1,1 +1,1 @@
-"""The discriminator: a progressive backbone with heads for realness, latent and pose."""
+"""Discriminators: a backbone with read-outs for realness, pose and latent."""

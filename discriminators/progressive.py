@@ -1,26 +1,19 @@
-"""ProgressiveEncoderDiscriminator, under the published parameter names. Source: METHOD section 5; pi-GAN."""
+"""ProgressiveEncoderDiscriminator, under the published parameter names.
+
+Source: docs/method.md, "The discriminator"; pi-GAN, section 3.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from settings.curriculum import MAX_DISC_SIZE, Curriculum
-
-LEAKY_SLOPE = 0.2
-NUM_POSE = 2
-
-
-class DiscriminatorOutput(NamedTuple):
-    """``score`` (B,), ``latent`` (B, latent_dim), ``pose`` (B, 2) as (pitch, yaw) in radians."""
-
-    score: Tensor
-    latent: Tensor
-    pose: Tensor
+from discriminators.base import LEAKY_SLOPE, NUM_POSE, Discriminator, DiscriminatorOutput
+from settings.checks import MAX_DISC_SIZE
+from settings.curriculum import Curriculum
 
 
 class CoordConv(nn.Module):
@@ -66,7 +59,7 @@ class FromRGB(nn.Module):
         return self.model(image)
 
 
-class ProgressiveEncoderDiscriminator(nn.Module):
+class ProgressiveEncoderDiscriminator(Discriminator):
     """Eight residual blocks; an image enters at the block of its size (512 px: block 0, ... 4 px: block 7)."""
 
     def __init__(self, curriculum: Curriculum) -> None:
@@ -86,7 +79,7 @@ class ProgressiveEncoderDiscriminator(nn.Module):
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
         """images: (B, 3, H, H) in [-1, 1], H a power of two from 4 to 512.
 
-        ``fade_alpha`` below 1 mixes in the next block's view of the image halved by nearest neighbour.
+        ``fade_alpha`` below 1 mixes in the next block's view of the image halved by nearest neighbor.
         """
         start = entry_block(images.shape[-1])
         x = self.fromRGB[start](images)

@@ -1,6 +1,6 @@
 """Whether the other processes of a run are alive: each shows a sign of life, each watches the others'.
 
-A collective operation cannot tell a peer that is slow from one that is gone: the main process may decode pictures for an hour
+A collective operation cannot tell a peer that is slow from one that is gone: the main process may decode images for an hour
 while the others wait for it. So the wait is long, and life is proved apart from it, through the store that torchrun keeps
 for every run. A process that hears nothing from a peer for the timeout says so in one line and ends with the status of
 :class:`PeerLost`; torchrun may then start all of them anew. Time is counted in turns of the watch, not by a clock: a machine

@@ -1,8 +1,8 @@
-"""A metric script as one process or as several that torchrun started, which share its pictures or seeds out.
+"""A metric script as one process or as several that torchrun started, which share its images or seeds out.
 
     torchrun --standalone --nproc_per_node=8 eval_metrics.py generator.safetensors --dataset_path photos/
 
-Whatever one process would compute for a picture, the process that has it computes: the result is the same.
+Whatever one process would compute for an image, the process that has it computes: the result is the same.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Cameras and rays.
 
-World axes: +y up. A camera looks at the origin along its own -z, its +x to the right of the picture, its +y up; at
+World axes: +y up. A camera looks at the origin along its own -z, its +x to the right of the image, its +y up; at
 yaw = pitch = pi/2 it sits at (0, 0, 1) with its axes parallel to the world's. Angles are radians:
 
     position = (sin pitch cos yaw, cos pitch, sin pitch sin yaw)        on the unit sphere
 
 so a larger yaw moves the camera toward -x and a larger pitch moves it down. ``t`` is the distance along the unit ray
-from the camera. Source: METHOD section 2 (GOF; pi-GAN).
+from the camera. Source: docs/method.md, "Cameras and rays"; pi-GAN, section 3.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def sample_camera_poses(
     ``sample_dist``: ``gaussian``; ``uniform`` (half width = stddev); ``truncated_gaussian`` (cut at 2 sigma);
     ``hybrid`` (half of the batches uniform with twice the stddev as half width, half gaussian);
     ``spherical_uniform`` (uniform area on the sphere, within +-stddev of the mean in yaw and in (1 - cos pitch) / 2
-    measured as pitch/pi); None (the mean). Source: METHOD section 2.
+    measured as pitch/pi); None (the mean). Source: docs/method.md, "Cameras and rays".
     """
     if sample_dist == "hybrid":
         if torch.rand((), generator=generator) < 0.5:
@@ -124,10 +124,10 @@ def camera_ray_directions(size: int, fov_degrees: float, device: torch.device | 
 
 
 def camera_rays(poses: CameraPoses, size: int, fov_degrees: float) -> Rays:
-    """Rays through every pixel of a (size, size) picture: (B, size * size, 3) each."""
+    """Rays through every pixel of a (size, size) image: (B, size * size, 3) each."""
     cam2world = camera_to_world(poses)
     directions = camera_ray_directions(size, fov_degrees, cam2world.device).to(cam2world.dtype)
-    # Not as a matrix product: with TF32 a GPU would round both to 11 bits, which moves a picture by part of a pixel.
+    # Not as a matrix product: with TF32 a GPU would round both to 11 bits, which moves an image by part of a pixel.
     world_directions = (directions.unsqueeze(-2) * cam2world[:, None, :3, :3]).sum(dim=-1)
     origins = cam2world[:, None, :3, 3].expand_as(world_directions)
     return Rays(origins, world_directions)

@@ -6,7 +6,7 @@ other points take the trilinear value of the coarser level: right in sign, appro
 
 What may happen inside a cell follows from curvature. Trilinear interpolation in a cell of side s is off by at most
 s^2/8 (|f_xx| + |f_yy| + |f_zz|), which second differences of the lattice estimate; each node takes the largest estimate
-of its 27 neighbours. So a cell whose corners agree in sign and lie further from the level than this bound holds no
+of its 27 neighbors. So a cell whose corners agree in sign and lie further from the level than this bound holds no
 surface, however thin, as far as the coarse lattice can see the curvature at all. COARSE_SPACING is what makes it see it:
 features of solids much thinner than that can be missed, and are, as with any lattice, a matter of measured rates: on the
 recorded reference generator and on generators halfway through training no sign in 256^3 differs from the dense lattice. Of
@@ -282,7 +282,7 @@ def over_corners(nodes: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> 
 
 
 def dilate(nodes: Tensor, combine: Callable[..., Tensor] = torch.maximum) -> Tensor:
-    """``combine`` over each node and its 26 neighbours."""
+    """``combine`` over each node and its 26 neighbors."""
     for dim in AXES:
         size = nodes.shape[dim]
         wide = nodes.clone()
@@ -294,7 +294,7 @@ def dilate(nodes: Tensor, combine: Callable[..., Tensor] = torch.maximum) -> Ten
 
 
 def _curvature(nodes: Tensor) -> Tensor:
-    """sum over axes |f(i-1) - 2 f(i) + f(i+1)| / 8, the bound on trilinear interpolation's error; ends copy their neighbour."""
+    """sum over axes |f(i-1) - 2 f(i) + f(i+1)| / 8, the bound on trilinear interpolation's error; ends copy their neighbor."""
     total = torch.zeros_like(nodes)
     for dim in AXES:
         size = nodes.shape[dim]

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from settings.curriculum import Curriculum
-from siren.field import SirenField
+from siren.field import Field, SirenField
 from siren.mapping import FilmParameters
 from siren.siren import Siren
+from triplane.mapping import TriplaneStyles
+from triplane.network import Triplane
 
 NUM_TRUNCATION_LATENTS = 10_000
 
@@ -31,18 +33,36 @@ def draw_latents(num: int, latent_dim: int, z_dist: str, generator: torch.Genera
     return torch.rand(num, latent_dim, generator=generator) * 2 - 1
 
 
+Styles = FilmParameters | TriplaneStyles  # what the mapping network makes of latents, by the curriculum's model
+
+
 class ImplicitGenerator3d(nn.Module):
-    """Mapping network and SIREN, with parameter names as in published files (``siren.network.0.layer.weight``, ...)."""
+    """Mapping network and field: ``siren``, with parameter names as in published files (``siren.network.0.layer.weight``, ...),
+    or ``triplane``.
+
+    The mapping network of either makes :data:`Styles` of latents, and those a :class:`siren.field.Field`.
+    """
 
     def __init__(self, curriculum: Curriculum) -> None:
         super().__init__()
         self.curriculum = curriculum
-        self.siren = Siren(curriculum)
-        self.truncation_mean: FilmParameters | None = None
+        if curriculum.model == "TRIPLANE":
+            self.triplane = Triplane(curriculum)
+        else:
+            self.siren = Siren(curriculum)
+        self.truncation_mean: Styles | None = None
 
-    def film(self, z: Tensor, psi: float = 1.0) -> FilmParameters:
-        """FiLM parameters of z (B, latent_dim), pulled toward their mean over latents: mean + psi * (film - mean)."""
-        film = self.siren.mapping_network(z)
+    @property
+    def network(self) -> Siren | Triplane:
+        """All of the weights, of whichever kind."""
+        return self.triplane if self.curriculum.model == "TRIPLANE" else self.siren
+
+    def film(self, z: Tensor, psi: float = 1.0) -> Styles:
+        """The styles of z (B, latent_dim), pulled toward their mean over latents: mean + psi * (styles - mean).
+
+        Source: docs/method.md, "Truncation".
+        """
+        film = self.network.mapping_network(z)
         if psi == 1:
             return film
         if self.truncation_mean is None:
@@ -50,18 +70,18 @@ class ImplicitGenerator3d(nn.Module):
         assert self.truncation_mean is not None
         return self.truncation_mean.to(z.device).lerp(film, psi)
 
-    def field(self, film: FilmParameters) -> SirenField:
-        """The field of B latents, with FiLM folded into the weights once."""
-        return SirenField(self.siren, film)
+    def field(self, film: Styles) -> Field:
+        """The field of B latents. What depends on the latents alone is computed here, once."""
+        return self.triplane.bind(film) if self.curriculum.model == "TRIPLANE" else SirenField(self.siren, film)
 
     @torch.no_grad()
-    def compute_truncation_mean(self, num: int = NUM_TRUNCATION_LATENTS, seed: int = 0) -> FilmParameters:
-        """Mean FiLM parameters over ``num`` latents from a fixed seed, (1, ...); kept here and with saved weights.
+    def compute_truncation_mean(self, num: int = NUM_TRUNCATION_LATENTS, seed: int = 0) -> Styles:
+        """Mean styles over ``num`` latents from a fixed seed, (1, ...); kept here and with saved weights.
 
         The published code draws them afresh at every call, so that its images change from call to call.
         """
         device = next(self.parameters()).device
         z = draw_latents(num, self.curriculum.latent_dim, self.curriculum.z_dist, torch.Generator().manual_seed(seed))
-        film = self.siren.mapping_network(z.to(device))
-        self.truncation_mean = FilmParameters(*(part.mean(dim=0, keepdim=True) for part in film))
+        film = self.network.mapping_network(z.to(device))
+        self.truncation_mean = type(film)(*(part.mean(dim=0, keepdim=True) for part in film))
         return self.truncation_mean

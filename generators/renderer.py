@@ -1,4 +1,4 @@
-"""The one render path: coarse samples -> surface -> samples -> field -> weights -> colour and depth.
+"""The one render path: coarse samples -> surface -> samples -> field -> weights -> color and depth.
 
 Training, evaluation and every script come through :func:`render`. It knows the field only through
 :class:`siren.field.Field`, so anything that answers points can be rendered.
@@ -39,7 +39,7 @@ class RenderSettings:
     density_noise: float = 0.0
     last_back: bool = False
     white_back: bool = False
-    background: float | None = None  # of pictures: what rays without a surface show; None: what is composited
+    background: float | None = None  # of images: what rays without a surface show; None: what is composited
 
     @classmethod
     def from_curriculum(cls, curriculum: Curriculum, interval: float | None = None) -> RenderSettings:
@@ -117,7 +117,7 @@ def render(field: Field, rays: Rays, settings: RenderSettings, noise: RenderNois
     """Render rays (B, R) of a field of B latents. Without ``noise`` the result is deterministic: nothing is jittered.
 
     With ``surface_sample`` the coarse queries carry no gradient and are not composited; without it (pi-GAN) they are
-    composited together with the importance samples. Source: METHOD section 4.
+    composited together with the importance samples. Source: docs/method.md, "Rendering".
     """
     noise = noise or RenderNoise()
     batch, num_rays = rays.directions.shape[:2]
@@ -158,14 +158,14 @@ def composite(t: Tensor, alphas: Tensor, colors: Tensor, surface: Surface, setti
     if settings.last_back:
         weights = volume_rendering.give_rest_to_last(weights)
     rgb = volume_rendering.composite_colors(weights, colors, settings.white_back)
-    # An empty ray's expected distance is 0 / 1e-5; the recorded pictures show such rays at the near end.
+    # An empty ray's expected distance is 0 / 1e-5; the recorded images show such rays at the near end.
     depth = volume_rendering.composite_depth(weights, t).clamp(settings.t_near, settings.t_far)
     depth_over_far = volume_rendering.composite_depth_over(weights, t, settings.t_far).clamp(settings.t_near, settings.t_far)
     return RenderOutput(rgb, depth, depth_over_far, t, alphas, weights, surface)
 
 
 def query_logits(field: Field, rays: Rays, t: Tensor) -> Tensor:
-    """Occupancy logits at rising t (B, R, S), no colour work. (B, R, S)"""
+    """Occupancy logits at rising t (B, R, S), no color work. (B, R, S)"""
     if isinstance(field, RayField):
         return field.occupancy_logits_on_rays(rays.origins, rays.directions, t)
     return field.occupancy_logits(ray_points(rays, t)).view(t.shape)

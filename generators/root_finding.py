@@ -1,4 +1,4 @@
-"""Where a ray enters the surface. Source: METHOD section 4; GOF, section 3.2."""
+"""Where a ray enters the surface. Source: docs/method.md, "Finding the surface"; GOF, section 3."""
 
 from __future__ import annotations
 

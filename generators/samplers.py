@@ -1,4 +1,6 @@
-"""Where to sample along rays. t: (B, R, S), distance along the unit ray. Source: METHOD section 4.
+"""Where to sample along rays. t: (B, R, S), distance along the unit ray.
+
+Source: docs/method.md, "Surface-aware sampling and the shrinking interval"; GOF, section 3; NeRF, section 5.2.
 
 Every sampler is deterministic given its random numbers, which :func:`draw_noise` draws for a whole batch at once. So a
 batch that is split, or spread over processes, sees the same numbers as the whole.

@@ -8,7 +8,7 @@ enough, from the field where it is not. Rendering stays the one path of generato
 - coarse samples and the steps of root finding: within ``ASK_LEVEL`` logits of the surface and at both ends of the first step
   into a solid, so that roots are the field's own; and where a weight would change with the logit (``ASK_COARSE``);
 - composited samples: a few per ray (``num_colors``), spread over the weight that the lattice predicts, and those with which
-  the depth of a ray that hits would change (``ASK_SLOPE``). There logit and colour are the field's; between them colours are
+  the depth of a ray that hits would change (``ASK_SLOPE``). There logit and color are the field's; between them colors are
   interpolated along the ray;
 - what the lattice does not know well, unless it is hidden.
 """
@@ -37,7 +37,7 @@ from generators.extraction import (
 from generators.renderer import RenderSettings, ray_points, render
 from siren.field import Field
 
-FINE_SPACING = 0.00125  # world units: about a pixel and a half of a 128 px picture of 12 degrees
+FINE_SPACING = 0.00125  # world units: about a pixel and a half of a 128 px image of 12 degrees
 MAX_NODES = 320  # per axis, whatever the cameras: 131 MB
 ALPHA_TOLERANCE = 0.008  # of a cached occupancy, by the cautious bound of extraction.py; what is found is some ten times less
 CUBIC_GAIN = 0.25  # error of tricubic over trilinear interpolation: 0.3 at twice the spacing, less at this one
@@ -48,7 +48,7 @@ ASK_SLOPE = 1e-3  # of composited samples: change of the ray's depth with their 
 DIM = 0.1  # transmittance below which a cell may be known ten times less well
 UNKNOWN, ROUGH, FAIR, FINE = range(4)  # how well a cell is known
 COLORS_TO_TRY = (1, 2, 3, 4, 6, 8, 12, 16, 1000)
-NUM_TRIAL_RAYS, TRIAL_PSNR_DB = 1024, 48.0  # 3 dB above what a picture has to reach
+NUM_TRIAL_RAYS, TRIAL_PSNR_DB = 1024, 48.0  # 3 dB above what an image has to reach
 COARSE_STRIDE = 8  # where the lattice starts
 MARCH_STRIDE, MARCH_STEPS = 4, 96  # the lattice in which what cameras see is found, and the steps along a ray
 VISIBLE_TRANSMITTANCE = 1e-3
@@ -182,7 +182,7 @@ def _depth_slopes(alphas: Tensor, t: Tensor) -> Tensor:
     return slopes
 
 
-def _asked_neighbours(asked: Tensor) -> tuple[Tensor, Tensor]:
+def _asked_neighbors(asked: Tensor) -> tuple[Tensor, Tensor]:
     """(R, S) bool -> indices (R, S) of the asked samples before and behind each, itself included; the same one at the ends."""
     last = asked.shape[1] - 1
     sample = torch.arange(last + 1, device=asked.device).expand_as(asked)
@@ -192,8 +192,8 @@ def _asked_neighbours(asked: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _interpolate_along(asked: Tensor, colors: Tensor, t: Tensor) -> Tensor:
-    """Colours (K, 3) of the asked samples (R, S), row by row -> (R, S, 3): linear in t between them, constant beyond."""
-    left, right = _asked_neighbours(asked)
+    """Colors (K, 3) of the asked samples (R, S), row by row -> (R, S, 3): linear in t between them, constant beyond."""
+    left, right = _asked_neighbors(asked)
     t_left, t_right = t.gather(1, left), t.gather(1, right)
     fraction = ((t - t_left) / (t_right - t_left).clamp_min(1e-9)).clamp_(0, 1)
     rank = asked.flatten().cumsum(0).sub_(1).view_as(left)
@@ -235,10 +235,10 @@ def build_cache(field: Field, rays: Rays, settings: RenderSettings) -> CachedFie
 
     Args:
         field: an occupancy field (``settings.pred_occ``) of one latent.
-        rays: (1, R), a coarse picture of each camera. Others may be rendered as well: what they see beyond is asked.
+        rays: (1, R), a coarse image of each camera. Others may be rendered as well: what they see beyond is asked.
         settings: as the views will be rendered.
 
-    How many colours a ray needs is tried out on NUM_TRIAL_RAYS of the rays, against the field itself. Fields that bend within
+    How many colors a ray needs is tried out on NUM_TRIAL_RAYS of the rays, against the field itself. Fields that bend within
     less than COARSE_STRIDE spacings may disagree with any number: ``trial_psnr_db`` tells.
     """
     ends = torch.cat([rays.origins + t * rays.directions for t in (settings.t_near, settings.t_far)], dim=1)
@@ -251,7 +251,7 @@ def build_cache(field: Field, rays: Rays, settings: RenderSettings) -> CachedFie
 
 
 def view_rays(poses: CameraPoses, fov_degrees: Sequence[float], size: int = 64) -> Rays:
-    """The rays (1, P size^2) of coarse pictures from P poses, for :func:`build_cache`."""
+    """The rays (1, P size^2) of coarse images from P poses, for :func:`build_cache`."""
     views = [camera_rays(CameraPoses(*(part[i : i + 1] for part in poses)), size, fov) for i, fov in enumerate(fov_degrees)]
     return Rays(*(torch.cat(parts, dim=1) for parts in zip(*views, strict=True)))
 
@@ -305,7 +305,7 @@ def _cell_errors(lattice: Level) -> Tensor:
 def _seen_cells(
     lattice: Level, spec: LatticeSpec, rays: Rays, settings: RenderSettings, transmittance: float = VISIBLE_TRANSMITTANCE
 ) -> Tensor:
-    """True for cells that more than ``transmittance`` of some ray reaches, and their neighbours."""
+    """True for cells that more than ``transmittance`` of some ray reaches, and their neighbors."""
     num = lattice.values.shape[0]
     spacing = spec.spacing * lattice.stride
     seen = torch.zeros((num - 1,) * 3, dtype=torch.bool, device=lattice.values.device)
@@ -321,7 +321,7 @@ def _seen_cells(
 
 
 def _enough_colors(cache: CachedField, field: Field, rays: Rays, settings: RenderSettings) -> tuple[int, float]:
-    """The fewest colours per ray that give TRIAL_PSNR_DB on a sample of the rays, else the most; and what they give."""
+    """The fewest colors per ray that give TRIAL_PSNR_DB on a sample of the rays, else the most; and what they give."""
     stride = max(1, rays.origins.shape[1] // NUM_TRIAL_RAYS)
     trial = Rays(rays.origins[:, ::stride], rays.directions[:, ::stride])
     truth = render(field, trial, settings).rgb

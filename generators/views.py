@@ -1,4 +1,4 @@
-"""One view of one latent: what evaluation, pictures, videos and metrics ask for. Deterministic: nothing is jittered."""
+"""One view of one latent: what evaluation, images, videos and metrics ask for. Deterministic: nothing is jittered."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.files import npz_bytes, write_atomically
 from generators.cameras import CameraPoses, Rays, camera_rays, mean_direction
 from generators.renderer import RenderOutput, RenderSettings, ray_points, render
 from settings.curriculum import Curriculum
@@ -19,10 +20,10 @@ RAYS_PER_CHUNK = 1 << 15
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How pictures are made; None stands for the curriculum's value (``interval``: its final, narrowest one).
+    """How images are made; None stands for the curriculum's value (``interval``: its final, narrowest one).
 
-    ``surface_only``, of occupancy fields: a fast preview of one colour per ray, that of the root; without one, the background,
-    or with ``last_back`` the colour of the far end. The depth is the root's.
+    ``surface_only``, of occupancy fields: a fast preview of one color per ray, that of the root; without one, the background,
+    or with ``last_back`` the color of the far end. The depth is the root's.
     """
 
     image_size: int = 256
@@ -45,7 +46,7 @@ class ViewSettings:
 
 @dataclass
 class View:
-    """One picture, on the CPU, float32. H = W = image size.
+    """One image, on the CPU, float32. H = W = image size.
 
     ``image`` and ``surface_image`` (3, H, W) in [-1, 1]; ``depth``, ``depth_over_far`` (see
     :class:`generators.renderer.RenderOutput`) and ``surface_depth`` (H, W), distance along the ray (``surface_depth`` is the
@@ -64,9 +65,10 @@ class View:
     pitch: float
 
     def save_raw(self, path: str | Path, seed: int) -> None:
-        """One .npz with every array under its field's name, and ``yaw``, ``pitch`` and ``seed``."""
+        """Write one .npz with every array under its field's name, and ``yaw``, ``pitch`` and ``seed``. Raises UserError."""
         arrays = {name: value.numpy() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        np.savez_compressed(path, **arrays, yaw=np.float64(self.yaw), pitch=np.float64(self.pitch), seed=np.int64(seed))
+        arrays |= {"yaw": np.float64(self.yaw), "pitch": np.float64(self.pitch), "seed": np.int64(seed)}
+        write_atomically(path, npz_bytes(arrays), sync=False)
 
 
 def make_pose(yaw: float, pitch: float, device: torch.device | str = "cpu") -> CameraPoses:
@@ -75,7 +77,7 @@ def make_pose(yaw: float, pitch: float, device: torch.device | str = "cpu") -> C
 
 
 class LockedDirections:
-    """A field whose colours are those seen along ``ahead`` (3,), the mean direction of view (``--lock_view_dependence``)."""
+    """A field whose colors are those seen along ``ahead`` (3,), the mean direction of view (``--lock_view_dependence``)."""
 
     def __init__(self, field: Field, ahead: Tensor) -> None:
         self._field = field
@@ -94,13 +96,13 @@ class LockedDirections:
 
 @torch.no_grad()
 def render_view(field: Field, pose: CameraPoses, curriculum: Curriculum, settings: ViewSettings) -> View:
-    """The picture of a field of one latent from one pose (1,), with depth, surface, normals and mask."""
+    """The image of a field of one latent from one pose (1,), with depth, surface, normals and mask."""
     return render_views(field, pose, curriculum, settings)[0]
 
 
 @torch.no_grad()
 def render_views(field: Field, poses: CameraPoses, curriculum: Curriculum, settings: ViewSettings) -> list[View]:
-    """The pictures of a field of B latents, one from each of B poses."""
+    """The images of a field of B latents, one from each of B poses."""
     if settings.lock_view_dependence:
         field = LockedDirections(field, mean_direction(curriculum.h_mean, curriculum.v_mean))
     size = settings.image_size
@@ -130,9 +132,9 @@ def render_views(field: Field, poses: CameraPoses, curriculum: Curriculum, setti
 
 def view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Tensor, ...]:
     """What a :class:`View` holds, for rays (B, R) in a row: rgb, depth, depth over far, surface depth, hit mask,
-    normals, surface colour.
+    normals, surface color.
 
-    Colours (B, R, 3) in [0, 1], normals (B, R, 3), the rest (B, R).
+    Colors (B, R, 3) in [0, 1], normals (B, R, 3), the rest (B, R).
     """
     output = render(field, rays, settings)
     if settings.background is not None:
@@ -146,9 +148,9 @@ def view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Te
 def surface_appearance(
     field: Field, rays: Rays, output: RenderOutput, root_colors: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Normals (B, R, 3) and colours (B, R, 3) in [0, 1] at the roots alone; 0 where a ray has none.
+    """Normals (B, R, 3) and colors (B, R, 3) in [0, 1] at the roots alone; 0 where a ray has none.
 
-    ``root_colors``: the colours at the roots where they are known already.
+    ``root_colors``: the colors at the roots where they are known already.
     """
     hit = output.surface.hit_mask
     normals, colors = torch.zeros_like(rays.directions), torch.zeros_like(rays.directions)

@@ -1,4 +1,6 @@
-"""Compositing along rays. Shapes: B batch, R rays, S samples. Source: METHOD section 4; NeRF; GOF, section 3.1.
+"""Compositing along rays. Shapes: B batch, R rays, S samples.
+
+Source: docs/method.md, "Rendering"; NeRF, section 4; GOF, section 3.
 
 alpha_i   = sigmoid(logit_i)                        occupancy (GOF)
           = 1 - exp(-delta_i * clamp(density_i))    radiance (pi-GAN, NeRF)

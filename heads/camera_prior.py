@@ -1,8 +1,8 @@
-"""A curriculum's camera prior as a picture: how far training will turn the object.
+"""A curriculum's camera prior as an image: how far training will turn the object.
 
     python dataset.py --check photos/ --curriculum CelebA --set h_stddev=0.4
 
-The same built-in head from the quantiles of the prior's yaw (columns) and pitch (rows), with degrees. If your own pictures
+The same built-in head from the quantiles of the prior's yaw (columns) and pitch (rows), with degrees. If your own images
 turn about as far as this, the prior fits; it matters more than any other setting.
 """
 
@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import write_atomically
 from generators.cameras import CameraPoses, sample_camera_poses
 from heads.parameters import sample_heads
 from heads.render import render_heads
 from settings.curriculum import Curriculum
-from visualization.images import picture_grid, to_uint8
+from visualization.images import image_grid, png_bytes, to_uint8
 
 NUM_POSES = 20_000
 YAW_QUANTILES = (0.02, 0.25, 0.5, 0.75, 0.98)
@@ -31,7 +33,7 @@ CELL = 128  # pixels
 
 def prior_angles(curriculum: Curriculum) -> tuple[Tensor, Tensor]:
     """Yaw at YAW_QUANTILES and pitch at PITCH_QUANTILES of the curriculum's prior, radians around the front: a positive
-    yaw moves the camera to the picture's left (toward -x), a positive pitch moves it down."""
+    yaw moves the camera to the image's left (toward -x), a positive pitch moves it down."""
     poses = sample_camera_poses(
         NUM_POSES,
         h_mean=curriculum.h_mean,
@@ -46,22 +48,22 @@ def prior_angles(curriculum: Curriculum) -> tuple[Tensor, Tensor]:
 
 
 def write_camera_prior(curriculum: Curriculum, path: str | Path) -> str:
-    """Write the picture; returns the prior in words. Raises UserError where the file cannot be written."""
+    """Write the image; returns the prior in words. Raises UserError where the file cannot be written."""
     yaw, pitch = prior_angles(curriculum)
     grid_pitch, grid_yaw = torch.meshgrid(pitch, yaw, indexing="ij")
     poses = CameraPoses(grid_pitch.flatten() + math.pi / 2, grid_yaw.flatten() + math.pi / 2)
     images = render_heads(sample_heads([HEAD] * len(poses.yaw), seed=0), poses, CELL, curriculum.fov).images
     rows = list(images.view(len(pitch), len(yaw), 3, CELL, CELL))
-    picture = Image.fromarray(to_uint8(picture_grid([list(row) for row in rows])))
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(to_uint8(image_grid([list(row) for row in rows])))
+    draw = ImageDraw.Draw(image)
     for i, row_pitch in enumerate(pitch.tolist()):
         for j, column_yaw in enumerate(yaw.tolist()):
             text = f"yaw {math.degrees(column_yaw):+.0f}, pitch {math.degrees(row_pitch):+.0f}"
             draw.text((j * (CELL + 2) + 4, i * (CELL + 2) + 2), text, fill=(255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0))
     try:
-        picture.save(path, format="PNG")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {path}: {error}; choose another file with --prior_output") from None
+        write_atomically(path, png_bytes(np.asarray(image)))
+    except UserError as error:
+        raise UserError(f"{error}; choose another file with --prior_output") from None
     low, high, down, up = (math.degrees(angle) for angle in (yaw[0], yaw[-1], pitch[0], pitch[-1]))
     kind = curriculum.sample_dist or "one fixed pose"
     return (

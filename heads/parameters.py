@@ -1,6 +1,6 @@
 """What makes one head differ from the next: a named number per trait, drawn from (seed, index) alone.
 
-Lengths are in head units (0.1 of a world unit); colours are linear in [0, 1].
+Lengths are in head units (0.1 of a world unit); colors are linear in [0, 1].
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _CLOTH = ((0.75, 0.22, 0.22), (0.20, 0.42, 0.70), (0.22, 0.52, 0.38), (0.85, 0.6
 
 @dataclass(frozen=True)
 class HeadParameters:
-    """B heads. ``traits``: name -> (B, 1), one entry per RANGES and per style switch; colours (B, 3) in [0, 1].
+    """B heads. ``traits``: name -> (B, 1), one entry per RANGES and per style switch; colors (B, 3) in [0, 1].
 
     ``style``: (B,) index into STYLES.
     """
@@ -127,7 +127,7 @@ def _choose(u: float, weights: Sequence[float]) -> int:
 
 
 def _mix(palette: Sequence[tuple[float, float, float]], u: float) -> Tensor:
-    """A colour on the line through ``palette``."""
+    """A color on the line through ``palette``."""
     place = u * (len(palette) - 1)
     i = min(int(place), len(palette) - 2)
     return torch.lerp(torch.tensor(palette[i]), torch.tensor(palette[i + 1]), place - i)
@@ -145,9 +145,9 @@ def _style_switches(style: str, u: Tensor) -> dict[str, float]:
 
 
 def sample_heads(indices: Sequence[int], seed: int = 0) -> HeadParameters:
-    """The heads ``indices`` of the set ``seed``. The same (seed, index) gives the same head, whatever its neighbours."""
+    """The heads ``indices`` of the set ``seed``. The same (seed, index) gives the same head, whatever its neighbors."""
     rows: list[dict[str, float]] = []
-    colours: dict[str, list[Tensor]] = {name: [] for name in ("skin", "hair", "iris", "cloth", "lips")}
+    colors: dict[str, list[Tensor]] = {name: [] for name in ("skin", "hair", "iris", "cloth", "lips")}
     styles = []
     for index in indices:
         u = torch.rand(len(RANGES) + 32, generator=head_generator(seed, int(index)))
@@ -170,9 +170,9 @@ def sample_heads(indices: Sequence[int], seed: int = 0) -> HeadParameters:
             ),
             "lips": torch.lerp(skin * torch.tensor((0.86, 0.62, 0.62)), lip_tint, 0.15 + 0.5 * float(extra[23]) ** 2),
         }
-        for name, colour in drawn.items():
-            colours[name].append(colour)
+        for name, color in drawn.items():
+            colors[name].append(color)
         rows.append(row)
         styles.append(style)
     traits = {name: torch.tensor([row[name] for row in rows]).unsqueeze(1) for name in rows[0]}
-    return HeadParameters(traits, torch.tensor(styles), **{name: torch.stack(values) for name, values in colours.items()})
+    return HeadParameters(traits, torch.tensor(styles), **{name: torch.stack(values) for name, values in colors.items()})

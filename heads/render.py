@@ -1,7 +1,7 @@
-"""Pictures of heads with exact geometry, by sphere tracing.
+"""Images of heads with exact geometry, by sphere tracing.
 
-One ray per pixel finds depth, normal and mask; four more around it, started from the depths already found, colour it.
-Everything is elementwise per ray, so a head's picture does not depend on what else is in its batch.
+One ray per pixel finds depth, normal and mask; four more around it, started from the depths already found, color it.
+Everything is elementwise per ray, so a head's image does not depend on what else is in its batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from generators.cameras import CameraPoses, camera_to_world
 from heads.parameters import HeadParameters
 from heads.sdf import BALL_RADIUS, HEAD_UNIT, head_distance
-from heads.shading import head_colours
+from heads.shading import head_colors
 
 _HIT = 3e-4  # head units: 3e-5 world
 _START_BEFORE = 0.003  # world units
@@ -29,7 +29,7 @@ _BLOCK_POINTS = 65_536  # evaluated at a time, so that what one evaluation touch
 class HeadImages(NamedTuple):
     """``images`` (B, 3, H, W) in [-1, 1], -1 (black) where there is no head; ``depth`` (B, H, W): t along the unit ray,
     0 where there is no head; ``normals`` (B, 3, H, W): world axes, unit, outward, 0 where there is no head; ``mask``
-    (B, H, W) bool, True where the ray through the pixel's centre meets the head."""
+    (B, H, W) bool, True where the ray through the pixel's center meets the head."""
 
     images: Tensor
     depth: Tensor
@@ -53,7 +53,7 @@ class _RayBundle(NamedTuple):
 
 
 def _rays(poses: CameraPoses, size: int, fov_degrees: float, offset: tuple[float, float] = (0.0, 0.0)) -> _RayBundle:
-    """Rays through the pixels' centres moved by ``offset`` (fractions of a pixel); the same rays as generators.cameras."""
+    """Rays through the pixels' centers moved by ``offset`` (fractions of a pixel); the same rays as generators.cameras."""
     cam2world = camera_to_world(poses)
     grid = torch.linspace(-1, 1, size, device=cam2world.device)
     spacing = 2 / max(size - 1, 1)
@@ -126,21 +126,21 @@ def _normals(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return gradient / ((gradient * gradient).sum(-1, keepdim=True) + 1e-20).sqrt()
 
 
-def _colour_rays(params: HeadParameters, rays: _RayBundle, t_start: Tensor, t_end: Tensor) -> Tensor:
-    """Colours (B, N, 3) in [0, 1], black where there is no head."""
+def _color_rays(params: HeadParameters, rays: _RayBundle, t_start: Tensor, t_end: Tensor) -> Tensor:
+    """Colors (B, N, 3) in [0, 1], black where there is no head."""
     t, hit = _trace(params, rays, t_start, t_end)
-    colours = torch.zeros(*t.shape, 3, device=t.device)
+    colors = torch.zeros(*t.shape, 3, device=t.device)
     index = _compact(hit)
     some = rays.take(index)
     x, y, z = some.points(t.gather(1, index))
 
     def shade(block: slice) -> Tensor:
         points = (x[:, block], y[:, block], z[:, block])
-        return head_colours(params, *points, _normals(params, *points), -some.directions[:, :, block].transpose(1, 2))
+        return head_colors(params, *points, _normals(params, *points), -some.directions[:, :, block].transpose(1, 2))
 
     shaded = _in_blocks(shade, *x.shape)
-    colours.scatter_(1, index.unsqueeze(-1).expand_as(shaded), shaded)
-    return torch.where(hit.unsqueeze(-1), colours, 0)
+    colors.scatter_(1, index.unsqueeze(-1).expand_as(shaded), shaded)
+    return torch.where(hit.unsqueeze(-1), colors, 0)
 
 
 @torch.no_grad()
@@ -156,17 +156,17 @@ def render_heads(params: HeadParameters, poses: CameraPoses, size: int, fov_degr
     num = len(params)
     mask = hit.view(num, size, size)
 
-    # Rays between the pixels' centres start just before the nearest surface around them, and only where there is one.
+    # Rays between the pixels' centers start just before the nearest surface around them, and only where there is one.
     nearest = torch.where(hit, t, math.inf).view(num, 1, size, size)
     nearest = -torch.nn.functional.max_pool2d(-nearest, 3, stride=1, padding=1).flatten(1)
     offsets = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
     between = [_rays(poses, size, fov_degrees, offset) for offset in offsets]
     between = _RayBundle(rays.origin, torch.cat([bundle.directions for bundle in between], dim=2))
     entry, exit_ = _ball_span(between)
-    colours = _colour_rays(params, between, torch.maximum(entry, nearest.repeat(1, 4) - _START_BEFORE), exit_)
-    colours = colours.view(num, 4, size * size, 3).mean(1)
+    colors = _color_rays(params, between, torch.maximum(entry, nearest.repeat(1, 4) - _START_BEFORE), exit_)
+    colors = colors.view(num, 4, size * size, 3).mean(1)
     return HeadImages(
-        images=colours.transpose(1, 2).reshape(num, 3, size, size) * 2 - 1,
+        images=colors.transpose(1, 2).reshape(num, 3, size, size) * 2 - 1,
         depth=torch.where(hit, t, 0).view(num, size, size),
         normals=torch.where(hit.unsqueeze(-1), normals, 0).transpose(1, 2).reshape(num, 3, size, size),
         mask=mask,

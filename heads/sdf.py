@@ -20,7 +20,7 @@ _FAR = 10.0
 
 
 class Parts(NamedTuple):
-    """Distances (B, N), head units, to what is coloured differently; the head is their smooth union."""
+    """Distances (B, N), head units, to what is colored differently; the head is their smooth union."""
 
     skin: Tensor
     hair: Tensor

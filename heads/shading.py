@@ -1,4 +1,4 @@
-"""What colour a head has at a surface point: paint (skin, lips, brows, eyes, hair, clothes), then light."""
+"""What color a head has at a surface point: paint (skin, lips, brows, eyes, hair, clothes), then light."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _power(value: Tensor, num_squarings: int) -> Tensor:
     return value
 
 
-def _paint(base: Tensor, colour: Tensor, amount: Tensor) -> Tensor:
-    """``base`` (B, N, 3) covered by ``colour`` (B, 3) to the ``amount`` (B, N) in [0, 1]."""
-    return torch.lerp(base, colour.unsqueeze(1).expand_as(base), amount.unsqueeze(-1))
+def _paint(base: Tensor, color: Tensor, amount: Tensor) -> Tensor:
+    """``base`` (B, N, 3) covered by ``color`` (B, 3) to the ``amount`` (B, N) in [0, 1]."""
+    return torch.lerp(base, color.unsqueeze(1).expand_as(base), amount.unsqueeze(-1))
 
 
-def _tint(params: HeadParameters, colour: tuple[float, float, float]) -> Tensor:
-    return torch.tensor(colour, device=params.skin.device).expand(len(params), 3)
+def _tint(params: HeadParameters, color: tuple[float, float, float]) -> Tensor:
+    return torch.tensor(color, device=params.skin.device).expand(len(params), 3)
 
 
 def _eyes(params: HeadParameters, base: Tensor, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,8 +49,8 @@ def _eyes(params: HeadParameters, base: Tensor, x: Tensor, y: Tensor, z: Tensor)
     return _paint(base, _tint(params, (0.07, 0.06, 0.06)), eye * (1 - _step(0.17, 0.27, gaze))), eye
 
 
-def _skin_colour(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Colours (B, N, 3) in [0, 1] of the skin with all that is painted on it, and where eyes are (B, N)."""
+def _skin_color(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Colors (B, N, 3) in [0, 1] of the skin with all that is painted on it, and where eyes are (B, N)."""
     t = params.traits
     ax, front = x.abs(), _step(0.20, 0.32, z)
     base = params.skin.unsqueeze(1).expand(-1, x.shape[1], 3)
@@ -74,15 +74,15 @@ def _skin_colour(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> tup
     return _eyes(params, base, x, y, z)
 
 
-def _hair_colour(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Colours (B, N, 3): strands run down the head, lighter and darker."""
+def _hair_color(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """Colors (B, N, 3): strands run down the head, lighter and darker."""
     angle = torch.atan2(x, z + 0.15)
     strands = torch.sin(angle * 23 + 3 * torch.sin(5 * y)) + 0.6 * torch.sin(angle * 41 - 7 * y)
     return params.hair.unsqueeze(1) * (1 + 0.11 * strands).unsqueeze(-1)
 
 
-def head_colours(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor, normals: Tensor, to_camera: Tensor) -> Tensor:
-    """Colours (B, N, 3) in [0, 1] at surface points.
+def head_colors(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor, normals: Tensor, to_camera: Tensor) -> Tensor:
+    """Colors (B, N, 3) in [0, 1] at surface points.
 
     ``x, y, z``: (B, N), head units. ``normals`` and ``to_camera``: (B, N, 3), unit, world axes. The light stands still in
     the world, so that shading is the same from every side but for a faint highlight.
@@ -90,11 +90,11 @@ def head_colours(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor, normal
     t = params.traits
     px, py, pz = x / t["scale_x"], y / t["scale_y"], z / t["scale_z"]
     parts = head_parts(params, x, y, z)
-    skin, eye = _skin_colour(params, px, py, pz)
+    skin, eye = _skin_color(params, px, py, pz)
     is_hair = _step(-0.006, 0.006, parts.skin - parts.hair)
     is_cloth = _step(-0.006, 0.006, torch.minimum(parts.skin, parts.hair) - parts.cloth)
-    colour = torch.lerp(skin, _hair_colour(params, px, py, pz), is_hair.unsqueeze(-1))
-    colour = _paint(colour, params.cloth, is_cloth)
+    color = torch.lerp(skin, _hair_color(params, px, py, pz), is_hair.unsqueeze(-1))
+    color = _paint(color, params.cloth, is_cloth)
 
     light = torch.cat([t["light_x"], t["light_y"], torch.ones_like(t["light_x"])], dim=1)
     light = (light / (light * light).sum(1, keepdim=True).sqrt()).unsqueeze(1)
@@ -109,5 +109,5 @@ def head_colours(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor, normal
     half = half / ((half * half).sum(-1, keepdim=True) + 1e-9).sqrt()
     shine = (normals * half).sum(-1).clamp(min=0)
     gloss = (0.06 * (1 - is_hair) + 0.14 * is_hair) * (1 - is_cloth) * _power(shine, 4) + 0.5 * eye * _power(shine, 6)
-    lit = colour * ((t["ambient"] * sky + t["light_intensity"] * diffuse) * shade).unsqueeze(-1) + gloss.unsqueeze(-1)
+    lit = color * ((t["ambient"] * sky + t["light_intensity"] * diffuse) * shade).unsqueeze(-1) + gloss.unsqueeze(-1)
     return lit.clamp(0, 1)

@@ -1,1 +1,1 @@
-"""From picture files to batches: files -> cache -> batches."""
+"""From image files to batches: files -> cache -> batches."""

@@ -1,6 +1,6 @@
-"""An endless stream of batches whose place is one number: how many pictures were seen.
+"""An endless stream of batches whose place is one number: how many images were seen.
 
-Pictures come in freshly shuffled epochs, each flipped with probability 1/2. Which ones, in which order, flipped or not, is
+Images come in freshly shuffled epochs, each flipped with probability 1/2. Which ones, in which order, flipped or not, is
 a pure function of (seed, position), so a run resumes bit for bit from ``images_seen`` alone, and any number of processes
 together read what one process with the whole batch would.
 """
@@ -28,7 +28,7 @@ class Gatherable(Protocol):
 
 
 def epoch_order(num: int, epoch: int, seed: int) -> Tensor:
-    """The order (num,) int64 in which epoch ``epoch`` reads ``num`` pictures."""
+    """The order (num,) int64 in which epoch ``epoch`` reads ``num`` images."""
     return torch.from_numpy(np.random.default_rng([seed, epoch, 0]).permutation(num))
 
 
@@ -40,13 +40,13 @@ def _epoch_flips(num: int, epoch: int, seed: int) -> Tensor:
 def batch_at(
     dataset_len: int, images_seen: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """The batch after ``images_seen`` pictures: indices (B,) int64 and flips (B,) bool.
+    """The batch after ``images_seen`` images: indices (B,) int64 and flips (B,) bool.
 
     ``batch_size`` and the result are per process; ``images_seen`` counts those of all ``world_size`` processes. A batch
     of batch_size * world_size is cut into consecutive parts, one per rank.
     """
     if dataset_len < 1 or batch_size < 1 or images_seen < 0 or not 0 <= rank < world_size:
-        raise ValueError(f"no batch of {batch_size} at {images_seen} from {dataset_len} pictures for rank {rank}/{world_size}")
+        raise ValueError(f"no batch of {batch_size} at {images_seen} from {dataset_len} images for rank {rank}/{world_size}")
     return _slice_of_stream(dataset_len, images_seen + rank * batch_size, batch_size, seed, {})
 
 
@@ -106,11 +106,11 @@ class BatchStream(Iterator[Tensor]):
             while not self._closed.is_set():
                 start = place + self._rank * self._batch_size
                 indices, flips = _slice_of_stream(len(self._dataset), start, self._batch_size, self._seed, epochs)
-                pictures = self._dataset.gather(indices)
+                images = self._dataset.gather(indices)
                 if self._flip:
-                    pictures = torch.where(flips[:, None, None, None], pictures.flip(-1), pictures)
-                pictures = pictures.contiguous()
-                self._put(pictures.pin_memory() if self._device.type == "cuda" else pictures)
+                    images = torch.where(flips[:, None, None, None], images.flip(-1), images)
+                images = images.contiguous()
+                self._put(images.pin_memory() if self._device.type == "cuda" else images)
                 place += self._batch_size * self._world_size
         except BaseException as error:  # next() raises it
             self._put(error)
@@ -144,7 +144,7 @@ class BatchStream(Iterator[Tensor]):
                 return self._queue.get(timeout=1.0)
             except queue.Empty:
                 if not is_alive:
-                    raise RuntimeError("the thread that reads pictures ended") from None
+                    raise RuntimeError("the thread that reads images ended") from None
 
     def close(self) -> None:
         """End the thread; what it read ahead is dropped."""

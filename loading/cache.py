@@ -1,4 +1,4 @@
-"""The decoded cache: every picture of a source once, at one size, in an .npy file that is read picture by picture.
+"""The decoded cache: every image of a source once, at one size, in an .npy file that is read image by image.
 
 The file is read, not mapped into memory: where a disk or a network share goes away, reading raises an error that can be
 dealt with, while touching mapped memory ends the process.
@@ -23,13 +23,13 @@ from loading.files import DatasetSpec, ImageSource, decode
 
 _VERSION = 1  # raise it when the same file gives other pixels
 _HEADER_BYTES = 128
-MAX_NAMED = 20  # pictures that are gone; a disk that went away would fill the screen
+MAX_NAMED = 20  # images that are gone; a disk that went away would fill the screen
 
 
-class CachedPictures:
-    """Pictures (N, size, size, 3) uint8 in an .npy file: ``pictures[i]``, or ``pictures[indices]`` for several.
+class CachedImages:
+    """Images (N, size, size, 3) uint8 in an .npy file: ``images[i]``, or ``images[indices]`` for several.
 
-    A picture that cannot be read from the file any more is decoded anew from its source; one whose source is gone as well is
+    An image that cannot be read from the file any more is decoded anew from its source; one whose source is gone as well is
     replaced by the next that is there. Each is told of in one line. OSError where there is none left.
     """
 
@@ -50,8 +50,8 @@ class CachedPictures:
 
     def __getitem__(self, index: int | np.ndarray) -> np.ndarray:
         if np.ndim(index):
-            return np.stack([self._picture(int(i)) for i in index]) if len(index) else np.empty((0, *self.shape[1:]), np.uint8)
-        return self._picture(int(index))
+            return np.stack([self._image(int(i)) for i in index]) if len(index) else np.empty((0, *self.shape[1:]), np.uint8)
+        return self._image(int(index))
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open_in": None}
@@ -62,9 +62,9 @@ class CachedPictures:
             with contextlib.suppress(OSError):
                 os.close(open_in[1])
 
-    def _picture(self, index: int) -> np.ndarray:
+    def _image(self, index: int) -> np.ndarray:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"picture {index} of {len(self)}")
+            raise IndexError(f"image {index} of {len(self)}")
         index %= len(self)
         num_bytes = int(np.prod(self.shape[1:]))
         try:
@@ -78,21 +78,21 @@ class CachedPictures:
             if not self._is_lost:
                 self._is_lost = True
                 reason = error.strerror or error
-                tell(f"the picture cache {self._path} cannot be read any more ({reason}); decoding the pictures anew")
+                tell(f"the image cache {self._path} cannot be read any more ({reason}); decoding the images anew")
             return self._from_source(index)
 
     def _from_source(self, index: int) -> np.ndarray:
         for place in range(len(self)):
             member = self._members[(index + place) % len(self)]
-            picture = decode(self._source, member, self._spec, self._size)
-            if picture is not None:
-                return picture
+            image = decode(self._source, member, self._spec, self._size)
+            if image is not None:
+                return image
             if member not in self._gone:
                 self._gone.add(member)
                 if len(self._gone) <= MAX_NAMED:
                     name, silence = self._source.names[member], "; no more will be named" * (len(self._gone) == MAX_NAMED)
                     tell(f"{name} is gone or unreadable ({len(self._gone)} so far), the next takes its place{silence}")
-        raise OSError(f"no picture of {self._source.path} can be read any more")
+        raise OSError(f"no image of {self._source.path} can be read any more")
 
 
 def tell(text: str) -> None:
@@ -112,8 +112,8 @@ def _cache_key(source: ImageSource, spec: DatasetSpec, size: int) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
 
 
-def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -> tuple[CachedPictures, list[int]] | None:
-    """The pictures and the indices of unreadable ones; None if there is no sound cache."""
+def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -> tuple[CachedImages, list[int]] | None:
+    """The images and the indices of unreadable ones; None if there is no sound cache."""
     try:
         unreadable = json.loads(path.with_suffix(".json").read_text())["unreadable"]
         if not all(type(i) is int and 0 <= i < len(source.names) for i in unreadable) or len(set(unreadable)) < len(unreadable):
@@ -125,15 +125,15 @@ def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -
             shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
             offset, num_bytes = file.tell(), os.fstat(file.fileno()).st_size
         sound = shape == expected and dtype == np.uint8 and not is_fortran and num_bytes == offset + int(np.prod(shape))
-        return (CachedPictures(path, offset, source, spec, size, unreadable), unreadable) if sound else None
+        return (CachedImages(path, offset, source, spec, size, unreadable), unreadable) if sound else None
     except Exception:  # whatever is wrong with a cache (numpy's reader of headers fails in many ways), it is made again
         return None
 
 
 def build_cache(
     source: ImageSource, spec: DatasetSpec, size: int, cache_dir: str | Path | None, num_workers: int | None = None
-) -> tuple[np.ndarray | CachedPictures, list[int]]:
-    """Readable pictures (N, size, size, 3) uint8 and the indices of unreadable ones.
+) -> tuple[np.ndarray | CachedImages, list[int]]:
+    """Readable images (N, size, size, 3) uint8 and the indices of unreadable ones.
 
     Read from ``cache_dir`` where a sound cache of exactly these files lies there; decoded and written there otherwise, whole
     or not at all. None, or a folder that cannot be written: decoded into memory.
@@ -146,26 +146,26 @@ def build_cache(
         try:
             return _write_cache(path, source, spec, size, num_workers)
         except OSError as error:
-            print(f"notice: cannot write the picture cache {path.parent} ({error.strerror or error}); decoding into memory")
+            print(f"notice: cannot write the image cache {path.parent} ({error.strerror or error}); decoding into memory")
     num, unreadable = len(source.names), []
     pixels = np.empty((num, size, size, 3), np.uint8)
-    for place, picture in enumerate(_readable(decode_all(source, spec, size, num_workers), unreadable)):
-        pixels[place] = picture
+    for place, image in enumerate(_readable(decode_all(source, spec, size, num_workers), unreadable)):
+        pixels[place] = image
     return pixels[: num - len(unreadable)], unreadable
 
 
-def _readable(pictures: Iterable[np.ndarray | None], unreadable: list[int]) -> Iterable[np.ndarray]:
+def _readable(images: Iterable[np.ndarray | None], unreadable: list[int]) -> Iterable[np.ndarray]:
     """Those that are there; the places of the others go into ``unreadable``."""
-    for index, picture in enumerate(pictures):
-        if picture is None:
+    for index, image in enumerate(images):
+        if image is None:
             unreadable.append(index)
         else:
-            yield picture
+            yield image
 
 
 def _write_cache(
     path: Path, source: ImageSource, spec: DatasetSpec, size: int, num_workers: int | None
-) -> tuple[CachedPictures, list[int]]:
+) -> tuple[CachedImages, list[int]]:
     """Decode into a new file beside ``path`` and rename it, so that no half-written cache is ever read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path.parent)
@@ -176,8 +176,8 @@ def _write_cache(
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says that its writer lives
             file.write(bytes(_HEADER_BYTES))
-            for picture in _readable(decode_all(source, spec, size, num_workers), unreadable):
-                file.write(picture.tobytes())
+            for image in _readable(decode_all(source, spec, size, num_workers), unreadable):
+                file.write(image.tobytes())
             file.seek(0)
             file.write(_npy_header((num - len(unreadable), size, size, 3)))
             file.flush()

@@ -1,4 +1,4 @@
-"""Every picture of a source, decoded in order, by several processes where that pays."""
+"""Every image of a source, decoded in order, by several processes where that pays."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tqdm import tqdm
 from loading.files import DatasetSpec, ImageSource, decode
 
 MAX_WORKERS = 16
-PAYS_FROM = 2000  # pictures; starting processes takes seconds
+PAYS_FROM = 2000  # images; starting processes takes seconds
 BLOCK = 64
 
 
 def decode_all(source: ImageSource, spec: DatasetSpec, size: int, workers: int | None) -> Iterator[np.ndarray | None]:
-    """Pictures (size, size, 3) uint8 in order, None for an unreadable one, with progress shown.
+    """Images (size, size, 3) uint8 in order, None for an unreadable one, with progress shown.
 
-    A worker process that dies (killed for memory, or by a picture that crashes a decoder) costs time but no picture, but for
+    A worker process that dies (killed for memory, or by an image that crashes a decoder) costs time but no image, but for
     one that kills a process of its own as well.
     """
     num = len(source.names)
@@ -51,7 +51,7 @@ def _in_parallel(work: partial, blocks: list[range], workers: int) -> Iterator[l
                 yield results
                 done += 1
         except BrokenProcessPool:
-            print("notice: a process that decodes pictures died; decoding some one by one, then going on", file=sys.stderr)
+            print("notice: a process that decodes images died; decoding some one by one, then going on", file=sys.stderr)
             yield _one_by_one(work, blocks[done])
             done += 1
         finally:
@@ -59,7 +59,7 @@ def _in_parallel(work: partial, blocks: list[range], workers: int) -> Iterator[l
 
 
 def _one_by_one(work: partial, block: range) -> list[np.ndarray | None]:
-    """Each picture in a process that may die of it; a picture that kills its process is unreadable."""
+    """Each image in a process that may die of it; an image that kills its process is unreadable."""
     results: list[np.ndarray | None] = []
     pool = _pool(1)
     for index in block:

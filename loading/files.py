@@ -1,20 +1,22 @@
-"""Pictures on disk: finding them in a folder, glob or zip, and decoding any mode and size to a square of RGB.
+"""Images on disk: finding them in a folder, glob or zip, and decoding any mode and size to a square of RGB.
 
-Grey, palette, CMYK and 16-bit pictures become RGB; a transparent one is laid over what free space renders to, black or white;
-a picture with an EXIF orientation is turned upright.
+Gray, palette, CMYK and 16-bit images become RGB; a transparent one is laid over what free space renders to, black or white;
+an image with an EXIF orientation is turned upright.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import io
 import os
 import stat
 import warnings
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -29,8 +31,8 @@ MAX_RESIZED_PIXELS = 1 << 26
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """How a data set's pictures become squares, in this order: the short side to ``resize`` pixels (None: as it is), the
-    central square of ``center_crop`` pixels (None: the largest there is); then to the size asked for. ``background``: the grey
+    """How a data set's images become squares, in this order: the short side to ``resize`` pixels (None: as it is), the
+    central square of ``center_crop`` pixels (None: the largest there is); then to the size asked for. ``background``: the gray
     level from 0 to 255 that transparent ones are laid over. ``nearest``: as the published code's real images are resized,
     bilinear to ``resize``, then to the nearest pixel; otherwise antialiased."""
 
@@ -43,7 +45,7 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where pictures lie. ``names``: sorted member names of ``zip_path``, or file paths where that is None."""
+    """Where images lie. ``names``: sorted member names of ``zip_path``, or file paths where that is None."""
 
     path: str
     zip_path: str | None
@@ -51,8 +53,41 @@ class ImageSource:
     stamps: tuple[tuple[int, int], ...]  # per name: bytes, and mtime in ns (zip: checksum)
 
 
+class Split(NamedTuple):
+    """``part`` of a data set of which ``num_holdout`` images are held out: one of PARTS."""
+
+    part: str = "all"
+    num_holdout: int = 0
+
+
+PARTS = ("all", "train", "holdout")
+ALL_IMAGES = Split()
+
+
+def part_of(source: ImageSource, split: Split) -> ImageSource:
+    """The images of one part, in the order of ``source``.
+
+    Held out are those whose file names have the smallest SHA-256: a choice that hangs neither on the folder or zip around them
+    nor on a seed, and hardly changes when images are added. Raises UserError where no images would be left.
+    """
+    if split.part == "all":
+        return source
+    if not 0 <= split.num_holdout < len(source.names):
+        raise UserError(f"{source.path} holds {len(source.names)} images; of them {split.num_holdout} cannot be held out")
+    if split.part == "holdout" and not split.num_holdout:
+        raise UserError("no images are held out: the curriculum's num_holdout, or --num_holdout, is 0; use --split all")
+
+    def rank(place: int) -> tuple[str, str]:
+        name = source.names[place]
+        return hashlib.sha256(name.rsplit("/", 1)[-1].encode(errors="surrogateescape")).hexdigest(), name
+
+    held_out = set(sorted(range(len(source.names)), key=rank)[: split.num_holdout])
+    kept = [place for place in range(len(source.names)) if (place in held_out) == (split.part == "holdout")]
+    return replace(source, names=tuple(source.names[i] for i in kept), stamps=tuple(source.stamps[i] for i in kept))
+
+
 def find_images(path: str | Path) -> ImageSource:
-    """Pictures in a folder (recursively), a glob, a zip, or a single file. Raises UserError where there are none."""
+    """Images in a folder (recursively), a glob, a zip, or a single file. Raises UserError where there are none."""
     text = str(path)
     try:
         place = Path(text).expanduser()
@@ -62,7 +97,7 @@ def find_images(path: str | Path) -> ImageSource:
             raise
         raise UserError(f"cannot read {text} ({type(error).__name__}: {error}); name another") from None
     if not source.names:
-        raise UserError(f"{text} holds no pictures ({', '.join(EXTENSIONS)})")
+        raise UserError(f"{text} holds no images ({', '.join(EXTENSIONS)})")
     return source
 
 
@@ -81,7 +116,7 @@ def _in_files(text: str, place: Path) -> ImageSource:
     else:
         files = _files_matching(place)
         if not files:
-            raise UserError(f"there is no folder, zip or picture at {text}; name one that exists")
+            raise UserError(f"there is no folder, zip or image at {text}; name one that exists")
     stamps = {}
     for name in sorted(name for name in files if _is_image_name(name)):
         with contextlib.suppress(OSError):  # gone since it was listed, or a link to nowhere
@@ -120,13 +155,13 @@ def _is_image_name(name: str) -> bool:
 
 
 def to_rgb(image: Image.Image, background: int = 0) -> Image.Image:
-    """Any mode as upright RGB; transparency over grey of level ``background``; 16-bit scaled to 8, not cut off."""
-    ImageOps.exif_transpose(image, in_place=True)  # a copy would be one picture more in memory
+    """Any mode as upright RGB; transparency over gray of level ``background``; 16-bit scaled to 8, not cut off."""
+    ImageOps.exif_transpose(image, in_place=True)  # a copy would be one image more in memory
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         top = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
         scaled = np.empty(values.shape, np.uint8)
-        for rows in _strips(image):  # float64 of a whole picture would take eight times its memory
+        for rows in _strips(image):  # float64 of a whole image would take eight times its memory
             scaled[rows] = (values[rows].astype(np.float64).clip(0, top) * (255 / top)).round()
         return Image.fromarray(scaled).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
@@ -170,7 +205,7 @@ def _nearest(image: Image.Image, size: int) -> Image.Image:
 
 
 def open_member(source: ImageSource, name: str) -> io.BytesIO:
-    """The bytes of one picture. A zip is opened anew in every process that reads it."""
+    """The bytes of one image. A zip is opened anew in every process that reads it."""
     if source.zip_path is None:
         with open(name, "rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -188,12 +223,12 @@ def open_member(source: ImageSource, name: str) -> io.BytesIO:
 
 @functools.lru_cache(maxsize=1)
 def _open_zip(process: int, path: str, modified_ns: int) -> zipfile.ZipFile:
-    """Kept open between pictures; anew in another process, or when the file has changed."""
+    """Kept open between images; anew in another process, or when the file has changed."""
     return zipfile.ZipFile(path)
 
 
 def decode(source: ImageSource, index: int, spec: DatasetSpec, size: int) -> np.ndarray | None:
-    """Picture ``index`` as (size, size, 3) uint8, or None where it cannot be read (broken, no picture, absurdly large)."""
+    """Image ``index`` as (size, size, 3) uint8, or None where it cannot be read (broken, no image, absurdly large)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,8 +1,8 @@
-"""Whether the views of a shape agree: one picture, moved by its own depth into the place of another, against that other.
+"""Whether the views of a shape agree: one image, moved by its own depth into the place of another, against that other.
 
-A pixel of view A is a point in the world (its ray, its depth). Seen by camera B it should have the colour that B's picture
+A pixel of view A is a point in the world (its ray, its depth). Seen by camera B it should have the color that B's image
 shows there, at the depth that B predicts there, unless something stands in between. A field whose depth is not where its
-colours come from (fog, or colours that change with the direction) fails this, however good its pictures are one by one.
+colors come from (fog, or colors that change with the direction) fails this, however good its images are one by one.
 Source: the reprojection tests of multi-view stereo; 3D-aware GANs report it as multi-view consistency.
 """
 
@@ -24,9 +24,9 @@ YAW_APART = 1.0  # in units of h_stddev: how far apart the two cameras stand
 
 
 def project(points: Tensor, poses: CameraPoses, fov_degrees: float) -> tuple[Tensor, Tensor]:
-    """World points (B, N, 3) seen from B poses: picture coordinates (B, N, 2), and distances t along the ray (B, N).
+    """World points (B, N, 3) seen from B poses: image coordinates (B, N, 2), and distances t along the ray (B, N).
 
-    Coordinates are x to the right and y DOWN, in [-1, 1] from the first to the last pixel's centre, as grid_sample has
+    Coordinates are x to the right and y DOWN, in [-1, 1] from the first to the last pixel's center, as grid_sample has
     them with align_corners; the cameras' own pixels lie at these very places.
     """
     cam2world = camera_to_world(poses)
@@ -41,7 +41,7 @@ def compare_views(a: list[View], b: list[View], curriculum: Curriculum, fov_degr
     """Move each view of ``a`` into the one of ``b`` beside it; views of one latent from two poses, all of one size.
 
     Only pixels that meet a surface in A, land on one in B and are not hidden there count. Returns
-    ``consistency_psnr_db``: of colours in [-1, 1]; ``consistency_depth``: mean absolute difference between the point's
+    ``consistency_psnr_db``: of colors in [-1, 1]; ``consistency_depth``: mean absolute difference between the point's
     distance from B and the depth that B predicts, world units; ``consistency_seen``: share of A's surface pixels that count.
     Where none does, only the last, as 0.
     """

@@ -24,13 +24,13 @@ def surfaces_of(views: list[View]) -> Geometry:
 
 
 def background_is_white(data: TruthSet) -> bool:
-    """Whether the set's pictures are brighter than mid-grey where there is no object."""
+    """Whether the set's images are brighter than mid-gray where there is no object."""
     outside = ~data.geometry.mask.unsqueeze(1).expand_as(data.images)
     return bool(outside.any()) and float(data.images[outside].float().mean()) > 127.5
 
 
 def over_background(curriculum: Curriculum, is_white: bool) -> Curriculum:
-    """The curriculum with the set's background behind its objects; as it is where rays end in a colour of their own."""
+    """The curriculum with the set's background behind its objects; as it is where rays end in a color of their own."""
     return curriculum if curriculum.last_back else replace(curriculum, white_back=is_white, eval_last_back=None)
 
 
@@ -42,7 +42,7 @@ def geometry_settings(curriculum: Curriculum, image_size: int) -> ViewSettings:
 def generated_geometry(
     loaded: LoadedGenerator, curriculum: Curriculum, num: int, image_size: int, *, psi: float, seed: int, batch_size: int
 ) -> tuple[Tensor, Geometry]:
-    """``num`` pictures (N, 3, H, W) uint8 and the surfaces behind them, normals in camera axes."""
+    """``num`` images (N, 3, H, W) uint8 and the surfaces behind them, normals in camera axes."""
     settings = geometry_settings(curriculum, image_size)
     views: list[View] = []
     poses: list[CameraPoses] = []
@@ -60,7 +60,7 @@ def score(predicted: Geometry, generated: Geometry) -> dict[str, Any]:
     results = compare(predicted, generated)
     if not results["num_views_compared"]:
         raise UserError(
-            f"none of the {results['num_views']} generated views has a surface where its picture shows an object; "
+            f"none of the {results['num_views']} generated views has a surface where its image shows an object; "
             "is this generator trained on the set of --dataset_path?"
         )
     baselines = {"mirrored": compare(predicted, mirrored(generated)), "flat": compare(predicted, flattened(generated))}

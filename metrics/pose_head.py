@@ -1,6 +1,6 @@
-"""What the pose head of a run's discriminator reads from pictures, and how well it reads the run's own generated ones.
+"""What the pose head of a run's discriminator reads from images, and how well it reads the run's own generated ones.
 
-The head has learned to tell the poses of generated pictures, drawn from the run's camera prior, so what it reads in real ones
+The head has learned to tell the poses of generated images, drawn from the run's camera prior, so what it reads in real ones
 leans toward that prior: set what comes out, train shortly again, read again (docs/own_photos.md).
 """
 
@@ -17,7 +17,8 @@ from checkpoints.files import check_finite, latest_checkpoint, load_training_che
 from checkpoints.loading import load_generator
 from common.errors import UserError
 from common.files import require_file
-from discriminators.progressive import ProgressiveEncoderDiscriminator
+from discriminators.base import Discriminator
+from discriminators.build import build_discriminator
 from metrics.sampling import render_images, sample_fields
 from settings.curriculum import Curriculum
 from settings.schedules import fade_alpha_at
@@ -29,7 +30,7 @@ BATCH_SIZE = 8
 class PoseHead:
     """A discriminator as it stood at ``step``, for images of ``image_size``, with its curriculum and its checkpoint."""
 
-    discriminator: ProgressiveEncoderDiscriminator
+    discriminator: Discriminator
     curriculum: Curriculum
     path: Path
     step: int
@@ -47,7 +48,7 @@ class PoseHead:
         return poses.flip(1) - torch.tensor([self.curriculum.h_mean, self.curriculum.v_mean])
 
     def read_generated(self, num: int, seed: int) -> tuple[Tensor, Tensor]:
-        """What it reads from ``num`` of the run's own generated pictures, and their true poses: (N, 2) each, as :meth:`read`.
+        """What it reads from ``num`` of the run's own generated images, and their true poses: (N, 2) each, as :meth:`read`.
 
         The generator's own weights, which the head learned from, not the averaged ones.
         """
@@ -80,12 +81,12 @@ def load_pose_head(path: str | Path, device: torch.device) -> PoseHead:
     return PoseHead(discriminator.to(device).eval(), curriculum, path, content["step"])
 
 
-def _discriminator(path: Path, curriculum: Curriculum, state: Mapping[str, Tensor]) -> ProgressiveEncoderDiscriminator:
+def _discriminator(path: Path, curriculum: Curriculum, state: Mapping[str, Tensor]) -> Discriminator:
     """Built without memory, then given the file's tensors: its widths may come from an untrusted file."""
     check_finite(path, state)
     try:
         with torch.device("meta"):
-            discriminator = ProgressiveEncoderDiscriminator(curriculum)
+            discriminator = build_discriminator(curriculum)
         discriminator.load_state_dict({name: value.float() for name, value in state.items()}, strict=True, assign=True)
     except (RuntimeError, TypeError, OverflowError):
         raise UserError(f"{path}: its discriminator is not the one that its curriculum describes") from None

@@ -1,6 +1,6 @@
-"""A small network that reads a picture's pose, learned from the built-in heads seen from a wide range of poses.
+"""A small network that reads an image's pose, learned from the built-in heads seen from a wide range of poses.
 
-It is meant for pictures that are no built-in heads: it sees them before random backgrounds, in other colours, nearer, farther
+It is meant for images that are no built-in heads: it sees them before random backgrounds, in other colors, nearer, farther
 and beside the middle. A tenth is held out; what it reads there is kept with it, as its error. Kept in a file named after the
 settings, so it is trained once. Poses here are (yaw, pitch) around the front, in radians (generators/cameras.py).
 """
@@ -26,9 +26,9 @@ INPUT_SIZE = 32  # pixels
 RENDER_SIZE = 40  # pixels: the heads come nearer by up to ZOOM
 MAX_YAW, MAX_PITCH = 1.2, 0.6  # of the poses learned from
 ZOOM = (0.85, 2.0)
-SHIFT, ROLL = 0.12, 0.15  # of half the picture; radians
+SHIFT, ROLL = 0.12, 0.15  # of half the image; radians
 HELD_OUT_FRACTION = 0.1
-HELD_OUT_DRAWS = 3  # other backgrounds, colours and places of each held-out head
+HELD_OUT_DRAWS = 3  # other backgrounds, colors and places of each held-out head
 HEADS_SEED = 0x905E  # of a set that nobody trains on
 BLOCK = 64
 
@@ -52,7 +52,7 @@ class ReadoutSettings:
 class PoseReadout(nn.Module):
     """Images (B, 3, 32, 32) in [-1, 1] -> (B, 2), yaw and pitch over MAX_YAW and MAX_PITCH.
 
-    ``held_out``: (N, 6), true yaw and pitch of pictures it has not seen, what it read there, and the mirror disagreement.
+    ``held_out``: (N, 6), true yaw and pitch of images it has not seen, what it read there, and the mirror disagreement.
     """
 
     def __init__(self, settings: ReadoutSettings) -> None:
@@ -71,7 +71,7 @@ class PoseReadout(nn.Module):
 
     @torch.no_grad()
     def read(self, images: Tensor, batch_size: int = 128) -> tuple[Tensor, Tensor]:
-        """Poses (N, 2) that the pictures (N, 3, 32, 32) in [-1, 1] show, and by how much a picture and its mirror image
+        """Poses (N, 2) that the images (N, 3, 32, 32) in [-1, 1] show, and by how much an image and its mirror image
         disagree (N, 2), on the CPU. A pose is the mean of both readings."""
         scale = images.new_tensor([MAX_YAW, MAX_PITCH])
         turned = images.new_tensor([-1.0, 1.0])
@@ -117,18 +117,18 @@ def smooth_noise(num: int, num_channels: int, coarse_size: int, generator: torch
 
 
 def backgrounds(num: int, generator: torch.Generator) -> Tensor:
-    """(num, 3, 32, 32) in [0, 1]: a quarter black, the others colours that change smoothly or with detail."""
+    """(num, 3, 32, 32) in [0, 1]: a quarter black, the others colors that change smoothly or with detail."""
     strength = torch.rand(num, 2, 1, 1, 1, generator=generator) * torch.tensor([0.3, 0.2])[:, None, None, None]
-    picture = torch.rand(num, 3, 1, 1, generator=generator) + 0.3 * smooth_noise(num, 3, 2, generator)
+    image = torch.rand(num, 3, 1, 1, generator=generator) + 0.3 * smooth_noise(num, 3, 2, generator)
     for i, coarse_size in enumerate((5, 12)):
-        picture = picture + strength[:, i] * smooth_noise(num, 3, coarse_size, generator)
-    return picture.clamp(0, 1) * ~chosen(num, 0.25, generator, torch.device("cpu"))
+        image = image + strength[:, i] * smooth_noise(num, 3, coarse_size, generator)
+    return image.clamp(0, 1) * ~chosen(num, 0.25, generator, torch.device("cpu"))
 
 
 def vary(heads: PosedHeads, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures (B, 3, 32, 32) in [-1, 1] of the heads as photos might show them, and their poses (B, 2); on the CPU.
+    """Images (B, 3, 32, 32) in [-1, 1] of the heads as photos might show them, and their poses (B, 2); on the CPU.
 
-    Half of them mirrored; nearer or farther, beside the middle, tilted; in other colours, some grey, patchily lit; before a
+    Half of them mirrored; nearer or farther, beside the middle, tilted; in other colors, some gray, patchily lit; before a
     background; and :func:`degrade`.
     """
     num = len(heads.poses)
@@ -144,13 +144,13 @@ def vary(heads: PosedHeads, generator: torch.Generator) -> tuple[Tensor, Tensor]
     grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), [num, 4, INPUT_SIZE, INPUT_SIZE], align_corners=False)
     layers = torch.cat([heads.images.float() / 255, heads.masks.unsqueeze(1).float()], dim=1)
     layers = F.grid_sample(layers, grid, align_corners=False)
-    colours, mask = layers[:, :3], layers[:, 3:]
+    colors, mask = layers[:, :3], layers[:, 3:]
     mixing = torch.eye(3) + 0.15 * torch.randn(num, 3, 3, generator=generator)
     mixing = torch.where(chosen(num, 0.15, generator, mixing.device)[..., 0], 1 / 3, mixing)
     light = between(0.7, 1.3)[:, None, None, None] + between(0, 0.4)[:, None, None, None] * smooth_noise(num, 1, 4, generator)
-    colours = torch.einsum("bij,bjhw->bihw", mixing, colours) * light.clamp_min(0.2)
-    picture = colours.clamp(0, 1) * (mask > 0) + backgrounds(num, generator) * (1 - mask)
-    return degrade(picture.clamp(0, 1) * 2 - 1, generator), torch.stack([heads.poses[:, 0] * mirror, heads.poses[:, 1]], dim=1)
+    colors = torch.einsum("bij,bjhw->bihw", mixing, colors) * light.clamp_min(0.2)
+    image = colors.clamp(0, 1) * (mask > 0) + backgrounds(num, generator) * (1 - mask)
+    return degrade(image.clamp(0, 1) * 2 - 1, generator), torch.stack([heads.poses[:, 0] * mirror, heads.poses[:, 1]], dim=1)
 
 
 def _take(heads: PosedHeads, index: Tensor) -> PosedHeads:

@@ -1,6 +1,6 @@
-"""How far pictures turn, from noisy readings of their poses: spread without the noise, and the prior that fits.
+"""How far images turn, from noisy readings of their poses: spread without the noise, and the prior that fits.
 
-A reading is taken to be ``offset + slope * pose + noise``. Slope and noise are known from pictures whose pose is known
+A reading is taken to be ``offset + slope * pose + noise``. Slope and noise are known from images whose pose is known
 (:class:`Calibration`), so the spread of the poses follows from the spread of the readings. Angles are radians.
 """
 
@@ -50,9 +50,9 @@ class Spread:
 def calibrate(readings: Tensor, truth: Tensor) -> Calibration:
     """The line through ``readings`` over ``truth``, (N,) each, by least squares. N > 2, and not all of the truth the same."""
     readings, truth = readings.double(), truth.double()
-    centred = truth - truth.mean()
-    slope = float((centred * readings).sum() / centred.square().sum())
-    rest = readings - readings.mean() - slope * centred
+    centerd = truth - truth.mean()
+    slope = float((centerd * readings).sum() / centerd.square().sum())
+    rest = readings - readings.mean() - slope * centerd
     noise = float((rest.square().sum() / (len(rest) - 2)).sqrt())
     return Calibration(slope, noise, float((readings - truth).square().mean().sqrt()), len(truth))
 

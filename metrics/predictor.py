@@ -1,4 +1,4 @@
-"""A small network that sees geometry in a picture: depth, camera-axis normals and mask, learned from a set with truth.
+"""A small network that sees geometry in an image: depth, camera-axis normals and mask, learned from a set with truth.
 
 A U-Net of about 0.3 million parameters. It is kept in a file whose name hangs on the set, the seed and the settings, so
 it is trained once. A tenth of the set is held out; the error there is the noise floor of every score it gives.
@@ -22,7 +22,7 @@ from metrics.truth import TruthFiles, TruthSet, read_truth
 FORMAT = "gof-geometry-predictor-1"
 DEPTH_CENTRE, DEPTH_SCALE = 1.0, 0.1  # the object lies around t = 1
 HELD_OUT_FRACTION = 0.1
-MULTIPLE = 16  # of the pictures' sides
+MULTIPLE = 16  # of the images' sides
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class GeometryPredictor(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor, batch_size: int = 64) -> Geometry:
-        """Geometry that the pictures (N, 3, H, W) uint8 show, on the CPU."""
+        """Geometry that the images (N, 3, H, W) uint8 show, on the CPU."""
         device = self.head.weight.device
         height, width = images.shape[-2:]
         raw = []

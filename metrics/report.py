@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from checkpoints.loading import LoadedGenerator
-from common.arguments import add_device_argument, finite_float, int_between, picture_side, resolve_device
+from common.arguments import add_device_argument, finite_float, image_side, int_between, resolve_device
 from common.files import make_output_dir, write_atomically
 from generators.renderer import RenderSettings
 from visualization.generator_scripts import load_with_notes
@@ -27,7 +27,7 @@ def add_common_arguments(
     parser.add_argument("--curriculum", help="name or .json file; needed where the file does not carry its own settings")
     parser.add_argument("--psi", type=finite_float, default=psi, help="truncation: 1 is the full variety, 0 the mean")
     if image_size is not None:
-        parser.add_argument("--image_size", type=picture_side, default=image_size, help="side of a picture in pixels")
+        parser.add_argument("--image_size", type=image_side, default=image_size, help="side of an image in pixels")
     if batches:
         parser.add_argument(
             "--batch_size", type=int_between(1, 1 << 16), default=8, help="images at a time; changes speed and memory only"

@@ -15,6 +15,7 @@ from generators.cameras import CameraPoses, Rays, camera_rays, sample_camera_pos
 from generators.generator import draw_latents
 from generators.renderer import RenderSettings, render
 from generators.views import RAYS_PER_CHUNK
+from loading.files import ALL_IMAGES, DatasetSpec, Split
 from settings.curriculum import Curriculum
 from siren.field import Field
 
@@ -50,7 +51,7 @@ def sample_fields(
     """Fields of ``num`` latents and a pose for each, in batches, on the generator's device; the same whatever the batch size.
 
     ``what`` names the work in the progress bar. Of ``world_size`` processes, ``rank`` gets the batches rank,
-    rank + world_size, ...: whole ones, for the last bits of a picture may hang on those it is computed with.
+    rank + world_size, ...: whole ones, for the last bits of an image may hang on those it is computed with.
     """
     curriculum, device = loaded.curriculum, next(loaded.generator.parameters()).device
     latents = draw_latents(num, curriculum.latent_dim, curriculum.z_dist, torch.Generator().manual_seed(seed))
@@ -72,7 +73,7 @@ def image_settings(curriculum: Curriculum) -> RenderSettings:
 
 @torch.no_grad()
 def render_images(field: Field, poses: CameraPoses, curriculum: Curriculum, image_size: int) -> Tensor:
-    """(B, 3, H, W) uint8 on the CPU, as :func:`image_settings` has them, not jittered."""
+    """(B, 3, H, W) uint8 on the CPU: final interval, no noise, ``last_back`` as in training (the published: off)."""
     settings = image_settings(curriculum)
     rays = camera_rays(poses, image_size, curriculum.fov)
     chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
@@ -120,23 +121,20 @@ def generated_images(
 
 def real_images(
     path: str | Path,
-    preset: str,
+    preset: str | DatasetSpec,
     num: int | None,
     image_size: int,
     seed: int = 0,
     use_cache: bool = True,
-    *,
-    white_back: bool = False,
-    nearest: bool = False,
+    split: Split = ALL_IMAGES,
 ) -> Tensor:
-    """A random choice of at most ``num`` images of ``path``: (N, 3, image_size, image_size) uint8; N < num if it holds fewer.
+    """A random choice of at most ``num`` images of ``path``, or of its part ``split``; all where it holds fewer, or num is None.
 
-    ``num`` None: all of them. ``white_back``, ``nearest``: see :class:`dataset.ImageDataset`. Raises UserError where there are
-    none, or too many that cannot be read.
+    Returns (N, 3, image_size, image_size) uint8.
+    Raises UserError where there are none, or too many that cannot be read.
     """
     from dataset import ImageDataset
 
-    cache_dir = "default" if use_cache else None
-    dataset = ImageDataset(path, image_size, preset, cache_dir, white_back=white_back, nearest=nearest)
+    dataset = ImageDataset(path, image_size, preset, "default" if use_cache else None, split=split)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     return torch.stack([dataset[int(index)] for index in tqdm(order[:num], desc="real images", unit="image", leave=False)])

@@ -1,7 +1,7 @@
 """Geometry as seen from a camera, and scores that compare two such sets.
 
 N views of H x W pixels. Depth is the distance t along the unit ray; normals are unit, outward, in the CAMERA's axes (x to
-the right, y up, z toward the camera): a picture shows how a surface lies to its camera, not how it lies in a world whose
+the right, y up, z toward the camera): an image shows how a surface lies to its camera, not how it lies in a world whose
 zero yaw each generator is free to choose.
 """
 
@@ -37,7 +37,7 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)
 
 
-def _centred(depth: Tensor, mask: Tensor) -> Tensor:
+def _centerd(depth: Tensor, mask: Tensor) -> Tensor:
     return depth - _mean(depth, mask)[:, None, None]
 
 
@@ -58,7 +58,7 @@ def compare(predicted: Geometry, generated: Geometry) -> dict[str, float]:
     """How far ``generated`` is from ``predicted``, averaged over the views whose masks overlap.
 
     depth_mae, depth_rmse: world units, on pixels of both masks. *_aligned: after each view's mean difference is removed.
-    depth_correlation: Pearson's, per view; negative means hollow where the picture shows a bulge. normal_mean_degrees and
+    depth_correlation: Pearson's, per view; negative means hollow where the image shows a bulge. normal_mean_degrees and
     normal_median_degrees: angle between normals. mask_iou and hit_rate (share of pixels with a surface) count every view.
     num_views, num_views_compared: the second leaves out views with too small an overlap. NaN where none is left.
     """
@@ -74,7 +74,7 @@ def compare(predicted: Geometry, generated: Geometry) -> dict[str, float]:
         both[compared],
     )
     difference = generated.depth - predicted.depth
-    aligned = _centred(difference, both)
+    aligned = _centerd(difference, both)
     degrees = _angle_degrees(generated.normals, predicted.normals)
     medians = torch.where(both, degrees, torch.nan).flatten(1).nanmedian(dim=1).values
     per_view = {
@@ -97,7 +97,7 @@ def _angle_degrees(a: Tensor, b: Tensor) -> Tensor:
 
 def _correlation(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     """Pearson's correlation over each view's masked pixels, (N,); 0 where one of them is flat to within rounding."""
-    a, b = (_centred(depth.double(), mask) for depth in (a, b))
+    a, b = (_centerd(depth.double(), mask) for depth in (a, b))
     std_a, std_b = (_mean(depth.square(), mask).sqrt() for depth in (a, b))
     known = (std_a > FLAT) & (std_b > FLAT)
     return torch.where(known, _mean(a * b, mask) / (std_a * std_b).clamp_min(FLAT**2), 0.0)
@@ -114,13 +114,13 @@ def shape_statistics(geometry: Geometry) -> dict[str, Tensor]:
     depth, normals, mask = (part[kept] for part in geometry)
     size = depth.shape[-1]
     y, x = torch.meshgrid(torch.arange(size) / size, torch.arange(size) / size, indexing="ij")
-    centre_x, centre_y = (_mean(axis.expand_as(depth), mask)[:, None, None] for axis in (x, y))
-    radius = ((x - centre_x).square() + (y - centre_y).square()).sqrt()
+    center_x, center_y = (_mean(axis.expand_as(depth), mask)[:, None, None] for axis in (x, y))
+    radius = ((x - center_x).square() + (y - center_y).square()).sqrt()
     middle = torch.where(mask, radius, torch.nan).flatten(1).nanmedian(dim=1).values[:, None, None]
     outer, inner = mask & (radius > middle), mask & (radius <= middle)
     return {
         "coverage": mask.float().mean(dim=(1, 2)),
-        "relief": _mean(_centred(depth, mask).square(), mask).sqrt(),
+        "relief": _mean(_centerd(depth, mask).square(), mask).sqrt(),
         "bulge": _mean(depth, outer) - _mean(depth, inner),
         "facing": _mean(normals[:, 2], mask),
     }

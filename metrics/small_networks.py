@@ -33,7 +33,7 @@ def chosen(num: int, probability: float, generator: torch.Generator, device: tor
 
 
 def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
-    """What generated pictures are like: some blurred, some a little noisy, of another brightness. (B, 3, H, W) in [-1, 1]."""
+    """What generated images are like: some blurred, some a little noisy, of another brightness. (B, 3, H, W) in [-1, 1]."""
     num, device = len(images), images.device
     half = F.interpolate(F.avg_pool2d(images, 2), size=images.shape[-2:], mode="bilinear", align_corners=False)
     images = torch.where(chosen(num, 0.4, generator, device), half, images)

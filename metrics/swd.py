@@ -1,8 +1,8 @@
 """Sliced Wasserstein distance of the patches of a Laplacian pyramid: a distance of image sets that needs no network.
 
-It is not FID and does not compare with it: it sees textures and colours up to 7 x 7 pixels at each scale, not objects.
-Source: Karras et al., "Progressive Growing of GANs", section 5. Unlike there, patches are normalised with the REAL set's
-mean and deviation alone: normalising each set by its own would hide a wrong overall colour.
+It is not FID and does not compare with it: it sees textures and colors up to 7 x 7 pixels at each scale, not objects.
+Source: Karras et al., "Progressive Growing of GANs", section 5. Unlike there, patches are normalized with the REAL set's
+mean and deviation alone: normalizing each set by its own would hide a wrong overall color.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _distances(real: Tensor, fake: Tensor, seed: int) -> list[float]:
     pairs = zip(_descriptors(real[:count], seed), _descriptors(fake[:count], seed + 1), strict=True)
     for real_patches, fake_patches in pairs:
         mean, std = real_patches.mean(dim=(0, 2), keepdim=True), real_patches.std(dim=(0, 2), keepdim=True) + 1e-8
-        normalised = [((patches - mean) / std).flatten(1) for patches in (real_patches, fake_patches)]
-        distances.append(sliced_distance(*normalised, seed))
+        normalized = [((patches - mean) / std).flatten(1) for patches in (real_patches, fake_patches)]
+        distances.append(sliced_distance(*normalized, seed))
     return distances
 
 

@@ -70,7 +70,7 @@ def read_truth(files: TruthFiles) -> TruthSet:
             with np.load(truth_path, allow_pickle=False) as truth:
                 depth, mask = torch.from_numpy(truth["depth"]).float(), torch.from_numpy(truth["mask"]).bool()
                 normal, pitch, yaw = torch.from_numpy(truth["normals"]).float(), float(truth["pitch"]), float(truth["yaw"])
-        except Exception as error:  # damaged pictures and archives fail in many ways
+        except Exception as error:  # damaged images and archives fail in many ways
             raise UserError(f"cannot read {truth_path} or its image ({type(error).__name__}: {printable(error)})") from None
         shape = images[0].shape if images else pixels.shape
         if shape[1] != shape[2] or not (pixels.shape == normal.shape == shape and depth.shape == mask.shape == shape[1:]):
@@ -91,7 +91,7 @@ def _check_sizes(path: Path, num_pixels: int) -> None:
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError("compressed in a way that numpy does not write")
             if member.file_size > NPY_HEADER_BYTES + 3 * 8 * num_pixels:
-                raise ValueError(f"{printable(member.filename)} is larger than its picture")
+                raise ValueError(f"{printable(member.filename)} is larger than its image")
 
 
 def camera_fov(folder: str | Path) -> float | None:

@@ -1,4 +1,6 @@
-"""How thick a surface is along the rays: the variance of the rendering weights. Source: METHOD section 6; GOF, section 4.
+"""How thick a surface is along the rays: the variance of the rendering weights.
+
+Source: docs/method.md, "Evaluation protocol"; GOF, section 4.
 
 On coarse samples t_1..t_n alone, with alpha set to 0 in front of (t_surface - interval_max / 2):
 
@@ -40,7 +42,7 @@ class LatentVariance(NamedTuple):
 
 
 class _Geometry:
-    """A field without its colours, which this metric has no use for: half of the work."""
+    """A field without its colors, which this metric has no use for: half of the work."""
 
     def __init__(self, field: Field) -> None:
         self.occupancy_logits, self.normals, self.batch_size = field.occupancy_logits, field.normals, field.batch_size

@@ -1,4 +1,4 @@
-"""What changes during training, as pure functions of the step. Source: METHOD section 5."""
+"""What changes during training, as pure functions of the step. Source: docs/method.md, "Schedules"."""
 
 from __future__ import annotations
 

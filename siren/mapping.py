@@ -1,4 +1,4 @@
-"""z -> FiLM parameters (METHOD section 3)."""
+"""z -> FiLM parameters. Source: docs/method.md, "The field and FiLM"; pi-GAN, section 3."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEAKY_SLOPE = 0.2
 class FilmParameters(NamedTuple):
     """Frequencies and phase shifts of all FiLM layers: (B, num_film_layers * hidden_dim) each, layer after layer.
 
-    The colour layer comes last. A layer computes ``sin(gamma * (W x + b) + beta)`` with ``gamma = 15 f + 30`` and
+    The color layer comes last. A layer computes ``sin(gamma * (W x + b) + beta)`` with ``gamma = 15 f + 30`` and
     ``beta`` the phase shift.
     """
 

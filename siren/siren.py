@@ -30,12 +30,12 @@ class FiLMLayer(nn.Module):
 
 
 def _siren_bound(num_in: int) -> float:
-    """pi-GAN's initialisation for layers after the first."""
+    """pi-GAN's initialization for layers after the first."""
     return math.sqrt(6 / num_in) / 25
 
 
 class Siren(nn.Module):
-    """SPATIALSIRENBASELINE, TALLSIREN and the two EmbeddingPiGAN models (METHOD section 3)."""
+    """SPATIALSIRENBASELINE, TALLSIREN and the two EmbeddingPiGAN models (docs/method.md, "The field and FiLM")."""
 
     def __init__(self, curriculum: Curriculum) -> None:
         super().__init__()

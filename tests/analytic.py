@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class SphereField:
-    """logit = sharpness (radius - |p - center|); the colour is (p + 1) / 2. Counts the points it is asked for."""
+    """logit = sharpness (radius - |p - center|); the color is (p + 1) / 2. Counts the points it is asked for."""
 
     def __init__(self, radius: float, sharpness: float = 200.0, center=(0.0, 0.0, 0.0), batch_size: int = 1, dtype=None) -> None:
         self.radius, self.sharpness, self.batch_size = radius, sharpness, batch_size

@@ -23,17 +23,25 @@ def repo() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_dir() -> Path:
-    """The folder with recorded reference numbers and real data, beside the checkout; it is not part of the project."""
-    path = REPO.parent / "shared"
-    if not path.is_dir():
-        pytest.skip(f"the folder {path.name}/ with reference numbers is not beside this checkout")
+def published_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as users of the published code have it (tests/reference/published_files.py); read it only."""
+    from reference.published_files import write_published_files
+
+    return write_published_files(tmp_path_factory.mktemp("published") / "BFM")
+
+
+@pytest.fixture(scope="session")
+def cats_zip() -> Path:
+    """Real photos of cats' faces, which are no part of the project: shared/data/cats64.zip beside the checkout."""
+    path = REPO.parent / "shared" / "data" / "cats64.zip"
+    if not path.is_file():
+        pytest.skip("no shared/data/cats64.zip beside this checkout")
     return path
 
 
 @pytest.fixture(scope="session")
 def tiny_generator_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An inference file whose fields are coloured balls of radius 0.07 (tests/small_models.py)."""
+    """An inference file whose fields are colored balls of radius 0.07 (tests/small_models.py)."""
     import small_models
 
     return small_models.save_generator(small_models.make_tiny_generator(), tmp_path_factory.mktemp("tiny") / "tiny.safetensors")

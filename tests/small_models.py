@@ -20,8 +20,8 @@ def tiny_curriculum() -> Curriculum:
     return CURRICULUMS["SYNTH_TINY"].with_overrides(["hidden_dim=16", "num_layers=3", "latent_dim=16"])
 
 
-def fit_coloured_ball(generator: ImplicitGenerator3d, num_steps: int = NUM_FIT_STEPS) -> float:
-    """Fit every latent's field to a ball of BALL_RADIUS whose colour changes with position. Returns the last loss."""
+def fit_colored_ball(generator: ImplicitGenerator3d, num_steps: int = NUM_FIT_STEPS) -> float:
+    """Fit every latent's field to a ball of BALL_RADIUS whose color changes with position. Returns the last loss."""
     random = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(generator.parameters(), lr=3e-3)
     latent_dim = generator.curriculum.latent_dim
@@ -49,7 +49,7 @@ def make_tiny_generator() -> ImplicitGenerator3d:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # such small products only wait for each other on more
     try:
-        fit_coloured_ball(generator)
+        fit_colored_ball(generator)
     finally:
         torch.set_num_threads(threads)
     return generator.eval()

@@ -31,8 +31,8 @@ def test_each_change_by_hand(image):
     torch.testing.assert_close(augment(image, uniforms(brightness=1.0), ONE), image + 0.4)
     stretched = augment(image, uniforms(contrast=1.0), ONE)
     torch.testing.assert_close(stretched - image.mean(), 2 * (image - image.mean()))
-    grey = image.mean(dim=1, keepdim=True)
-    torch.testing.assert_close(augment(image, uniforms(saturation=0.0), ONE), grey + (image - grey) / 2)
+    gray = image.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(augment(image, uniforms(saturation=0.0), ONE), gray + (image - gray) / 2)
     down = augment(image, uniforms(rows=1.0), ONE)  # an eighth of 16 px
     torch.testing.assert_close(down[:, :, 2:], image[:, :, :-2])
     torch.testing.assert_close(down[:, :, :2], image[:, :, :1].expand(1, 3, 2, 16))

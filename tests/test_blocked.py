@@ -184,7 +184,7 @@ def test_a_gpus_field_is_that_of_a_cpu(monkeypatch):
     torch.testing.assert_close(folded.features(siren, x), expected[-1].sin(), rtol=1e-4, atol=1e-4)
 
 
-def test_colours_are_the_same_from_all_sides_where_the_curriculum_says_so():
+def test_colors_are_the_same_from_all_sides_where_the_curriculum_says_so():
     directions = make_points()[1].float()
     points = directions * 0.05
     for view_dependent in (True, False):

@@ -1,4 +1,4 @@
-"""The picture of a camera prior, and the words beside it."""
+"""The image of a camera prior, and the words beside it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_angles_are_the_quantiles_of_the_prior():
     assert yaw[-1] == pytest.approx(2.054 * 0.3, abs=0.03)
 
 
-def test_picture_turns_with_the_prior(tmp_path):
+def test_image_turns_with_the_prior(tmp_path):
     wide, fixed = tmp_path / "wide.png", tmp_path / "fixed.png"
     words = write_camera_prior(CURRICULUMS["CATS"], wide)
     assert f"{math.degrees(0.5 * 0.96):.0f}" in words and "CATS" in words

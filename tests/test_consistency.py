@@ -1,4 +1,4 @@
-"""View consistency: right where the depth is where the colours come from, and only there."""
+"""View consistency: right where the depth is where the colors come from, and only there."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CPU = torch.device("cpu")
 
 
 class Direction(SphereField):
-    """Its colour hangs on the direction of view alone: what is painted on moves with the camera."""
+    """Its color hangs on the direction of view alone: what is painted on moves with the camera."""
 
     def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         return self.occupancy_logits(points), (directions * 0.8 + 0.5).clamp(0, 1)
 
 
 class Fog(SphereField):
-    """Solid, but so little of it is that a ray goes through: colours come from all of the depth."""
+    """Solid, but so little of it is that a ray goes through: colors come from all of the depth."""
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
         return super().occupancy_logits(points).clamp(max=0.0) - 2.0
@@ -42,13 +42,13 @@ def test_a_camera_sees_its_own_rays_at_its_own_pixels(pitch: float, yaw: float) 
     assert torch.allclose(t, torch.full_like(t, 0.97), atol=1e-6)
 
 
-def test_a_solid_whose_colours_are_on_its_surface_is_consistent() -> None:
+def test_a_solid_whose_colors_are_on_its_surface_is_consistent() -> None:
     scores = view_consistency(SphereField(0.08, sharpness=4000, batch_size=2), CURRICULUM, 48, CPU)
     assert scores["consistency_psnr_db"] > 45 and scores["consistency_depth"] < 0.004  # of samples 0.0075 apart
     assert 0.5 < scores["consistency_seen"] < 0.95  # the rest of it is turned away from the other camera
 
 
-def test_colours_that_move_with_the_camera_are_not() -> None:
+def test_colors_that_move_with_the_camera_are_not() -> None:
     good = view_consistency(SphereField(0.08, sharpness=4000), CURRICULUM, 48, CPU)
     bad = view_consistency(Direction(0.08, sharpness=4000), CURRICULUM, 48, CPU)
     assert bad["consistency_psnr_db"] < good["consistency_psnr_db"] - 20

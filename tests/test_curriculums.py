@@ -2,13 +2,73 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+from pathlib import Path
 
 import pytest
+import torch
 
+import curriculums
 from common.errors import UserError
+from curriculums import COMMON
+from generators.cameras import sample_camera_poses
+from settings import checks
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS, get_curriculum
+from tools.curriculum_json import main as print_json
+from tools.curriculum_table import OUTPUT, described_settings, markdown_page
+
+# The table of GOF's published curricula: rows of (BFM, CelebA, CATS).
+PUBLISHED = ("BFM", "CelebA", "CATS")
+PUBLISHED_STAGES = {
+    "BFM": [(0, 16, 32, 5e-5, 2e-4, 1), (10_000, 8, 64, 5e-5, 2e-4, 1), (60_000, 4, 128, 4e-6, 2e-5, 2)],
+    "CelebA": [(0, 16, 32, 5e-5, 2e-4, 1), (20_000, 8, 64, 5e-5, 2e-4, 1), (160_000, 4, 128, 4e-6, 2e-5, 2)],
+    "CATS": [(0, 16, 32, 4e-5, 2e-4, 1), (5_000, 8, 64, 4e-5, 2e-4, 1), (30_000, 4, 128, 4e-6, 2e-5, 2)],
+}
+PUBLISHED_VALUES = {
+    "end_step": (80_000, 200_000, 40_000),
+    "fov": (12, 12, 12),
+    "ray_start": (0.88, 0.88, 0.8),
+    "ray_end": (1.12, 1.12, 1.2),
+    "h_stddev": (0.3, 0.3, 0.5),
+    "v_stddev": (0.155, 0.155, 0.4),
+    "sample_dist": ("gaussian", "gaussian", "uniform"),
+    "decay_beta": (3e-5, 1e-5, 2e-5),
+    "interval_max": (0.12, 0.12, 0.2),
+    "interval_min": (0.02, 0.03, 0.1),
+    "opacprior_lambda_init": (0.1, 0.05, 0.05),
+    "opacprior_growth_rate": (4e-5, 0.5e-5, 1e-5),
+    "normal_lambda": (0.01, 0.05, 0.05),
+    "h_sample": (1e-3, 0.01, 0.01),
+    "num_steps_coarse": (9, 9, 9),
+    "num_steps_surface": (12, 9, 9),
+    "num_steps_fine": (3, 6, 6),
+    "num_eval_imgs": (8000, 8000, 6444),
+}
+PUBLISHED_COMMON = {
+    "h_mean": math.pi / 2,
+    "v_mean": math.pi / 2,
+    "topk_interval": 2000,
+    "topk_v": 0.6,
+    "betas": (0.0, 0.9),
+    "weight_decay": 0,
+    "r1_lambda": 1,
+    "latent_dim": 256,
+    "grad_clip": 1,
+    "z_lambda": 0,
+    "pos_lambda": 15,
+    "fade_steps": 10_000,
+    "tau": 0.5,
+    "n_secant_steps": 4,
+    "last_back": False,
+    "eval_last_back": True,
+    "clamp_mode": "relu",
+    "z_dist": "gaussian",
+    "hierarchical_sample": True,
+    "unique_lr": True,
+}
 
 
 @pytest.mark.parametrize("name", sorted(CURRICULUMS))
@@ -17,15 +77,91 @@ def test_survives_its_plain_form(name):
     assert Curriculum.from_dict(plain) == CURRICULUMS[name]
 
 
-def test_published_values():
+@pytest.mark.parametrize(("place", "name"), list(enumerate(PUBLISHED)))
+def test_published_values(place, name):
+    curriculum = CURRICULUMS[name]
+    assert [dataclasses.astuple(stage) for stage in curriculum.stages] == PUBLISHED_STAGES[name]
+    for key, values in PUBLISHED_VALUES.items():
+        assert getattr(curriculum, key) == values[place], key
+    for key, value in PUBLISHED_COMMON.items():
+        assert getattr(curriculum, key) == value, key
+
+
+def test_stage_at():
     cats = CURRICULUMS["CATS"]
-    assert [(s.start_step, s.batch_size, s.img_size, s.gen_lr, s.disc_lr, s.batch_split) for s in cats.stages] == [
-        (0, 16, 32, 4e-5, 2e-4, 1),
-        (5_000, 8, 64, 4e-5, 2e-4, 1),
-        (30_000, 4, 128, 4e-6, 2e-5, 2),
-    ]
-    assert cats.end_step == 40_000 and (cats.ray_start, cats.ray_end) == (0.8, 1.2)
     assert cats.stage_at(4_999).img_size == 32 and cats.stage_at(5_000).img_size == 64 and cats.stage_at(10**9).img_size == 128
+
+
+def test_cars_are_seen_from_above():
+    """pi-GAN's CARLA cameras: all around, from the zenith down to just above the horizon."""
+    c = CURRICULUMS["PIGAN_CARLA"]
+    poses = sample_camera_poses(
+        4000,
+        h_mean=c.h_mean,
+        v_mean=c.v_mean,
+        h_stddev=c.h_stddev,
+        v_stddev=c.v_stddev,
+        sample_dist=c.sample_dist,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert float(poses.pitch.max()) < math.pi / 2 and float(poses.pitch.min()) < 0.1
+    assert float(poses.yaw.min()) < -math.pi / 2 + 0.1 and float(poses.yaw.max()) > 3 * math.pi / 2 - 0.1
+
+
+def test_every_setting_has_its_common_value_and_its_check():
+    """One source of defaults; none of them is unchecked, none is checked twice."""
+    fields = [field.name for field in dataclasses.fields(Curriculum)]
+    assert list(COMMON) == [key for key in fields if key not in ("name", "dataset", "stages", "end_step")]
+    checked = [
+        *checks.FLAGS,
+        *checks.NUMBERS,
+        *checks.COUNTS,
+        *checks.CHOICES,
+        "betas",
+        "disc_channels",
+        "disc_widths",
+        "backbone_channels",
+    ]
+    assert sorted(checked) == sorted([*COMMON, "end_step"])
+
+
+@pytest.mark.parametrize("name", sorted(CURRICULUMS))
+def test_a_curriculum_states_what_is_its_own(name):
+    repeated = [key for key, value in getattr(curriculums, name).items() if key in COMMON and COMMON[key] == value]
+    assert not repeated
+
+
+def test_a_new_dictionary_is_a_curriculum(monkeypatch):
+    stages = {0: {"batch_size": 4, "img_size": 32, "gen_lr": 1e-4, "disc_lr": 1e-4}, 10: {}}
+    monkeypatch.setattr(curriculums, "MINE", {**stages, "dataset": "Images", "fov": 20}, raising=False)
+    monkeypatch.setattr(curriculums, "BROKEN", {**stages, "dataset": "Images", "fov": 200}, raising=False)
+    mine = get_curriculum("MINE")
+    assert (mine.name, mine.fov, mine.end_step, mine.tau) == ("MINE", 20, 10, COMMON["tau"])
+    with pytest.raises(UserError, match="curriculum BROKEN: fov must lie between 0 and 180"):
+        get_curriculum("BROKEN")
+    with pytest.raises(UserError, match="unknown curriculum 'COMMON'"):
+        get_curriculum("COMMON")
+
+
+def test_the_page_of_all_curricula_is_current():
+    settings = described_settings(Path(curriculums.__file__).read_text())
+    assert [setting.key for setting in settings] == list(COMMON)
+    message = "run python -m tools.curriculum_table"
+    assert OUTPUT.read_text() == markdown_page(settings, CURRICULUMS), message
+
+
+def test_a_setting_without_a_description_is_named():
+    source = 'COMMON = {\n    # Cameras\n    "fov": 1,  # degrees\n    "tau": 0.5,\n}\n'
+    with pytest.raises(UserError, match="line 4: say in a comment what tau does"):
+        described_settings(source)
+
+
+def test_json_to_edit(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["curriculum_json", "CATS", "--set", "h_stddev=0.4"])
+    print_json()
+    path = tmp_path / "mine.json"
+    path.write_text(capsys.readouterr().out)
+    assert get_curriculum(str(path)) == CURRICULUMS["CATS"].with_overrides(["h_stddev=0.4"])
 
 
 def test_published_dictionary():

@@ -15,31 +15,32 @@ from PIL import Image
 
 import dataset as dataset_module
 from common.errors import UserError
-from dataset import DATASETS, BatchStream, ImageDataset, batch_at, epoch_order
-from loading.cache import CachedPictures, build_cache
-from loading.files import DatasetSpec, decode, find_images, to_rgb, to_square
+from dataset import DATASETS, BatchStream, ImageDataset, batch_at, epoch_order, spec_over
+from loading.cache import CachedImages, build_cache
+from loading.files import DatasetSpec, Split, decode, find_images, part_of, to_rgb, to_square
+from settings.registry import CURRICULUMS
 
 
-def solid(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (20, 20)) -> Path:
+def solid(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (20, 20)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
+    Image.new("RGB", size, color).save(path)
     return path
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five solid pictures whose red channel is 10 x their number, one of them in a sub-folder."""
+    """Five solid images whose red channel is 10 x their number, one of them in a sub-folder."""
     for i in range(5):
-        solid(tmp_path / "pictures" / ("deep/er" if i == 4 else "") / f"{i}.png", (10 * i, 1, 2))
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
-    return tmp_path / "pictures"
+        solid(tmp_path / "images" / ("deep/er" if i == 4 else "") / f"{i}.png", (10 * i, 1, 2))
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    return tmp_path / "images"
 
 
 def reds(data: ImageDataset) -> list[int]:
     return [int(data[i][0, 0, 0]) for i in range(len(data))]
 
 
-def test_folder_glob_and_zip_give_the_same_pictures_in_sorted_order(folder: Path, tmp_path: Path) -> None:
+def test_folder_glob_and_zip_give_the_same_images_in_sorted_order(folder: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         for file in sorted(folder.rglob("*.png"), reverse=True):
             archive.write(file, file.relative_to(folder))
@@ -48,6 +49,37 @@ def test_folder_glob_and_zip_give_the_same_pictures_in_sorted_order(folder: Path
     assert reds(ImageDataset(tmp_path / "z.zip", 8, cache_dir=None)) == [0, 10, 20, 30, 40]
     assert reds(ImageDataset(str(folder / "[1-3].png"), 8, cache_dir=None)) == [10, 20, 30]
     assert reds(ImageDataset(str(folder / "**/*.png"), 8, cache_dir=None)) == [0, 10, 20, 30, 40]
+
+
+def numbers(path: Path | str, part: str, num_holdout: int) -> list[int]:
+    """File names, as numbers, of a part of ``path``."""
+    return [int(Path(name).stem) for name in part_of(find_images(path), Split(part, num_holdout)).names]
+
+
+def test_held_out_images_are_apart_and_hang_on_their_names_alone(tmp_path: Path) -> None:
+    for i in range(60):
+        solid(tmp_path / "images" / f"{i:02}.png", (i, 0, 0))
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        for file in (tmp_path / "images").iterdir():
+            archive.write(file, f"elsewhere/{file.name}")
+    held_out, kept = (numbers(tmp_path / "images", part, 12) for part in ("holdout", "train"))
+    assert len(held_out) == 12 and not set(held_out) & set(kept) and sorted(held_out + kept) == list(range(60))
+    assert held_out == [0, 2, 3, 4, 6, 18, 33, 34, 38, 40, 42, 44]  # for ever: what a run never saw must stay apart
+    assert held_out == numbers(tmp_path / "z.zip", "holdout", 12)
+    assert set(numbers(tmp_path / "images", "holdout", 8)) < set(held_out)
+    for part, expected in (("holdout", held_out), ("train", kept)):
+        assert reds(ImageDataset(tmp_path / "images", 8, cache_dir=tmp_path / "cache", split=Split(part, 12))) == expected
+    for i in range(60, 66):
+        solid(tmp_path / "images" / f"{i:02}.png", (i, 0, 0))
+    assert len(set(numbers(tmp_path / "images", "holdout", 12)) & set(held_out)) >= 6
+
+
+def test_impossible_parts_are_refused(folder: Path) -> None:
+    assert numbers(folder, "train", 0) == numbers(folder, "all", 3) == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="5 images; of them 5 cannot be held out"):
+        numbers(folder, "train", 5)
+    with pytest.raises(UserError, match="no images are held out"):
+        numbers(folder, "holdout", 0)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +108,11 @@ def test_palette_with_transparency_and_exif_rotation(tmp_path: Path) -> None:
         rgb = to_rgb(image)
     assert rgb.getpixel((0, 0)) == (255, 0, 0) and rgb.getpixel((2, 2)) == (0, 0, 0)
 
-    picture = Image.new("RGB", (16, 16), (0, 0, 0))
-    picture.paste((255, 255, 255), (0, 0, 16, 8))  # bright on top
+    upright = Image.new("RGB", (16, 16), (0, 0, 0))
+    upright.paste((255, 255, 255), (0, 0, 16, 8))  # bright on top
     exif = Image.Exif()
     exif[0x0112] = 3  # stored upside down
-    picture.save(tmp_path / "e.jpg", exif=exif)
+    upright.save(tmp_path / "e.jpg", exif=exif)
     data = ImageDataset(tmp_path / "e.jpg", 16, cache_dir=None)
     assert data[0][:, 2].max() < 30 and data[0][:, 13].min() > 220
 
@@ -106,14 +138,14 @@ def test_downsizing_is_antialiased() -> None:
     assert np.abs(small - 127).max() < 20  # without a filter: all 0 or all 255
 
 
-def test_broken_pictures_are_skipped_named_and_too_many_stop(folder: Path, tmp_path: Path) -> None:
+def test_broken_images_are_skipped_named_and_too_many_stop(folder: Path, tmp_path: Path) -> None:
     (folder / "2b.png").write_bytes((folder / "2.png").read_bytes()[:40])
     data = ImageDataset(folder, 8, cache_dir=tmp_path / "cache")
     assert reds(data) == [0, 10, 20, 30, 40] and data.num_unreadable == 1 and data.unreadable_names[0].endswith("2b.png")
     again = ImageDataset(folder, 8, cache_dir=tmp_path / "cache")
     assert again.unreadable_names == data.unreadable_names and reds(again) == reds(data)
     (folder / "3b.jpg").write_text("text")
-    with pytest.raises(UserError, match=r"2 of 7 pictures .*2b\.png, 3b\.jpg"):
+    with pytest.raises(UserError, match=r"2 of 7 images .*2b\.png, 3b\.jpg"):
         ImageDataset(folder, 8, cache_dir=None)
     assert len(ImageDataset(folder, 8, cache_dir=None, max_unreadable=0.5)) == 5
 
@@ -124,8 +156,8 @@ def test_a_decompression_bomb_is_unreadable(folder: Path, monkeypatch: pytest.Mo
     assert ImageDataset(folder, 8, cache_dir=None).unreadable_names == [str(folder / "9.png")]
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "only text", "text named jpg", "zip without pictures"])
-def test_paths_without_pictures_are_user_errors(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["missing", "empty", "only text", "text named jpg", "zip without images"])
+def test_paths_without_images_are_user_errors(kind: str, tmp_path: Path) -> None:
     place = tmp_path / "place"
     if kind != "missing":
         place.mkdir()
@@ -134,7 +166,7 @@ def test_paths_without_pictures_are_user_errors(kind: str, tmp_path: Path) -> No
     if kind == "text named jpg":
         for i in range(3):
             (place / f"{i}.jpg").write_text("a")
-    if kind == "zip without pictures":
+    if kind == "zip without images":
         place = tmp_path / "a.zip"
         with zipfile.ZipFile(place, "w") as archive:
             archive.writestr("a.txt", "a")
@@ -209,7 +241,7 @@ def test_batches_are_slices_of_one_stream_however_they_are_cut() -> None:
 
 
 class Ramp:
-    """Picture i: a horizontal ramp that starts at i."""
+    """Image i: a horizontal ramp that starts at i."""
 
     def __len__(self) -> int:
         return 10
@@ -218,14 +250,14 @@ class Ramp:
         return (indices[:, None, None, None] + torch.arange(4)).expand(-1, 3, 4, 4).to(torch.uint8)
 
 
-def test_stream_normalises_flips_and_resumes() -> None:
+def test_stream_normalizes_flips_and_resumes() -> None:
     with BatchStream(Ramp(), 3, seed=5) as stream:
         batches = [next(stream) for _ in range(8)]
         assert stream.images_seen == 24
     indices, flips = batch_at(10, 6, 3, seed=5)
-    for picture, index, flip in zip(batches[2], indices.tolist(), flips.tolist(), strict=True):
+    for image, index, flip in zip(batches[2], indices.tolist(), flips.tolist(), strict=True):
         row = [index + 3 - i if flip else index + i for i in range(4)]
-        assert torch.allclose(picture[0, 0], torch.tensor(row) / 127.5 - 1, atol=1e-6)
+        assert torch.allclose(image[0, 0], torch.tensor(row) / 127.5 - 1, atol=1e-6)
     with BatchStream(Ramp(), 3, images_seen=15, seed=5) as resumed:
         assert all(torch.equal(next(resumed), batch) for batch in batches[5:])
     with BatchStream(Ramp(), 3, images_seen=6, seed=5, flip=False) as unflipped:
@@ -262,25 +294,22 @@ def test_check_command(folder: Path, tmp_path: Path, repo: Path) -> None:
     environment = {**os.environ, "GOF_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "7 pictures, 6 readable, 1 not" in done.stdout and "bad.jpg" in done.stdout and "exact duplicates: 1" in done.stdout
+    assert "7 images, 6 readable, 1 not" in done.stdout and "bad.jpg" in done.stdout and "exact duplicates: 1" in done.stdout
     assert Image.open(tmp_path / "sheet.png").size == (6 * 16, 16)
     command[3] = str(tmp_path / "nowhere")
     done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr and not done.stdout
 
 
-def test_the_real_cats(shared_dir: Path, tmp_path: Path) -> None:
-    path = shared_dir / "data" / "cats64.zip"
-    if not path.exists():
-        pytest.skip("no cats64.zip in shared/data")
-    source = find_images(path)
-    assert len(source.names) == 13_779 and list(source.names) == sorted(source.names)
-    data = ImageDataset(path, 32, preset="Cats", cache_dir=tmp_path, num_workers=1)
-    assert len(data) == 13_779 and data.num_unreadable == 0
+def test_the_real_cats(cats_zip: Path, tmp_path: Path) -> None:
+    source = find_images(cats_zip)
+    assert len(source.names) == 7_939 and list(source.names) == sorted(source.names)
+    data = ImageDataset(cats_zip, 32, preset="Cats", cache_dir=tmp_path, num_workers=1)
+    assert len(data) == 7_939 and data.num_unreadable == 0
     assert np.array_equal(data[777].permute(1, 2, 0).numpy(), decode(source, 777, DATASETS["Cats"], 32))
     assert data.gather(torch.arange(2000)).float().std() > 40
     pixels, unreadable = build_cache(source, DATASETS["Cats"], 32, tmp_path)
-    assert isinstance(pixels, CachedPictures) and not unreadable
+    assert isinstance(pixels, CachedImages) and not unreadable
 
 
 def test_public_names() -> None:
@@ -292,7 +321,8 @@ def test_transparent_photos_lie_over_what_free_space_renders_to(tmp_path: Path) 
     cache = tmp_path / "cache"
     for _ in range(2):  # decoded, then from the cache: the two backgrounds have a cache each
         over_black = ImageDataset(tmp_path / "half.png", 8, cache_dir=cache)[0][:, 4, 4].tolist()
-        over_white = ImageDataset(tmp_path / "half.png", 8, cache_dir=cache, white_back=True)[0][:, 4, 4].tolist()
+        white = spec_over("Images", CURRICULUMS["PIGAN_CARLA"])
+        over_white = ImageDataset(tmp_path / "half.png", 8, white, cache_dir=cache)[0][:, 4, 4].tolist()
         assert np.abs(np.subtract(over_black, (100, 50, 25))).max() <= 1
         assert np.abs(np.subtract(over_white, (227, 177, 152))).max() <= 1
 
@@ -308,10 +338,13 @@ def test_resized_to_the_nearest_pixel_as_for_published_scores(tmp_path: Path) ->
     assert np.array_equal(small, expected.numpy())
     cache = tmp_path / "cache"
     filtered = ImageDataset(tmp_path / "a.png", 32, cache_dir=cache)[0]
-    nearest = ImageDataset(tmp_path / "a.png", 32, cache_dir=cache, nearest=True)[0]
+    nearest = ImageDataset(tmp_path / "a.png", 32, spec, cache_dir=cache)[0]
     assert (
-        torch.equal(nearest, torch.from_numpy(small.copy()).permute(2, 0, 1)) and filtered.float().std() < nearest.float().std()
+        spec_over("Images", CURRICULUMS["CelebA"], nearest=True).nearest
+        and not spec_over("Images", CURRICULUMS["CelebA"]).nearest
     )
+    assert torch.equal(nearest, torch.from_numpy(small.copy()).permute(2, 0, 1))
+    assert filtered.float().std() < nearest.float().std()
     celeba = DatasetSpec(320, 256, "", nearest=True)
     ramp = np.zeros((218, 178, 3), np.uint8)
     ramp[..., 0] = np.arange(178)[None]

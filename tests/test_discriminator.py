@@ -13,12 +13,12 @@ from settings.registry import CURRICULUMS
 
 
 @pytest.fixture(scope="module")
-def discriminator(shared_dir):
-    """Filled as METHOD section 8 says."""
+def discriminator():
+    """Filled as for the recorded outputs (tests/reference/README.md)."""
     model = ProgressiveEncoderDiscriminator(CURRICULUMS["BFM"])
     own = dict(model.named_parameters())
     with torch.no_grad():
-        for k, (name, shape) in enumerate(load_meta(shared_dir)["disc_params"]):
+        for k, (name, shape) in enumerate(load_meta()["disc_params"]):
             if name.startswith("freq_phase_layer"):  # a head that the published runs never use
                 continue
             scale = 1.5 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.1
@@ -31,12 +31,12 @@ def discriminator(shared_dir):
 @torch.no_grad()
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("fade_alpha", [0.3, 1.0])
-def test_recorded_outputs(discriminator, shared_dir, size, fade_alpha):
+def test_recorded_outputs(discriminator, size, fade_alpha):
     count = 2 * 3 * size * size
     images = torch.sin(0.013 * torch.arange(count, dtype=torch.float64)).float().reshape(2, 3, size, size)
     output = discriminator(images, fade_alpha)
     joined = torch.cat([output.score[:, None], output.latent, output.pose], dim=1)
-    assert relative_error(joined, load_outputs(shared_dir)[f"disc_{size}_{fade_alpha}"]) < 1e-4
+    assert relative_error(joined, load_outputs()[f"disc_{size}_{fade_alpha}"]) < 1e-4
 
 
 @pytest.mark.parametrize("size", [4, 8, 32, 512])

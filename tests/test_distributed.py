@@ -1,4 +1,4 @@
-"""Several processes: one process's gradient, metrics, data and pictures; peers that die; launchers; what travels.
+"""Several processes: one process's gradient, metrics, data and images; peers that die; launchers; what travels.
 
 Ranks are forked from one server that has loaded everything, so that most tests start no interpreter of their own.
 """
@@ -127,10 +127,10 @@ def run_ranks(function: Callable, world_size: int, folder: Path, *args: object, 
 
 
 def fitted_state() -> RunState:
-    from small_models import fit_coloured_ball
+    from small_models import fit_colored_ball
 
     state = RunState(small_curriculum(), seed=3, device=CPU, amp_dtype=None)
-    fit_coloured_ball(state.generator, num_steps=60)  # so that rays hit and the normal loss has a say
+    fit_colored_ball(state.generator, num_steps=60)  # so that rays hit and the normal loss has a say
     return state
 
 
@@ -258,7 +258,7 @@ def test_shards_are_disjoint_cover_the_set_and_change_each_epoch(world_size, bat
         assert together == batch_at(num, step * per_step, per_step, 7)[0].tolist()
         read += together
     epochs = [read[start : start + num] for start in range(0, 3 * num, num)]
-    assert all(sorted(epoch) == list(range(num)) for epoch in epochs)  # each picture once: no rank reads another's
+    assert all(sorted(epoch) == list(range(num)) for epoch in epochs)  # each image once: no rank reads another's
     assert epochs[0] != epochs[1] != epochs[2]
 
 
@@ -271,12 +271,12 @@ def _train_on_own_photos(command: list[str], photos: str, place: str) -> None:
     train_rank(command)
 
 
-def test_processes_that_see_other_pictures_are_refused(photos, tmp_path):
+def test_processes_that_see_other_images_are_refused(photos, tmp_path):
     command = arguments(photos, tmp_path / "out", "--max_steps", "2")
     ranks = Ranks(_train_on_own_photos, 2, tmp_path, command, str(photos), str(tmp_path))
     assert ranks.finish() == [2, 2], ranks.texts()
     num = len(list(photos.glob("*.png")))
-    assert f"holds {num - 1} pictures for rank 1 on " in ranks.texts()[1] and f", {num} for rank 0" in ranks.texts()[1]
+    assert f"holds {num - 1} images for rank 1 on " in ranks.texts()[1] and f", {num} for rank 0" in ranks.texts()[1]
     assert not list((tmp_path / "out").glob("checkpoint_*"))
 
 
@@ -459,7 +459,7 @@ def test_scores_do_not_depend_on_the_number_of_processes(photos, tmp_path, tiny_
     assert "swd" in outputs[0] and not any(outputs[1:])
 
 
-def _pictures(generator: str, folder: str) -> None:
+def _images(generator: str, folder: str) -> None:
     from checkpoints.loading import load_generator
     from metrics.sampling import generated_images
 
@@ -471,14 +471,14 @@ def _pictures(generator: str, folder: str) -> None:
     processes.close()
 
 
-def test_pictures_are_those_of_one_process_in_their_order(tmp_path):
+def test_images_are_those_of_one_process_in_their_order(tmp_path):
     from checkpoints.files import save_inference
 
     generator = tmp_path / "generator.safetensors"
     save_inference(generator, fitted_state().generator, step=0)
     found = []
     for world_size in (1, 3):
-        run_ranks(_pictures, world_size, tmp_path / str(world_size), str(generator), str(tmp_path / str(world_size)))
+        run_ranks(_images, world_size, tmp_path / str(world_size), str(generator), str(tmp_path / str(world_size)))
         found.append(torch.load(tmp_path / str(world_size) / "images.pt"))
     assert torch.equal(*found)
     assert len({image.numpy().tobytes() for image in found[0]}) == 7  # all different, so that an exchange would show

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,7 +68,7 @@ def lattices(field, num: int, cube_size: float = 0.3, level: float = 0.5) -> tup
 
 
 def beside_surface(solid: np.ndarray) -> np.ndarray:
-    """True at points with a neighbour along an axis on the other side."""
+    """True at points with a neighbor along an axis on the other side."""
     beside = np.zeros_like(solid)
     for axis in range(3):
         front, back = (np.moveaxis(array, axis, 0) for array in (beside, solid))
@@ -195,12 +194,12 @@ def test_slabs_cover_the_lattice_in_order() -> None:
     assert end == 90
 
 
-def test_reference_generator(shared_dir: Path) -> None:
+def test_reference_generator() -> None:
     """A trained SIREN at 64^3: every sign, and the mesh."""
     from generators.generator import latent_from_seed
     from reference import load_reference_generator
 
-    generator = load_reference_generator(shared_dir)
+    generator = load_reference_generator()
     with torch.no_grad():
         field = generator.field(generator.film(latent_from_seed(0, 256), 0.7))
     sparse, dense, asked = lattices(field, 64)

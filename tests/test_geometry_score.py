@@ -109,7 +109,7 @@ def test_shape_statistics():
 
 
 def test_mirroring_keeps_truth_consistent():
-    """A mirrored picture's normals must be those of the mirrored shape; a ball's are its own."""
+    """A mirrored image's normals must be those of the mirrored shape; a ball's are its own."""
     ball, _ = ball_views(two_poses())
     images = torch.zeros(2, 3, SIZE, SIZE)
     for seed in range(4):
@@ -127,7 +127,7 @@ def test_predictor_loss_is_zero_at_the_truth_and_odd_sizes_work():
 
 @pytest.fixture(scope="module")
 def ball_set(tmp_path_factory, tiny_generator_path):
-    """A set with truth whose pictures are the tiny generator's own: its surfaces are then true to its pictures."""
+    """A set with truth whose images are the tiny generator's own: its surfaces are then true to its images."""
     folder = tmp_path_factory.mktemp("balls")
     (folder / "images").mkdir()
     (folder / "ground_truth").mkdir()
@@ -166,7 +166,7 @@ def test_predictor_is_trained_once_and_repeatable(ball_set, tmp_path):
     assert not torch.equal(first.predict(images).depth, other.predict(images).depth)
 
 
-def test_script_finds_a_generator_true_to_its_pictures(ball_set, tiny_generator_path, tmp_path, capsys):
+def test_script_finds_a_generator_true_to_its_images(ball_set, tiny_generator_path, tmp_path, capsys):
     output = tmp_path / "score.json"
     args = [str(tiny_generator_path), "--dataset_path", str(ball_set), "--num_images", "8", "--predictor_steps", "80"]
     main([*args, "--predictor_cache", str(tmp_path), "--output_json", str(output)])

@@ -34,7 +34,7 @@ def curriculum(*more: str) -> Curriculum:
 def fit(generator: ImplicitGenerator3d, shape: str) -> None:
     """Make every latent's field a solid ball, or a block with a hollow toward the camera."""
     random = torch.Generator().manual_seed(0)
-    centre, sign = torch.tensor(CENTRES[shape]), 1 if shape == "ball" else -1
+    center, sign = torch.tensor(CENTRES[shape]), 1 if shape == "ball" else -1
     with torch.no_grad():  # a smooth start, and latents that differ a little only
         generator.siren.network[0].layer.weight.mul_(0.3)
         generator.siren.mapping_network.network[-1].weight.mul_(0.1)
@@ -42,7 +42,7 @@ def fit(generator: ImplicitGenerator3d, shape: str) -> None:
     for _ in range(300):
         points = (torch.rand(4, 256, 3, generator=random) - 0.5) * 0.26
         field = generator.field(generator.film(torch.randn(4, generator.curriculum.latent_dim, generator=random)))
-        target = (sign * (RADII[shape] - (points - centre).norm(dim=-1)) * 150).clamp(-5, 5)
+        target = (sign * (RADII[shape] - (points - center).norm(dim=-1)) * 150).clamp(-5, 5)
         loss = (field.occupancy_logits(points) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()

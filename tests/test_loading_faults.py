@@ -1,4 +1,4 @@
-"""Pictures whose disk, cache or decoder goes away while they are read."""
+"""Images whose disk, cache or decoder goes away while they are read."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ from loading.decoding import _in_parallel
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures of one grey each: 0, 10, 20, 30."""
-    place = tmp_path / "pictures"
+    """Images of one gray each: 0, 10, 20, 30."""
+    place = tmp_path / "images"
     place.mkdir()
     for i in range(4):
         Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(place / f"{i}.png")
     return place
 
 
-def greys(data: ImageDataset) -> list[int]:
+def grays(data: ImageDataset) -> list[int]:
     return data.gather(torch.arange(len(data)))[:, 0, 0, 0].tolist()
 
 
 def test_a_cache_that_is_cut_short_while_in_use_is_decoded_anew(folder, tmp_path, capsys):
     data = ImageDataset(folder, 8, cache_dir=tmp_path / "cache")
-    assert greys(data) == [0, 10, 20, 30]
+    assert grays(data) == [0, 10, 20, 30]
     os.truncate(next((tmp_path / "cache").glob("*.npy")), 300)  # memory mapped to it would end the process
-    assert greys(data) == [0, 10, 20, 30] == greys(pickle.loads(pickle.dumps(data)))
+    assert grays(data) == [0, 10, 20, 30] == grays(pickle.loads(pickle.dumps(data)))
     assert capsys.readouterr().err.count("cannot be read any more") == 1
 
 
-def test_a_picture_that_is_gone_as_well_is_replaced_and_named(folder, tmp_path, capsys):
+def test_an_image_that_is_gone_as_well_is_replaced_and_named(folder, tmp_path, capsys):
     data = ImageDataset(folder, 8, cache_dir=tmp_path / "cache")
     os.truncate(next((tmp_path / "cache").glob("*.npy")), 0)
     (folder / "1.png").unlink()
     (folder / "3.png").write_bytes(b"broken")
     for _ in range(2):
-        assert greys(data) == [0, 20, 20, 0]
+        assert grays(data) == [0, 20, 20, 0]
     errors = capsys.readouterr().err
     assert errors.count("1.png is gone or unreadable") == 1 and errors.count("3.png is gone or unreadable (2 so far)") == 1
     for path in folder.iterdir():
         path.unlink()
-    with BatchStream(data, 2) as stream, pytest.raises(OSError, match=r"no picture of .*pictures can be read any more"):
+    with BatchStream(data, 2) as stream, pytest.raises(OSError, match=r"no image of .*images can be read any more"):
         next(stream)
 
 
 def test_a_full_disk_under_the_cache_is_no_reason_to_die(folder, small_disk, capsys):
     data = ImageDataset(folder, 512, cache_dir=small_disk)  # 3 MB on a disk of 2
-    assert greys(data) == [0, 10, 20, 30]
+    assert grays(data) == [0, 10, 20, 30]
     assert "No space left on device); decoding into memory" in capsys.readouterr().out
     assert list(small_disk.iterdir()) == []
 
@@ -74,13 +74,13 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(folder, t
         assert living.exists() and not abandoned.exists()
 
 
-def test_a_worker_that_is_killed_costs_no_picture(tmp_path, capsys):
+def test_a_worker_that_is_killed_costs_no_image(tmp_path, capsys):
     blocks = [range(0, 4), range(4, 8), range(8, 10)]
     work = partial(dying_worker.work, once=str(tmp_path / "died"))
     assert [list(part) for part in _in_parallel(work, blocks, 2)] == [[0, 2, 4, 6], [8, 10, 12, 14], [16, 18]]
-    assert capsys.readouterr().err.count("a process that decodes pictures died") >= 1
+    assert capsys.readouterr().err.count("a process that decodes images died") >= 1
 
 
-def test_a_picture_that_kills_every_process_is_the_only_one_lost():
+def test_an_image_that_kills_every_process_is_the_only_one_lost():
     blocks = [range(4, 7), range(7, 9)]
     assert [list(part) for part in _in_parallel(partial(dying_worker.work), blocks, 2)] == [[8, None, 12], [14, 16]]

@@ -35,7 +35,7 @@ CENTER = (0.02, -0.01, 0.03)
 
 
 class BallsField:
-    """Balls (center, radius); logits are cubic in the distance, so that guessing them linearly is off. Colour: position."""
+    """Balls (center, radius); logits are cubic in the distance, so that guessing them linearly is off. Color: position."""
 
     batch_size = 1
 
@@ -139,7 +139,7 @@ def test_all_solid_is_the_cube() -> None:
     assert mesh.is_watertight and mesh.volume == pytest.approx(0.3**3, rel=0.6)
 
 
-def test_files_hold_the_mesh_and_its_colours_and_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_files_hold_the_mesh_and_its_colors_and_the_same_bytes_each_time(tmp_path: Path) -> None:
     import trimesh
 
     field = BallsField((CENTER, 0.07))
@@ -190,7 +190,7 @@ def test_settings_survive_their_file_and_damage_is_named(tmp_path: Path) -> None
             MeshSettings.load(tmp_path / "s.json")
 
 
-def coloured_ball():
+def colored_ball():
     import trimesh
 
     mesh = trimesh.creation.icosphere(subdivisions=4, radius=0.05)
@@ -200,22 +200,22 @@ def coloured_ball():
     return mesh
 
 
-def check_picture_of_the_ball(picture: np.ndarray) -> None:
+def check_image_of_the_ball(image: np.ndarray) -> None:
     """From the front: right of and above the middle, its left half red, its right half blue, lit from above left."""
-    assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
-    solid = (picture < 250).any(axis=2)
+    assert image.shape == (64, 64, 3) and image.dtype == np.uint8
+    solid = (image < 250).any(axis=2)
     rows, columns = np.nonzero(solid)
     scale = 32 / math.tan(math.radians(6))
     assert columns.mean() == pytest.approx(31.5 + 0.03 * scale, abs=1.0)
     assert rows.mean() == pytest.approx(31.5 - 0.02 * scale, abs=1.0)
     assert solid.sum() == pytest.approx(math.pi * (0.05 * scale) ** 2, rel=0.06)
     middle = int(columns.mean())
-    red, _, blue = (picture[..., c].astype(int) for c in range(3))
-    inner = picture[..., 1] < 10  # the ball has no green; pixels of its rim, half of them white, have
+    red, _, blue = (image[..., c].astype(int) for c in range(3))
+    inner = image[..., 1] < 10  # the ball has no green; pixels of its rim, half of them white, have
     assert (red - blue)[:, : middle - 1][inner[:, : middle - 1]].min() > 50
     assert (blue - red)[:, middle + 3 :][inner[:, middle + 3 :]].min() > 50
     row = int(rows.mean())
-    assert picture[row - 8, middle - 6].max() > picture[row + 8, middle - 6].max()
+    assert image[row - 8, middle - 6].max() > image[row + 8, middle - 6].max()
 
 
 def test_shading_has_no_specks_at_slivers() -> None:
@@ -229,8 +229,8 @@ def test_shading_has_no_specks_at_slivers() -> None:
 
 
 def test_ray_casting_shows_the_mesh_where_the_camera_sees_it() -> None:
-    picture = RaycastRenderer("ray casting").render(coloured_ball(), pose_matrix(math.pi / 2, math.pi / 2), 12, 64)
-    check_picture_of_the_ball(picture)
+    image = RaycastRenderer("ray casting").render(colored_ball(), pose_matrix(math.pi / 2, math.pi / 2), 12, 64)
+    check_image_of_the_ball(image)
 
 
 def test_pyrender_agrees_with_ray_casting() -> None:
@@ -238,13 +238,13 @@ def test_pyrender_agrees_with_ray_casting() -> None:
     if not renderer.name.startswith("pyrender"):
         pytest.skip(f"no GL here: {renderer.name}")
     pose = pose_matrix(math.pi / 2, math.pi / 2)
-    picture = renderer.render(coloured_ball(), pose, 12, 64)
-    check_picture_of_the_ball(picture)
-    assert np.array_equal(picture, renderer.render(coloured_ball(), pose, 12, 64))
+    image = renderer.render(colored_ball(), pose, 12, 64)
+    check_image_of_the_ball(image)
+    assert np.array_equal(image, renderer.render(colored_ball(), pose, 12, 64))
     for yaw, pitch in ((1.1, 1.4), (2.1, 1.8)):
         pose = pose_matrix(yaw, pitch)
-        by_rays = RaycastRenderer("ray casting").render(coloured_ball(), pose, 12, 64)
-        difference = np.abs(renderer.render(coloured_ball(), pose, 12, 64).astype(int) - by_rays)
+        by_rays = RaycastRenderer("ray casting").render(colored_ball(), pose, 12, 64)
+        difference = np.abs(renderer.render(colored_ball(), pose, 12, 64).astype(int) - by_rays)
         assert difference.mean() < 4
 
 

@@ -272,8 +272,8 @@ def parsed(*changes):
 def test_departures_from_the_published_protocol_are_named():
     celeba = CURRICULUMS["CelebA"]
     as_published = parsed("--num_real", "all", "--real_resize", "nearest")
-    assert eval_metrics.departures(as_published, 5000, celeba) == []
-    found = "; ".join(eval_metrics.departures(parsed(), 2048, celeba))
+    assert eval_metrics.departures(as_published, 5000, "all", celeba) == []
+    found = "; ".join(eval_metrics.departures(parsed(), 2048, "all", celeba))
     assert "2048 real images instead of all" in found and "antialiasing" in found
     for changes, named in (
         (["--psi", "0.7"], "psi 0.7"),
@@ -281,10 +281,12 @@ def test_departures_from_the_published_protocol_are_named():
         (["--num_images", "500"], "500 generated"),
         (["--feature_extractor", "vgg16"], "vgg16"),
     ):
-        (only,) = eval_metrics.departures(parsed("--num_real", "all", "--real_resize", "nearest", *changes), 5000, celeba)
+        (only,) = eval_metrics.departures(parsed("--num_real", "all", "--real_resize", "nearest", *changes), 5000, "all", celeba)
         assert named in only
-    (only,) = eval_metrics.departures(as_published, 5000, celeba.with_overrides(["last_back=True"]))
+    (only,) = eval_metrics.departures(as_published, 5000, "all", celeba.with_overrides(["last_back=True"]))
     assert "last_back" in only
+    (only,) = eval_metrics.departures(as_published, 500, "holdout", celeba)
+    assert "the part holdout" in only
 
 
 def test_real_images_are_counted_apart_from_generated_ones(photo_dir, tiny_generator_path, tmp_path):

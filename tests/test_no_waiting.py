@@ -105,11 +105,11 @@ def parts(curriculum):
         generator, discriminator = ImplicitGenerator3d(curriculum), ProgressiveEncoderDiscriminator(curriculum)
     settings = replace(StepSettings.at(curriculum, 3), image_size=SIZE, fade_alpha=0.5, topk_fraction=0.7)
     poses = CameraPoses(torch.empty(BATCH, device=META), torch.empty(BATCH, device=META))
-    neighbours = torch.empty(BATCH, SIZE * SIZE, 3, device=META)
+    neighbors = torch.empty(BATCH, SIZE * SIZE, 3, device=META)
     ball_points = torch.empty(BATCH, 5, 3, device=META)
     settings = replace(settings, augment_p=torch.empty((), device=META))
     changes = torch.empty(BATCH, 2, NUM_UNIFORMS, device=META)
-    inputs = GeneratorInputs(torch.empty(BATCH, 16, device=META), poses, meta_noise(settings), neighbours, ball_points, changes)
+    inputs = GeneratorInputs(torch.empty(BATCH, 16, device=META), poses, meta_noise(settings), neighbors, ball_points, changes)
     return generator, discriminator, settings, inputs
 
 

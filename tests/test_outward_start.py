@@ -38,7 +38,7 @@ def share_right(generator: ImplicitGenerator3d) -> float:
     return float(torch.stack([r[a].float().mean() for r, a in zip(right, away, strict=True)]).min())
 
 
-def test_a_narrow_network_becomes_a_ball_with_a_colour_for_each_latent():
+def test_a_narrow_network_becomes_a_ball_with_a_color_for_each_latent():
     generator = make_generator()
     assert fit_to_ball(generator, RADIUS, seed=0) < outward_start.GOOD_LOSS
     assert share_right(generator) > 0.97

@@ -1,4 +1,4 @@
-"""The spread of poses read from pictures: its statistics on known numbers, both read-outs and the script from end to end."""
+"""The spread of poses read from images: its statistics on known numbers, both read-outs and the script from end to end."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_varied_heads_keep_their_poses(heads):
     assert 30 < int(mirrored.sum()) < 66
 
 
-def test_a_mirrored_head_is_a_mirrored_picture(heads, monkeypatch):
-    """What is called mirrored is: seen without variation, the picture is the flipped one."""
+def test_a_mirrored_head_is_a_mirrored_image(heads, monkeypatch):
+    """What is called mirrored is: seen without variation, the image is the flipped one."""
     import metrics.pose_readout as module
 
     for name, value in (("ZOOM", (1.0, 1.0)), ("SHIFT", 0.0), ("ROLL", 0.0)):
@@ -127,8 +127,8 @@ def test_a_mirrored_head_is_a_mirrored_picture(heads, monkeypatch):
         expected = heads.images[index].float().mean(dim=1)
         expected = torch.nn.functional.interpolate(expected[:, None], size=(32, 32), mode="bilinear")[:, 0]
         expected = (expected.flip(-1) if flipped else expected) * inside
-        centres = [(picture * columns).sum((1, 2)) / picture.sum((1, 2)).clamp_min(1e-6) for picture in (light, expected)]
-        assert np.corrcoef(*(centre.numpy() for centre in centres))[0, 1] > 0.6
+        centers = [(image * columns).sum((1, 2)) / image.sum((1, 2)).clamp_min(1e-6) for image in (light, expected)]
+        assert np.corrcoef(*(center.numpy() for center in centers))[0, 1] > 0.6
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_bad_input_in_one_line(photos, run_dir, tmp_path, repo):
     broken = tmp_path / "checkpoint_0000001.pt"
     broken.write_bytes(next(run_dir.glob("*.pt")).read_bytes()[:-1000])
     for args, words in (
-        ([tmp_path / "empty"], "holds no pictures"),
+        ([tmp_path / "empty"], "holds no images"),
         ([photos, "--checkpoint", tmp_path / "empty"], "no whole training checkpoint"),
         ([photos, "--checkpoint", tmp_path / "nowhere.pt"], "nowhere.pt"),
         ([photos, "--checkpoint", broken], "checkpoint_0000001.pt"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import io
-import json
 import os
 import pickle
 import pickletools
 import shutil
 import struct
+import sys
 import zipfile
 from collections import OrderedDict
 from dataclasses import replace
@@ -36,6 +36,7 @@ from checkpoints.published import (
 from checkpoints.safe_pickle import PickledObject
 from checkpoints.torch_files import read_torch_file
 from common.errors import UserError
+from reference import load_meta, load_weights
 from settings.registry import CURRICULUMS
 
 # ------------------------------------------------------------------------------------------------ files made by hand
@@ -142,8 +143,8 @@ def test_the_hostile_pickles_are_live(tmp_path: Path) -> None:
         marker.unlink()
 
 
-def test_hostile_average_beside_a_good_generator(tmp_path: Path, shared_dir: Path) -> None:
-    shutil.copy(shared_dir / "reference/published_format/generator.pth", tmp_path / "generator.pth")
+def test_hostile_average_beside_a_good_generator(tmp_path: Path, published_files: Path) -> None:
+    shutil.copy(published_files / "generator.pth", tmp_path / "generator.pth")
     marker = tmp_path / "ran"
     write_zip(tmp_path / "ema.pth", hostile_pickles(marker)["os.system"][0])
     with pytest.raises(UserError, match=r"ema\.pth asks to run os\.system; refused"):
@@ -416,9 +417,8 @@ def test_data_parallel_prefix_is_dropped(tmp_path: Path) -> None:
     assert list(load_published_discriminator(tmp_path / "discriminator.pth")) == ["layers.0"]
 
 
-def test_reference_files(shared_dir: Path) -> None:
-    folder = shared_dir / "reference/published_format"
-    recorded = json.loads((shared_dir / "reference/reference_meta.json").read_text())["gen_params"]
+def test_published_files(published_files: Path) -> None:
+    folder, recorded = published_files, load_meta()["gen_params"]
     state = read_published_weights(folder / "generator.pth")
     whole = read_published_weights(folder / "whole_module/generator.pth")
     for weights in (state, whole):
@@ -428,19 +428,30 @@ def test_reference_files(shared_dir: Path) -> None:
     average = read_published_average(folder / "ema.pth", list(shapes), shapes)
     assert average.decay == 0.999 and average.num_updates == 5000
     # whole_module/ holds the averaged weights, generator.pth perturbed ones
-    assert all(torch.equal(average.state[name], whole.state[name]) for name in shapes)
+    for name, value in load_weights().items():
+        assert torch.equal(average.state[name], value) and torch.equal(whole.state[name], value)
     assert not torch.equal(average.state["siren.final_layer.weight"], state.state["siren.final_layer.weight"])
 
 
-def test_reference_generator_loads(shared_dir: Path) -> None:
-    folder = shared_dir / "reference/published_format"
+def test_published_files_name_the_published_classes(published_files: Path) -> None:
+    average = read_torch_file(published_files / "ema.pth")
+    module = read_torch_file(published_files / "whole_module/generator.pth")
+    assert average.class_path == "torch_ema.ema.ExponentialMovingAverage"
+    assert module.class_path == "generators.generators.ImplicitGenerator3d"
+    assert module.state["_modules"]["siren"].class_path == "generators.siren.SPATIALSIRENBASELINE"
+    assert not {"generators.generators", "generators.siren", "torch_ema.ema"} & sys.modules.keys()  # read without them
+
+
+def test_published_generator_loads(published_files: Path) -> None:
+    folder = published_files
     averaged = load_generator(folder / "generator.pth")
     own = load_generator(folder / "generator.pth", CURRICULUMS["BFM"], weights="generator")
     whole = load_generator(folder / "whole_module/generator.pth", CURRICULUMS["BFM"])
     assert averaged.curriculum == replace(CURRICULUMS["BFM"], hollow_check_interval=0)  # which the published code has not
     assert not averaged.generator.training
-    weights = [loaded.generator.state_dict()["siren.final_layer.weight"] for loaded in (averaged, own, whole)]
-    assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[1])
+    for name, value in load_weights().items():
+        found = [loaded.generator.state_dict()[name] for loaded in (averaged, whole, own)]
+        assert torch.equal(found[0], value) and torch.equal(found[1], value) and not torch.equal(found[2], value)
     assert not any("own weights" in note for note in averaged.notes)
     assert any("ema.pth" in note and "own weights" in note for note in whole.notes)
     with pytest.raises(UserError, match="--curriculum"):
@@ -471,8 +482,8 @@ def test_where_the_average_lies() -> None:
     assert average_path("runs/weights.pth") is None
 
 
-def test_options(tmp_path: Path, shared_dir: Path) -> None:
-    path = shared_dir / "reference/published_format/options.txt"
+def test_options(tmp_path: Path, published_files: Path) -> None:
+    path = published_files / "options.txt"
     stated = ast.literal_eval(path.read_text().strip().splitlines()[-1])
     curriculum = read_options_curriculum(path)
     for key, value in stated.items():

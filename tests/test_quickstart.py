@@ -60,7 +60,7 @@ class Reader(HTMLParser):
             self.text.append(data)
 
 
-def picture(path: Path) -> Path:
+def image(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((6, 6, 3), 90, np.uint8)).save(path)
     return path
@@ -71,8 +71,8 @@ def folder(tmp_path: Path) -> Path:
     """Everything that a quickstart leaves, tiny."""
     folder = tmp_path / "quick start"
     for name in ("data.png", "train/samples/0001200.png", "train/samples/0001390.png", "imgs/grid_0.png"):
-        picture(folder / name)
-    picture(folder / "mesh_images" / "0_128_views.png")
+        image(folder / name)
+    image(folder / "mesh_images" / "0_128_views.png")
     for name in ("vids", "scores", "heads", "shapes"):
         (folder / name).mkdir()
     for name in ("0", "0_surface_depth", "interpolation_0_1_front"):
@@ -97,7 +97,7 @@ def test_page_holds_everything_inside_itself(folder: Path) -> None:
     main([str(folder)])
     page = read_page(folder)
     text = " ".join(page.text)
-    assert len(page.sources) == 5 + 3 + 1  # pictures, videos, and the turning head at the top
+    assert len(page.sources) == 5 + 3 + 1  # images, videos, and the turning head at the top
     assert all(source.startswith(("data:image/png;base64,", "data:video/mp4;base64,")) for source in page.sources)
     assert all(link.removeprefix("#") in page.ids for link in page.links)
     for title in ("Training", "Views", "Videos", "Meshes", "Scores", "The data", "What was run", "Next"):

@@ -1,4 +1,4 @@
-"""Agreement with the published implementation's recorded numbers (METHOD section 8), one test per group."""
+"""Agreement with the published implementation's recorded numbers (tests/reference/README.md), one test per group."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ GRAZING_FRACTION = 1e-3
 
 
 @pytest.fixture(scope="module")
-def outputs(shared_dir):
-    return load_outputs(shared_dir)
+def outputs():
+    return load_outputs()
 
 
 @pytest.fixture(scope="module")
-def generator(shared_dir):
-    return load_reference_generator(shared_dir)
+def generator():
+    return load_reference_generator()
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def test_multiview_images(repo: Path, tiny_generator_path: Path, tmp_path: Path)
     for i, offset in enumerate((-0.5, -0.25, 0, 0.25, 0.5)):
         raw = check_raw(tmp_path / "a" / f"raw_4_{i}.npz", seed=4, size=24)
         assert raw["yaw"] == pytest.approx(np.pi / 2 + offset, abs=1e-6) and raw["pitch"] == pytest.approx(np.pi / 2, abs=1e-6)
-        # the ball of radius 0.07 at the middle of a picture 2 tan(6 deg) wide
+        # the ball of radius 0.07 at the middle of an image 2 tan(6 deg) wide
         assert raw["hit_mask"].mean() == pytest.approx(np.pi * 0.07**2 / 0.2102**2, rel=0.15)
         assert raw["surface_depth"][12, 12] == pytest.approx(0.93, abs=0.01)
     # in another process, the same bytes
@@ -108,7 +108,7 @@ def test_video_interpolation(repo: Path, tiny_generator_path: Path, tmp_path: Pa
     assert float(check_raw(tmp_path / "out" / "raw_1_2.npz", 1, 16)["yaw"]) == pytest.approx(np.pi, abs=1e-6)
 
 
-def test_shapes_and_their_pictures(repo: Path, tiny_generator_path: Path, tmp_path: Path) -> None:
+def test_shapes_and_their_images(repo: Path, tiny_generator_path: Path, tmp_path: Path) -> None:
     import trimesh
 
     shapes = tmp_path / "shapes"
@@ -128,16 +128,16 @@ def test_shapes_and_their_pictures(repo: Path, tiny_generator_path: Path, tmp_pa
 
     # where there is no GL at all: EGL asked for on a platform that PyOpenGL has no driver for
     done = run_script(
-        *(repo, "render_meshimg.py", "--input_dir", shapes, "--output_dir", tmp_path / "pictures", "--image_size", 64),
+        *(repo, "render_meshimg.py", "--input_dir", shapes, "--output_dir", tmp_path / "images", "--image_size", 64),
         PYOPENGL_PLATFORM="nothing",
     )
     assert done.returncode == 0, done.stderr
     assert "rendering with ray casting, as pyrender does not work here" in done.stdout
     names = [*(f"{stem}_{i}.png" for stem in ("0_32", "7_32") for i in range(5))]
     names += [f"{stem}_{ending}" for stem in ("0_32", "7_32") for ending in ("mesh.ply", "views.png")]
-    assert {path.name for path in (tmp_path / "pictures").iterdir()} == set(names)
-    picture = np.array(Image.open(tmp_path / "pictures" / "7_32_2.png"))
-    assert (picture < 250).any(axis=2).mean() == pytest.approx(np.pi * 0.07**2 / 0.2102**2, rel=0.15)
+    assert {path.name for path in (tmp_path / "images").iterdir()} == set(names)
+    image = np.array(Image.open(tmp_path / "images" / "7_32_2.png"))
+    assert (image < 250).any(axis=2).mean() == pytest.approx(np.pi * 0.07**2 / 0.2102**2, rel=0.15)
 
 
 def check_voxels_are_the_field(path: Path, generator_path: Path, seed: int) -> None:
@@ -154,7 +154,7 @@ def check_voxels_are_the_field(path: Path, generator_path: Path, seed: int) -> N
     assert voxels[tuple(index.T.numpy())] == pytest.approx(torch.sigmoid(logits).numpy(), abs=1e-4)
 
 
-def test_meshimg_reads_published_voxels_and_coloured_meshes(tiny_generator_path: Path, tmp_path: Path, capsys) -> None:
+def test_meshimg_reads_published_voxels_and_colored_meshes(tiny_generator_path: Path, tmp_path: Path, capsys) -> None:
     """Voxels without the files beside them; and --mesh_colors with them."""
     shapes = tmp_path / "shapes"
     extract_shapes.main([str(tiny_generator_path), "--seeds", "0", "--voxel_resolution", "32", "--output_dir", str(shapes)])
@@ -162,11 +162,11 @@ def test_meshimg_reads_published_voxels_and_coloured_meshes(tiny_generator_path:
     alone.write_bytes((shapes / "0_32_voxel.npy").read_bytes())
     common = ["--output_dir", str(tmp_path), "--image_size", "32", "--renderer", "raycast"]
     render_meshimg.main([str(alone), *common])
-    grey = [np.array(Image.open(tmp_path / f"alone_{view}.png")).astype(int) for view in range(5)]
-    assert (grey[2] < 250).any() and np.ptp(grey, axis=-1).max() < 12
+    gray = [np.array(Image.open(tmp_path / f"alone_{view}.png")).astype(int) for view in range(5)]
+    assert (gray[2] < 250).any() and np.ptp(gray, axis=-1).max() < 12
     render_meshimg.main([str(shapes / "0_32_voxel.npy"), *common, "--mesh_colors"])
-    coloured = [np.array(Image.open(tmp_path / f"0_32_{view}.png")).astype(int) for view in range(5)]
-    assert np.ptp(coloured, axis=-1).max() > 1.5 * np.ptp(grey, axis=-1).max()  # the test ball's colours are faint
+    colored = [np.array(Image.open(tmp_path / f"0_32_{view}.png")).astype(int) for view in range(5)]
+    assert np.ptp(colored, axis=-1).max() > 1.5 * np.ptp(gray, axis=-1).max()  # the test ball's colors are faint
     with pytest.raises(UserError, match=r"there is no mesh .*alone\.ply"):
         render_meshimg.main([str(alone), *common, "--mesh_colors"])
     assert "rendering with ray casting" in capsys.readouterr().out
@@ -175,7 +175,7 @@ def test_meshimg_reads_published_voxels_and_coloured_meshes(tiny_generator_path:
 # -- no surface ----------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_of_a_field_without_a_surface(empty_generator_path: Path, tmp_path: Path) -> None:
+def test_images_of_a_field_without_a_surface(empty_generator_path: Path, tmp_path: Path) -> None:
     path = str(empty_generator_path)
     render_multiview_images.main([path, "--seeds_end", "1", *SMALL, "--save_raw", "--output_dir", str(tmp_path)])
     raw = check_raw(tmp_path / "raw_0_2.npz", seed=0, size=16)

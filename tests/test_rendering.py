@@ -165,7 +165,7 @@ def test_render_of_a_sphere():
     assert float(output.weights.sum(-1)[clear_of_it].max()) < 0.01
 
 
-def test_coarse_queries_of_surface_sampling_do_no_colour_work():
+def test_coarse_queries_of_surface_sampling_do_no_color_work():
     field = SphereField(RADIUS)
     render(field, frontal_rays(size=8), BASE)
     composited = 64 * (BASE.num_surface + BASE.num_fine)

@@ -1,4 +1,4 @@
-"""Runs that are killed, starved, robbed of their pictures or of their disk: real processes, real signals, a real full disk."""
+"""Runs that are killed, starved, robbed of their images or of their disk: real processes, real signals, a real full disk."""
 
 from __future__ import annotations
 
@@ -345,7 +345,7 @@ def test_what_is_only_shown_never_ends_a_run(photos, tmp_path, monkeypatch, caps
     assert errors.count(" failed (") == 3 and steps_in(output) == [4]
 
 
-# ------------------------------------------------------------------------------------------------ the pictures
+# ------------------------------------------------------------------------------------------------ the images
 
 
 def two_stages() -> list[str]:
@@ -353,7 +353,7 @@ def two_stages() -> list[str]:
     return [*SMALL, f"stages=({{'start_step':0,'img_size':8,{stage}}},{{'start_step':3,'img_size':16,{stage}}})"]
 
 
-def test_pictures_that_vanish_on_the_way_are_left_out_and_counted(photos, tmp_path, monkeypatch, capsys):
+def test_images_that_vanish_on_the_way_are_left_out_and_counted(photos, tmp_path, monkeypatch, capsys):
     original = training.trainer.Trainer._record
 
     def lose_some(self, *arguments):
@@ -366,11 +366,11 @@ def test_pictures_that_vanish_on_the_way_are_left_out_and_counted(photos, tmp_pa
     monkeypatch.setattr(training.trainer.Trainer, "_record", lose_some)
     train(command(photos, tmp_path / "out", "--max_steps", "5", settings=two_stages()))
     errors = capsys.readouterr().err
-    assert "2 pictures in" in errors and "2.png" in errors and "has 3 pictures, it had 6" in errors
+    assert "2 images in" in errors and "2.png" in errors and "has 3 images, it had 6" in errors
     assert load_training_checkpoint(tmp_path / "out" / "checkpoint_0000005.pt")["num_images"] == 3
 
 
-def test_a_run_whose_pictures_are_all_gone_saves_what_it_has(photos, tmp_path, monkeypatch):
+def test_a_run_whose_images_are_all_gone_saves_what_it_has(photos, tmp_path, monkeypatch):
     original = training.trainer.Trainer._record
 
     def lose_all(self, *arguments):
@@ -379,7 +379,7 @@ def test_a_run_whose_pictures_are_all_gone_saves_what_it_has(photos, tmp_path, m
         original(self, *arguments)
 
     monkeypatch.setattr(training.trainer.Trainer, "_record", lose_all)
-    with pytest.raises(UserError, match="there is no folder, zip or picture") as end:
+    with pytest.raises(UserError, match="there is no folder, zip or image") as end:
         train(command(photos, tmp_path / "out", settings=two_stages()))
     assert end.value.exit_status == 2 and steps_in(tmp_path / "out") == [3]
 

@@ -28,7 +28,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def scene() -> tuple:
-    """(parameters, poses, pictures) of eight heads."""
+    """(parameters, poses, images) of eight heads."""
     params, poses = sample_heads(range(8), 0), head_poses(range(8), 0, SYNTH)
     return params, poses, render_heads(params, poses, SIZE, SYNTH.fov)
 
@@ -85,7 +85,7 @@ def test_what_is_outside_the_mask_is_black_and_empty(scene) -> None:
     assert heads.images.amax(1)[inside].min() > -0.95  # no part of a head is as dark as the background
 
 
-def test_heads_fill_the_picture_and_stay_in_the_ball() -> None:
+def test_heads_fill_the_image_and_stay_in_the_ball() -> None:
     params = sample_heads(range(48), 3)
     shell = torch.nn.functional.normalize(torch.randn(48, 2000, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
     assert (head_sdf(params, shell * (BALL_RADIUS + 0.01) * HEAD_UNIT) > 0).all()
@@ -111,7 +111,7 @@ def test_the_face_looks_along_z_with_two_eyes_in_a_mirrored_face() -> None:
 
 
 def test_light_stands_still_in_the_world() -> None:
-    """A point on the cheek keeps its colour when the camera moves, but for a faint highlight."""
+    """A point on the cheek keeps its color when the camera moves, but for a faint highlight."""
     params = sample_heads([5], 0)
     yaws = torch.tensor([math.pi / 2 - 0.2, math.pi / 2 + 0.2])
     views = [render_heads(params, CameraPoses(torch.tensor([math.pi / 2]), yaw[None]), 128) for yaw in yaws]

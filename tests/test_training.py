@@ -26,7 +26,7 @@ from common.errors import UserError
 from distributed.processes import Processes
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
-from small_models import fit_coloured_ball
+from small_models import fit_colored_ball
 from train import main as train
 from training import outward_start
 from training.augmentation import GENERATED, REAL, augment
@@ -66,7 +66,7 @@ def arguments(photos: Path, output: Path, *more: str) -> list[str]:
 
 def fitted_state(curriculum: Curriculum) -> RunState:
     state = RunState(curriculum, seed=3, device=torch.device("cpu"), amp_dtype=None)
-    fit_coloured_ball(state.generator, num_steps=200)  # so that rays hit and the normal loss has a say
+    fit_colored_ball(state.generator, num_steps=200)  # so that rays hit and the normal loss has a say
     state.generator.zero_grad(set_to_none=True)
     return state
 
@@ -97,7 +97,10 @@ def real_images() -> torch.Tensor:
 RELATIVISTIC = ("gan_loss=relativistic", "r2_lambda=0.5")
 
 
-@pytest.mark.parametrize("more", [(), ("share_images=True",), ("share_images=True", *RELATIVISTIC)])
+TRIPLANE = ("model=TRIPLANE", "view_dependent=False", "backbone_channels=(8,8,8)", "w_dim=8", "decoder_dim=8")
+
+
+@pytest.mark.parametrize("more", [(), ("share_images=True",), ("share_images=True", *RELATIVISTIC), TRIPLANE])
 def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch, more):
     state = fitted_state(small_curriculum(*HELD, *more, "augment_target=0.6"))
     with torch.no_grad():
@@ -389,11 +392,11 @@ def test_another_curriculum_in_the_same_folder_is_refused(photos, tmp_path, caps
     assert load_training_checkpoint(tmp_path / "new" / "checkpoint_0000002.pt")["optimizer_G"]["state"][0]["step"] == 2
 
 
-def test_published_files_start_a_run(photos, tmp_path, shared_dir):
+def test_published_files_start_a_run(photos, tmp_path, published_files):
     source = tmp_path / "published"
     source.mkdir()
     for name in ("generator.pth", "ema.pth"):
-        shutil.copy(shared_dir / "reference" / "published_format" / name, source)
+        shutil.copy(published_files / name, source)
     command = ["--curriculum", "BFM", "--dataset_path", str(photos), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
     tiny = ["batch_size=1", "img_size=4", "batch_split=1", "gen_lr=1e-9"]
     train([*command, "--no-cache", "--no-use_logger", "--load_dir", str(source), "--load_dict", "--set_step", "70000",
@@ -447,7 +450,7 @@ def test_bad_input_is_named(photos, tmp_path, change, named):
 
 
 def test_bad_input_is_one_line_and_status_2(repo, tmp_path):
-    (tmp_path / "notes.jpg").write_text("not a picture")
+    (tmp_path / "notes.jpg").write_text("not an image")
     result = subprocess.run(
         [sys.executable, "train.py", "--curriculum", "SYNTH_TINY", "--dataset_path", str(tmp_path), "--output_dir",
          str(tmp_path / "out"), "--device", "cpu", "--no-cache", "--set", *SMALL],
@@ -470,3 +473,14 @@ def test_torchrun_trains_on_two_processes_and_resumes(photos, tmp_path, repo):
     state = load_training_checkpoint(tmp_path / "out" / "checkpoint_0000003.pt")
     assert state["images_seen"] == 3 * 2 * 4  # steps x processes x batch
     assert "resuming from" in result.stderr and result.stdout.count("stopped at step 3") == 1
+
+
+def test_held_out_images_are_never_read_and_their_number_stays(photos, tmp_path):
+    held_out = ["num_holdout=4"]
+    train([*arguments(photos, tmp_path / "run", "--max_steps", "1", "--eval_freq", "1", "--eval_images", "8"), *held_out])
+    content = load_training_checkpoint(tmp_path / "run" / "checkpoint_0000001.pt")
+    assert content["num_images"] == 6
+    with pytest.raises(UserError, match="num_holdout = 4, this run asks for 3"):
+        train([*arguments(photos, tmp_path / "run", "--max_steps", "2"), "num_holdout=3"])
+    with pytest.raises(UserError, match="of them 10 cannot be held out"):
+        train([*arguments(photos, tmp_path / "other", "--max_steps", "1"), "num_holdout=10"])

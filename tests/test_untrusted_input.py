@@ -34,7 +34,7 @@ from metrics.fidelity import read_state_dict
 from metrics.truth import camera_fov, find_truth
 from settings.registry import CURRICULUMS, get_curriculum
 from tools.report import main
-from visualization.images import depth_picture
+from visualization.images import depth_image
 from visualization.meshes import MeshSettings, load_mesh, load_voxels
 
 
@@ -52,7 +52,7 @@ def deadline() -> Iterator[None]:
     signal.signal(signal.SIGALRM, previous)
 
 
-def picture(path: Path, size: tuple[int, int] = (4, 4)) -> Path:
+def image(path: Path, size: tuple[int, int] = (4, 4)) -> Path:
     Image.new("RGB", size, (9, 9, 9)).save(path)
     return path
 
@@ -205,11 +205,11 @@ def test_curriculum_files_that_are_none(tmp_path: Path) -> None:
         get_curriculum(str(path))
 
 
-# ------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------ images
 
 
 def test_links_that_lead_round_in_circles_are_followed_once(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     for name in ("b", "c"):
         (tmp_path / name).symlink_to(".")  # 2^40 folders to walk
     (tmp_path / "nowhere.png").symlink_to("missing")
@@ -227,7 +227,7 @@ def test_paths_that_cannot_be(path: str, tmp_path: Path, monkeypatch: pytest.Mon
         find_images(path)
 
 
-def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_program_is_started_for_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow goes by content, and has Ghostscript run what begins like PostScript."""
     ghostscript = tmp_path / "bin" / "gs"
     ghostscript.parent.mkdir()
@@ -255,7 +255,7 @@ def test_zip_members_that_unfold_without_bounds(tmp_path: Path) -> None:
 
 
 def test_a_line_of_pixels_is_not_made_320_wide(tmp_path: Path) -> None:
-    picture(tmp_path / "line.png", (9000, 1))  # 320 x 2,880,000 at CelebA's size
+    image(tmp_path / "line.png", (9000, 1))  # 320 x 2,880,000 at CelebA's size
     assert decode(find_images(tmp_path), 0, DATASETS["CelebA"], 8) is None
     assert decode(find_images(tmp_path), 0, DATASETS["Images"], 8) is not None
 
@@ -269,7 +269,7 @@ def test_a_zip_whose_directory_is_damaged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
 def test_a_damaged_cache_is_made_again(tmp_path: Path, suffix: str) -> None:
     for name in ("a.png", "b.png"):
-        picture(tmp_path / name)
+        image(tmp_path / name)
     damage = {".npy": [npy("{"), npy("'''"), b""], ".json": [b"[" * 100_000, b'{"unreadable": [5]}', b'{"unreadable": [0, 0]}']}
     for content in damage[suffix]:
         ImageDataset(tmp_path, 8, cache_dir=tmp_path / "cache")
@@ -281,7 +281,7 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, suffix: str) -> None:
 def test_ground_truth_that_is_none(tmp_path: Path) -> None:
     for name in ("images", "ground_truth"):
         (tmp_path / name).mkdir()
-    picture(tmp_path / "images" / "0.png")
+    image(tmp_path / "images" / "0.png")
     (tmp_path / "ground_truth" / "0.npz").symlink_to("missing")
     with pytest.raises(UserError, match="no images with ground truth"):
         find_truth(tmp_path, 5)
@@ -326,9 +326,9 @@ def test_a_folder_in_place_of_voxels(tmp_path: Path, monkeypatch: pytest.MonkeyP
         write_atomically(".", b"")
 
 
-def test_depths_that_are_no_numbers_have_a_colour() -> None:
+def test_depths_that_are_no_numbers_have_a_color() -> None:
     depth = torch.tensor([[float("nan"), float("inf"), -float("inf"), 1.0]])
-    assert depth_picture(depth, 0.88, 1.12).isfinite().all()
+    assert depth_image(depth, 0.88, 1.12).isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------ the report, the command line

@@ -29,7 +29,7 @@ SETTINGS = ViewSettings(image_size=32)
 
 
 class CurvedField(SphereField):
-    """A ball whose logits bend, whose colours change along the ray and with the direction."""
+    """A ball whose logits bend, whose colors change along the ray and with the direction."""
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
         logits = super().occupancy_logits(points)
@@ -144,7 +144,7 @@ def test_lattice_points_are_returned_as_they_are() -> None:
     assert known[2:7, 2:7, 2:7].all() and not known[0].any() and not known[:, :, 8].any()
 
 
-def test_colours_are_asked_where_the_weight_is_and_interpolated_between() -> None:
+def test_colors_are_asked_where_the_weight_is_and_interpolated_between() -> None:
     alphas = torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0, 0.9], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
     asked = view_cache._worth_asking(alphas, 4)
     assert asked.tolist() == [[False, False, True, True, True, False], [False] * 5 + [True]]
@@ -165,7 +165,7 @@ def test_depth_slopes_are_those_of_autograd() -> None:
     assert torch.allclose(view_cache._depth_slopes(torch.sigmoid(logits.detach()), t), slopes.abs(), atol=1e-6)
 
 
-def test_hard_colours_get_more_samples(curved: Curved) -> None:
+def test_hard_colors_get_more_samples(curved: Curved) -> None:
     class Stripes(CurvedField):
         def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
             return self.occupancy_logits(points), (torch.sin(points * 150) + 1) / 2
@@ -213,7 +213,7 @@ def test_locked_directions() -> None:
     assert psnr_db(plain.image, render_view(field, pose, BFM, SETTINGS).image) < 40
 
 
-def test_surface_only_is_the_colour_at_the_root() -> None:
+def test_surface_only_is_the_color_at_the_root() -> None:
     field = CurvedField(0.08, sharpness=60)
     pose = make_pose(1.8, 1.6)
     preview = render_view(field, pose, BFM, ViewSettings(image_size=32, surface_only=True))
@@ -223,7 +223,7 @@ def test_surface_only_is_the_colour_at_the_root() -> None:
     assert torch.allclose(preview.surface_image, plain.surface_image, atol=1e-5)
     assert torch.allclose(preview.image * preview.hit_mask, plain.surface_image * preview.hit_mask, atol=1e-5)
     assert torch.allclose(preview.depth[preview.hit_mask], plain.surface_depth[preview.hit_mask], atol=2e-5)
-    assert num_preview == 32**2, "one colour per ray"
+    assert num_preview == 32**2, "one color per ray"
 
 
 def test_surface_only_shows_the_background_where_there_is_no_surface() -> None:
@@ -240,12 +240,12 @@ def test_surface_only_shows_the_background_where_there_is_no_surface() -> None:
         assert psnr_db(preview, whole) > psnr_db(far, whole) + 5
 
 
-def test_reference_generator(shared_dir: Path) -> None:
-    """A trained SIREN; the lattice costs more than it gives for a picture this small, so only the view's points count."""
+def test_reference_generator() -> None:
+    """A trained SIREN; the lattice costs more than it gives for an image this small, so only the view's points count."""
     from generators.generator import latent_from_seed
     from reference import load_reference_generator
 
-    generator = load_reference_generator(shared_dir)
+    generator = load_reference_generator()
     with torch.no_grad():
         field = generator.field(generator.film(latent_from_seed(0, 256), 0.7))
     poses, _ = frames()

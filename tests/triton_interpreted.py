@@ -130,27 +130,27 @@ def test_the_self_check_sees_wrong_weights(monkeypatch):
 
 
 @torch.no_grad()
-def test_recorded_generator(shared_dir):
+def test_recorded_generator():
     from reference import load_outputs, load_reference_generator
     from siren.mapping import FilmParameters
 
-    outputs = load_outputs(shared_dir)
-    field = load_reference_generator(shared_dir).field(FilmParameters(outputs["frequencies"], outputs["phase_shifts"]))
+    outputs = load_outputs()
+    field = load_reference_generator().field(FilmParameters(outputs["frequencies"], outputs["phase_shifts"]))
     logits = field.occupancy_logits(outputs["points"])
     assert field._packed
     assert relative_error(logits, outputs["occ_logit"]) < 1e-3
 
 
 @torch.no_grad()
-def test_a_picture_through_the_kernel(tiny_rays=16):
+def test_an_image_through_the_kernel(tiny_rays=16):
     from generators.cameras import CameraPoses, camera_rays
 
     generator, field = make_field(width=64, num_layers=3, batch=1)
     rays = camera_rays(CameraPoses(torch.tensor([1.5]), torch.tensor([1.6])), tiny_rays, 12)
     settings = replace(RenderSettings.from_curriculum(generator.curriculum), num_coarse=12)
-    picture = render(field, rays, settings)
+    image = render(field, rays, settings)
     torch.set_float32_matmul_precision("highest")
     plain = render(field, rays, settings)
     assert field._packed and isinstance(next(iter(field._packed.values())), PackedField)
-    assert (picture.surface.hit_mask == plain.surface.hit_mask).float().mean() > 0.99
-    assert float((picture.rgb - plain.rgb).square().mean()) < 10 ** (-6.0)  # 60 dB
+    assert (image.surface.hit_mask == plain.surface.hit_mask).float().mean() > 0.99
+    assert float((image.rgb - plain.rgb).square().mean()) < 10 ** (-6.0)  # 60 dB

@@ -154,7 +154,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def is_hollow(run: dict[str, Any]) -> bool | None:
-    """By the pictures where there is a ground truth, else by the bulge; None where the run has no shapes."""
+    """By the images where there is a ground truth, else by the bulge; None where the run has no shapes."""
     sign = run.get("depth_correlation", run.get("bulge"))
     return None if sign is None else sign < 0
 

@@ -1,4 +1,4 @@
-"""Puts what docs/make_pictures.sh rendered into the README's files: NAME.png, and NAME.webp and NAME_between.webp, which move."""
+"""Puts what docs/make_images.sh rendered into the README's files: NAME.png, and NAME.webp and NAME_between.webp, which move."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.arguments import ArgumentParser, seed_number
 from common.program import run_script
-from visualization.images import from_uint8, picture_grid, to_uint8
+from visualization.images import from_uint8, image_grid, to_uint8
 
 IMAGE_VIEWS, OTHER_VIEWS = (0, 1, 2, 3, 4), (0, 2, 4)
 MILLISECONDS = 50  # per frame
@@ -25,7 +25,7 @@ def animate(output: str, folders: list[list[Path]]) -> None:
     frames = []
     for i in range(len(list(folders[0][0].glob("*.png")))):
         rows = [[read(folder / f"{i:03d}.png") for folder in row] for row in folders]
-        frames.append(Image.fromarray(to_uint8(picture_grid(rows))))
+        frames.append(Image.fromarray(to_uint8(image_grid(rows))))
     frames[0].save(output, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, quality=70, method=6)
 
 
@@ -41,7 +41,7 @@ def main() -> None:
         row += [read(work / "imgs" / f"normals_{seed}_{i}.png") for i in OTHER_VIEWS]
         row += [read(next((work / "meshes").glob(f"{seed}_*_{i}.png"))) for i in OTHER_VIEWS]
         rows.append(row)
-    Image.fromarray(to_uint8(picture_grid(rows))).save(f"{args.output}.png", optimize=True)
+    Image.fromarray(to_uint8(image_grid(rows))).save(f"{args.output}.png", optimize=True)
 
     vids = work / "vids"
     turning = [[vids / f"{seed}{suffix}_frames" for seed in args.seeds] for suffix in ("", "_normals")]

@@ -1,10 +1,10 @@
-"""How true a generator's surfaces are to its own pictures, on data with ground truth (tools/synthetic_heads.py).
+"""How true a generator's surfaces are to its own images, on data with ground truth (tools/synthetic_heads.py).
 
     python -m tools.eval_geometry model.safetensors --dataset_path data/heads64
 
 A generated head is no particular head of the set, so there is no truth to compare it with pixel by pixel. But there is a
-truth about pictures OF heads: a small predictor learns it from the set (depth, normals, mask), reads the geometry off each
-generated picture, and that is compared with the surface the generator put there. See docs/metrics.md.
+truth about images OF heads: a small predictor learns it from the set (depth, normals, mask), reads the geometry off each
+generated image, and that is compared with the surface the generator put there. See docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from settings.curriculum import Curriculum
 
 
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser("Compare generated surfaces with the geometry that the generated pictures show.")
+    parser = ArgumentParser("Compare generated surfaces with the geometry that the generated images show.")
     add_common_arguments(parser, psi=1.0, image_size=None, output_json="outputs/eval_geometry.json")
     parser.add_argument("--dataset_path", required=True, help="a set with ground truth: a folder with images/ and ground_truth/")
     parser.add_argument("--num_images", type=positive_int, default=256, help="generated images")
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in notes:
         print(f"note: {note}")
     write_json(args.output_json, _finite(record))
-    print_table(f"{args.num_images} generated views at {size} px, against geometry read off their pictures", _table(record))
+    print_table(f"{args.num_images} generated views at {size} px, against geometry read off their images", _table(record))
     print(f"written to {args.output_json}")
 
 

@@ -4,7 +4,7 @@
 
 writes pretrained/mine.safetensors, which all scripts then take by its name, and pretrained/mine.json: the command, curriculum,
 data, seed, steps, device and minutes of the run, and the scores with all they depend on. Weights are stored in half precision
-where that cannot be seen (--precision auto: pictures above 60 dB PSNR from those of the full one).
+where that cannot be seen (--precision auto: images above 60 dB PSNR from those of the full one).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
 
 
 @torch.no_grad()
-def pictures(loaded: LoadedGenerator) -> torch.Tensor:
+def images(loaded: LoadedGenerator) -> torch.Tensor:
     """NUM_PICTURES of fixed latents and poses, (N, 3, H, W) in [-1, 1]."""
     c = loaded.curriculum
     z = draw_latents(NUM_PICTURES, c.latent_dim, c.z_dist, torch.Generator().manual_seed(0))
@@ -71,11 +71,11 @@ def pictures(loaded: LoadedGenerator) -> torch.Tensor:
 
 
 def half_precision_psnr(loaded: LoadedGenerator) -> float:
-    """How far pictures with half-precision weights are from those with full ones, dB."""
+    """How far images with half-precision weights are from those with full ones, dB."""
     with tempfile.TemporaryDirectory(prefix="gof_package_") as folder:
         path = Path(folder) / "half.safetensors"
         save_inference(path, loaded.generator, loaded.step or 0, torch.float16)
-        error = (pictures(load_generator(path)) - pictures(loaded)).square().mean().clamp_min(1e-12)
+        error = (images(load_generator(path)) - images(loaded)).square().mean().clamp_min(1e-12)
     return float(10 * torch.log10(4 / error))
 
 

@@ -1,9 +1,9 @@
-"""How far the object turns in your photos: h_stddev, v_stddev and sample_dist for a curriculum, read off the pictures.
+"""How far the object turns in your photos: h_stddev, v_stddev and sample_dist for a curriculum, read off the images.
 
     python -m tools.pose_spread photos/ --dataset CelebA         # read by a network that learned poses from the built-in heads
     python -m tools.pose_spread photos/ --checkpoint outputs/run # read by the discriminator of a run with these photos
 
-The first is for faces; it is trained once, in some minutes, and refuses pictures that are foreign to it. The second is for
+The first is for faces; it is trained once, in some minutes, and refuses images that are foreign to it. The second is for
 anything, but leans toward the camera prior that the run had: a hint at most. The last line is for train.py. See
 docs/own_photos.md for how close both come.
 """
@@ -29,10 +29,10 @@ from metrics.pose_readout import INPUT_SIZE, MAX_PITCH, MAX_YAW, PoseReadout, Re
 from metrics.pose_statistics import ANGLES, Spread, calibrate, fit_prior, measure_spread, near, spread_record
 from metrics.report import write_json
 from metrics.sampling import real_images
-from visualization.images import picture_grid, save_picture
+from visualization.images import image_grid, save_image
 
 FEWEST_IMAGES = 20
-NUM_GENERATED = 256  # pictures of known pose that a discriminator's reading is tried on
+NUM_GENERATED = 256  # images of known pose that a discriminator's reading is tried on
 SHEET_COLUMNS = 10
 MAX_BEYOND = 0.05  # of the readings, outside the range of poses learned from
 FOREIGN = 2.0  # times the disagreement with mirror images that held-out heads have
@@ -40,9 +40,9 @@ FOREIGN = 2.0  # times the disagreement with mirror images that held-out heads h
 
 @dataclass(frozen=True)
 class Readings:
-    """``poses`` (N, 2) of the pictures; ``known``: (M, 4), poses of others and what was read there; ``notes``: what to mind.
+    """``poses`` (N, 2) of the images; ``known``: (M, 4), poses of others and what was read there; ``notes``: what to mind.
 
-    Disagreements between a picture and its mirror image, (N, 2) and (M, 2), tell how much noisier these pictures are than
+    Disagreements between an image and its mirror image, (N, 2) and (M, 2), tell how much noisier these images are than
     those of known pose; None where that cannot be asked.
     """
 
@@ -65,7 +65,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--num_heads", type=int_between(30, 10**6), default=heads, help="built-in heads to learn from")
     parser.add_argument("--readout_steps", type=positive_int, default=steps, help="of learning from them")
     parser.add_argument("--readout_cache", help="folder where trained read-outs are kept (default: with decoded images)")
-    parser.add_argument("--sheet", metavar="PNG", help="write pictures of least, middle and greatest yaw and pitch: look at them")
+    parser.add_argument("--sheet", metavar="PNG", help="write images of least, middle and greatest yaw and pitch: look at them")
     parser.add_argument("--json", metavar="OUT", help="write all numbers")
     add_device_argument(parser)
     return parser
@@ -78,16 +78,16 @@ def read_with_heads(images: Tensor, readout: PoseReadout, name: str, settings: R
     beyond = float((poses.abs() > 0.95 * ranges).any(dim=1).float().mean())
     notes = []
     if beyond > MAX_BEYOND:
-        notes.append(f"{beyond:.0%} of the pictures lie at the edge of the poses learned from; the true spread may be larger")
+        notes.append(f"{beyond:.0%} of the images lie at the edge of the poses learned from; the true spread may be larger")
     held_out = readout.held_out.cpu()
     reader: dict[str, Any] = {"kind": "built-in heads", "file": name, "settings": asdict(settings)}
     for i, angle in enumerate(ANGLES):
         here, there = _rms(disagreement[:, i]), _rms(held_out[:, 4 + i])
-        reader[f"{angle}_mirror_disagreement"] = {"pictures": here, "held_out_heads": there}
+        reader[f"{angle}_mirror_disagreement"] = {"images": here, "held_out_heads": there}
         if here > FOREIGN * there:
             notes.append(
-                f"{angle}: a picture and its mirror image differ by {here:.2f} rad, those of heads by {there:.2f}; "
-                "these pictures are foreign to the read-out, which is not believed"
+                f"{angle}: an image and its mirror image differ by {here:.2f} rad, those of heads by {there:.2f}; "
+                "these images are foreign to the read-out, which is not believed"
             )
     return Readings(poses, held_out[:, :4], reader, notes, disagreement, held_out[:, 4:])
 
@@ -133,7 +133,7 @@ def write_sheet(path: str, images: Tensor, poses: Tensor) -> None:
         order = poses[:, i].argsort()
         start = {"least": 0, "middle": (len(order) - num) // 2, "greatest": len(order) - num}
         rows += [list(images[order[start[place] : start[place] + num]]) for place in places]
-    save_picture(path, picture_grid(rows))
+    save_image(path, image_grid(rows))
 
 
 def print_spreads(spreads: Sequence[Spread]) -> None:
@@ -158,7 +158,7 @@ def print_spreads(spreads: Sequence[Spread]) -> None:
 def report(args: Any, images: Tensor, readings: Readings) -> None:
     yaw, pitch = spreads_of(readings)
     prior = fit_prior(yaw, pitch)
-    print(f"{args.path}: {len(images)} pictures, read by {readings.reader['kind']} ({Path(readings.reader['file']).name})")
+    print(f"{args.path}: {len(images)} images, read by {readings.reader['kind']} ({Path(readings.reader['file']).name})")
     print_spreads((yaw, pitch))
     for note in readings.notes:
         print(f"  note: {note}")
@@ -170,7 +170,7 @@ def report(args: Any, images: Tensor, readings: Readings) -> None:
     }
     if args.sheet:
         write_sheet(args.sheet, images, readings.poses)
-        print(f"  pictures at the ends of the readings: {args.sheet}")
+        print(f"  images at the ends of the readings: {args.sheet}")
     if args.json:
         write_json(args.json, record)
     for name, spread in (("yaw", yaw), ("pitch", pitch)):
@@ -178,7 +178,7 @@ def report(args: Any, images: Tensor, readings: Readings) -> None:
             print(f"  note: {name} cannot be told: it is hardly followed, drowns in error, or is not believed")
     if prior is None:
         remedy = "train longer, or choose" if args.checkpoint else "choose"
-        raise UserError(f"neither yaw nor pitch of these pictures can be told; {remedy} by eye (dataset.py --check)")
+        raise UserError(f"neither yaw nor pitch of these images can be told; {remedy} by eye (dataset.py --check)")
     print(f"--set {' '.join(settings)}")
 
 
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.dataset = args.dataset or (head.curriculum.dataset if head else "Images")
     images = real_images(args.path, args.dataset, args.num_images, head.image_size if head else INPUT_SIZE, args.seed)
     if len(images) < FEWEST_IMAGES:
-        raise UserError(f"{args.path} holds {len(images)} pictures; a spread needs at least {FEWEST_IMAGES}, better hundreds")
+        raise UserError(f"{args.path} holds {len(images)} images; a spread needs at least {FEWEST_IMAGES}, better hundreds")
     images = images.float() / 127.5 - 1
     if head:
         readings = read_with_discriminator(images, head, args.seed)

@@ -2,7 +2,7 @@
 
     python -m tools.report quickstart
 
-Pictures and videos are inside the page: it opens by double click, offline, and can be sent to somebody. What is missing in the
+Images and videos are inside the page: it opens by double click, offline, and can be sent to somebody. What is missing in the
 folder is left out. auto_bash/quickstart.sh says what lies where in the folder.
 """
 
@@ -26,14 +26,14 @@ from visualization.images import QUANTITIES
 
 CHARTS: dict[str, dict[str, str]] = {
     "GAN losses": {"D/gan": "discriminator", "G/gan": "generator"},
-    "Pose read off a picture (MSE)": {"D/pose": "discriminator", "G/pose": "generator"},
+    "Pose read off an image (MSE)": {"D/pose": "discriminator", "G/pose": "generator"},
     "Hit rate: share of rays with a surface": {"G/hit_rate": "hit rate"},
     "Surface terms": {"G/opacity_prior": "opacity prior", "G/normal": "normal smoothness", "G/ball_hold": "hold to the ball"},
 }
 MAX_POINTS = 300  # of a curve
 MAX_NUMBER = 1e100
 MAX_LOG_BYTES = 1 << 28
-MAX_INLINE_BYTES = 1 << 26  # of a picture or a video
+MAX_INLINE_BYTES = 1 << 26  # of an image or a video
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def data_section(folder: Path) -> str:
         else ""
     )
     caption = (
-        f"{count or 'Real images'}, each with its exact depth, normals, mask and pose beside it. Training sees the pictures only."
+        f"{count or 'Real images'}, each with its exact depth, normals, mask and pose beside it. Training sees the images only."
     )
     return section("The data", figure(sheet, caption, pixelated=True))
 
@@ -168,11 +168,11 @@ def views_section(folder: Path) -> str:
     labels = "".join(f"<span>{name.replace('_', ' ')}</span>" for name in QUANTITIES)
     figures = []
     for grid in grids:
-        picture = figure(grid, f"seed {grid.stem.removeprefix('grid_')}")
-        figures.append(f"<div class='labelled'><div class='labels'>{labels}</div>{picture}</div>")
+        image = figure(grid, f"seed {grid.stem.removeprefix('grid_')}")
+        figures.append(f"<div class='labeled'><div class='labels'>{labels}</div>{image}</div>")
     note = (
         "<p>One latent from five sides. <b>Surface depth</b>, <b>mask</b> and <b>normals</b> belong to the surface that root"
-        " finding meets; the <b>surface image</b> is the colour at that point alone. Where it looks like the image, the field is"
+        " finding meets; the <b>surface image</b> is the color at that point alone. Where it looks like the image, the field is"
         " a surface.</p>"
     )
     return section("Views", note + f"<div class='pair'>{''.join(figures)}</div>")
@@ -197,14 +197,14 @@ def video_caption(path: Path) -> str:
 
 
 def meshes_section(folder: Path) -> str:
-    pictures = files_in(folder / "mesh_images", "*_views.png")
-    if not pictures:
+    images = files_in(folder / "mesh_images", "*_views.png")
+    if not images:
         return ""
-    figures = "".join(figure(path, f"seed {path.stem.split('_')[0]}") for path in pictures)
+    figures = "".join(figure(path, f"seed {path.stem.split('_')[0]}") for path in images)
     glbs = [f"<code>{escape(path.name)}</code>" for path in sorted((folder / "shapes").glob("*.glb"))]
     where = escape(str(folder / "shapes"))
-    note = f"<p>With colours, for Blender or any viewer: {', '.join(glbs)} in <code>{where}</code>.</p>" if glbs else ""
-    return section("Meshes", f"<p>The surface at occupancy 0.5, without its colours.</p>{figures}{note}")
+    note = f"<p>With colors, for Blender or any viewer: {', '.join(glbs)} in <code>{where}</code>.</p>" if glbs else ""
+    return section("Meshes", f"<p>The surface at occupancy 0.5, without its colors.</p>{figures}{note}")
 
 
 def scores_section(folder: Path) -> str:
@@ -260,7 +260,7 @@ def geometry_rows(record: dict[str, Any]) -> list[list[str]]:
                 f"{escape(name)} {number(part_of(baselines, name)[key])}" for name in baselines if key in part_of(baselines, name)
             ]
             scale = ", ".join([f"predictor's own {number(floor.get(key))}", *twins])
-            rows.append([f"{label}, against what the pictures show", number(score[key]), scale, counts])
+            rows.append([f"{label}, against what the images show", number(score[key]), scale, counts])
     if "depth_correlation" in score:
         way = "faces bulge outward" if score.get("bulges_outward") else '<b class="bad">faces are hollow</b>'
         rows.append(
@@ -309,7 +309,7 @@ def next_section(folder: Path) -> str:
 def summary(folder: Path, steps: list[Step]) -> str:
     curriculum = part_of(read_json(folder / "train" / "run.json"), "curriculum")
     failed = [step.title for step in steps if step.status != "ok"]
-    text = "A generator that learns solid 3D heads from flat pictures: no poses, no shapes were given to it."
+    text = "A generator that learns solid 3D heads from flat images: no poses, no shapes were given to it."
     name = curriculum.get("name", "")
     facts = [f"curriculum {name}" if name else "", f"made {datetime.now().astimezone():%Y-%m-%d %H:%M}"]
     problem = f"<p class='bad'>Not everything worked: {escape(', '.join(failed))}. The rest is below.</p>" if failed else ""

@@ -30,7 +30,7 @@ figure { margin: .9rem 0 0; min-width: 0; } figure img, figure video { width: 10
 figcaption { margin-top: .35rem; } .pixelated { image-rendering: pixelated; }
 .thirds { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 0 1rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: .5rem 1.5rem; }
-.labelled { display: grid; grid-template-columns: 4.2rem 1fr; gap: .6rem; }
+.labeled { display: grid; grid-template-columns: 4.2rem 1fr; gap: .6rem; }
 .labels { display: grid; grid-template-rows: repeat(6, 1fr); margin: .9rem 0 1.75rem; }
 .labels span { align-self: center; text-align: right; color: var(--soft); font-size: .78rem; line-height: 1.2; }
 .hero { display: flex; gap: .5rem; margin-top: 1.5rem; }
@@ -64,7 +64,7 @@ def inline(path: Path) -> str:
 
 
 def figure(path: Path, caption: str, pixelated: bool = False) -> str:
-    """A picture over the full width. ``pixelated``: enlarged without blur, for pictures of few pixels."""
+    """An image over the full width. ``pixelated``: enlarged without blur, for images of few pixels."""
     kind = ' class="pixelated"' if pixelated else ""
     return f'<figure><img{kind} src="{inline(path)}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
 

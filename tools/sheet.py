@@ -20,9 +20,10 @@ from torch import Tensor
 from common.arguments import ArgumentParser, add_device_argument, finite_float, int_between, resolve_device, seed_number
 from common.errors import UserError
 from common.program import run_script
+from dataset import spec_over
 from metrics.sampling import generated_images, real_images
 from visualization.generator_scripts import load_with_notes
-from visualization.images import picture_grid, save_picture
+from visualization.images import image_grid, save_image
 
 PADDING = 2  # px
 
@@ -30,7 +31,7 @@ PADDING = 2  # px
 def parse_arguments(argv: Sequence[str] | None) -> Any:
     parser = ArgumentParser(__doc__)
     parser.add_argument("generators", nargs="+", help="files, or names of shipped ones")
-    parser.add_argument("--output", required=True, help="the picture, .png")
+    parser.add_argument("--output", required=True, help="the image, .png")
     parser.add_argument("--num", type=int_between(1, 4096), default=48, help="images of each")
     parser.add_argument("--columns", type=int_between(1, 256), default=16)
     parser.add_argument("--image_size", type=int_between(4, 1024), default=64, help="pixels")
@@ -46,7 +47,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
 def sheet(groups: Sequence[Tensor], columns: int) -> Tensor:
     """``groups`` of images, (N, 3, H, W) uint8 each, in rows of ``columns``; returns (3, height, width) in [-1, 1]."""
     images = [list(group.float() / 127.5 - 1) for group in groups]
-    return picture_grid([group[i : i + columns] for group in images for i in range(0, len(group), columns)], PADDING)
+    return image_grid([group[i : i + columns] for group in images for i in range(0, len(group), columns)], PADDING)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     real = []
     if args.dataset_path:  # looked at first: rendering takes longer
         preset = args.dataset or opened[0].curriculum.dataset
-        white_back = opened[0].curriculum.white_back
-        real = [real_images(args.dataset_path, preset, args.num, args.image_size, args.seed, white_back=white_back)]
+        spec = spec_over(preset, opened[0].curriculum)
+        real = [real_images(args.dataset_path, spec, args.num, args.image_size, args.seed)]
     groups = [generated_images(g, args.num, args.image_size, psi=args.psi, seed=args.seed, batch_size=16) for g in opened]
-    save_picture(output, sheet([*groups, *real], args.columns))
+    save_image(output, sheet([*groups, *real], args.columns))
     below = f"; below, {len(real[0])} real ones" if real else ""
     print(f"wrote {output}: {args.num} images of each of {', '.join(map(str, args.generators))}{below}")
 

@@ -1,14 +1,14 @@
-"""Make the built-in data set: pictures of procedural heads with exact geometry beside each.
+"""Make the built-in data set: images of procedural heads with exact geometry beside each.
 
     python -m tools.synthetic_heads --output_dir data/heads64 --num_images 4000
 
 writes
 
     DIR/meta.json                  seed, curriculum, count, size, camera
-    DIR/images/000000.png          the picture, on black
+    DIR/images/000000.png          the image, on black
     DIR/ground_truth/000000.npz    depth (H, W) float32: t along the unit ray, 0 where the ray meets nothing
                                    normals (3, H, W) float32: unit, outward, world axes, 0 where the ray meets nothing
-                                   mask (H, W) bool: True where the ray through the pixel's centre meets the head
+                                   mask (H, W) bool: True where the ray through the pixel's center meets the head
                                    yaw, pitch: radians
 
 Head number i depends on (seed, i, curriculum's cameras, size) alone, so a smaller set is the beginning of a larger one, an
@@ -28,12 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from common.arguments import ArgumentParser
 from common.errors import UserError
-from common.files import make_output_dir
+from common.files import make_output_dir, npz_bytes, write_atomically
 from common.program import run_script
 from generators.cameras import CameraPoses, sample_camera_poses
 from heads.parameters import HeadParameters, head_generator, sample_heads
@@ -41,13 +40,14 @@ from heads.render import HeadImages, render_heads
 from heads.sdf import head_sdf
 from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
+from visualization.images import png_bytes
 
 __all__ = ["HeadImages", "HeadParameters", "generate", "head_poses", "head_sdf", "render_heads", "sample_heads"]
 
 BLOCK = 32  # heads rendered together
 _CAMERA_FIELDS = ("fov", "h_mean", "v_mean", "h_stddev", "v_stddev", "sample_dist")
 MAX_IMAGES, MAX_SIZE = 10_000_000, 8192
-_VERSION = 1  # of the look: raise it when the same seed gives other pictures
+_VERSION = 1  # of the look: raise it when the same seed gives other images
 
 
 def head_poses(indices: Iterable[int], seed: int, curriculum: Curriculum) -> CameraPoses:
@@ -75,14 +75,8 @@ def _write(output_dir: Path, index: int, heads: HeadImages, row: int, poses: Cam
         "yaw": np.float32(poses.yaw[row]),
         "pitch": np.float32(poses.pitch[row]),
     }
-    for path in (_image_path(output_dir, index), _truth_path(output_dir, index)):
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        with unfinished.open("wb") as file:
-            if path.suffix == ".png":
-                Image.fromarray(pixels).save(file, format="PNG")
-            else:
-                np.savez_compressed(file, **truth)
-        unfinished.replace(path)
+    write_atomically(_image_path(output_dir, index), png_bytes(pixels), sync=False)
+    write_atomically(_truth_path(output_dir, index), npz_bytes(truth), sync=False)
 
 
 def _make_block(indices: list[int], output_dir: Path, image_size: int, seed: int, curriculum: Curriculum) -> int:
@@ -121,9 +115,7 @@ def _open_set(output_dir: Path, meta: dict[str, Any]) -> None:
             )
     elif any(path.name not in ("images", "ground_truth") or any(path.iterdir()) for path in output_dir.iterdir()):
         raise UserError(f"{output_dir} is not empty and holds no set of heads; choose another folder with --output_dir")
-    unfinished = meta_path.with_name(".meta.json.unfinished")
-    unfinished.write_text(json.dumps(meta, indent=1) + "\n")
-    unfinished.replace(meta_path)
+    write_atomically(meta_path, (json.dumps(meta, indent=1) + "\n").encode())
 
 
 def generate(
@@ -150,7 +142,7 @@ def generate(
     for name in ("images", "ground_truth"):
         make_output_dir(output_dir / name)
     missing = [i for i in range(num_images) if not (_image_path(output_dir, i).exists() and _truth_path(output_dir, i).exists())]
-    # large pictures in smaller blocks, so that memory stays the same
+    # large images in smaller blocks, so that memory stays the same
     block = max(1, min(BLOCK, BLOCK * 64**2 // image_size**2))
     blocks = [missing[i : i + block] for i in range(0, len(missing), block)]
     work = partial(_make_block, output_dir=output_dir, image_size=image_size, seed=seed, curriculum=curriculum)

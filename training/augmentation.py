@@ -4,7 +4,7 @@ An image is changed with probability p in each of four ways: brightness, contras
 about 0.8, G can still tell which images it has to make ("non-leaking"). p follows how sure D is of the real images:
 where more of them score above 0 (with a relativistic loss: above a generated one) than ``augment_target`` allows, it
 rises. Sources: Karras et al., "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020 (p and its
-control); Zhao et al., "Differentiable Augmentation", NeurIPS 2020 (colours and shifts alone go a long way, and reach G
+control); Zhao et al., "Differentiable Augmentation", NeurIPS 2020 (colors and shifts alone go a long way, and reach G
 through a gradient).
 """
 

@@ -8,7 +8,7 @@ import time
 from torch import Tensor
 
 from common.errors import UserError
-from dataset import MAX_UNREADABLE, ImageDataset
+from dataset import ImageDataset, Split, spec_over
 from distributed.collectives import all_or_none, text_of_main
 from distributed.processes import Processes
 from loading.batches import BatchStream
@@ -33,14 +33,10 @@ class StageBatches:
         self._state, self._processes = state, processes
 
         def read() -> None:
-            self.dataset = ImageDataset(
-                path,
-                stage.img_size,
-                preset,
-                cache_dir="default" if use_cache else None,
-                max_unreadable=1.0 if is_under_way else MAX_UNREADABLE,
-                white_back=state.curriculum.white_back,
-            )
+            limit = {"max_unreadable": 1.0} if is_under_way else {}
+            split = Split("train", state.curriculum.num_holdout)
+            spec = spec_over(preset, state.curriculum)
+            self.dataset = ImageDataset(path, stage.img_size, spec, "default" if use_cache else None, split=split, **limit)
 
         # One process of each machine decodes the images, the others read its cache.
         all_or_none(processes, lambda: read() if processes.is_first_on_machine else None)
@@ -50,13 +46,13 @@ class StageBatches:
         self.restart()
 
     def _agree_on_number(self, path: str) -> None:
-        """The order of the pictures, and when an epoch ends, follow from their number: it must be the same for all."""
+        """The order of the images, and when an epoch ends, follow from their number: it must be the same for all."""
         own, main = len(self.dataset), int(text_of_main(self._processes, str(len(self.dataset))))
 
         def compare() -> None:
             if own != main:
                 where = f"rank {self._processes.rank} on {socket.gethostname()}"
-                raise UserError(f"{path} holds {own} pictures for {where}, {main} for rank 0; let all see the same files")
+                raise UserError(f"{path} holds {own} images for {where}, {main} for rank 0; let all see the same files")
 
         all_or_none(self._processes, compare)
 
@@ -65,10 +61,10 @@ class StageBatches:
         if self._processes.is_main:
             if names:
                 first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-                tell(f"{len(names)} pictures in {path} cannot be read and are left out: {first}")
+                tell(f"{len(names)} images in {path} cannot be read and are left out: {first}")
             if state.num_images not in (None, len(self.dataset)):
                 tell(
-                    f"{path} has {len(self.dataset)} pictures, it had {state.num_images} when this run last looked:"
+                    f"{path} has {len(self.dataset)} images, it had {state.num_images} when this run last looked:"
                     " from here on they come in another order"
                 )
         state.num_images = len(self.dataset)
@@ -93,13 +89,13 @@ class StageBatches:
             try:
                 return next(self.stream)
             except Exception as error:  # whatever ended the reader
-                tell(f"reading pictures from {where} failed ({type(error).__name__}: {error}); starting the reader again")
+                tell(f"reading images from {where} failed ({type(error).__name__}: {error}); starting the reader again")
                 time.sleep(pause)
                 self.restart()
         try:
             return next(self.stream)
         except Exception as error:
-            raise UserError(f"pictures from {where} cannot be read any more ({type(error).__name__}: {error})") from error
+            raise UserError(f"images from {where} cannot be read any more ({type(error).__name__}: {error})") from error
 
     def close(self) -> None:
         if self.stream is not None:

@@ -1,4 +1,4 @@
-"""Exponential moving averages of the generator (METHOD section 5)."""
+"""Exponential moving averages of the generator (docs/method.md, "Optimization")."""
 
 from __future__ import annotations
 

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from checkpoints.loading import LoadedGenerator
 from common.errors import UserError
+from dataset import spec_over
 from distributed.processes import Processes
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
 from loading.cache import default_cache_dir
+from loading.files import Split
 from metrics.consistency import view_consistency
 from metrics.fidelity import weights_at_hand
 from metrics.geometry import background_is_white, generated_geometry, over_background, surfaces_of
@@ -127,9 +129,11 @@ class Evaluator:
     def _image_metrics(self, fake: Tensor, image_size: int, generator: ImplicitGenerator3d) -> dict[str, float]:
         options, weights = self._options, weights_at_hand(EXTRACTOR, self._options.weights)
         if image_size not in self._real:
-            where = (options.dataset_path, options.dataset_preset)
-            how = {"use_cache": options.use_cache, "white_back": generator.curriculum.white_back}
-            self._real = {image_size: real_images(*where, options.num_images, image_size, **how)}
+            spec = spec_over(options.dataset_preset, generator.curriculum)
+            where = (options.dataset_path, spec, options.num_images, image_size)
+            num = generator.curriculum.num_holdout
+            split = Split("holdout" if num else "all", num)
+            self._real = {image_size: real_images(*where, use_cache=options.use_cache, split=split)}
         names = ("swd",) if weights is None else ("swd", "fid", "kid")
         device = next(generator.parameters()).device
         evaluation = Evaluation(self._real[image_size], fake, names, device=device, extractor=EXTRACTOR, weights_file=weights)
@@ -149,7 +153,7 @@ def surface_metrics(generator: ImplicitGenerator3d, image_size: int) -> dict[str
 
     ``hit_rate``: rays that enter a surface. ``weighted_variance_1e4``: thickness of the surface, times 1e4, where any ray
     qualifies. ``bulge``: how much nearer the middle of the shapes is than their rim, world units; below 0 they are hollow
-    (training/hollow.py turns them outward). ``surface_psnr_db``: the picture of the roots alone against the volume-rendered
+    (training/hollow.py turns them outward). ``surface_psnr_db``: the image of the roots alone against the volume-rendered
     one, on rays that hit. ``consistency_*``: see :func:`metrics.consistency.compare_views`.
     """
     curriculum = generator.curriculum

@@ -1,6 +1,6 @@
 """The watch against hollow shapes: look now and then which way the shapes bulge, and turn them outward where they don't.
 
-From unposed pictures a shape and its hollow twin look the same (training/mirror.py), so which of them a run finds is chance. Its
+From unposed images a shape and its hollow twin look the same (training/mirror.py), so which of them a run finds is chance. Its
 shapes say which it was: seen from the front, the middle of an object is nearer than its rim; of its mould, farther.
 The rest of the run is as good either way: mirroring keeps what both networks have learned. It disturbs fog, though, which
 may bulge either way before it takes shape: so only what stays hollow is turned.

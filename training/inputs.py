@@ -57,22 +57,22 @@ def draw_inputs(
         generator=random,
     )
     device, num_rays = processes.device, settings.image_size**2
-    with_neighbours = purpose == "G" and curriculum.with_normal_loss and bool(curriculum.normal_lambda)
+    with_neighbors = purpose == "G" and curriculum.with_normal_loss and bool(curriculum.normal_lambda)
     noises, directions, points, changes = [], [], [], []
     for place in range(mine.start, mine.stop):
         own = seeded_generator(device, seed, step, purpose, place)
         noises.append(draw_noise(1, num_rays, settings.render, device, own))
-        if with_neighbours:
+        if with_neighbors:
             directions.append(torch.randn(1, num_rays, 3, generator=own, device=device))
         if purpose == "G" and settings.lambda_ball_hold:
             points.append(draw_points(1, NUM_HOLD_POINTS, curriculum, own))
         if curriculum.augment_target:
             changes.append(torch.rand(1, 2, NUM_UNIFORMS, generator=own, device=device))
     noise = RenderNoise(*(None if column[0] is None else torch.cat(column) for column in zip(*noises, strict=True)))
-    neighbours = F.normalize(torch.cat(directions), dim=-1) if directions else None
+    neighbors = F.normalize(torch.cat(directions), dim=-1) if directions else None
     rest = (torch.cat(column) if column else None for column in (points, changes))
     poses = CameraPoses(*(_send(angle[mine], device) for angle in poses))
-    return GeneratorInputs(_send(z, device), poses, noise, neighbours, *rest)
+    return GeneratorInputs(_send(z, device), poses, noise, neighbors, *rest)
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:

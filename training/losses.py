@@ -2,7 +2,7 @@
 
 A mean over images is the same however a batch is split or spread over processes, so ``batch_split`` and DDP give the
 gradient of the whole batch. Where a batch-wide choice is made (top-k), it enters as per-image weights of mean 1.
-Source: METHOD section 5; GOF, section 3.3.
+Source: docs/method.md, "Losses"; GOF, section 3.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ def opacity_prior_loss(alphas: Tensor) -> Tensor:
     return (torch.log(0.1 + alphas) + torch.log(1.1 - alphas)).mean() + OPACITY_PRIOR_OFFSET
 
 
-def normal_smoothness_loss(normals: Tensor, neighbour_normals: Tensor, mask: Tensor) -> Tensor:
-    """Squared difference of unit normals at surface points and their neighbours: mean over an image's hits, then images.
+def normal_smoothness_loss(normals: Tensor, neighbor_normals: Tensor, mask: Tensor) -> Tensor:
+    """Squared difference of unit normals at surface points and their neighbors: mean over an image's hits, then images.
 
-    normals, neighbour_normals: (B, R, 3); mask: (B, R), True where the ray hits. An image without hits counts 0. The
+    normals, neighbor_normals: (B, R, 3); mask: (B, R), True where the ray hits. An image without hits counts 0. The
     published code compares x with y components of one normal instead of the two normals.
     """
-    squared = (normals - neighbour_normals).square().mean(dim=-1) * mask
+    squared = (normals - neighbor_normals).square().mean(dim=-1) * mask
     return (squared.sum(dim=1) / mask.sum(dim=1).clamp_min(1)).mean()
 
 

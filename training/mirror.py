@@ -1,6 +1,6 @@
 """The way out of a hollow shape: mirror the field in depth and train on.
 
-Through a narrow lens, a shape mirrored in depth and seen from the mirrored pose gives nearly the same picture, so unposed
+Through a narrow lens, a shape mirrored in depth and seen from the mirrored pose gives nearly the same image, so unposed
 images cannot tell a face from its hollow mould, and training may settle on the mould. Mirroring the field along the mean
 direction of view, and the pose read-outs of D about the mean pose, turns one into the other with everything else as it was.
 
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from common.errors import UserError
-from discriminators.progressive import NUM_POSE, ProgressiveEncoderDiscriminator
+from discriminators.base import NUM_POSE, Discriminator
 from generators.cameras import CameraPoses, mean_direction
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
@@ -31,7 +31,7 @@ MAX_SIZE = 32  # pixels; more see no more of a shape
 
 
 class Turn(NamedTuple):
-    """``invert``: solid becomes free and free solid. ``psnr_db``: of the pictures, those before against those after."""
+    """``invert``: solid becomes free and free solid. ``psnr_db``: of the images, those before against those after."""
 
     invert: bool
     psnr_db: float
@@ -50,7 +50,7 @@ def reflection(curriculum: Curriculum) -> torch.Tensor:
 
 @torch.no_grad()
 def best_turn(generator: ImplicitGenerator3d, image_size: int) -> Turn:
-    """With or without inverting: what leaves colours and silhouettes, seen from the mirrored poses, most as they were."""
+    """With or without inverting: what leaves colors and silhouettes, seen from the mirrored poses, most as they were."""
     c = generator.curriculum
     device = next(generator.parameters()).device
     z = latents_of_first_seeds(NUM_SEEDS, c).to(device)
@@ -58,16 +58,16 @@ def best_turn(generator: ImplicitGenerator3d, image_size: int) -> Turn:
     offsets = torch.stack([aside * c.v_stddev, -aside * c.h_stddev])
     settings = ViewSettings(min(image_size, MAX_SIZE), 1, last_back=c.last_back)
 
-    def pictures(of: ImplicitGenerator3d, sign: int) -> torch.Tensor:
+    def images(of: ImplicitGenerator3d, sign: int) -> torch.Tensor:
         poses = CameraPoses(c.v_mean + sign * offsets[0], c.h_mean + sign * offsets[1])
         views = render_views(of.field(of.film(z)), poses, c, settings)
         return torch.stack([torch.cat([view.image, view.hit_mask[None] * 2.0 - 1]) for view in views])
 
-    before, turns = pictures(generator, 1), {}
+    before, turns = images(generator, 1), {}
     for invert in (False, True):
         other = copy.deepcopy(generator)
         mirror_field(other, invert)
-        errors = (pictures(other, -1) - before).square().mean(dim=(0, 2, 3)).clamp_min(1e-12)
+        errors = (images(other, -1) - before).square().mean(dim=(0, 2, 3)).clamp_min(1e-12)
         turns[float(errors.mean())] = Turn(invert, float(10 * torch.log10(4 / errors[:3].mean())))
     return turns[min(turns)]
 
@@ -80,7 +80,12 @@ def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
 
     Raises UserError for a model with a feature grid that does not lie along the mean direction of view.
     """
-    siren, matrix = generator.siren, reflection(generator.curriculum)
+    matrix, tau = reflection(generator.curriculum), generator.curriculum.tau
+    double_level = 2 * math.log(tau / (1 - tau))
+    if generator.curriculum.model == "TRIPLANE":
+        generator.triplane.mirror(matrix, double_level if invert else None)
+        return
+    siren = generator.siren
     along_z = torch.equal(matrix, torch.diag(matrix.new_tensor([1, 1, -1])))
     if siren.embedding_grid is not None and not along_z:
         raise UserError(f"{generator.curriculum.model} can be mirrored in depth only where h_mean and v_mean are pi/2")
@@ -91,7 +96,7 @@ def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
         siren.embedding_grid.copy_(siren.embedding_grid.flip(2))
     if invert:
         siren.final_layer.weight.neg_()
-        siren.final_layer.bias.neg_().add_(2 * math.log(generator.curriculum.tau / (1 - generator.curriculum.tau)))
+        siren.final_layer.bias.neg_().add_(double_level)
 
 
 @torch.no_grad()
@@ -100,6 +105,11 @@ def mirror_moments(generator: ImplicitGenerator3d, optimizer: torch.optim.Optimi
 
     Second moments, of squares, stay; that is exact where the :func:`reflection` changes signs alone.
     """
+    if generator.curriculum.model == "TRIPLANE":  # its weights are not turned, only where they are looked up
+        decoder = generator.triplane.decoder
+        for moment in (m for p in (decoder.output_weight, decoder.output_bias) for m in _moments(optimizer, p, "exp_avg")):
+            moment[0].mul_(-1 if invert else 1)
+        return
     siren, matrix = generator.siren, reflection(generator.curriculum)
     first, colors = siren.network[0].layer.weight, siren.color_layer_sine.layer.weight
     for weight, part in ((first, slice(-3, None)), (colors, slice(0, 3))):
@@ -114,7 +124,7 @@ def mirror_moments(generator: ImplicitGenerator3d, optimizer: torch.optim.Optimi
 
 
 @torch.no_grad()
-def mirror_readout_moments(discriminator: ProgressiveEncoderDiscriminator, optimizer: torch.optim.Optimizer) -> None:
+def mirror_readout_moments(discriminator: Discriminator, optimizer: torch.optim.Optimizer) -> None:
     """Adam's first moments for D's mirrored read-outs of the pose, in place."""
     for parameter in (discriminator.final_layer.weight, discriminator.final_layer.bias):
         for moment in _moments(optimizer, parameter, "exp_avg"):
@@ -128,7 +138,7 @@ def _moments(optimizer: torch.optim.Optimizer, parameter: torch.Tensor | None, *
 
 
 @torch.no_grad()
-def mirror_pose_readout(discriminator: ProgressiveEncoderDiscriminator, curriculum: Curriculum) -> None:
+def mirror_pose_readout(discriminator: Discriminator, curriculum: Curriculum) -> None:
     """D reads 2 mean - pitch and 2 mean - yaw where it read pitch and yaw, in place: the pose on the other side of the front."""
     means = discriminator.final_layer.bias.new_tensor([curriculum.v_mean, curriculum.h_mean])
     discriminator.final_layer.weight[-NUM_POSE:].neg_()

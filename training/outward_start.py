@@ -1,17 +1,17 @@
-"""An outward start: fit the field to a coloured ball before adversarial training, and let go of the ball slowly.
+"""An outward start: fit the field to a colored ball before adversarial training, and let go of the ball slowly.
 
 From scratch, training sometimes finds the inward-facing (hollow) shape, which explains unposed images equally well; the
 published runs start from a checkpoint picked by hand because of it. A solid ball bulges outward for every latent.
 
-Each latent's ball has colours of its own. A fit to the ball alone would teach the networks to ignore the latent, and
-adversarial training would long show the same picture for all (measured: docs/hollow.md).
+Each latent's ball has colors of its own. A fit to the ball alone would teach the networks to ignore the latent, and
+adversarial training would long show the same image for all (measured: docs/hollow.md).
 
 A narrow network is fitted as it is. In a deep and wide one (8 layers of 256) the latent moves the phases of every layer so
 much that no ball is learned: the logits end as one constant, the field is empty. There the latent's influence, the
 last layer of the mapping network, starts smaller; adversarial training makes it grow.
 
-The first few hundred adversarial steps would dissolve the ball: a wrong colour is mended fastest by making it transparent,
-and what takes shape from that fog may face either way. So G's loss holds the field to the ball while the colours are learned
+The first few hundred adversarial steps would dissolve the ball: a wrong color is mended fastest by making it transparent,
+and what takes shape from that fog may face either way. So G's loss holds the field to the ball while the colors are learned
 (:func:`ball_hold_loss`), less and less, and the shape grows out of the ball.
 """
 
@@ -38,7 +38,7 @@ ATTEMPTS = (Attempt(1.0, 1e-3), Attempt(0.5, 3e-4), Attempt(0.25, 3e-4))
 NUM_STEPS = 1000
 NUM_LATENTS = 32
 NUM_POINTS = 128
-COLOR_WEIGHT = 50.0  # colours are in [0, 1], logits in [-MAX_LOGIT, MAX_LOGIT]
+COLOR_WEIGHT = 50.0  # colors are in [0, 1], logits in [-MAX_LOGIT, MAX_LOGIT]
 NUM_HOLD_POINTS = 256  # per image of a step
 LOGIT_PER_UNIT = 150.0
 MAX_LOGIT = 6.0
@@ -47,7 +47,7 @@ HOPELESS_LOSS = 5.0  # half way
 
 
 def fit_to_ball(generator: ImplicitGenerator3d, radius: float, seed: int) -> float:
-    """Fit occupancy to a ball of ``radius`` (world units) at the origin, for all latents, and colours to the latent's own.
+    """Fit occupancy to a ball of ``radius`` (world units) at the origin, for all latents, and colors to the latent's own.
 
     Makes the attempts one after the other until one is good, and keeps the best. Returns its loss on fresh points (mean
     square error of logits).
@@ -89,9 +89,9 @@ def _try(generator: ImplicitGenerator3d, radius: float, seed: int, attempt: Atte
 
 
 def _losses(generator: ImplicitGenerator3d, radius: float, color_of: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mean square errors of logits and of colours, on fresh latents, points and directions of view.
+    """Mean square errors of logits and of colors, on fresh latents, points and directions of view.
 
-    ``color_of`` (latent_dim, 12): what of a latent is its colour before the sigmoid, per channel: at the centre, along the axes.
+    ``color_of`` (latent_dim, 12): what of a latent is its color before the sigmoid, per channel: at the center, along the axes.
     """
     curriculum = generator.curriculum
     device = next(generator.parameters()).device
@@ -99,8 +99,8 @@ def _losses(generator: ImplicitGenerator3d, radius: float, color_of: Tensor, ran
     points = draw_points(NUM_LATENTS, NUM_POINTS, curriculum, random).to(device)
     directions = F.normalize(torch.randn(points.shape, generator=random), dim=-1).to(device)
     logits, colors = generator.field(generator.film(z.to(device))).logits_and_colors(points, directions)
-    at_centre, along_axes = (z @ color_of).to(device).view(NUM_LATENTS, 1, 3, 4).split([1, 3], dim=-1)
-    own = (at_centre.squeeze(-1) + (along_axes * (points / radius).unsqueeze(2)).sum(dim=-1)).sigmoid()
+    at_center, along_axes = (z @ color_of).to(device).view(NUM_LATENTS, 1, 3, 4).split([1, 3], dim=-1)
+    own = (at_center.squeeze(-1) + (along_axes * (points / radius).unsqueeze(2)).sum(dim=-1)).sigmoid()
     return (logits - _ball_logits(points, radius, curriculum.tau)).square().mean(), (colors - own).square().mean()
 
 

@@ -1,4 +1,4 @@
-"""The losses of one optimisation step as modules, which DDP wraps whole: one forward, one backward.
+"""The losses of one optimization step as modules, which DDP wraps whole: one forward, one backward.
 
 Everything random arrives as an argument, so a step is a pure function of the weights and its inputs (but for G's where images
 are shared: D's step is taken in its midst).
@@ -13,20 +13,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from discriminators.progressive import ProgressiveEncoderDiscriminator
+from discriminators.base import Discriminator
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderNoise, RenderOutput, RenderSettings, ray_points, render
 from settings import schedules
 from settings.curriculum import Curriculum
-from siren.field import SirenField
+from siren.field import Field
 from training import losses
 from training.augmentation import GENERATED, REAL, augment
 from training.outward_start import ball_hold_loss
 
 
 class GeneratorInputs(NamedTuple):
-    """Latents ``z`` (B, latent_dim), camera ``poses`` (B,), the renderer's random numbers, and unit ``neighbours``
+    """Latents ``z`` (B, latent_dim), camera ``poses`` (B,), the renderer's random numbers, and unit ``neighbors``
     (B, R, 3), the directions in which the normal loss looks, and ``ball_points`` (B, N, 3), where the field is held to a ball
     (None where these are off). ``augmentation`` (B, 2, NUM_UNIFORMS) in [0, 1): how generated and real images are changed
     for D."""
@@ -34,7 +34,7 @@ class GeneratorInputs(NamedTuple):
     z: Tensor
     poses: CameraPoses
     noise: RenderNoise
-    neighbours: Tensor | None = None
+    neighbors: Tensor | None = None
     ball_points: Tensor | None = None
     augmentation: Tensor | None = None
 
@@ -45,7 +45,7 @@ class GeneratorInputs(NamedTuple):
 
     def part(self, s: slice) -> GeneratorInputs:
         poses = CameraPoses(self.poses.pitch[s], self.poses.yaw[s])
-        rest = (None if tensor is None else tensor[s] for tensor in (self.neighbours, self.ball_points, self.augmentation))
+        rest = (None if tensor is None else tensor[s] for tensor in (self.neighbors, self.ball_points, self.augmentation))
         return GeneratorInputs(self.z[s], poses, self.noise[s], *rest)
 
 
@@ -102,7 +102,7 @@ def changed(images: Tensor, inputs: GeneratorInputs, settings: StepSettings, pla
 
 def generate(
     generator: ImplicitGenerator3d, inputs: GeneratorInputs, settings: StepSettings, fov: float
-) -> tuple[SirenField, Rays, RenderOutput]:
+) -> tuple[Field, Rays, RenderOutput]:
     """Returns the field, its rays and the rendered batch."""
     field = generator.field(generator.film(inputs.z))
     rays = camera_rays(inputs.poses, settings.image_size, fov)
@@ -122,7 +122,7 @@ class GeneratorStep(nn.Module):
     def forward(
         self,
         inputs: GeneratorInputs,
-        discriminator: ProgressiveEncoderDiscriminator,
+        discriminator: Discriminator,
         settings: StepSettings,
         amp_dtype: torch.dtype | None = None,
         image_weights: Tensor | None = None,
@@ -155,8 +155,8 @@ class GeneratorStep(nn.Module):
             weighted["latent"] = (c.z_lambda, losses.latent_loss(judged.latent, inputs.z))
         if settings.lambda_opacity_prior:
             weighted["opacity_prior"] = (settings.lambda_opacity_prior, losses.opacity_prior_loss(output.alphas))
-        if inputs.neighbours is not None:
-            weighted["normal"] = (c.normal_lambda, self._normal_loss(field, rays, output, inputs.neighbours, c.h_sample))
+        if inputs.neighbors is not None:
+            weighted["normal"] = (c.normal_lambda, self._normal_loss(field, rays, output, inputs.neighbors, c.h_sample))
         if inputs.ball_points is not None:
             held = ball_hold_loss(field.occupancy_logits(inputs.ball_points), inputs.ball_points, c.init_ball_radius, c.tau)
             weighted["ball_hold"] = (settings.lambda_ball_hold, held)
@@ -166,23 +166,23 @@ class GeneratorStep(nn.Module):
         return StepResult(total, terms)
 
     @staticmethod
-    def _normal_loss(field: SirenField, rays: Rays, output: RenderOutput, neighbours: Tensor, h_sample: float) -> Tensor:
+    def _normal_loss(field: Field, rays: Rays, output: RenderOutput, neighbors: Tensor, h_sample: float) -> Tensor:
         t, hit_mask = output.surface.t, output.surface.hit_mask
         if t.device.type == "cpu":  # compact to the rays that hit; on a GPU that would wait for their number
             num = max(1, int(hit_mask.sum(dim=1).max()))
             order = hit_mask.byte().argsort(dim=1, descending=True, stable=True)[:, :num]
             wide = order.unsqueeze(-1).expand(*order.shape, 3)
-            t, hit_mask, neighbours = t.gather(1, order), hit_mask.gather(1, order), neighbours.gather(1, wide)
+            t, hit_mask, neighbors = t.gather(1, order), hit_mask.gather(1, order), neighbors.gather(1, wide)
             rays = Rays(rays.origins.gather(1, wide), rays.directions.gather(1, wide))
         points = ray_points(rays, t.unsqueeze(-1))
-        normals = field.normals(torch.cat([points, points + h_sample * neighbours], dim=1))
+        normals = field.normals(torch.cat([points, points + h_sample * neighbors], dim=1))
         return losses.normal_smoothness_loss(*normals.chunk(2, dim=1), hit_mask)
 
 
 class DiscriminatorStep(nn.Module):
     """D's losses on real and generated images."""
 
-    def __init__(self, discriminator: ProgressiveEncoderDiscriminator, curriculum: Curriculum) -> None:
+    def __init__(self, discriminator: Discriminator, curriculum: Curriculum) -> None:
         super().__init__()
         self.discriminator = discriminator
         self.curriculum = curriculum

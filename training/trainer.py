@@ -104,7 +104,7 @@ class Trainer:
                     if self._is_sound(recorder):
                         self._turn_outward(recorder, stage)
                         self._record(recorder, scalars, stage)
-                self._save_last(recorder)  # first: whoever asked to stop may not wait for a picture
+                self._save_last(recorder)  # first: whoever asked to stop may not wait for an image
                 if recorder is not None:
                     self._sample(recorder)
             finally:

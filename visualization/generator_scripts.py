@@ -12,21 +12,20 @@ from pathlib import Path
 import torch
 
 from checkpoints.loading import LoadedGenerator, load_generator
-from common.arguments import add_device_argument, finite_float, int_between, picture_side, resolve_device
+from common.arguments import add_device_argument, finite_float, image_side, int_between, resolve_device
 from common.errors import UserError
 from common.files import make_output_dir
 from generators.cameras import CameraPoses, mean_direction
-from generators.generator import latent_from_seed
+from generators.generator import Styles, latent_from_seed
 from generators.view_cache import CachedField, build_cache, view_rays
 from generators.views import LockedDirections, View, ViewSettings, make_pose, render_view
 from settings.registry import get_curriculum
 from siren.field import Field
-from siren.mapping import FilmParameters
 from visualization.trajectories import TrajectoryPose
 
 MIN_PRODUCTS_TO_CACHE = 1 << 16  # per point: asking a smaller network is as quick as looking a point up
 MIN_RAYS_TO_CACHE = 1 << 17  # what all views together must have: building a cache costs as much as about 40,000 rays
-MIN_CACHE_PSNR_DB = 47.0  # of pixels tried out; whole pictures were up to 2 dB worse. A cache further off is not used
+MIN_CACHE_PSNR_DB = 47.0  # of pixels tried out; whole images were up to 2 dB worse. A cache further off is not used
 
 
 # What the inputs of the field's products on a GPU are rounded to, in PyTorch's words; siren/backends/fused.py shows the errors.
@@ -47,12 +46,12 @@ def add_generator_arguments(parser: argparse.ArgumentParser, output_dir: str, ps
 
 def add_view_arguments(parser: argparse.ArgumentParser) -> None:
     """--image_size, --ray_step_multiplier, --lock_view_dependence, --surface_only, --plain and --save_raw."""
-    parser.add_argument("--image_size", type=picture_side, default=256, help="side of a picture in pixels")
+    parser.add_argument("--image_size", type=image_side, default=256, help="side of an image in pixels")
     parser.add_argument(
         "--ray_step_multiplier", type=int_between(1, 1000), default=2, help="times the curriculum's samples per ray"
     )
-    parser.add_argument("--lock_view_dependence", action="store_true", help="colours as seen from straight ahead")
-    parser.add_argument("--surface_only", action="store_true", help="a fast preview: one colour per ray, at the surface")
+    parser.add_argument("--lock_view_dependence", action="store_true", help="colors as seen from straight ahead")
+    parser.add_argument("--surface_only", action="store_true", help="a fast preview: one color per ray, at the surface")
     parser.add_argument("--plain", action="store_true", help="share nothing between the views of a latent: slow, and exact")
     parser.add_argument("--save_raw", action="store_true", help="also write raw_SEED_I.npz: the view's arrays and its pose")
 
@@ -79,8 +78,8 @@ def load_with_notes(
 
 
 @torch.no_grad()
-def film_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> FilmParameters:
-    """The FiLM parameters of a seed's latent, (1, ...), the same on every device and at every call."""
+def film_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Styles:
+    """The styles of a seed's latent, (1, ...), the same on every device and at every call."""
     curriculum = loaded.curriculum
     z = latent_from_seed(seed, curriculum.latent_dim, curriculum.z_dist)
     return loaded.generator.film(z.to(next(loaded.generator.parameters()).device), psi)
@@ -92,7 +91,7 @@ def field_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Field:
 
 
 @torch.no_grad()
-def bind_field(loaded: LoadedGenerator, film: FilmParameters) -> Field:
+def bind_field(loaded: LoadedGenerator, film: Styles) -> Field:
     return loaded.generator.field(film)
 
 
@@ -102,7 +101,7 @@ def share_between_views(
     """The field, with what these views of it have in common asked once (generators/view_cache.py) where that pays."""
     num_rays = len(poses) * args.image_size**2
     curriculum = loaded.curriculum
-    num_products = curriculum.num_layers * curriculum.hidden_dim**2
+    num_products = 0 if curriculum.model == "TRIPLANE" else curriculum.num_layers * curriculum.hidden_dim**2
     if args.plain or not curriculum.pred_occ or num_rays < MIN_RAYS_TO_CACHE or num_products < MIN_PRODUCTS_TO_CACHE:
         return field
     if args.lock_view_dependence:
@@ -126,7 +125,7 @@ def render_pose(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, arg
     if args.surface_only and not loaded.curriculum.pred_occ:
         raise UserError("--surface_only needs an occupancy field; a radiance field has no surface, so leave the option out")
     settings = _view_settings(args, pose)
-    if isinstance(field, CachedField):  # its colours are locked already
+    if isinstance(field, CachedField):  # its colors are locked already
         settings = replace(settings, lock_view_dependence=False)
     device = next(loaded.generator.parameters()).device
     return render_view(field, make_pose(pose.yaw, pose.pitch, device), loaded.curriculum, settings)
@@ -152,8 +151,4 @@ def _view_settings(args: argparse.Namespace, pose: TrajectoryPose) -> ViewSettin
 
 def save_raw(view: View, output_dir: Path, seed: int, index: int) -> None:
     """``raw_{seed}_{index}.npz`` in ``output_dir``. Raises UserError where it cannot be written."""
-    path = output_dir / f"raw_{seed}_{index}.npz"
-    try:
-        view.save_raw(path, seed)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    view.save_raw(output_dir / f"raw_{seed}_{index}.npz", seed)

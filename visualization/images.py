@@ -1,6 +1,6 @@
-"""Views as pictures. A picture is a float tensor (3, H, W) in [-1, 1]; files are PNG.
+"""Views as images. An image is a float tensor (3, H, W) in [-1, 1]; files are PNG.
 
-How quantities are coloured, the same for every view and frame, so that pictures compare and videos do not flicker:
+How quantities are colored, the same for every view and frame, so that images compare and videos do not flicker:
 
 - image, surface image: as they are; a surface image is white where the ray has no surface.
 - depth, surface depth: near is bright yellow, far is dark violet, linear over the curriculum's [ray_start, ray_end];
@@ -12,6 +12,7 @@ How quantities are coloured, the same for every view and frame, so that pictures
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,26 +21,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.errors import UserError
+from common.files import write_atomically
 from generators.views import View
 
 QUANTITIES = ("image", "depth", "surface_depth", "mask", "normals", "surface_image")
 WHITE = 1.0
-# Colours from far to near, in [0, 1], of evenly rising lightness, so that a print in grey still reads as depth.
+# Colors from far to near, in [0, 1], of evenly rising lightness, so that a print in gray still reads as depth.
 DEPTH_COLORS = (
     *((0.05, 0.03, 0.16), (0.22, 0.08, 0.42), (0.45, 0.13, 0.51), (0.68, 0.21, 0.47)),
     *((0.88, 0.34, 0.37), (0.97, 0.55, 0.32), (0.99, 0.77, 0.44), (0.99, 0.96, 0.70)),
 )
 
 
-def view_picture(view: View, quantity: str, t_near: float, t_far: float) -> Tensor:
-    """One of :data:`QUANTITIES` of a view as a picture (3, H, W) in [-1, 1]. ``t_near``, ``t_far``: the range of depths."""
+def view_image(view: View, quantity: str, t_near: float, t_far: float) -> Tensor:
+    """One of :data:`QUANTITIES` of a view as an image (3, H, W) in [-1, 1]. ``t_near``, ``t_far``: the range of depths."""
     if quantity == "image":
         return view.image.clamp(-1, 1)
     if quantity == "depth":
-        return depth_picture(view.depth_over_far, t_near, t_far)
+        return depth_image(view.depth_over_far, t_near, t_far)
     if quantity == "surface_depth":
-        return _on_white(depth_picture(view.surface_depth, t_near, t_far), view.hit_mask)
+        return _on_white(depth_image(view.surface_depth, t_near, t_far), view.hit_mask)
     if quantity == "mask":
         return (view.hit_mask.float() * 2 - 1).expand(3, -1, -1)
     if quantity == "normals":
@@ -49,7 +50,7 @@ def view_picture(view: View, quantity: str, t_near: float, t_far: float) -> Tens
     raise ValueError(f"unknown quantity {quantity!r}; known: {', '.join(QUANTITIES)}")
 
 
-def depth_picture(depth: Tensor, t_near: float, t_far: float) -> Tensor:
+def depth_image(depth: Tensor, t_near: float, t_far: float) -> Tensor:
     """depth (H, W) -> (3, H, W) in [-1, 1]: t_near bright, t_far dark, values beyond them clamped."""
     colors = torch.tensor(DEPTH_COLORS, dtype=torch.float32)
     nearness = ((t_far - depth.float()) / (t_far - t_near)).nan_to_num(0).clamp(0, 1) * (len(colors) - 1)
@@ -59,37 +60,41 @@ def depth_picture(depth: Tensor, t_near: float, t_far: float) -> Tensor:
     return rgb.permute(2, 0, 1) * 2 - 1
 
 
-def _on_white(picture: Tensor, hit_mask: Tensor) -> Tensor:
-    return torch.where(hit_mask, picture.clamp(-1, 1), WHITE)
+def _on_white(image: Tensor, hit_mask: Tensor) -> Tensor:
+    return torch.where(hit_mask, image.clamp(-1, 1), WHITE)
 
 
-def picture_grid(rows: Sequence[Sequence[Tensor]], padding: int = 2) -> Tensor:
-    """Pictures of one size (3, H, W), side by side in rows, on white. Rows may differ in length."""
+def image_grid(rows: Sequence[Sequence[Tensor]], padding: int = 2) -> Tensor:
+    """Images of one size (3, H, W), side by side in rows, on white. Rows may differ in length."""
     height, width = rows[0][0].shape[1:]
     num_columns = max(len(row) for row in rows)
     canvas_size = (3, len(rows) * (height + padding) - padding, num_columns * (width + padding) - padding)
     canvas = torch.full(canvas_size, WHITE)
     for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
+        for j, image in enumerate(row):
             top, left = i * (height + padding), j * (width + padding)
-            canvas[:, top : top + height, left : left + width] = picture
+            canvas[:, top : top + height, left : left + width] = image
     return canvas
 
 
-def to_uint8(picture: Tensor) -> np.ndarray:
+def to_uint8(image: Tensor) -> np.ndarray:
     """(3, H, W) in [-1, 1], clamped -> (H, W, 3) uint8, rounded to nearest."""
-    scaled = (picture.detach().cpu().float().clamp(-1, 1) + 1) * 127.5
+    scaled = (image.detach().cpu().float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def from_uint8(pixels: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 -> picture (3, H, W) in [-1, 1]."""
+    """(H, W, 3) uint8 -> image (3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def save_picture(path: str | Path, picture: Tensor) -> None:
-    """Write a picture as PNG. Raises UserError where the file cannot be written."""
-    try:
-        Image.fromarray(to_uint8(picture)).save(path, format="PNG")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def save_image(path: str | Path, image: Tensor) -> None:
+    """Write an image (3, H, W) in [-1, 1] as PNG, whole or not at all. Raises UserError where it cannot be written."""
+    write_atomically(path, png_bytes(to_uint8(image)), sync=False)

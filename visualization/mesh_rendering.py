@@ -1,4 +1,4 @@
-"""Pictures of meshes: through pyrender (OpenGL, off screen by EGL), or by ray casting where no GL can be had.
+"""Images of meshes: through pyrender (OpenGL, off screen by EGL), or by ray casting where no GL can be had.
 
 Cameras are those of generators/cameras.py: cam2world with the camera looking along its own -z, which is OpenGL's
 convention too. Both renderers light a smooth matt surface from above left, from the right and from the camera, on white.
@@ -35,7 +35,7 @@ class MeshRenderer(Protocol):
     name: str
 
     def render(self, mesh: Trimesh, cam2world: np.ndarray, fov_degrees: float, size: int) -> np.ndarray:
-        """mesh with vertex colours or without (grey); cam2world (4, 4). Returns (size, size, 3) uint8."""
+        """mesh with vertex colors or without (gray); cam2world (4, 4). Returns (size, size, 3) uint8."""
 
 
 def open_renderer(choice: str = "auto") -> MeshRenderer:
@@ -104,7 +104,7 @@ class RaycastRenderer:
         fine = size * SUPERSAMPLING
         rotation = cam2world[:3, :3]
         directions = camera_ray_directions(fine, fov_degrees).double().numpy() @ rotation.T
-        picture = np.ones((fine * fine, 3))
+        image = np.ones((fine * fine, 3))
         colors, normals = _to_linear(surface_colors(mesh)), smooth_normals(mesh)
         for start in range(0, len(directions), RAYS_PER_CHUNK):
             chunk = directions[start : start + RAYS_PER_CHUNK]
@@ -116,8 +116,8 @@ class RaycastRenderer:
             weights = _barycentric(np.asarray(mesh.vertices)[corners], points)
             normal = np.einsum("rc,rcx->rx", weights, normals[corners]) @ rotation
             albedo = np.einsum("rc,rcx->rx", weights, colors[corners])
-            picture[start + ray_index] = albedo * _shade(normal)[:, None]
-        pixels = picture.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean(axis=(1, 3))
+            image[start + ray_index] = albedo * _shade(normal)[:, None]
+        pixels = image.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean(axis=(1, 3))
         return np.round(_to_srgb(pixels.clip(0, 1)) * 255).astype(np.uint8)
 
 
@@ -132,7 +132,7 @@ def smooth_normals(mesh: Trimesh) -> np.ndarray:
 
 
 def surface_colors(mesh: Trimesh) -> np.ndarray:
-    """(V, 3) in [0, 1]: the mesh's vertex colours, or grey."""
+    """(V, 3) in [0, 1]: the mesh's vertex colors, or gray."""
     if mesh.visual.kind == "vertex":
         return np.asarray(mesh.visual.vertex_colors)[:, :3] / 255.0
     return np.tile(np.array(GREY), (len(mesh.vertices), 1))
@@ -169,7 +169,7 @@ def _looking_along(direction: np.ndarray) -> np.ndarray:
 
 
 def _to_linear(srgb: np.ndarray) -> np.ndarray:
-    """Light adds up in linear values, pictures and the field's colours are sRGB (here: a power of 2.2)."""
+    """Light adds up in linear values, images and the field's colors are sRGB (here: a power of 2.2)."""
     return srgb**2.2
 
 

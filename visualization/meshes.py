@@ -6,7 +6,7 @@ surface at ``level``, found by marching cubes on logits: occupancies jump from 0
 almost linearly, so the surface comes out smooth instead of in steps.
 
 A field is trained only where cameras look. Beyond that it holds whatever the network happens to hold, often solid lumps
-that no picture shows. So meshes end at the ball of :func:`visible_radius`; voxel files are left as the field has them.
+that no image shows. So meshes end at the ball of :func:`visible_radius`; voxel files are left as the field has them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from checkpoints.safe_pickle import printable
 from common.errors import UserError
-from common.files import read_small_text, require_file
+from common.files import read_small_text, require_file, write_atomically
 from generators.cameras import mean_direction
 from generators.extraction import LatticeSpec, surface_slabs
 from generators.root_finding import find_surface
@@ -55,10 +55,7 @@ class MeshSettings:
 
     def save(self, path: Path) -> None:
         """Write them as JSON. Raises UserError where the file cannot be written."""
-        try:
-            path.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        write_atomically(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> MeshSettings:
@@ -89,7 +86,7 @@ def visible_radius(curriculum: Curriculum) -> float:
     """Radius of the ball around the origin that a camera at distance 1 samples along its whole depth.
 
     max(1 - ray_start, ray_end - 1) / cos(fov / 2): from every direction, a point further off lies outside of
-    [ray_start, ray_end], or outside of the picture, for most cameras. Training never asked it to be free.
+    [ray_start, ray_end], or outside of the image, for most cameras. Training never asked it to be free.
     """
     depth = max(1 - curriculum.ray_start, curriculum.ray_end - 1)
     return depth / math.cos(math.radians(curriculum.fov) / 2)
@@ -293,9 +290,9 @@ def largest_piece(mesh: Trimesh) -> Trimesh:
 
 @torch.no_grad()
 def vertex_colors(mesh: Trimesh, field: Field, curriculum: Curriculum, device: torch.device | str = "cpu") -> np.ndarray:
-    """(V, 4) uint8: the field's colour at each vertex as seen along the curriculum's mean direction of view, opaque.
+    """(V, 4) uint8: the field's color at each vertex as seen along the curriculum's mean direction of view, opaque.
 
-    One direction for all keeps the colours free of seams, and it is one that training has seen, which -normal is not.
+    One direction for all keeps the colors free of seams, and it is one that training has seen, which -normal is not.
     """
     points = torch.from_numpy(np.array(mesh.vertices, dtype=np.float32)).to(device).unsqueeze(0)
     directions = mean_direction(curriculum.h_mean, curriculum.v_mean).to(device).expand_as(points)
@@ -308,10 +305,8 @@ def save_mesh(mesh: Trimesh, stem: Path, suffixes: tuple[str, ...] = (".ply", ".
     """Write ``stem`` + suffix for each of .ply, .glb, .obj. Raises UserError where a file cannot be written."""
     paths = [stem.with_name(stem.name + suffix) for suffix in suffixes]
     for path in paths:
-        try:
-            mesh.export(path)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        content = mesh.export(file_type=path.suffix[1:])
+        write_atomically(path, content.encode() if isinstance(content, str) else content)
     return paths
 
 
@@ -342,7 +337,7 @@ def load_mesh(path: Path) -> Trimesh:
     if path.stat().st_size > MAX_MESH_BYTES:
         raise UserError(f"{path} has more than {MAX_MESH_BYTES} bytes; no mesh of extract_shapes.py has")
     try:
-        with path.open("rb") as file:  # given a path, trimesh would also read the pictures that the file names
+        with path.open("rb") as file:  # given a path, trimesh would also read the images that the file names
             mesh = trimesh.load(file, file_type=path.suffix[1:], force="mesh", process=False)
         num_faces, num_vertices = len(mesh.faces), len(mesh.vertices)
         is_sound = np.isfinite(mesh.vertices).all() and (

@@ -1,4 +1,6 @@
-"""Where the camera goes: pure functions that return lists of poses. Source: METHOD section 6.
+"""Where the camera goes: pure functions that return lists of poses.
+
+Source: docs/method.md, "Trajectories and shapes".
 
 Angles are radians. A loop of n frames stops one frame short of its start, so a video that repeats does not stutter
 (the published code shows the first frame twice). ``curriculum`` gives the mean pose and the field of view.

@@ -14,7 +14,7 @@ from checkpoints.loading import LoadedGenerator
 from common.arguments import positive_float
 from siren.field import Field
 from visualization.generator_scripts import render_pose, report_preview, save_raw
-from visualization.images import QUANTITIES, view_picture
+from visualization.images import QUANTITIES, view_image
 from visualization.trajectories import TrajectoryPose
 from visualization.videos import VideoWriter
 
@@ -60,7 +60,7 @@ def render_shots(
             if i == 0:
                 report_preview(loaded, field, shot.pose, view, args)
             for video, quantity in zip(videos, quantities, strict=True):
-                video.add(view_picture(view, quantity, *depth_range))
+                video.add(view_image(view, quantity, *depth_range))
             if args.save_raw:
                 save_raw(view, output_dir, shot.seed, i)
     print(f"wrote {', '.join(map(str, paths))}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Generator
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 from types import TracebackType
 
@@ -11,81 +14,130 @@ import numpy as np
 from torch import Tensor
 
 from common.errors import UserError
-from visualization.images import save_picture, to_uint8
+from visualization.images import save_image, to_uint8
 
 # One thread and no version strings or dates in the file: the same frames give the same bytes.
-_BITEXACT = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-threads", "1"]
-_QUALITY = ["-crf", "16", "-preset", "medium", "-movflags", "+faststart"]
-_COLOR = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
-_TO_BT709 = ["-vf", "scale=out_color_matrix=bt709:out_range=tv"]
+BITEXACT = ("-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-threads", "1")
+QUALITY = ("-crf", "16", "-preset", "medium", "-movflags", "+faststart")
+COLOR = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv")
+TO_BT709 = ("-vf", "scale=out_color_matrix=bt709:out_range=tv")
+NO_ENCODER = "reinstall imageio-ffmpeg, or name a working ffmpeg in IMAGEIO_FFMPEG_EXE"
 
 
 class VideoWriter:
-    """Takes pictures one by one, so memory does not grow with the video's length.
+    """Encode images one by one, so that memory does not grow with the video's length.
 
-    ``with VideoWriter("vids/0.mp4", fps=24) as video: video.add(picture)``: the frames go to ``vids/0_frames/000.png``, ...
-    The .mp4 appears when the block ends without an error; what was there before stays until then.
+    ``with VideoWriter("vids/0.mp4", fps=24) as video: video.add(image)``: the frames go to ``vids/0_frames/000.png``, ...
+    Video and frames appear when the block ends without an error, the encoder has succeeded, and every frame of its file
+    can be decoded. Until then, what was there before stays. Raises UserError where any of that fails.
     """
 
     def __init__(self, path: str | Path, fps: float = 24) -> None:
         self.path = Path(path)
         self.frames_dir = self.path.with_name(f"{self.path.stem}_frames")
-        self._partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}.mp4")
+        self._new_path = self.path.with_name(f".{self.path.stem}.{os.getpid()}.mp4")
+        self._new_frames_dir = self.path.with_name(f".{self.path.stem}_frames.{os.getpid()}")
         self._fps = fps
         self._num_frames = 0
-        self._encoder: Generator[None, bytes | np.ndarray | None, None] | None = None
+        self._encoder: subprocess.Popen[bytes] | None = None
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed on exit)
 
     def __enter__(self) -> VideoWriter:
         try:
-            self.frames_dir.mkdir(parents=True, exist_ok=True)
-            for stale in self.frames_dir.glob("[0-9]*.png"):  # a longer video of the same name left them
-                stale.unlink()
+            self._new_frames_dir.mkdir(parents=True)
         except OSError as error:
-            raise UserError(f"cannot write to {self.frames_dir}: {error.strerror}; choose another --output_dir") from None
+            raise UserError(f"cannot write to {self.path.parent}: {error.strerror}; choose another --output_dir") from None
         return self
 
-    def add(self, picture: Tensor) -> None:
-        """Append a picture (3, H, W) in [-1, 1]; all of one size. Odd sizes gain a repeated row or column in the .mp4."""
-        save_picture(self.frames_dir / f"{self._num_frames:03d}.png", picture)
-        frame = _even(to_uint8(picture))
+    def add(self, image: Tensor) -> None:
+        """Append an image (3, H, W) in [-1, 1]; all of one size. Odd sizes gain a repeated row or column in the .mp4."""
+        save_image(self._new_frames_dir / f"{self._num_frames:03d}.png", image)
+        frame = _even(to_uint8(image))
         if self._encoder is None:
-            self._encoder = self._start_encoder((frame.shape[1], frame.shape[0]))
+            self._encoder = self._start_encoder(width=frame.shape[1], height=frame.shape[0])
         try:
-            self._encoder.send(frame)
-        except OSError as error:
-            raise UserError(f"the video encoder stopped while writing {self.path}: {error}") from None
+            self._encoder.stdin.write(frame.tobytes())
+        except OSError:  # it ended early, and its last words say why
+            self._encoder.wait()
+            raise UserError(f"the video encoder failed while writing {self.path}: {self._last_message()}") from None
         self._num_frames += 1
 
-    def _start_encoder(self, size: tuple[int, int]) -> Generator[None, bytes | np.ndarray | None, None]:
-        import imageio_ffmpeg
-
-        try:
-            encoder = imageio_ffmpeg.write_frames(
-                str(self._partial),
-                size,
-                fps=self._fps,
-                codec="libx264",
-                pix_fmt_in="rgb24",
-                pix_fmt_out="yuv420p",
-                macro_block_size=1,
-                quality=None,
-                ffmpeg_log_level="error",
-                output_params=[*_TO_BT709, *_COLOR, *_QUALITY, *_BITEXACT],
-            )
-            encoder.send(None)
-        except (RuntimeError, OSError) as error:
-            raise UserError(f"no video encoder: {error}; reinstall imageio-ffmpeg or set IMAGEIO_FFMPEG_EXE") from None
-        return encoder
-
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._encoder is not None:
-            self._encoder.close()
-        if kind is None and self._partial.exists():
-            os.replace(self._partial, self.path)
-        self._partial.unlink(missing_ok=True)
+        try:
+            if kind is None and self._num_frames:
+                self._finish_encoding()
+                self._replace()
+        finally:
+            if self._encoder is not None and self._encoder.poll() is None:
+                self._encoder.kill()
+                self._encoder.wait()
+            self._messages.close()
+            self._new_path.unlink(missing_ok=True)
+            shutil.rmtree(self._new_frames_dir, ignore_errors=True)
+
+    def _start_encoder(self, width: int, height: int) -> subprocess.Popen[bytes]:
+        pixels = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{self._fps:g}", "-i", "-")
+        codec = ("-an", "-c:v", "libx264", "-pix_fmt", "yuv420p")
+        output = [*codec, *TO_BT709, *COLOR, *QUALITY, *BITEXACT, str(self._new_path)]
+        try:
+            command = [_ffmpeg(), "-y", "-v", "error", *pixels, *output]
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._messages)
+        except OSError as error:
+            raise UserError(f"cannot start the video encoder ({error.strerror}); {NO_ENCODER}") from None
+
+    def _finish_encoding(self) -> None:
+        """Wait for the encoder, and decode what it wrote. Raises UserError."""
+        with contextlib.suppress(OSError):  # what could not be flushed; the exit status tells
+            self._encoder.stdin.close()
+        if self._encoder.wait() != 0:
+            raise UserError(
+                f"the video encoder failed while writing {self.path} ({self._last_message()}); what was there before is unchanged"
+            )
+        num_decoded = _count_frames(self._new_path)
+        if num_decoded != self._num_frames:
+            raise UserError(
+                f"the video encoder wrote {num_decoded} of {self._num_frames} frames of {self.path}; {NO_ENCODER};"
+                " what was there before is unchanged"
+            )
+
+    def _replace(self) -> None:
+        try:
+            if self.frames_dir.exists():
+                shutil.rmtree(self.frames_dir)
+            os.replace(self._new_frames_dir, self.frames_dir)
+            os.replace(self._new_path, self.path)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from None
+
+    def _last_message(self) -> str:
+        self._messages.seek(0)
+        lines = self._messages.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit status {self._encoder.returncode}"
+
+
+def _ffmpeg() -> str:
+    """The path of ffmpeg: $IMAGEIO_FFMPEG_EXE, or what imageio-ffmpeg installed. Raises UserError without one."""
+    import imageio_ffmpeg
+
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise UserError(f"no video encoder: {error}; {NO_ENCODER}") from None
+
+
+def _count_frames(path: Path) -> int:
+    """How many frames of a video can be decoded; 0 where the file is no video."""
+    command = [_ffmpeg(), "-v", "error", "-i", str(path), "-f", "framehash", "-"]
+    try:
+        decoded = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError:
+        return 0
+    if decoded.returncode != 0 or decoded.stderr.strip():
+        return 0
+    return sum(not line.startswith("#") for line in decoded.stdout.splitlines())
 
 
 def _even(frame: np.ndarray) -> np.ndarray:
-    """yuv420p halves the colour's resolution, so sides must be even."""
+    """yuv420p halves the resolution of colors, so sides must be even."""
     height, width = frame.shape[:2]
     return np.ascontiguousarray(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))

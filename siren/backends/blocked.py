@@ -60,7 +60,7 @@ class _Scratch:
         self._kept: dict[str, Tensor] = {}
 
     def get(self, name: str, block: slice) -> Tensor:
-        """(number of points in the block, H), uninitialised."""
+        """(number of points in the block, H), uninitialized."""
         if name not in self._kept:
             self._kept[name] = self._like.new_empty(self._rows, self._width)
         return self._kept[name][: block.stop - block.start]

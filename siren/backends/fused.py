@@ -5,7 +5,7 @@ layer (whose phases are the largest) and the sine's argument are float32. fp16 s
 folded weights are far from its limits, and its significand has the 11 bits of TF32 at twice TF32's rate. Measured on the
 recorded reference generator (benchmarks/precision.py, two latents, 64 px; rounding emulated):
 
-                phase error (rms, max)   logit error (rms)   t of the surface (median, 99%)   PSNR of the picture
+                phase error (rms, max)   logit error (rms)   t of the surface (median, 99%)   PSNR of the image
     fp16        0.0007, 0.025 rad        0.0005              1.2e-6, 1.1e-5                   98 dB
     tf32        the same                 the same            the same                         98 dB
     bf16        0.006, 0.25 rad          0.004               9.5e-6, 8.1e-5                   81 dB

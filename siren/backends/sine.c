@@ -1,4 +1,4 @@
-/* sin and the backward pass of sin over float32 arrays, written so that a compiler vectorises them.
+/* sin and the backward pass of sin over float32 arrays, written so that a compiler vectorizes them.
  *
  * sin(x) = (-1)^k sin(r),  k = round(x / pi),  r = x - k pi in [-pi/2, pi/2], pi in three parts (Cody and Waite), then an
  * odd polynomial of degree 9, minimax fitted: |error| < 5e-9 before rounding. cos(x) = -(-1)^k sin(r) with k a half-integer.

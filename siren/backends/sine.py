@@ -1,35 +1,29 @@
 """sin, the half of a SIREN that is not matrix products.
 
 On a CPU, PyTorch's float32 sine takes as long as the matrix product before it (hidden width 64) or a third of it (256).
-sine.c is meant to be quicker; it is compiled for this machine at first use, in a second, into the user's cache
-folder. Where there is no C compiler, or GOF_NATIVE_SINE=0 is set, torch.sin is used instead. On GPUs it always is.
+sine.c is meant to be quicker; common/native.py compiles it for this machine at first use. Where there is no C compiler, or
+GOF_NATIVE_SINE=0 is set, torch.sin is used instead. On GPUs it always is.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from common.native import load_library
+
 SOURCE = Path(__file__).with_name("sine.c")
-# OpenMP symbols stay open: they resolve to the runtime PyTorch has loaded, so that both share one pool of threads.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 
 
 class _Native:
     """The compiled functions."""
 
-    def __init__(self, path: Path) -> None:
-        library = ctypes.CDLL(str(path))
+    def __init__(self, library: ctypes.CDLL) -> None:
         pointer, count = ctypes.c_void_p, ctypes.c_long
         self.sine, self.backward = library.gof_sine, library.gof_sine_backward
         self.sine.argtypes, self.sine.restype = [pointer, pointer, count], None
@@ -40,45 +34,12 @@ class _Native:
 
 @functools.cache
 def _native() -> _Native | None:
-    """Compile (once per machine and source) and load; None where that cannot be done."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if os.environ.get("GOF_NATIVE_SINE") == "0" or compiler is None or platform.system() != "Linux":
+    """The compiled functions; None where there are none, or they are wrong."""
+    library = None if os.environ.get("GOF_NATIVE_SINE") == "0" else load_library(SOURCE)
+    if library is None:
         return None
-    try:
-        key = hashlib.sha256(SOURCE.read_bytes() + _machine().encode()).hexdigest()[:16]
-        path = _cache_dir() / f"sine_{key}.so"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                built = Path(folder) / "sine.so"
-                command = [
-                    compiler,
-                    *FLAGS,
-                    str(SOURCE),
-                    "-o",
-                    str(built),
-                    "-Wl,--unresolved-symbols=ignore-all",
-                    "-nodefaultlibs",
-                ]
-                subprocess.run(command, check=True, capture_output=True, timeout=60)
-                os.replace(built, path)
-        native = _Native(path)
-        return native if _is_right(native) else None
-    except (OSError, AttributeError, subprocess.SubprocessError):
-        return None
-
-
-def _machine() -> str:
-    """What a binary built for this processor depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith("flags")), platform.processor())
-
-
-def _cache_dir() -> Path:
-    return Path(os.environ.get("GOF_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gof")
+    native = _Native(library)
+    return native if _is_right(native) else None
 
 
 def _is_right(native: _Native) -> bool:

@@ -179,9 +179,7 @@ def mesh_cases(draw: st.DrawFn) -> Case:
     if draw(st.booleans()):
         files["0_8.ply"] = draw(st.one_of(mesh_files(), mesh_files(), special))
     arguments = ["--input_dir", "../input", "--output_dir", "out", "--renderer", "raycast", "--image_size", "4"]
-    return Case(
-        "mesh.pictures", files, ("render_meshimg", [*arguments, *draw(st.sampled_from(([], ["--mesh_colors"])))]), ("out",)
-    )
+    return Case("mesh.images", files, ("render_meshimg", [*arguments, *draw(st.sampled_from(([], ["--mesh_colors"])))]), ("out",))
 
 
 # ------------------------------------------------------------------------------------------------ the report
@@ -190,7 +188,7 @@ def mesh_cases(draw: st.DrawFn) -> Case:
 @functools.cache
 def quickstart_folder() -> dict[str, bytes]:
     """The files that tools/report.py reads, small."""
-    picture = fuzz_images.sound_images()["PNG0"]
+    image = fuzz_images.sound_images()["PNG0"]
     log = "\n".join(json.dumps({"step": step, "D/gan": 1.0, "G/gan": 0.5, "G/hit_rate": 0.1}) for step in range(1, 6))
     images = {"metrics": {"swd": 1.0, "fid": 2.0}, "protocol": {"num_fake": 1, "num_real": 2, "image_size": 4}}
     geometry = {"score": {"depth_mae_aligned": 1, "mask_iou": 1, "depth_correlation": 0.5}, "noise_floor": {"mask_iou": 1},
@@ -206,14 +204,14 @@ def quickstart_folder() -> dict[str, bytes]:
         "scores/geometry.json": json.dumps(geometry),
         "scores/weighted_variance.json": json.dumps(variance),
     }
-    pictures = (
+    image_names = (
         "data.png",
         "train/samples/0000001.png",
         "train/samples/0000002.png",
         "imgs/grid_0.png",
         "mesh_images/0_views.png",
     )
-    return {**{name: text.encode() for name, text in texts.items()}, **dict.fromkeys((*pictures, "vids/0.mp4"), picture)}
+    return {**{name: text.encode() for name, text in texts.items()}, **dict.fromkeys((*image_names, "vids/0.mp4"), image)}
 
 
 @st.composite
@@ -289,9 +287,9 @@ def input_files() -> dict[str, bytes]:
         "options.txt": SOUND_OPTIONS,
         "hostile.pth": fb.zip_around(b"\x80\x02" + fb.CANARIES[0] + fb.PAYLOAD + b"\x85R."),
         "c.json": json.dumps(SMALL.to_dict()).encode(),
-        "pictures/a.png": fuzz_images.sound_images()["PNG0"],
-        "pictures/b.jpg": fuzz_images.sound_images()["JPEG0"],
-        "pictures/broken.png": b"\x89PNG\r\n",
+        "images/a.png": fuzz_images.sound_images()["PNG0"],
+        "images/b.jpg": fuzz_images.sound_images()["JPEG0"],
+        "images/broken.png": b"\x89PNG\r\n",
         "run/checkpoint_0000001.pt": sound_files()["checkpoint"],
         "shapes/0_8_voxel.npy": sound_voxels(),
         "quick/steps.tsv": b"Train\t10\tok\tpython train.py\n",
@@ -313,10 +311,10 @@ SMALL_VIEW = ["--image_size", "4", "--ray_step_multiplier", "1", "--device", "cp
 GENERATOR = "../input/g.safetensors"
 # Arguments with which a script does its work in a moment; a case changes some of them.
 BASES: dict[str, list[str]] = {
-    "train": ["--curriculum", "SYNTH_TINY", "--output_dir", "out", "--dataset_path", "../input/pictures", "--device", "cpu",
+    "train": ["--curriculum", "SYNTH_TINY", "--output_dir", "out", "--dataset_path", "../input/images", "--device", "cpu",
               "--max_steps", "1", "--no-use_logger", "--sample_interval", "0", "--dataset", "Images",
               "--set", *SMALL_SETTINGS, "init_ball_radius=0.0", "batch_size=2", "img_size=4"],
-    "eval_metrics": [GENERATOR, "--dataset_path", "../input/pictures", "--dataset", "Images", "--num_images", "2",
+    "eval_metrics": [GENERATOR, "--dataset_path", "../input/images", "--dataset", "Images", "--num_images", "2",
                      "--image_size", "8", "--metrics", "swd", "--output_json", "out/r.json", "--device", "cpu"],
     "tools.eval_geometry": ["heads", "--dataset_path", "../input/heads", "--num_images", "1", "--predictor_steps", "1",
                       "--num_truth", "2", "--output_json", "out/r.json", "--device", "cpu", "--batch_size", "2"],
@@ -327,15 +325,15 @@ BASES: dict[str, list[str]] = {
     "extract_shapes": ["heads", "--seeds", "0", "--voxel_resolution", "8", "--output_dir", "out", "--device", "cpu"],
     "render_meshimg": ["--input_dir", "../input/shapes", "--output_dir", "out", "--image_size", "4", "--renderer", "raycast"],
     "tools.report": ["../input/quick", "--output", "out/page.html"],
-    "dataset": ["--check", "../input/pictures", "--image_size", "8", "--output", "out.png"],
+    "dataset": ["--check", "../input/images", "--image_size", "8", "--output", "out.png"],
     "tools.synthetic_heads": ["--output_dir", "out", "--num_images", "1", "--image_size", "4", "--num_workers", "1"],
 }  # fmt: skip
 PATHS = (
     *("../input/g.safetensors", "../input/generator.pth", "../input/hostile.pth", "../input/damaged.safetensors"),
     *("../input/c.json",),
-    *("../input", "../input/pictures", "../input/heads", "../input/run", "../input/pictures/*.png"),
+    *("../input", "../input/images", "../input/heads", "../input/run", "../input/images/*.png"),
     *("../input/shapes/0_8_voxel.npy",),
-    *("heads", "missing", "", ".", "/dev/null", "/dev/zero", "../input/pipe", "../input/loop", "../input/pictures/broken.png"),
+    *("heads", "missing", "", ".", "/dev/null", "/dev/zero", "../input/pipe", "../input/loop", "../input/images/broken.png"),
     *("~nobody/x", "\udcff\udcfe", "x" * 5000, "a\nb", "../input/g.safetensors/x", "-", "[", "*", "/proc/self/mem"),
     *("../input/quick",),
 )

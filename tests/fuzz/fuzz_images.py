@@ -23,15 +23,15 @@ PROGRAM = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(cana
 
 @functools.cache
 def sound_images() -> dict[str, bytes]:
-    """Small pictures in each format and mode that matters."""
-    picture = Image.fromarray((np.arange(12 * 10 * 3) % 251).astype(np.uint8).reshape(12, 10, 3))
+    """Small images in each format and mode that matters."""
+    image = Image.fromarray((np.arange(12 * 10 * 3) % 251).astype(np.uint8).reshape(12, 10, 3))
     found = {}
     options: dict[str, list[tuple[str, dict[str, Any]]]] = {
         "PNG": [("RGB", {}), ("RGBA", {}), ("L", {}), ("P", {}), ("1", {}), ("I;16", {}), ("LA", {})],
         "JPEG": [("RGB", {}), ("L", {}), ("CMYK", {}), ("RGB", {"progressive": True})],
         "WEBP": [("RGB", {}), ("RGBA", {"lossless": True})],
         "BMP": [("RGB", {}), ("1", {})],
-        "GIF": [("P", {}), ("P", {"save_all": True, "append_images": [picture.convert("P")]})],
+        "GIF": [("P", {}), ("P", {"save_all": True, "append_images": [image.convert("P")]})],
         "TIFF": [("RGB", {"compression": name}) for name in ("raw", "tiff_lzw", "tiff_deflate", "jpeg", "packbits")]
         + [("F", {})],
         "PPM": [("RGB", {}), ("L", {}), ("I", {})],
@@ -39,13 +39,13 @@ def sound_images() -> dict[str, bytes]:
     for kind, variants in options.items():
         for number, (mode, extra) in enumerate(variants):
             buffer = io.BytesIO()
-            converted = picture.convert("L").convert("I").convert("I;16") if mode == "I;16" else picture.convert(mode)
+            converted = image.convert("L").convert("I").convert("I;16") if mode == "I;16" else image.convert(mode)
             converted.save(buffer, kind, **extra)
             found[f"{kind}{number}"] = buffer.getvalue()
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", exif=exif)
+    image.save(buffer, "JPEG", exif=exif)
     return {**found, "turned": buffer.getvalue(), "EPS": PROGRAM.encode()}
 
 
@@ -92,7 +92,7 @@ def gif(width: int, height: int) -> bytes:
     return b"GIF89a" + size + b"\x80\0\0" + b"\0" * 6 + b",\0\0\0\0" + size + b"\0\x02\x02\x4c\x01\0;"
 
 
-def pictures() -> st.SearchStrategy[bytes]:
+def images() -> st.SearchStrategy[bytes]:
     names = st.tuples(*[st.sampled_from(sorted(sound_images()))] * 2)
     damaged = names.flatmap(lambda pair: fb.damaged(sound_images()[pair[0]], sound_images()[pair[1]]))
     return st.one_of(damaged, damaged, damaged, bombs(), names.map(lambda pair: sound_images()[pair[0]]), st.binary(max_size=60))
@@ -113,13 +113,13 @@ def special() -> st.SearchStrategy[Any]:
 
 @st.composite
 def zips(draw: st.DrawFn) -> bytes:
-    """A zip of pictures: odd names, compressed with anything, bombs, wrong sizes, overlapping members, encrypted ones."""
+    """A zip of images: odd names, compressed with anything, bombs, wrong sizes, overlapping members, encrypted ones."""
     members = []
     for _ in range(draw(st.integers(0, 4))):
         name = draw(st.sampled_from(fb.ODD_NAMES) | names().map(lambda name: name.encode("utf-8", "replace").decode()))
         if draw(st.booleans()):
             name += ".png"
-        content = draw(pictures() | st.just(b"\0" * (8 << 20)))
+        content = draw(images() | st.just(b"\0" * (8 << 20)))
         method = draw(st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)))
         members.append((name, content, method, draw(st.sampled_from((0, 0, fb.SYMLINK)))))
     data = fb.zip_bytes(members)
@@ -139,10 +139,10 @@ def set_cases(draw: st.DrawFn) -> Case:
         return Case("image.set", {"set.zip": draw(zips())}, ("set.zip", size, preset, use_cache))
     if kind == "file":
         name = draw(names())
-        return Case("image.set", {name: draw(pictures() | special())}, (name, size, preset, use_cache))
+        return Case("image.set", {name: draw(images() | special())}, (name, size, preset, use_cache))
     files: dict[str, Any] = {}
     for _ in range(draw(st.integers(1, 4))):
-        files[draw(names())] = draw(st.one_of(pictures(), pictures(), pictures(), special()))
+        files[draw(names())] = draw(st.one_of(images(), images(), images(), special()))
     if draw(st.booleans()):
         files["sound.png"] = sound_images()["PNG0"]
     if draw(st.integers(0, 5)) == 0:  # two loops: without care, 2^40 folders to walk
@@ -212,9 +212,9 @@ def truth_cases(draw: st.DrawFn) -> Case:
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    picture = io.BytesIO()
-    Image.new("RGB", (size, size), (9, 9, 9)).save(picture, "PNG")
-    good, image = buffer.getvalue(), picture.getvalue()
+    buffer_of_image = io.BytesIO()
+    Image.new("RGB", (size, size), (9, 9, 9)).save(buffer_of_image, "PNG")
+    good, image = buffer.getvalue(), buffer_of_image.getvalue()
     members = fb.read_members(good)
     kind = draw(st.sampled_from(("damage", "member", "bomb", "lie", "image", "special", "meta")))
     if kind == "damage":
@@ -227,7 +227,7 @@ def truth_cases(draw: st.DrawFn) -> Case:
     elif kind == "lie":
         good = draw(fb.lying_zips(good))
     elif kind == "image":
-        image = draw(pictures())
+        image = draw(images())
     entry = draw(special()) if kind == "special" else good
     metas = (b"{}", b"[" * 100_000, b'{"camera": {"fov": 1e999}}', b'{"camera": {"fov": ' + b"9" * 400 + b"}}", b"\xff", b"")
     files = {"images/0.png": image, "ground_truth/0.npz": entry, "meta.json": draw(st.sampled_from(metas) | special())}

@@ -49,10 +49,10 @@ def sound_cases() -> list[Case]:
     files, commands = fuzz_checkpoints.sound_files(), fuzz_commands.input_files()
     run = {name: files[kind] for name, kind in fuzz_checkpoints.RUN_FILES.items()}
     heads = {name.removeprefix("heads/"): data for name, data in fuzz_commands.heads().items()}
-    picture = {"a.png": fuzz_images.sound_images()["PNG0"]}
+    image = {"a.png": fuzz_images.sound_images()["PNG0"]}
     forms = [("state", "SMALL"), ("state_legacy", "SMALL"), ("module", "SMALL"), ("inference", None), ("checkpoint", None)]
     options = (fuzz_checkpoints.SOUND_OPTIONS, fuzz_checkpoints.PUBLISHED_OPTIONS)
-    pictures = {f"{name}.png": data for name, data in fuzz_images.sound_images().items() if name != "EPS"}
+    images = {f"{name}.png": data for name, data in fuzz_images.sound_images().items() if name != "EPS"}
     cases = [
         *[Case("checkpoint.generator", {"g": files[name]}, ("g", curriculum, "ema")) for name, curriculum in forms],
         Case("checkpoint.torch_file", {"w": files["ema_object"]}, ("w",)),
@@ -62,12 +62,12 @@ def sound_cases() -> list[Case]:
         Case("checkpoint.start_from", run, (".",)),
         Case("checkpoint.resume", {"checkpoint_0000001.pt": files["checkpoint"]}),
         *[Case("checkpoint.options", {"o": text}, ("o",)) for text in options],
-        *[Case("image.set", {name: data}, (name, 8, "CelebA", True)) for name, data in pictures.items()],
-        Case("image.cache", picture, ([],)),
+        *[Case("image.set", {name: data}, (name, 8, "CelebA", True)) for name, data in images.items()],
+        Case("image.cache", image, ([],)),
         Case("image.truth", heads),
         Case("curriculum.set", {}, ("CelebA", ["fov=13", "img_size=16", "name=x"])),
         Case("curriculum.file", {"c.json": commands["c.json"]}, ("c.json",)),
-        Case("mesh.pictures", commands, ("render_meshimg", fuzz_commands.BASES["render_meshimg"]), ("out",)),
+        Case("mesh.images", commands, ("render_meshimg", fuzz_commands.BASES["render_meshimg"]), ("out",)),
         Case(
             "report.page",
             fuzz_commands.quickstart_folder(),

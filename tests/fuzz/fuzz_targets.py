@@ -132,7 +132,7 @@ def read_images(folder: Path, path: str, size: int, preset: str, use_cache: bool
         data = ImageDataset(folder / path, size, preset, folder.parent / "cache" / "images" if use_cache else None, num_workers=1)
         picked = data.gather(torch.arange(len(data)))
         if picked.shape != (len(data), 3, size, size) or len(data.names) != len(data):
-            raise AssertionError(f"{len(data.names)} names, {len(data)} pictures, {tuple(picked.shape)}")
+            raise AssertionError(f"{len(data.names)} names, {len(data)} images, {tuple(picked.shape)}")
 
 
 def read_images_behind_a_cache(folder: Path, damage: list[tuple[str, bytes]]) -> None:
@@ -145,7 +145,7 @@ def read_images_behind_a_cache(folder: Path, damage: list[tuple[str, bytes]]) ->
             file.write_bytes(content)
     again = ImageDataset(folder, 8, cache_dir=cache, num_workers=1)
     if len(again.names) != len(again) or len(again) > len(good):
-        raise AssertionError(f"{len(again.names)} names for {len(again)} pictures")
+        raise AssertionError(f"{len(again.names)} names for {len(again)} images")
     again.gather(torch.arange(len(again)))
     assert expected.shape[1:] == (3, 8, 8)
 
@@ -205,7 +205,7 @@ TARGETS: dict[str, Callable[..., None]] = {
     "image.truth": read_truths,
     "curriculum.set": override,
     "curriculum.file": read_curriculum_file,
-    "mesh.pictures": run_command,
+    "mesh.images": run_command,
     "report.page": run_command,
     "command.line": run_command,
 }

@@ -224,7 +224,7 @@ def compare_runs(reference: Path, disturbed: Path, starved: Collection[int] = ()
 
     Compared are the training checkpoints that both have, the last among them (every entry), the generator file (byte for byte),
     the log (without its times) and every sample grid of the reference (byte for byte; grids of the steps ``starved``, at
-    which the disk was full, may be missing: they are pictures of what the checkpoints hold).
+    which the disk was full, may be missing: they are images of what the checkpoints hold).
     """
     names = [[path.name for path in checkpoints_in(folder)] for folder in (reference, disturbed)]
     if not names[0] or names[0][-1:] != names[1][-1:]:

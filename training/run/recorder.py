@@ -6,7 +6,6 @@ Nothing here ends a run: what cannot be written or measured is said once, in one
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from common.files import write_atomically
@@ -26,7 +24,7 @@ from generators.generator import ImplicitGenerator3d, latent_from_seed
 from generators.views import View, ViewSettings, render_views
 from training.mirror import Turn
 from training.run.run_folder import cut_log
-from visualization.images import picture_grid, to_uint8, view_picture
+from visualization.images import image_grid, png_bytes, to_uint8, view_image
 
 GRID_SEEDS = 6
 GRID_YAWS = (-0.4, 0.0, 0.4)
@@ -171,16 +169,14 @@ class Recorder:
             depth = "surface_depth" if curriculum.pred_occ else "depth"
             rows = []
             for per_seed in sample_views(generator, image_size, interval):
-                pictures = [
-                    view_picture(view, quantity, curriculum.ray_start, curriculum.ray_end)
+                images = [
+                    view_image(view, quantity, curriculum.ray_start, curriculum.ray_end)
                     for quantity in ("image", depth, "normals", "mask")
                     for view in per_seed
                 ]
-                rows.append(pictures)
-            grid = to_uint8(picture_grid(rows))
-            data = io.BytesIO()
-            Image.fromarray(grid).save(data, format="PNG")
-            write_atomically(self._dir / "samples" / f"{step:07d}.png", data.getbuffer())
+                rows.append(images)
+            grid = to_uint8(image_grid(rows))
+            write_atomically(self._dir / "samples" / f"{step:07d}.png", png_bytes(grid))
             self._show(lambda writer: writer.add_image("samples", grid, step, dataformats="HWC"))
 
     def note(self, text: str) -> None:

@@ -14,7 +14,7 @@ from checkpoints.files import check_state, latest_checkpoint, load_training_chec
 from checkpoints.published import load_published_training
 from checkpoints.safe_pickle import printable
 from common.errors import UserError
-from discriminators.progressive import ProgressiveEncoderDiscriminator
+from discriminators.build import build_discriminator
 from generators.generator import ImplicitGenerator3d
 from settings.curriculum import Curriculum
 from settings.schedules import ball_hold_weight_at, learning_rates_at
@@ -38,7 +38,7 @@ class RunState:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             generator = ImplicitGenerator3d(curriculum)
-            discriminator = ProgressiveEncoderDiscriminator(curriculum)
+            discriminator = build_discriminator(curriculum)
         self.curriculum = curriculum
         self.seed = seed
         self.device = device
@@ -59,9 +59,11 @@ class RunState:
         self.scaler_G, self.scaler_D = (torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16) for _ in range(2))
 
     def start_outward(self) -> None:
-        """Fit the fresh generator, and its averages, to the curriculum's ball."""
-        fit_to_ball(self.generator, self.curriculum.init_ball_radius, self.seed)
+        """Fit the fresh generator, and its averages, to the curriculum's ball, which tri-planes are from the beginning."""
         self.is_held = True
+        if self.curriculum.model == "TRIPLANE":
+            return
+        fit_to_ball(self.generator, self.curriculum.init_ball_radius, self.seed)
         for average in self.averages.values():
             average.generator.load_state_dict(self.generator.state_dict())
 
@@ -290,7 +292,7 @@ def _generator_groups(generator: ImplicitGenerator3d) -> list[dict[str, Any]]:
     """One group, or the mapping network apart at a reduced rate where ``unique_lr`` is off."""
     if generator.curriculum.unique_lr:
         return [{"params": list(generator.parameters())}]
-    mapping = list(generator.siren.mapping_network.parameters())
+    mapping = list(generator.network.mapping_network.parameters())
     known = {id(parameter) for parameter in mapping}
     rest = [parameter for parameter in generator.parameters() if id(parameter) not in known]
     return [{"params": rest}, {"params": mapping, "rate": MAPPING_RATE}]

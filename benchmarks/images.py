@@ -1,4 +1,4 @@
-"""Views and videos: seconds, points asked of the field, and what the faster paths change in the picture."""
+"""Views and videos: seconds, points asked of the field, and what the faster paths change in the image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_FRAMES = 36
 DEPTH_TOLERANCE = 1e-4
 
 
-class Picture:
+class Image:
     """Rays of one view, or of every ``row_step``-th row of it, rendered on the one render path."""
 
     def __init__(self, field: Field, network: Network, pose: TrajectoryPose, settings: ViewSettings, row_step: int) -> None:
@@ -33,7 +33,7 @@ class Picture:
 
 
 def psnr_db(rgb: Tensor, truth: Tensor) -> float:
-    """Of pictures in [0, 1], the range being 1; 120 at most."""
+    """Of images in [0, 1], the range being 1; 120 at most."""
     return -10 * math.log10(max(float((rgb - truth).square().mean()), 1e-12))
 
 
@@ -47,11 +47,11 @@ def measure_view(network: Network, path: str, size: int) -> dict[str, Any]:
     settings = ViewSettings(image_size=size, surface_only=path == "surface_only")
     field = CountingField(StraightforwardField.of_seed(network) if path == "straightforward" else network.field())
     gemm = Gemm()
-    timed = gemm.around(lambda: Picture(field, network, pose, settings, 1))
+    timed = gemm.around(lambda: Image(field, network, pose, settings, 1))
     num_points = field.num_points
     result = {"seconds": timed.seconds, "work_gflop": timed.work, "num_points": num_points, "size": size}
     if path == "surface_only":
-        volume = Picture(network.field(), network, pose, ViewSettings(image_size=size), 1)
+        volume = Image(network.field(), network, pose, ViewSettings(image_size=size), 1)
         result["psnr_db"] = psnr_db(timed.value.rgb, volume.rgb)
     return result
 
@@ -76,13 +76,13 @@ def measure_video(network: Network, size: int, row_step: int, plain_every: int, 
     ratios, plains, frame_seconds, plain_seconds, pairs = [], [], [], [], []
     for index in range(0, NUM_FRAMES, cached_every):
         before = counting.num_points
-        frame = gemm.around(lambda index=index: Picture(cache, network, poses[index], settings, row_step))
+        frame = gemm.around(lambda index=index: Image(cache, network, poses[index], settings, row_step))
         num_frame_points += counting.num_points - before
         num_cached += 1
         frame_seconds.append(frame.seconds)
         if index % plain_every == 0:
             field = CountingField(network.field())
-            plain = gemm.around(lambda index=index, field=field: Picture(field, network, poses[index], settings, row_step))
+            plain = gemm.around(lambda index=index, field=field: Image(field, network, poses[index], settings, row_step))
             num_plain_points += field.num_points
             ratios.append(frame.work / plain.work)
             plains.append(plain)
@@ -112,7 +112,7 @@ def _build(field: Field, network: Network, poses: list[TrajectoryPose], settings
     return build_cache(field, rays, settings.render_settings(network.curriculum))
 
 
-def _compare(pairs: list[tuple[Picture, Picture]]) -> dict[str, Any]:
+def _compare(pairs: list[tuple[Image, Image]]) -> dict[str, Any]:
     """Errors over all compared frames; of depths, on rays that hit in both."""
     result: dict[str, Any] = {
         "psnr_db": psnr_db(torch.cat([a.rgb for a, _ in pairs]), torch.cat([b.rgb for _, b in pairs])),

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Remakes the README's pictures from a generator: docs/NAME.png (views, normals, meshes), docs/NAME.webp (they turn) and
+# Remakes the README's images from a generator: docs/NAME.png (views, normals, meshes), docs/NAME.webp (they turn) and
 # docs/NAME_between.webp (from each to the next).
-#   bash docs/make_pictures.sh GENERATOR [NAME, default: heads] [SEEDS, default: "0 1 2 3"]
+#   bash docs/make_images.sh GENERATOR [NAME, default: heads] [SEEDS, default: "0 1 2 3"]
 set -euo pipefail
 if [ $# -lt 1 ] || [ $# -gt 3 ] || [ ! -f "$1" ]; then
-  echo "usage: bash docs/make_pictures.sh GENERATOR [NAME] [SEEDS]" >&2
+  echo "usage: bash docs/make_images.sh GENERATOR [NAME] [SEEDS]" >&2
   exit 2
 fi
 GENERATOR="$(realpath "$1")"

@@ -1,0 +1,264 @@
+"""What settings may be: the tables of types, ranges and choices, and which values exclude each other.
+
+A value is checked alone first (:data:`NUMBERS`, :data:`COUNTS`, :data:`CHOICES`), then against the others. Every problem is one
+line of text, without the curriculum's name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from curriculums import COMMON
+
+MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN128", "EmbeddingPiGAN256", "TRIPLANE")
+SAMPLE_DISTS = ("gaussian", "uniform", "truncated_gaussian", "hybrid", "spherical_uniform", None)
+DISCRIMINATORS = ("ProgressiveEncoderDiscriminator", "ResidualDiscriminator")
+MAX_DISC_SIZE = 512  # pixels
+LAST_DISC_SIZE = 4  # pixels, of the residual discriminator's last block
+MAX_DISC_WIDTHS = (MAX_DISC_SIZE // LAST_DISC_SIZE).bit_length()
+NUM_DISC_LEVELS = 9  # 512 px down to 2 px
+MAX_BACKBONE_LEVELS, MAX_BACKBONE_WIDTH = 8, 1 << 12
+MAX_SHOWN = 100  # characters of a value in a message
+MAX_BATCH = 1 << 16
+MAX_COUNT = 10**9
+MAX_WIDTH = 1 << 20
+MAX_SAMPLES = 1024  # per ray
+MIN_BALL_RADIUS = 1e-3  # world units
+
+TEXTS = ("name", "dataset")
+FLAGS = tuple(key for key, value in COMMON.items() if isinstance(value, bool))
+
+
+class Interval(NamedTuple):
+    """A range of numbers. words: how a message names it; whether the ends belong to it is stated there and in the flags."""
+
+    words: str
+    low: float = -math.inf
+    high: float = math.inf
+    is_low_open: bool = False
+    is_high_open: bool = False
+
+    def holds(self, value: float) -> bool:
+        above = value > self.low if self.is_low_open else value >= self.low
+        return above and (value < self.high if self.is_high_open else value <= self.high)
+
+
+POSITIVE = Interval("be positive", low=0, is_low_open=True)
+NOT_NEGATIVE = Interval("not be negative", low=0)
+NUMBERS: dict[str, Interval] = {
+    "fov": Interval("lie between 0 and 180 degrees", 0, 180, is_low_open=True, is_high_open=True),
+    "ray_start": POSITIVE,
+    "ray_end": POSITIVE,
+    "h_stddev": NOT_NEGATIVE,
+    "v_stddev": NOT_NEGATIVE,
+    "h_mean": NOT_NEGATIVE,
+    "v_mean": NOT_NEGATIVE,
+    "tau": Interval("lie between 0 and 1", 0, 1, is_low_open=True, is_high_open=True),
+    "interval_max": POSITIVE,
+    "interval_min": POSITIVE,
+    "decay_beta": NOT_NEGATIVE,
+    "r1_lambda": NOT_NEGATIVE,
+    "r2_lambda": NOT_NEGATIVE,
+    "z_lambda": NOT_NEGATIVE,
+    "pos_lambda": NOT_NEGATIVE,
+    "topk_v": Interval("lie in (0, 1]", 0, 1, is_low_open=True),
+    "opacprior_lambda_init": POSITIVE,
+    "opacprior_growth_rate": NOT_NEGATIVE,
+    "normal_lambda": NOT_NEGATIVE,
+    "h_sample": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "grad_clip": POSITIVE,
+    "augment_target": Interval("be less than 1 (a mean of signs is no greater) and not negative", 0, 1, is_high_open=True),
+    "init_ball_radius": NOT_NEGATIVE,
+    "ball_hold_lambda": NOT_NEGATIVE,
+    "ball_hold_floor": NOT_NEGATIVE,
+    "plane_extent": NOT_NEGATIVE,
+}
+COUNTS: dict[str, tuple[int, int]] = {  # least and most; no run wants more, and a file's settings must not fill the memory
+    "end_step": (1, MAX_COUNT),
+    "latent_dim": (1, MAX_WIDTH),
+    "hidden_dim": (1, MAX_WIDTH),
+    "num_layers": (1, 1000),
+    "num_steps_coarse": (2, MAX_SAMPLES),
+    "num_steps_surface": (0, MAX_SAMPLES),
+    "num_steps_fine": (0, MAX_SAMPLES),
+    "n_secant_steps": (0, 1000),
+    "r1_interval": (1, MAX_COUNT),
+    "topk_interval": (1, MAX_COUNT),
+    "lr_warmup_steps": (0, MAX_COUNT),
+    "fade_steps": (1, MAX_COUNT),
+    "ball_hold_steps": (0, MAX_COUNT),
+    "hollow_check_interval": (0, MAX_COUNT),
+    "num_eval_imgs": (1, MAX_COUNT),
+    "num_holdout": (0, MAX_COUNT),
+    "w_dim": (1, 1 << 12),
+    "plane_channels": (1, 256),
+    "decoder_dim": (1, 1 << 10),
+}
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "sample_dist": SAMPLE_DISTS,
+    "model": MODELS,
+    "generator": ("ImplicitGenerator3d",),
+    "discriminator": DISCRIMINATORS,
+    "clamp_mode": ("relu", "softplus"),
+    "gan_loss": ("non_saturating", "relativistic"),  # those of training/losses.py
+    "z_dist": ("gaussian", "uniform"),
+    "root_method": ("secant", "bisection"),
+    "lr_decay": ("constant", "cosine"),
+    "plane_reduce": ("sum", "product"),
+}
+STAGE_NUMBERS: dict[str, Interval] = {"gen_lr": POSITIVE, "disc_lr": POSITIVE}
+STAGE_COUNTS: dict[str, tuple[int, int]] = {
+    "start_step": (0, MAX_COUNT),
+    "batch_size": (1, MAX_BATCH),
+    "img_size": (1, MAX_BATCH),
+    "batch_split": (1, MAX_BATCH),
+}
+
+
+def problems(curriculum: Any) -> Iterator[str]:
+    """What is impossible about a curriculum's settings. The first is what counts: later ones may rely on it."""
+    values = vars(curriculum)
+    yield from _problems_of_values(values)
+    yield from _problems_of_lists(values)
+    yield from _contradictions(curriculum)
+    if curriculum.model == "TRIPLANE":
+        yield from _triplane_problems(curriculum)
+    yield from _stage_problems(curriculum)
+
+
+def _problems_of_values(values: Mapping[str, Any]) -> Iterator[str]:
+    for key in TEXTS:
+        if not isinstance(values[key], str):
+            yield f"{key} must be a text, not {shown(values[key])}"
+    for key in FLAGS:
+        if not isinstance(values[key], bool):
+            yield f"{key} must be True or False, not {shown(values[key])}"
+    if values["eval_last_back"] is not None and not isinstance(values["eval_last_back"], bool):
+        yield f"eval_last_back must be True, False or None, not {shown(values['eval_last_back'])}"
+    if values["mapping_dim"] is not None and not is_count(values["mapping_dim"], 1, MAX_WIDTH):
+        yield f"mapping_dim must be None or a whole number from 1 to {MAX_WIDTH}, not {shown(values['mapping_dim'])}"
+    yield from _out_of_range(values, NUMBERS, COUNTS)
+    for key, choices in CHOICES.items():
+        if values[key] not in choices:
+            yield f"{key} must be one of {', '.join(map(str, choices))}, not {shown(values[key])}"
+
+
+def _out_of_range(
+    values: Mapping[str, Any], numbers: Mapping[str, Interval], counts: Mapping[str, tuple[int, int]]
+) -> Iterator[str]:
+    for key, interval in numbers.items():
+        if not is_number(values[key]):
+            yield f"{key} must be a finite number, not {shown(values[key])}"
+        elif not interval.holds(values[key]):
+            yield f"{key} must {interval.words}, not {shown(values[key])}"
+    for key, (least, most) in counts.items():
+        if not is_count(values[key], least, most):
+            yield f"{key} must be a whole number of at least {least} and at most {most}, not {shown(values[key])}"
+
+
+def _problems_of_lists(values: Mapping[str, Any]) -> Iterator[str]:
+    betas, channels = values["betas"], values["disc_channels"]
+    if not (isinstance(betas, tuple) and len(betas) == 2 and all(is_number(beta) and 0 <= beta < 1 for beta in betas)):
+        yield f"betas must be two numbers in [0, 1), not {shown(betas)}"
+    if not (is_widths(channels) and len(channels) == NUM_DISC_LEVELS):
+        yield f"disc_channels must be {NUM_DISC_LEVELS} positive whole numbers (512 px down to 2 px), not {shown(channels)}"
+    widths = values["disc_widths"]
+    if not (is_widths(widths) and 1 <= len(widths) <= MAX_DISC_WIDTHS):
+        yield f"disc_widths must be 1 to {MAX_DISC_WIDTHS} positive whole numbers, the last at 4 px, not {shown(widths)}"
+
+
+def _contradictions(c: Any) -> Iterator[str]:
+    if c.ray_end <= c.ray_start:
+        yield f"ray_end ({c.ray_end}) must be greater than ray_start ({c.ray_start})"
+    if c.interval_min > c.interval_max:
+        yield f"interval_min ({c.interval_min}) must not exceed interval_max ({c.interval_max})"
+    if c.surface_sample and c.interval_max > (c.ray_end - c.ray_start) / 2 + 1e-9:
+        yield f"interval_max ({c.interval_max}) must not exceed half the ray, {(c.ray_end - c.ray_start) / 2:.4g}"
+    if c.hierarchical_sample and c.num_steps_fine and c.num_steps_coarse < 3:
+        yield f"num_steps_coarse must be at least 3 with hierarchical_sample, not {c.num_steps_coarse}"
+    if c.surface_sample and not c.pred_occ:
+        yield "surface_sample needs pred_occ: a radiance field has no surface to find"
+    if c.surface_sample and c.num_steps_surface < 2:
+        yield f"num_steps_surface must be at least 2 with surface_sample, not {c.num_steps_surface}"
+    if (c.with_opacprior or c.with_normal_loss or c.hollow_check_interval or c.init_ball_radius) and not c.pred_occ:
+        yield "with_opacprior, with_normal_loss, hollow_check_interval and init_ball_radius need pred_occ"
+    if c.white_back and (c.last_back or c.eval_last_back):
+        which = "last_back" if c.last_back else "eval_last_back"
+        yield f"white_back has no effect with {which}, which gives missing weight to the last sample; set one of them to False"
+    if c.hollow_check_interval:
+        yield from _hollow_problems(c)
+    room = min(1 - c.ray_start, c.ray_end - 1)
+    if c.init_ball_radius and not MIN_BALL_RADIUS <= c.init_ball_radius < room:
+        yield f"init_ball_radius must be 0 or at least {MIN_BALL_RADIUS} and less than {room:.4g}, where the rays begin or end"
+
+
+def _hollow_problems(c: Any) -> Iterator[str]:
+    """Why shapes cannot be watched: which way they bulge has a meaning only from the front, and a turn only about the equator."""
+    remedy = "set hollow_check_interval to 0"
+    if c.sample_dist == "spherical_uniform" or (c.sample_dist is not None and c.h_stddev >= math.pi / 2):
+        yield f"hollow_check_interval needs cameras that stay in front (h_stddev below pi/2, no spherical_uniform); {remedy}"
+    if abs(c.v_mean - math.pi / 2) > 1e-6:
+        yield f"hollow_check_interval needs v_mean = pi/2, about which alone poses mirror into poses; {remedy}"
+
+
+def _triplane_problems(c: Any) -> Iterator[str]:
+    channels = c.backbone_channels
+    if not (is_widths(channels) and 1 <= len(channels) <= MAX_BACKBONE_LEVELS and max(channels) <= MAX_BACKBONE_WIDTH):
+        yield f"backbone_channels must be 1 to 8 positive whole numbers (4 px up to the planes' size), not {shown(channels)}"
+    if c.plane_channels % 16 or c.decoder_dim % 4:
+        yield "plane_channels must be a multiple of 16, decoder_dim one of 4"
+    if c.view_dependent or not c.pred_occ:
+        yield "model TRIPLANE needs pred_occ and view_dependent=False"
+
+
+def _stage_problems(c: Any) -> Iterator[str]:
+    for number, stage in enumerate(c.stages):
+        for problem in _out_of_range(vars(stage), STAGE_NUMBERS, STAGE_COUNTS):
+            yield f"stages[{number}]: {problem}"
+    if not c.stages or c.stages[0].start_step != 0:
+        yield "the first stage must start at step 0"
+    starts = [stage.start_step for stage in c.stages] + [c.end_step]
+    if any(later <= earlier for earlier, later in itertools.pairwise(starts)):
+        yield f"stages must start at rising steps and before the end, not at {starts}"
+    for stage in c.stages:
+        where = f"stage from step {stage.start_step}:"
+        if stage.batch_size % stage.batch_split:
+            yield f"{where} batch_size {stage.batch_size} is not divisible by batch_split {stage.batch_split}"
+        if stage.img_size & (stage.img_size - 1) or not 4 <= stage.img_size <= MAX_DISC_SIZE:
+            yield f"{where} img_size {stage.img_size} has no discriminator layer; use a power of two from 4 to {MAX_DISC_SIZE}"
+        if c.discriminator == "ResidualDiscriminator" and stage.img_size < c.disc_base_size:
+            yield (
+                f"{where} img_size {stage.img_size} is less than the {c.disc_base_size} px at which {len(c.disc_widths)}"
+                " disc_widths begin; leave out the first of them"
+            )
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite number and no truth value."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def is_count(value: Any, least: int, most: int) -> bool:
+    """Whether ``value`` is a whole number in [least, most] and no truth value."""
+    return type(value) is int and least <= value <= most
+
+
+def is_widths(value: Any) -> bool:
+    """Whether ``value`` is a tuple of layer widths."""
+    return isinstance(value, tuple) and all(is_count(width, 1, MAX_BATCH) for width in value)
+
+
+def shown(value: Any) -> str:
+    """A value for a message: short and printable, whatever it is."""
+    try:
+        text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, a nest without end
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

@@ -1,0 +1,302 @@
+"""Tri-planes: the compiled lookup against PyTorch, the field's geometry, and what every generator can: files, psi, training."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import extract_shapes
+import render_video_interpolation
+from checkpoints.files import load_training_checkpoint, save_inference
+from checkpoints.loading import load_generator
+from common.errors import UserError
+from generators.cameras import camera_rays
+from generators.generator import ImplicitGenerator3d
+from generators.renderer import RenderSettings, render
+from metrics.weighted_variance import mean_pose
+from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS
+from siren.field import Field
+from train import main as train
+from training.mirror import mirror_field
+from triplane import lookup
+from triplane.decoder import DecoderWeights
+from triplane.lookup import Frame
+
+RADIUS = 0.08
+FLIP_Z = torch.tensor([1.0, 1.0, -1.0])
+SMALL = [
+    *("model=TRIPLANE", "view_dependent=False", "latent_dim=8", "w_dim=8", "backbone_channels=(12,8,8)", "decoder_dim=8"),
+    *("disc_channels=(4,4,4,4,4,4,8,8,8)", "num_steps_coarse=6", "num_steps_surface=3", "num_steps_fine=2"),
+    *("batch_size=4", "img_size=8"),
+]
+
+
+def small_curriculum(*more: str) -> Curriculum:
+    return CURRICULUMS["SYNTH_TINY"].with_overrides([*SMALL, *more])
+
+
+def make_generator(*more: str) -> ImplicitGenerator3d:
+    """A generator whose logits have a part of their own beside the ball's."""
+    torch.manual_seed(0)
+    generator = ImplicitGenerator3d(small_curriculum(*more))
+    with torch.no_grad():
+        generator.triplane.decoder.output_weight[0].normal_()
+    return generator
+
+
+def draw_points(batch: int, num: int, extent: float = 0.12) -> torch.Tensor:
+    return (torch.rand(batch, num, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1) * extent
+
+
+def draw_case(num_channels: int, hidden_dim: int, num: int = 203) -> tuple[torch.Tensor, DecoderWeights, Frame, torch.Tensor]:
+    """planes, decoder, frame (a matrix that is not orthogonal) and points, some beyond the planes; all float64."""
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64)
+
+    decoder = DecoderWeights(
+        normal(hidden_dim, num_channels) / num_channels**0.5,
+        normal(hidden_dim),
+        normal(4, hidden_dim) / hidden_dim**0.5,
+        normal(4),
+    )
+    matrix = torch.eye(3, dtype=torch.float64) / 0.2 + 0.1 * normal(3, 3)
+    frame = Frame.of(matrix, torch.tensor(0.1, dtype=torch.float64), torch.tensor(75.0, dtype=torch.float64), 6.0)
+    points = (torch.rand(3, num, 3, generator=random, dtype=torch.float64) - 0.5) * 0.5
+    return normal(3, 16, 16, 3, num_channels), decoder, frame, points
+
+
+@pytest.mark.parametrize("with_colors", [True, False])
+@pytest.mark.parametrize("is_product", [False, True])
+@pytest.mark.parametrize(("num_channels", "hidden_dim"), [(16, 32), (16, 12), (32, 32)])
+def test_compiled_lookup_and_its_gradients_are_those_of_pytorch(num_channels, hidden_dim, is_product, with_colors):
+    planes, decoder, frame, points = draw_case(num_channels, hidden_dim)
+    exact_leaves = [tensor.requires_grad_(True) for tensor in (planes, *decoder)]
+    leaves = [tensor.detach().float().requires_grad_(True) for tensor in exact_leaves]
+    small = (leaves[0], DecoderWeights(*leaves[1:]), Frame(frame.values.float()), is_product, points.float(), with_colors)
+    if not lookup.is_compiled_for(small[0], small[1], small[4]):
+        pytest.skip("no C compiler here")
+    exact = lookup.plain_query(planes, decoder, frame, is_product, points, with_colors)
+    outputs = lookup.query(*small)
+    assert (exact[1] is None) == (outputs[1] is None) == (not with_colors)
+    losses = []
+    for logits, colors in (exact, outputs):
+        pattern = torch.arange(logits.numel(), dtype=logits.dtype).view_as(logits).sin()
+        losses.append((logits * pattern).sum() + (0 if colors is None else (colors * pattern.unsqueeze(-1)).sum()))
+    for a, b in zip(exact, outputs, strict=True):
+        assert a is None or float((a - b).abs().max().detach()) < 1e-4
+    for a, b in zip(*(torch.autograd.grad(*pair) for pair in zip(losses, (exact_leaves, leaves), strict=True)), strict=True):
+        assert float((a - b).abs().max() / a.abs().max()) < 2e-5
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_a_step_along_an_axis_changes_what_two_planes_give(is_plain):
+    """And the plane's x and y are the axes they should be: XY, XZ, YZ."""
+    _, decoder, _, _ = draw_case(16, 8)
+    decoder = DecoderWeights(*(weight.float() for weight in decoder))
+    frame = Frame.of(torch.eye(3), torch.tensor(1.0), torch.tensor(0.0), 6.0)
+    query = lookup.plain_query if is_plain else lookup.query
+    start = torch.tensor([-0.5, 0.1, 0.7])
+    points = torch.cat([start[None], start + 0.01 * torch.eye(3)])[None]
+    changed = []
+    for plane, (x_axis, y_axis) in enumerate(((0, 1), (0, 2), (1, 2))):
+        planes = torch.zeros(1, 9, 9, 3, 16)
+        y, x = (round(float(start[axis]) * 4 + 4) for axis in (y_axis, x_axis))
+        planes[:, y - 1 : y + 2, x - 1 : x + 2, plane] = torch.randn(3, 3, 16)  # nothing elsewhere on this plane
+        logits = query(planes, decoder, frame, False, points, False)[0][0]
+        empty = query(torch.zeros_like(planes), decoder, frame, False, points, False)[0][0]
+        assert abs(float(logits[0] - empty[0])) > 1e-3
+        changed.append([float(step) != 0 for step in logits[1:] - logits[0]])
+    assert changed == [[True, True, False], [True, False, True], [False, True, True]]
+
+
+def test_gradients_do_not_depend_on_the_number_of_threads():
+    planes, decoder, frame, points = draw_case(16, 8, num=500)
+    gradients = []
+    threads = torch.get_num_threads()
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        leaves = [tensor.float().requires_grad_(True) for tensor in (planes, *decoder)]
+        arguments = (leaves[0], DecoderWeights(*leaves[1:]), Frame(frame.values.float()), False, points.float(), True)
+        logits, colors = lookup.query(*arguments)
+        gradients.append(torch.autograd.grad(logits.sum() + colors.square().sum(), leaves))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@torch.no_grad()
+def test_the_start_is_a_ball_for_every_latent():
+    torch.manual_seed(0)
+    generator = ImplicitGenerator3d(small_curriculum("init_ball_radius=0.08"))
+    points = draw_points(5, 400)
+    logits = generator.field(generator.film(torch.randn(5, 8))).occupancy_logits(points)
+    assert torch.equal(logits > 0, points.norm(dim=-1) < RADIUS)
+
+
+def test_normals_follow_the_gradient_of_a_smooth_field():
+    """Against autograd through a lookup of planes eight times as fine, whose bilinear values are nearly smooth."""
+    generator = make_generator("backbone_channels=(12,8,8,8)")
+    field = generator.field(generator.film(torch.randn(2, 8)))
+    coarse = torch.nn.functional.interpolate(
+        field._planes.flatten(3).permute(0, 3, 1, 2)[:, :, ::4, ::4], size=32, mode="bicubic", align_corners=True
+    )
+    fine = torch.nn.functional.interpolate(coarse, size=256, mode="bicubic", align_corners=True)
+    field._planes, fine = (planes.permute(0, 2, 3, 1).unflatten(3, (3, 16)).contiguous().detach() for planes in (coarse, fine))
+    directions = torch.nn.functional.normalize(torch.randn(2, 200, 3), dim=-1)
+    points = (directions * RADIUS).requires_grad_(True)
+    normals = field.normals(points.detach())
+    logits = lookup.plain_query(fine, field._decoder, field._frame, False, points, False)[0]
+    expected = -torch.nn.functional.normalize(torch.autograd.grad(logits.sum(), points)[0], dim=-1)
+    degrees = torch.rad2deg(torch.acos((normals * expected).sum(dim=-1).clamp(-1, 1))).detach()
+    assert float(degrees.median()) < 3 and float(degrees.quantile(0.95)) < 12
+    assert 0.3 < float((normals * directions).sum(dim=-1).detach().mean()) < 0.999  # outward, and not the ball's alone
+
+
+def test_normals_have_a_gradient_with_respect_to_all_weights_of_the_logit():
+    generator = make_generator()
+    field = generator.field(generator.film(torch.randn(2, 8)))
+    field.normals(draw_points(2, 50)).square()[..., 0].sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in generator.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_an_inference_file_holds_the_whole_generator(tmp_path, dtype):
+    generator = make_generator().eval()
+    save_inference(tmp_path / "g.safetensors", generator, step=7, dtype=dtype)
+    loaded = load_generator(tmp_path / "g.safetensors").generator
+    points, z = draw_points(3, 100), torch.randn(3, 8)
+    tolerance = 0 if dtype == torch.float32 else 0.05
+    for psi in (1.0, 0.5):
+        with torch.no_grad():
+            before, after = (g.field(g.film(z, psi)).occupancy_logits(points) for g in (generator, loaded))
+        assert float((before - after).abs().max()) <= tolerance
+    with pytest.raises(UserError, match="backbone_channels"):
+        load_generator(tmp_path / "g.safetensors", small_curriculum("backbone_channels=(12,8)"))
+
+
+@torch.no_grad()
+def test_psi_lerp_and_mixing_by_layer():
+    generator = make_generator()
+    z = torch.randn(2, 8)
+    styles, mean = generator.film(z), generator.compute_truncation_mean(200)
+    assert mean.styles.shape == (1, 5, 8)
+    assert torch.allclose(generator.film(z, 0.0).styles, mean.styles.expand(2, -1, -1))
+    assert torch.allclose(generator.film(z, 0.7).styles, mean.lerp(styles, 0.7).styles)
+    points = draw_points(1, 100)
+    rows = [type(styles)(styles.styles[i : i + 1]) for i in (0, 1)]
+
+    def logits(styles):
+        return generator.field(styles).occupancy_logits(points)
+
+    assert torch.equal(logits(rows[0].mix(rows[1], 5)), logits(rows[0]))
+    assert torch.equal(logits(rows[0].mix(rows[1], 0)), logits(rows[1]))
+    mixed = logits(rows[0].mix(rows[1], 3))
+    assert not torch.allclose(mixed, logits(rows[0])) and not torch.allclose(mixed, logits(rows[1]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("invert", [False, True])
+def test_mirroring_is_exact_for_every_latent(invert):
+    generator, z, points = make_generator("tau=0.3"), torch.randn(3, 8), draw_points(3, 100)
+    logits, colors = generator.field(generator.film(z)).logits_and_colors(points * FLIP_Z, points)
+    before = generator.field(generator.film(z)).occupancy_logits(points)
+    mirror_field(generator, invert)
+    mirrored_logits, mirrored_colors = generator.field(generator.film(z)).logits_and_colors(points, points)
+    expected = 2 * math.log(0.3 / 0.7) - logits if invert else logits
+    assert not torch.allclose(before, mirrored_logits, atol=1e-4)
+    assert torch.allclose(expected, mirrored_logits, atol=1e-5) and torch.allclose(colors, mirrored_colors, atol=1e-5)
+
+
+@torch.no_grad()
+def test_chunks_give_what_the_whole_gives(monkeypatch):
+    generator, points = make_generator(), draw_points(3, 100)
+    field = generator.field(generator.film(torch.randn(3, 8)))
+    whole = field.logits_and_colors(points, points)
+    monkeypatch.setattr("triplane.field.CHUNK", 3 * 7)
+    assert all(torch.equal(a, b) for a, b in zip(whole, field.logits_and_colors(points, points), strict=True))
+    with pytest.raises(ValueError, match="points must be"):
+        field.occupancy_logits(points[:2])
+
+
+@torch.no_grad()
+def test_the_renderer_finds_the_ball_where_it_is():
+    torch.manual_seed(0)
+    curriculum = small_curriculum("init_ball_radius=0.08", "num_steps_coarse=12")
+    generator = ImplicitGenerator3d(curriculum)
+    field: Field = generator.field(generator.film(torch.randn(2, 8)))
+    rays = camera_rays(mean_pose(curriculum, 2, torch.device("cpu")), 17, curriculum.fov)
+    surface = render(field, rays, RenderSettings.from_curriculum(curriculum)).surface
+    middle = 17 * 17 // 2
+    assert torch.allclose(surface.t[:, middle], torch.tensor(1 - RADIUS), atol=1e-4)
+    assert surface.hit_mask[:, middle].all() and not surface.hit_mask[:, 0].any()
+
+
+# -- through the commands ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(random.integers(0, 255, (12, 12, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def run(photos: Path, output: Path, *more: str) -> None:
+    settings = [*SMALL, "init_ball_radius=0.08", "ball_hold_steps=50", "r2_lambda=0.1", "gan_loss=relativistic"]
+    train(
+        [
+            *("--curriculum", "SYNTH_TINY", "--dataset_path", str(photos), "--output_dir", str(output), "--device", "cpu"),
+            *("--no-cache", "--no-use_logger", "--log_interval", "1", "--sample_interval", "0", *more, "--set", *settings),
+        ]
+    )
+
+
+def test_a_resumed_run_equals_an_undisturbed_one(photos, tmp_path):
+    run(photos, tmp_path / "whole", "--max_steps", "4")
+    run(photos, tmp_path / "parts", "--max_steps", "2")
+    run(photos, tmp_path / "parts", "--max_steps", "4")
+    whole, parts = (load_training_checkpoint(tmp_path / name / "checkpoint_0000004.pt") for name in ("whole", "parts"))
+    for key in ("generator", "discriminator", "ema", "ema2"):
+        assert all(torch.equal(value, parts[key][name]) for name, value in whole[key].items())
+    torch.manual_seed(0)
+    start = ImplicitGenerator3d(small_curriculum()).state_dict()
+    assert not torch.equal(whole["generator"]["triplane.backbone.start"], start["triplane.backbone.start"])
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
+
+
+def test_meshes_and_videos_come_from_a_tri_plane_file(tmp_path):
+    path = tmp_path / "g.safetensors"
+    torch.manual_seed(0)
+    save_inference(path, ImplicitGenerator3d(small_curriculum("init_ball_radius=0.08")).eval(), step=0)
+    extract_shapes.main([str(path), "--seeds", "0", "--voxel_resolution", "40", "--output_dir", str(tmp_path / "shapes")])
+    voxels = np.load(tmp_path / "shapes" / "0_40_voxel.npy")
+    axis = np.linspace(-0.15, 0.15, 40)
+    distance = np.linalg.norm(np.stack(np.meshgrid(axis, axis, axis, indexing="ij")), axis=0)
+    assert np.array_equal(voxels > 0.5, distance < RADIUS)
+    more = ["--num_frames", "2", "--image_size", "16", "--output_dir", str(tmp_path / "videos")]
+    render_video_interpolation.main([str(path), "--seeds", "0", "1", *more])
+    assert list((tmp_path / "videos").glob("interpolation_0_1_front*"))
+
+
+def test_what_cannot_be_is_refused_by_name(photos, tmp_path):
+    with pytest.raises(UserError, match="--compile"):
+        run(photos, tmp_path, "--compile")
+    for setting, message in (
+        ("view_dependent=True", "view_dependent"),
+        ("backbone_channels=()", "backbone_channels"),
+        ("plane_channels=20", "plane_channels"),
+        ("plane_reduce=mean", "plane_reduce"),
+    ):
+        with pytest.raises(UserError, match=message):
+            small_curriculum(setting)

@@ -1,0 +1,5 @@
+"""Occupancy on tri-planes: z -> styles -> three feature planes -> logits and colors at arbitrary points.
+
+Read in this order: mapping.py (z to styles), backbone.py (styles to planes), decoder.py (features of a point to logit and
+color), lookup.py (both in one pass over points), network.py (the weights), field.py (the field of given latents).
+"""

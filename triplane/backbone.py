@@ -1,0 +1,103 @@
+"""Styles -> three feature planes: a small StyleGAN2 synthesis network (Karras et al., "Analyzing and improving the image
+quality of StyleGAN", 2020), in EG3D's use (Chan et al., 2022), without noise inputs.
+
+A constant of 4 x 4 texels passes modulated, demodulated 3 x 3 convolutions. Each resolution adds its planes to those of the
+coarser ones, upsampled. Modulation scales a convolution's inputs, demodulation its outputs, so that all latents share one
+convolution. Weights are N(0, 1) and scaled when used (equalized learning rate). Tensors are channels-last.
+
+A further resolution convolves before it upsamples, at a quarter of the cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triplane.mapping import LEAKY_SLOPE, EqualizedLinear, normal_parameter
+
+FIRST_SIZE = 4
+NUM_PLANES = 3
+
+
+def upsample(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, 2H, 2W), bilinear."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class ModulatedConv(nn.Module):
+    """A 3 x 3 convolution modulated by a style, demodulated; then, upsampled or not, a bias and a LeakyReLU."""
+
+    def __init__(self, num_in: int, num_out: int, w_dim: int, is_upsampled: bool = False) -> None:
+        super().__init__()
+        self.affine = EqualizedLinear(w_dim, num_in, bias=1.0)
+        self.weight = normal_parameter(num_out, num_in, 3, 3)  # of any scale: demodulation removes it
+        self.bias = nn.Parameter(torch.zeros(num_out, 1, 1))
+        self.is_upsampled = is_upsampled
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """x (B, num_in, H, W), w (B, w_dim)."""
+        style = self.affine(w)
+        norm = style.square() @ self.weight.square().sum(dim=(2, 3)).t()
+        demodulation = math.sqrt(2) * (norm + 1e-8).rsqrt()  # the LeakyReLU halves the mean square
+        x = F.conv2d(x * style[:, :, None, None], self.weight, padding=1)
+        if self.is_upsampled:
+            x = upsample(x)
+        return F.leaky_relu_(torch.addcmul(self.bias, x, demodulation[:, :, None, None]), LEAKY_SLOPE)
+
+
+class ToPlanes(nn.Module):
+    """A modulated 1 x 1 convolution to the planes' channels, added to the planes of the coarser resolutions."""
+
+    def __init__(self, num_in: int, num_out: int, w_dim: int, gain: float) -> None:
+        super().__init__()
+        self.affine = EqualizedLinear(w_dim, num_in, bias=1.0)
+        self.weight = normal_parameter(num_in, num_out)
+        self.bias = nn.Parameter(torch.zeros(num_out))
+        self.gain = gain / math.sqrt(num_in)
+
+    def forward(self, x: Tensor, w: Tensor, coarser: Tensor | None) -> Tensor:
+        """x (B, num_in, H, W), w (B, w_dim), coarser (B, num_out, H/2, W/2) -> (B, num_out, H, W)."""
+        weight = (self.affine(w) * self.gain).unsqueeze(2) * self.weight
+        before = self.bias if coarser is None else (upsample(coarser).permute(0, 2, 3, 1).flatten(1, 2) + self.bias)
+        planes = torch.baddbmm(before, x.permute(0, 2, 3, 1).flatten(1, 2), weight)
+        return planes.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+class Backbone(nn.Module):
+    """Styles -> planes (B, size, size, 3, plane_channels), indexed [y, x, plane]: XY, XZ, YZ.
+
+    ``channels``: of the resolutions 4, 8, ..., plane_size. At the start the planes' sum is of the order of 1.
+    """
+
+    def __init__(self, channels: Sequence[int], plane_channels: int, w_dim: int) -> None:
+        super().__init__()
+        self.start = normal_parameter(1, channels[0], FIRST_SIZE, FIRST_SIZE)
+        gain = 1 / math.sqrt(NUM_PLANES * len(channels))
+        self.blocks = nn.ModuleList()
+        self.to_planes = nn.ModuleList()
+        for i, num in enumerate(channels):
+            convs = [ModulatedConv(num, num, w_dim)]
+            if i:
+                convs.insert(0, ModulatedConv(channels[i - 1], num, w_dim, is_upsampled=True))
+            self.blocks.append(nn.ModuleList(convs))
+            self.to_planes.append(ToPlanes(num, NUM_PLANES * plane_channels, w_dim, gain))
+
+    @staticmethod
+    def num_layers(num_resolutions: int) -> int:
+        """Of the styles: one for each convolution; a resolution's planes use that of its last."""
+        return 2 * num_resolutions - 1
+
+    def forward(self, styles: Tensor) -> Tensor:
+        """styles: (B, num_layers, w_dim)."""
+        x = self.start.expand(len(styles), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        planes, layers = None, iter(styles.unbind(dim=1))
+        for convs, to_planes in zip(self.blocks, self.to_planes, strict=True):
+            for conv in convs:
+                w = next(layers)
+                x = conv(x, w)
+            planes = to_planes(x, w, planes)
+        return planes.permute(0, 2, 3, 1).unflatten(3, (NUM_PLANES, -1))

@@ -1,0 +1,57 @@
+"""The decoder: features of a point -> occupancy logit and color, through one hidden layer."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from triplane.mapping import normal_parameter
+
+LEAK = 0.2
+NUM_OUTPUTS = 4  # logit, red, green, blue
+
+
+class DecoderWeights(NamedTuple):
+    """hidden_weight (H, C), hidden_bias (H,), output_weight (4, H), output_bias (4,); the first output is the logit."""
+
+    hidden_weight: Tensor
+    hidden_bias: Tensor
+    output_weight: Tensor
+    output_bias: Tensor
+
+
+def activation(x: Tensor) -> Tensor:
+    """A leaky ReLU whose corner is rounded by a parabola over [-1, 1], so that surfaces have no creases: no transcendental."""
+    bend = x.clamp(-1, 1) + 1
+    return LEAK * x + (1 - LEAK) * (0.25 * bend.square() + torch.relu(x - 1))
+
+
+def decode(weights: DecoderWeights, features: Tensor) -> Tensor:
+    """features (..., C) -> (..., 4): the logit without the ball's part, and colors before their sigmoid."""
+    hidden = activation(features @ weights.hidden_weight.t() + weights.hidden_bias)
+    return hidden @ weights.output_weight.t() + weights.output_bias
+
+
+class Decoder(nn.Module):
+    """The decoder's parameters, at unit scale (equalized learning rate). The logit starts as zero everywhere."""
+
+    def __init__(self, num_channels: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.hidden_weight = normal_parameter(hidden_dim, num_channels)
+        self.hidden_bias = nn.Parameter(torch.zeros(hidden_dim))
+        self.output_weight = normal_parameter(NUM_OUTPUTS, hidden_dim)
+        with torch.no_grad():
+            self.output_weight[0] = 0
+        self.output_bias = nn.Parameter(torch.zeros(NUM_OUTPUTS))
+
+    def weights(self) -> DecoderWeights:
+        hidden_dim, num_channels = self.hidden_weight.shape
+        return DecoderWeights(
+            self.hidden_weight / math.sqrt(num_channels),
+            self.hidden_bias,
+            self.output_weight / math.sqrt(hidden_dim),
+            self.output_bias,
+        )

@@ -1,0 +1,339 @@
+/* Occupancy logits and colors at points of a field on tri-planes, and the gradients for planes and decoder.
+ *
+ * Layout: planes (latent, y, x, plane, channel), so that a texel's channels are one or two cache lines and a convolution in
+ * channels-last writes it as it is. XY, XZ, YZ: plane p is indexed by the axes FIRST[p] (x of the plane) and SECOND[p] (y).
+ * Points are taken in blocks of 16. Lookups run with a point's channels in a vector; then the block is transposed and the
+ * decoder runs with the 16 points in a vector, its weights being broadcast. Nothing is kept between forward and backward:
+ * looking features up again is cheaper than reading them from memory. A latent belongs to one thread in the backward pass, so
+ * that sums do not depend on the number of threads. triplane/lookup.py states the formulas. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 16
+#define PLANES 3
+#define OUTPUTS 4 /* logit, red, green, blue */
+#define LEAK 0.2f
+#define MAX_HIDDEN 128
+#define MAX_VECTORS 2 /* of 16 channels */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float v16 __attribute__((vector_size(64)));
+typedef float u16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t i16 __attribute__((vector_size(64)));
+
+typedef struct {
+  const float *points;  /* (latents, points, 3), world */
+  const float *planes;  /* (latents, size, size, 3, channels) */
+  const float *frame;   /* 3 x 3 world to plane coordinates in [-1, 1]; then the ball's radius, slope and limit */
+  const float *hidden_weight, *hidden_bias, *output_weight, *output_bias; /* (H, C), (H,), (4, H), (4,) */
+  long num_latents, num_points, size, channels, hidden, is_product;
+} Field;
+
+typedef struct {
+  long offset[PLANES][BLOCK];      /* of the texel at the lower corner, in floats */
+  float weight[PLANES][4][BLOCK];  /* of the four texels: (y, x) = 00, 01, 10, 11 */
+  v16 ball;                        /* the logit before the network's part */
+} Cells;
+
+static const int FIRST[PLANES] = {0, 0, 1}, SECOND[PLANES] = {1, 2, 2};
+
+INLINE v16 positive(v16 x) { return (v16)((i16)x & (i16)(x > 0.0f)); }
+
+/* A leaky ReLU whose corner is rounded by a parabola over [-1, 1]; *slope is its derivative. */
+INLINE v16 activation(v16 x, v16 *slope) {
+  v16 above = positive(x - 1.0f), bend = positive(x + 1.0f) - above;
+  *slope = LEAK + (0.5f - 0.5f * LEAK) * bend;
+  return LEAK * x + (1 - LEAK) * (0.25f * bend * bend + above);
+}
+
+INLINE float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x;
+  float k = rintf(x * 1.44269504088896341f);
+  float r = fmaf(k, -0.693145751953125f, x);
+  r = fmaf(k, -1.42860682030941723e-6f, r);
+  float p = 1.3888888888e-3f;
+  p = fmaf(p, r, 8.3333333333e-3f);
+  p = fmaf(p, r, 4.1666666666e-2f);
+  p = fmaf(p, r, 1.6666666666e-1f);
+  p = fmaf(p, r, 0.5f);
+  p = fmaf(p, r, 1.0f);
+  p = fmaf(p, r, 1.0f);
+  uint32_t bits = (uint32_t)((int32_t)k + 127) << 23;
+  float scale;
+  memcpy(&scale, &bits, 4);
+  return p * scale;
+}
+
+INLINE float clamp(float x, float low, float high) {
+  x = x > low ? x : low; /* also for a NaN */
+  return x < high ? x : high;
+}
+
+/* Where a block's points lie on the planes. points: 16 x 3. */
+INLINE void find_cells(const Field *f, const float *points, Cells *cells) {
+  const float *m = f->frame, last = (float)(f->size - 1), radius = m[9], slope = m[10], limit = m[11];
+  long stride = PLANES * f->channels, size = f->size;
+  float fraction[3][BLOCK], ball[BLOCK];
+  int32_t index[3][BLOCK];
+#pragma omp simd
+  for (int p = 0; p < BLOCK; p++) {
+    float x = points[3 * p], y = points[3 * p + 1], z = points[3 * p + 2];
+    ball[p] = clamp(slope * (radius - sqrtf(x * x + y * y + z * z)), -limit, limit);
+    for (int axis = 0; axis < 3; axis++) {
+      float u = m[3 * axis] * x + m[3 * axis + 1] * y + m[3 * axis + 2] * z;
+      u = clamp((u + 1) * 0.5f * last, 0, last);
+      float low = clamp(floorf(u), 0, last - 1);
+      index[axis][p] = (int32_t)low;
+      fraction[axis][p] = u - low;
+    }
+  }
+  for (int p = 0; p < BLOCK; p++) cells->ball[p] = ball[p];
+  for (int plane = 0; plane < PLANES; plane++) {
+    const int first = FIRST[plane], second = SECOND[plane];
+#pragma omp simd
+    for (int p = 0; p < BLOCK; p++) {
+      float u = fraction[first][p], v = fraction[second][p];
+      cells->offset[plane][p] = (index[second][p] * size + index[first][p]) * stride + plane * f->channels;
+      cells->weight[plane][0][p] = (1 - v) * (1 - u);
+      cells->weight[plane][1][p] = (1 - v) * u;
+      cells->weight[plane][2][p] = v * (1 - u);
+      cells->weight[plane][3][p] = v * u;
+    }
+  }
+}
+
+INLINE v16 bilinear(const Field *f, const float *planes, const Cells *cells, int plane, int p, int vector) {
+  const float *texel = planes + cells->offset[plane][p] + 16 * vector;
+  long right = PLANES * f->channels, down = right * f->size;
+  return cells->weight[plane][0][p] * *(const u16 *)texel + cells->weight[plane][1][p] * *(const u16 *)(texel + right) +
+         cells->weight[plane][2][p] * *(const u16 *)(texel + down) +
+         cells->weight[plane][3][p] * *(const u16 *)(texel + down + right);
+}
+
+/* features[p][vector]: the sum of the planes' values, or prod(1 + value) - 1. */
+INLINE void look_up(const Field *f, const float *planes, const Cells *cells, int vectors, int is_product,
+                    v16 features[BLOCK][MAX_VECTORS]) {
+  for (int p = 0; p < BLOCK; p++)
+    for (int v = 0; v < vectors; v++) {
+      v16 a = bilinear(f, planes, cells, 0, p, v), b = bilinear(f, planes, cells, 1, p, v),
+          c = bilinear(f, planes, cells, 2, p, v);
+      features[p][v] = is_product ? (1.0f + a) * (1.0f + b) * (1.0f + c) - 1.0f : a + b + c;
+    }
+}
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (i16){__VA_ARGS__})
+#endif
+
+/* Interleave the halves of a and b in units of one element. */
+INLINE v16 low_half(v16 a, v16 b) { return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
+INLINE v16 high_half(v16 a, v16 b) { return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
+
+/* 16 x 16, in four rounds of perfect shuffles. rows[p] is features[p][vector]; columns[c] holds channel c of all points. */
+INLINE void transpose(v16 features[BLOCK][MAX_VECTORS], int vector, v16 columns[16]) {
+  v16 a[16], b[16];
+  for (int i = 0; i < 16; i++) a[i] = features[i][vector];
+  for (int round = 0; round < 2; round++) {
+    for (int i = 0; i < 8; i++) b[2 * i] = low_half(a[i], a[i + 8]), b[2 * i + 1] = high_half(a[i], a[i + 8]);
+    for (int i = 0; i < 8; i++) a[2 * i] = low_half(b[i], b[i + 8]), a[2 * i + 1] = high_half(b[i], b[i + 8]);
+  }
+  for (int i = 0; i < 16; i++) columns[i] = a[i];
+}
+
+/* A block of points, padded with zeros behind the last. */
+INLINE const float *block_points(const Field *f, long latent, long start, float padded[3 * BLOCK]) {
+  const float *points = f->points + 3 * (latent * f->num_points + start);
+  long left = f->num_points - start;
+  if (left >= BLOCK) return points;
+  memset(padded, 0, sizeof(float) * 3 * BLOCK);
+  memcpy(padded, points, sizeof(float) * 3 * left);
+  return padded;
+}
+
+INLINE void forward_block(const Field *f, long latent, long start, int vectors, int is_product, float *logits, float *colors) {
+  const int outputs = colors ? OUTPUTS : 1, channels = 16 * vectors;
+  float padded[3 * BLOCK], pixels[OUTPUTS - 1][BLOCK];
+  Cells cells;
+  v16 features[BLOCK][MAX_VECTORS], columns[16 * MAX_VECTORS], out[OUTPUTS], unused;
+  find_cells(f, block_points(f, latent, start, padded), &cells);
+  look_up(f, f->planes + latent * f->size * f->size * PLANES * channels, &cells, vectors, is_product, features);
+  for (int v = 0; v < vectors; v++) transpose(features, v, columns + 16 * v);
+  for (int k = 0; k < outputs; k++) out[k] = f->output_bias[k] + (v16){0};
+  for (long j = 0; j < f->hidden; j += 4) {
+    const float *w = f->hidden_weight + j * channels;
+    v16 h[4];
+    for (int q = 0; q < 4; q++) h[q] = f->hidden_bias[j + q] + (v16){0};
+    for (int c = 0; c < channels; c++)
+      for (int q = 0; q < 4; q++) h[q] += w[q * channels + c] * columns[c];
+    for (int q = 0; q < 4; q++) {
+      v16 active = activation(h[q], &unused);
+      for (int k = 0; k < outputs; k++) out[k] += f->output_weight[k * f->hidden + j + q] * active;
+    }
+  }
+  out[0] += cells.ball;
+  long num = f->num_points - start < BLOCK ? f->num_points - start : BLOCK, place = latent * f->num_points + start;
+  for (long p = 0; p < num; p++) logits[place + p] = out[0][p];
+  if (!colors) return;
+  for (int k = 0; k < 3; k++)
+#pragma omp simd
+    for (int p = 0; p < BLOCK; p++) pixels[k][p] = 1 / (1 + exponential(-((const float *)&out[k + 1])[p]));
+  for (long p = 0; p < num; p++)
+    for (int k = 0; k < 3; k++) colors[3 * (place + p) + k] = pixels[k][p];
+}
+
+INLINE void forward(const Field *f, int vectors, int is_product, float *logits, float *colors) {
+  long blocks = (f->num_points + BLOCK - 1) / BLOCK, all = blocks * f->num_latents;
+#pragma omp parallel for schedule(static) if (all > 64)
+  for (long i = 0; i < all; i++)
+    forward_block(f, i / blocks, i % blocks * BLOCK, vectors, is_product, logits, colors);
+}
+
+/* logits (latents, points); colors (latents, points, 3) or NULL, which saves their work. */
+void gof_triplane_forward(const Field *f, float *logits, float *colors) {
+  if (f->channels == 16 && !f->is_product) {
+    if (colors) forward(f, 1, 0, logits, colors);
+    else forward(f, 1, 0, logits, NULL);
+  } else if (f->channels == 16) forward(f, 1, 1, logits, colors);
+  else if (!f->is_product) forward(f, 2, 0, logits, colors);
+  else forward(f, 2, 1, logits, colors);
+}
+
+/* Gradients of the decoder for one latent, summed over points: lane by lane (16 points) where that is cheaper. */
+typedef struct {
+  v16 hidden_bias[MAX_HIDDEN], output_weight[OUTPUTS][MAX_HIDDEN], output_bias[OUTPUTS];
+} Sums;
+
+/* What the outputs' gradients are before the color's sigmoid, 0 behind the last point; whether any is not 0. */
+INLINE int output_gradients(const Field *f, long latent, long start, const float *colors, const float *grad_logits,
+                            const float *grad_colors, v16 out[OUTPUTS]) {
+  long num = f->num_points - start < BLOCK ? f->num_points - start : BLOCK, place = latent * f->num_points + start;
+  int any = 0;
+  for (int k = 0; k < OUTPUTS; k++) out[k] = (v16){0};
+  if (grad_logits)
+    for (long p = 0; p < num; p++) out[0][p] = grad_logits[place + p];
+  if (grad_colors)
+    for (long p = 0; p < num; p++)
+      for (int k = 0; k < 3; k++) {
+        float color = colors[3 * (place + p) + k];
+        out[k + 1][p] = grad_colors[3 * (place + p) + k] * color * (1 - color);
+      }
+  for (int k = 0; k < OUTPUTS; k++) {
+    i16 nonzero = out[k] != 0.0f;
+    for (int p = 0; p < BLOCK; p++) any |= nonzero[p];
+  }
+  return any;
+}
+
+/* grad[texels] += weight * values, for one point's channels on one plane. */
+INLINE void scatter(const Field *f, const Cells *cells, int plane, int p, int vector, v16 values, float *grad) {
+  float *texel = grad + cells->offset[plane][p] + 16 * vector;
+  long right = PLANES * f->channels, down = right * f->size;
+  *(u16 *)texel += cells->weight[plane][0][p] * values;
+  *(u16 *)(texel + right) += cells->weight[plane][1][p] * values;
+  *(u16 *)(texel + down) += cells->weight[plane][2][p] * values;
+  *(u16 *)(texel + down + right) += cells->weight[plane][3][p] * values;
+}
+
+INLINE void backward_block(const Field *f, long latent, long start, int vectors, int is_product, int outputs,
+                           const v16 out[OUTPUTS], float *grad_planes, float *grad_hidden_weight, Sums *sums) {
+  const int channels = 16 * vectors;
+  const float *planes = f->planes + latent * f->size * f->size * PLANES * channels;
+  float padded[3 * BLOCK];
+  Cells cells;
+  v16 features[BLOCK][MAX_VECTORS], columns[16 * MAX_VECTORS], grad_hidden[MAX_HIDDEN];
+  find_cells(f, block_points(f, latent, start, padded), &cells);
+  look_up(f, planes, &cells, vectors, is_product, features);
+  for (int v = 0; v < vectors; v++) transpose(features, v, columns + 16 * v);
+  for (int k = 0; k < outputs; k++) sums->output_bias[k] += out[k];
+  for (long j = 0; j < f->hidden; j += 4) {
+    const float *w = f->hidden_weight + j * channels;
+    v16 h[4];
+    for (int q = 0; q < 4; q++) h[q] = f->hidden_bias[j + q] + (v16){0};
+    for (int c = 0; c < channels; c++)
+      for (int q = 0; q < 4; q++) h[q] += w[q * channels + c] * columns[c];
+    for (int q = 0; q < 4; q++) {
+      v16 slope, active = activation(h[q], &slope), grad = (v16){0};
+      for (int k = 0; k < outputs; k++) {
+        sums->output_weight[k][j + q] += active * out[k];
+        grad += f->output_weight[k * f->hidden + j + q] * out[k];
+      }
+      grad_hidden[j + q] = grad * slope;
+      sums->hidden_bias[j + q] += grad_hidden[j + q];
+    }
+  }
+  for (int v = 0; v < vectors; v++) {
+    v16 rows[BLOCK];
+    for (int p = 0; p < BLOCK; p++) rows[p] = features[p][v];
+    for (long j = 0; j < f->hidden; j++) { /* two sums, or each addition would wait for the one before */
+      const float *gradient = (const float *)&grad_hidden[j];
+      u16 *total = (u16 *)(grad_hidden_weight + j * channels + 16 * v);
+      v16 even = *total, odd = gradient[1] * rows[1];
+      for (int p = 0; p < BLOCK; p += 2) even += gradient[p] * rows[p];
+      for (int p = 3; p < BLOCK; p += 2) odd += gradient[p] * rows[p];
+      *total = even + odd;
+    }
+    for (int p = 0; p < BLOCK; p++) rows[p] = (v16){0};
+    for (long j = 0; j < f->hidden; j++) {
+      const float *gradient = (const float *)&grad_hidden[j];
+      v16 w = *(const u16 *)(f->hidden_weight + j * channels + 16 * v);
+      for (int p = 0; p < BLOCK; p++) rows[p] += gradient[p] * w;
+    }
+    for (int p = 0; p < BLOCK; p++) {
+      if (!is_product) {
+        for (int plane = 0; plane < PLANES; plane++) scatter(f, &cells, plane, p, v, rows[p], grad_planes);
+        continue;
+      }
+      v16 a = 1.0f + bilinear(f, planes, &cells, 0, p, v), b = 1.0f + bilinear(f, planes, &cells, 1, p, v),
+          c = 1.0f + bilinear(f, planes, &cells, 2, p, v);
+      scatter(f, &cells, 0, p, v, rows[p] * b * c, grad_planes);
+      scatter(f, &cells, 1, p, v, rows[p] * a * c, grad_planes);
+      scatter(f, &cells, 2, p, v, rows[p] * a * b, grad_planes);
+    }
+  }
+}
+
+INLINE float total(v16 values) {
+  float sum = 0;
+  for (int i = 0; i < 16; i++) sum += values[i];
+  return sum;
+}
+
+INLINE void backward(const Field *f, int vectors, int is_product, int outputs, const float *colors, const float *grad_logits,
+                     const float *grad_colors, float *grad_planes, float *grad_weights) {
+  const long channels = 16 * vectors, hidden = f->hidden, num_weights = hidden * channels + hidden + OUTPUTS * hidden + OUTPUTS;
+#pragma omp parallel for schedule(static) if (f->num_latents > 1)
+  for (long latent = 0; latent < f->num_latents; latent++) {
+    float *planes = grad_planes + latent * f->size * f->size * PLANES * channels, *weights = grad_weights + latent * num_weights;
+    Sums sums;
+    memset(&sums, 0, sizeof(sums));
+    for (long start = 0; start < f->num_points; start += BLOCK) {
+      v16 out[OUTPUTS];
+      if (output_gradients(f, latent, start, colors, grad_logits, grad_colors, out))
+        backward_block(f, latent, start, vectors, is_product, outputs, out, planes, weights, &sums);
+    }
+    weights += hidden * channels;
+    for (long j = 0; j < hidden; j++) weights[j] = total(sums.hidden_bias[j]);
+    weights += hidden;
+    for (int k = 0; k < outputs; k++)
+      for (long j = 0; j < hidden; j++) weights[k * hidden + j] = total(sums.output_weight[k][j]);
+    weights += OUTPUTS * hidden;
+    for (int k = 0; k < outputs; k++) weights[k] = total(sums.output_bias[k]);
+  }
+}
+
+/* colors: what the forward pass gave, with grad_colors (both may be NULL), as may grad_logits. The results must come in as 0:
+ * grad_planes like the planes; grad_weights (latents, W): hidden weight, hidden bias, output weight, output bias. */
+void gof_triplane_backward(const Field *f, const float *colors, const float *grad_logits, const float *grad_colors,
+                           float *grad_planes, float *grad_weights) {
+#define BACKWARD(vectors, is_product, outputs) \
+  backward(f, vectors, is_product, outputs, colors, grad_logits, grad_colors, grad_planes, grad_weights)
+  if (f->channels == 16 && !f->is_product) {
+    if (grad_colors) BACKWARD(1, 0, OUTPUTS);
+    else BACKWARD(1, 0, 1);
+  } else if (f->channels == 16) BACKWARD(1, 1, OUTPUTS);
+  else if (!f->is_product) BACKWARD(2, 0, OUTPUTS);
+  else BACKWARD(2, 1, OUTPUTS);
+}

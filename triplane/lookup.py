@@ -1,0 +1,180 @@
+"""Logits and colors at points, from planes and decoder, with gradients for both. Points get no gradient here.
+
+A point x in world coordinates lies at u = matrix x on the planes, [-1, 1] from the first texel's center to the last one's;
+beyond, the border continues. Its features are the bilinear values of the planes XY, XZ and YZ, added up ("sum"), or
+prod(1 + value) - 1 ("product", the same to first order); then
+
+    logit = clamp(slope (radius - |x|), -limit, limit) + decoder_0(features),    color = sigmoid(decoder_123(features)).
+
+On a CPU, lookup.c does that in one pass and keeps nothing for the backward pass. Elsewhere, where there is no C compiler, or
+where points want a gradient, it is plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from common.native import load_library
+from triplane.decoder import DecoderWeights, decode
+
+SOURCE = Path(__file__).with_name("lookup.c")
+PLANE_AXES = ((0, 1), (0, 2), (1, 2))  # of the planes' x and y
+NATIVE_CHANNELS = (16, 32)
+MAX_NATIVE_HIDDEN = 128
+
+
+class Frame(NamedTuple):
+    """values (12,): the 3 x 3 matrix from world to plane coordinates, row by row; the ball's radius, slope and limit."""
+
+    values: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor, radius: Tensor, slope: Tensor, limit: float) -> Frame:
+        return cls(torch.cat([matrix.flatten(), radius.view(1), slope.view(1), slope.new_tensor([limit])]).contiguous())
+
+    @property
+    def matrix(self) -> Tensor:
+        """(3, 3)"""
+        return self.values[:9].view(3, 3)
+
+    def ball_logits(self, points: Tensor) -> Tensor:
+        """(B, N) at points (B, N, 3)."""
+        radius, slope, limit = self.values[9:].unbind()
+        return (slope * (radius - points.norm(dim=-1))).clamp(-limit, limit)
+
+
+def query(
+    planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor, with_colors: bool
+) -> tuple[Tensor, Tensor | None]:
+    """planes (B, size, size, 3, C), indexed [y, x, plane]; points (B, N, 3) -> logits (B, N) and colors (B, N, 3) or None."""
+    if not is_compiled_for(planes, decoder, points):
+        return plain_query(planes, decoder, frame, is_product, points, with_colors)
+    if torch.is_grad_enabled() and (planes.requires_grad or any(weight.requires_grad for weight in decoder)):
+        logits, colors = _Query.apply(planes, points, frame.values, is_product, with_colors, *decoder)
+        return logits, colors if with_colors else None
+    return _forward(planes.detach(), points.detach(), frame.values, is_product, with_colors, decoder)
+
+
+# -- plain PyTorch -----------------------------------------------------------------------------------------------------
+
+
+def plain_query(
+    planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor, with_colors: bool
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`query` in plain PyTorch; points get a gradient too."""
+    features = plain_features(planes, points @ frame.matrix.t(), is_product)
+    if not with_colors:
+        decoder = DecoderWeights(*decoder[:2], decoder.output_weight[:1], decoder.output_bias[:1])
+    outputs = decode(decoder, features)
+    logits = outputs[..., 0] + frame.ball_logits(points)
+    return logits, torch.sigmoid(outputs[..., 1:]) if with_colors else None
+
+
+def plain_features(planes: Tensor, coordinates: Tensor, is_product: bool) -> Tensor:
+    """(B, N, C) at plane coordinates (B, N, 3)."""
+    values = []
+    for plane, axes in enumerate(PLANE_AXES):
+        texels = planes[:, :, :, plane].permute(0, 3, 1, 2)
+        grid = coordinates[..., axes].unsqueeze(1)
+        value = F.grid_sample(texels, grid, mode="bilinear", padding_mode="border", align_corners=True)
+        values.append(value.squeeze(2).transpose(1, 2))
+    first, second, third = values
+    return (1 + first) * (1 + second) * (1 + third) - 1 if is_product else first + second + third
+
+
+# -- compiled ----------------------------------------------------------------------------------------------------------
+
+
+class _FieldStruct(ctypes.Structure):
+    """``Field`` of lookup.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("points", "planes", "frame")),
+        *((name, ctypes.c_void_p) for name in DecoderWeights._fields),
+        *((name, ctypes.c_long) for name in ("num_latents", "num_points", "size", "channels", "hidden", "is_product")),
+    ]
+
+
+@functools.cache
+def _native() -> ctypes.CDLL | None:
+    """The compiled functions; None where there are none."""
+    library = None if os.environ.get("GOF_NATIVE_LOOKUP") == "0" else load_library(SOURCE)
+    if library is not None:
+        field, pointer = ctypes.POINTER(_FieldStruct), ctypes.c_void_p
+        library.gof_triplane_forward.argtypes = [field, pointer, pointer]
+        library.gof_triplane_backward.argtypes = [field, *[pointer] * 5]
+        library.gof_triplane_forward.restype = library.gof_triplane_backward.restype = None
+    return library
+
+
+def is_compiled_for(planes: Tensor, decoder: DecoderWeights, points: Tensor) -> bool:
+    """Whether :func:`query` answers with lookup.c."""
+    hidden_dim, num_channels = decoder.hidden_weight.shape
+    wants_points = torch.is_grad_enabled() and points.requires_grad
+    if planes.device.type != "cpu" or wants_points or torch.compiler.is_compiling():
+        return False
+    if any(tensor.dtype != torch.float32 for tensor in (planes, points, *decoder)):
+        return False
+    fits = num_channels in NATIVE_CHANNELS and hidden_dim <= MAX_NATIVE_HIDDEN and hidden_dim % 4 == 0 and planes.shape[1] >= 2
+    return fits and _native() is not None
+
+
+def _struct(planes: Tensor, points: Tensor, frame: Tensor, is_product: bool, decoder: DecoderWeights) -> _FieldStruct:
+    """Pointers into the tensors, which must be contiguous and outlive the call."""
+    for tensor in (planes, points, frame, *decoder):
+        if not tensor.is_contiguous():
+            raise ValueError("the compiled lookup reads contiguous tensors")
+    pointers = [tensor.data_ptr() for tensor in (points, planes, frame, *decoder)]
+    hidden_dim, num_channels = decoder.hidden_weight.shape
+    return _FieldStruct(*pointers, *points.shape[:2], planes.shape[1], num_channels, hidden_dim, is_product)
+
+
+def _forward(
+    planes: Tensor, points: Tensor, frame: Tensor, is_product: bool, with_colors: bool, decoder: DecoderWeights
+) -> tuple[Tensor, Tensor | None]:
+    planes, points, decoder = planes.contiguous(), points.contiguous(), DecoderWeights(*(w.contiguous() for w in decoder))
+    logits = points.new_empty(points.shape[:2])
+    colors = torch.empty_like(points) if with_colors else None
+    struct = _struct(planes, points, frame, is_product, decoder)
+    _native().gof_triplane_forward(struct, logits.data_ptr(), None if colors is None else colors.data_ptr())
+    return logits, colors
+
+
+class _Query(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, planes, points, frame, is_product, with_colors, *weights):  # type: ignore[override]
+        decoder = DecoderWeights(*(weight.contiguous() for weight in weights))
+        planes, points = planes.contiguous(), points.contiguous()
+        logits, colors = _forward(planes, points, frame, is_product, with_colors, decoder)
+        ctx.save_for_backward(planes, points, frame, colors, *decoder)
+        ctx.is_product = is_product
+        ctx.set_materialize_grads(False)
+        return logits, colors
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_logits, grad_colors):  # type: ignore[override]
+        planes, points, frame, colors, *weights = ctx.saved_tensors
+        decoder = DecoderWeights(*weights)
+        grad_planes = torch.zeros_like(planes)
+        sizes = [weight.numel() for weight in decoder]
+        grad_weights = planes.new_zeros(len(planes), sum(sizes))
+        given = [None if grad is None else grad.contiguous() for grad in (colors, grad_logits, grad_colors)]
+        _native().gof_triplane_backward(
+            _struct(planes, points, frame, ctx.is_product, decoder),
+            *(None if grad is None else grad.data_ptr() for grad in given),
+            grad_planes.data_ptr(),
+            grad_weights.data_ptr(),
+        )
+        parts = grad_weights.sum(dim=0).split(sizes)
+        shaped = [part.view(weight.shape) for part, weight in zip(parts, decoder, strict=True)]
+        return grad_planes, None, None, None, None, *shaped

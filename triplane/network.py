@@ -1,0 +1,67 @@
+"""The weights of a tri-plane generator: mapping, backbone, decoder, and where in the world the planes lie."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from settings.curriculum import Curriculum
+from triplane.backbone import Backbone
+from triplane.decoder import Decoder
+from triplane.field import TriplaneField
+from triplane.lookup import Frame
+from triplane.mapping import TriplaneMapping, TriplaneStyles
+
+BALL_SLOPE = 75.0  # logits per world unit
+MAX_BALL_LOGIT = 6.0
+IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # torch.eye on the meta device loads torch's compiler
+
+
+class Triplane(nn.Module):
+    """logit(x) = clamp(slope (radius - |x|)) + g(features at x), g = logit(tau) at the start: a ball for every latent, without a
+    fit.
+
+    Buffers: ``orientation`` (3, 3), applied to points before they are looked up (training/mirror.py); ``extent`` (), the half
+    side of the cube that the planes cover; ``ball_radius`` () in world units and ``ball_slope`` () in logits per unit.
+    """
+
+    orientation: Tensor
+    extent: Tensor
+    ball_radius: Tensor
+    ball_slope: Tensor
+
+    def __init__(self, curriculum: Curriculum) -> None:
+        super().__init__()
+        channels, w_dim = curriculum.backbone_channels, curriculum.w_dim
+        room = min(1 - curriculum.ray_start, curriculum.ray_end - 1)
+        self.is_product = curriculum.plane_reduce == "product"
+        self.mapping_network = TriplaneMapping(curriculum.latent_dim, w_dim, Backbone.num_layers(len(channels)))
+        self.backbone = Backbone(channels, curriculum.plane_channels, w_dim)
+        self.decoder = Decoder(curriculum.plane_channels, curriculum.decoder_dim)
+        with torch.no_grad():
+            self.decoder.output_bias[0] = math.log(curriculum.tau / (1 - curriculum.tau))
+        reach = max(1 - curriculum.ray_start, curriculum.ray_end - 1)
+        self.register_buffer("orientation", torch.tensor(IDENTITY))
+        self.register_buffer("extent", torch.tensor(curriculum.plane_extent or reach))
+        self.register_buffer("ball_radius", torch.tensor(curriculum.init_ball_radius or room / 2))
+        self.register_buffer("ball_slope", torch.tensor(BALL_SLOPE))
+
+    def bind(self, styles: TriplaneStyles) -> TriplaneField:
+        """The field of the latents that ``styles`` came from: the backbone runs here, once."""
+        with torch.autocast(styles.styles.device.type, enabled=False):
+            planes = self.backbone(styles.styles)
+            decoder = self.decoder.weights()
+        frame = Frame.of(self.orientation / self.extent, self.ball_radius, self.ball_slope, MAX_BALL_LOGIT)
+        texel = 2 * self.extent / (planes.shape[1] - 1)
+        return TriplaneField(planes, decoder, frame, self.is_product, texel)
+
+    @torch.no_grad()
+    def mirror(self, matrix: Tensor, double_level: float | None) -> None:
+        """field(x) becomes field(matrix x), in place; with ``double_level`` its logits become double_level - logits."""
+        self.orientation.copy_(self.orientation.double() @ matrix.to(self.orientation.device))
+        if double_level is not None:
+            self.ball_slope.neg_()
+            self.decoder.output_weight[0].neg_()
+            self.decoder.output_bias[0].neg_().add_(double_level)
