@@ -255,13 +255,13 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
     state = prepare_state(arguments, curriculum, output_dir, processes, amp_dtype)
     trainer = Trainer(state, options, processes, amp_dtype)
     trainer.open_images()
-    if state.is_fresh and curriculum.init_ball_radius:
-        fitting = "the field is" if curriculum.model == "TRIPLANE" else "fitting the field to"
-        if processes.is_main:
-            tell(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
-        state.start_outward()
-        networks = (state.generator, *(average.generator for average in state.averages.values()))
-        processes.share(tensor for network in networks for tensor in network.state_dict().values())
+    if state.is_fresh:
+        if curriculum.init_ball_radius:
+            fitting = "the field is" if curriculum.model == "TRIPLANE" else "fitting the field to"
+            if processes.is_main:
+                tell(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
+            state.start_outward()
+        processes.share(state.weights())
     recorder = None
     if processes.is_main:
         record = {"arguments": vars(arguments), "curriculum": curriculum.to_dict(), "world_size": processes.world_size}

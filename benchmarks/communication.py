@@ -7,7 +7,7 @@ networks, and reads the kernel's count of the bytes that its interface sent: hea
 and all. Few samples per ray and one image per part, for what is sent does not depend on them.
 
 The least: an all-reduce of B bytes over n processes cannot do with fewer than 2 (n - 1) / n B sent by each (a ring reaches
-it), and a step needs one of G's and D's gradients, whatever batch_split. Then the buckets, and scaling on paper.
+it), and a step needs one of G's and D's gradients, whatever batch_split. Then scaling on paper.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from common.arguments import ArgumentParser
 from common.errors import UserError
 from common.program import run_script
 from discriminators.progressive import ProgressiveEncoderDiscriminator
-from distributed.processes import BUCKET_MB, join_processes
+from distributed.processes import join_processes
 from generators.generator import ImplicitGenerator3d
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
@@ -42,7 +42,6 @@ REPO = Path(__file__).resolve().parent.parent
 MB = 1e6
 LATE = 4000  # a step of the first stage at which top-k drops images
 NUM_STEPS = 3
-BUCKETS = (1, BUCKET_MB, 12, 25, 100)
 PORT = 29400
 LINKS = {"NVLink, 300 GB/s": 300e9, "InfiniBand, 400 Gb/s per GPU": 50e9, "Ethernet, 25 Gb/s per GPU": 3.1e9}
 STEP_SECONDS = (0.05, 0.2)
@@ -82,8 +81,7 @@ def rank_main(folder: Path) -> None:
         state.step = LATE
         trainer = Trainer(state, RunOptions(Path(), "", "Images"), processes)
         real = torch.rand(batch_split, 3, 32, 32) * 2 - 1
-        for _ in range(2):  # the first one wraps D and puts the buckets in order
-            take_step(trainer, real)
+        take_step(trainer, real)
         counts = []
         for _ in range(NUM_STEPS):
             dist.barrier()
@@ -92,30 +90,8 @@ def rank_main(folder: Path) -> None:
             dist.barrier()
             counts.append(sent_bytes() - before)
         rows.append({"batch_split": batch_split, "sent": counts, "all_reduces": all_reduces(trainer, real)})
-    buckets = [bucket_sizes(processes, size) for size in BUCKETS] if processes.world_size == 2 else []
-    processes.barrier()
-    (folder / f"{processes.world_size}_{processes.rank}.json").write_text(json.dumps({"rows": rows, "buckets": buckets}))
+    (folder / f"{processes.world_size}_{processes.rank}.json").write_text(json.dumps(rows))
     processes.close()
-
-
-def bucket_sizes(processes: Any, bucket_mb: int) -> dict[str, Any]:
-    """In bytes, in the order in which they are filled, with buckets of at most ``bucket_mb``."""
-    state = RunState(curriculum(1), seed=0, device=processes.device, amp_dtype=None)
-    state.step = LATE
-    trainer = Trainer(state, RunOptions(Path(), "", "Images"), processes)
-    real = torch.rand(1, 3, 32, 32) * 2 - 1
-    wrap = type(processes).wrap
-    trainer.generator_step = wrap(processes, trainer.generator_step.module, bucket_mb=bucket_mb)
-    used = state.discriminator.used_parameters(32, 0.5)
-    trainer.discriminator_step = wrap(processes, trainer.discriminator_step, used, bucket_mb)
-    trainer._wrapped_for = (32, True)
-    steps = {"G": trainer.generator_step, "D": trainer.discriminator_step}
-    for step in steps.values():
-        step._set_ddp_runtime_logging_sample_rate(1)
-    for _ in range(3):
-        take_step(trainer, real)
-    sizes = {name: step._get_ddp_logging_data()["rebuilt_bucket_sizes"] for name, step in steps.items()}
-    return {"bucket_mb": bucket_mb, **{name: [int(size) for size in text.split(",")] for name, text in sizes.items()}}
 
 
 def gradient_bytes() -> dict[str, int]:
@@ -123,14 +99,18 @@ def gradient_bytes() -> dict[str, int]:
     c = CURRICULUMS["BFM"]
     D = ProgressiveEncoderDiscriminator(c)
     sizes = {"G": _bytes(ImplicitGenerator3d(c).parameters()), "D, all blocks": _bytes(D.parameters())}
-    return sizes | {f"D, {size} px": _bytes(D.used_parameters(size, 0.5)) for size in (32, 64, 128)}
+    for size in (32, 64, 128):
+        D.zero_grad(set_to_none=True)
+        torch.cat(D(torch.zeros(1, 3, size, size), 0.5)[1:], dim=1).sum().backward()
+        sizes[f"D, {size} px"] = _bytes(p for p in D.parameters() if p.grad is not None)
+    return sizes
 
 
-def _bytes(parameters: Sequence[nn.Parameter]) -> int:
+def _bytes(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.numel() * p.element_size() for p in parameters)
 
 
-def measure(world_size: int, folder: Path) -> list[dict[str, Any]]:
+def measure(world_size: int, folder: Path) -> list[list[dict[str, Any]]]:
     """What the processes of a run wrote. Raises UserError where one failed."""
     command = [sys.executable, str(Path(__file__).resolve()), "--rank_folder", str(folder)]
     commands = [["env", f"RANK={rank}", f"WORLD_SIZE={world_size}", "LOCAL_WORLD_SIZE=1", *command] for rank in range(world_size)]
@@ -142,13 +122,13 @@ def measure(world_size: int, folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{world_size}_{rank}.json").read_text()) for rank in range(world_size)]
 
 
-def volume_row(world_size: int, found: list[dict[str, Any]], i: int, gradients: int) -> dict[str, Any]:
+def volume_row(world_size: int, found: list[list[dict[str, Any]]], i: int, gradients: int) -> dict[str, Any]:
     least = 2 * (world_size - 1) / world_size * gradients
-    sent = [sum(part["rows"][i]["sent"]) / NUM_STEPS for part in found]
+    sent = [sum(part[i]["sent"]) / NUM_STEPS for part in found]
     return {
         "processes": world_size,
-        "batch_split": found[0]["rows"][i]["batch_split"],
-        "all_reduces": found[0]["rows"][i]["all_reduces"],
+        "batch_split": found[0][i]["batch_split"],
+        "all_reduces": found[0][i]["all_reduces"],
         "least_bytes": least,
         "sent_bytes": sum(sent) / len(sent),
         "ratio": sum(sent) / len(sent) / least,
@@ -169,11 +149,6 @@ def print_tables(report: dict[str, Any]) -> None:
         megabytes = [f"{row[name] / MB:.2f}" for name in ("least_bytes", "sent_bytes")]
         rows.append([row["processes"], row["batch_split"], row["all_reduces"], *megabytes, f"{row['ratio']:.3f}"])
     print_table(["processes", "batch_split", "all-reduces", "least, MB per process", "sent, MB", "ratio"], rows)
-    rows = []
-    for row in report["buckets"]:
-        texts = [" ".join(f"{size / MB:.1f}" for size in row[name]) for name in "GD"]
-        rows.append([row["bucket_mb"], *texts])
-    print_table(["bucket_cap_mb", "G's buckets, MB", "D's buckets, MB"], rows)
     rows = []
     for name, rate in LINKS.items():
         exchange = 2 * (sizes["G"] + sizes["D, 32 px"]) / rate
@@ -197,12 +172,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"nothing to count on: {reason}; run it as root, or where users may have namespaces")
     sizes = gradient_bytes()
     gradients = sizes["G"] + sizes["D, 32 px"]
-    report: dict[str, Any] = {"gradient_bytes": sizes, "volume": [], "buckets": []}
+    report: dict[str, Any] = {"gradient_bytes": sizes, "volume": []}
     with tempfile.TemporaryDirectory() as folder:
         for world_size in args.processes:
             found = measure(world_size, Path(folder))
-            report["volume"] += [volume_row(world_size, found, i, gradients) for i in range(len(found[0]["rows"]))]
-            report["buckets"] += found[0]["buckets"]
+            report["volume"] += [volume_row(world_size, found, i, gradients) for i in range(len(found[0]))]
     print_tables(report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -41,7 +41,7 @@ from siren.backends import compiled, fused
 from siren.field import SirenField
 from training.run.nonfinite import step_if_finite
 from training.run.run_state import RunState
-from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, StepSettings, generate, to_images
+from training.steps import GeneratorInputs, StepSettings, discriminator_losses, generate, generator_losses
 from visualization.meshes import fill_occupancy, fill_occupancy_near_surface
 
 STEP = 5000  # halfway through BFM's first stage
@@ -214,8 +214,6 @@ class Iteration:
         if channels_last:
             self.D.to(memory_format=torch.channels_last)
         self.settings = replace(StepSettings.at(self.curriculum, STEP), image_size=size, topk_fraction=1.0)
-        self.step_G = GeneratorStep(self.state.generator)
-        self.step_D = DiscriminatorStep(self.D, self.curriculum)
         self.real = torch.rand(batch, 3, size, size, device=bench.device) * 2 - 1
         poses = CameraPoses(*(torch.randn(batch, device=bench.device) * 0.15 + torch.pi / 2 for _ in range(2)))
         z = torch.randn(batch, self.curriculum.latent_dim, device=bench.device)
@@ -225,26 +223,28 @@ class Iteration:
 
     def __call__(self) -> torch.Tensor:
         """Returns the fraction of rays that hit."""
-        state, settings = self.state, self.settings
-        teach = self._train_D if self.curriculum.share_images else None
-        if teach is None:
+        state, settings, c = self.state, self.settings, self.curriculum
+        if c.share_images:
+            generated = generate(state.generator, self.inputs, settings)
+            self._train_D(generated.images)
+        else:
             with torch.no_grad():
-                fake = generate(state.generator, self.inputs, settings, self.curriculum.fov)[2]
-            self._train_D(to_images(fake, settings.image_size))
+                fake = generate(state.generator, self.inputs, settings).images
+            self._train_D(fake)
+            generated = generate(state.generator, self.inputs, settings)
         state.optimizer_G.zero_grad(set_to_none=True)
         self.D.requires_grad_(False)
-        result = self.step_G(self.inputs, self.D, settings, self.amp_dtype, teach=teach, real=self.real)
+        result = generator_losses(generated, self.D, c, self.real, self.inputs, settings, self.amp_dtype)
         result.total.backward()
         self.D.requires_grad_(True)
         self._move(state.generator, state.optimizer_G, state.scaler_G)
         return result.terms["hit_rate"]
 
     def _train_D(self, fake: torch.Tensor) -> None:
-        self.D.requires_grad_(True)
         self.state.optimizer_D.zero_grad(set_to_none=True)
-        self.step_D(self.real, fake, self.inputs, self.settings, self.amp_dtype).total.backward()
+        inputs, settings = self.inputs, self.settings
+        discriminator_losses(self.D, self.curriculum, self.real, fake, inputs, settings, self.amp_dtype).total.backward()
         self._move(self.D, self.state.optimizer_D, self.state.scaler_D)
-        self.D.requires_grad_(False)
 
     def _move(self, network: nn.Module, optimizer: torch.optim.Adam, scaler: torch.amp.GradScaler) -> None:
         step_if_finite(optimizer, scaler, nn.utils.clip_grad_norm_(network.parameters(), self.curriculum.grad_clip))

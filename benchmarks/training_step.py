@@ -48,12 +48,12 @@ def measure(network: Network, size: int, batch: int, rounds: int) -> dict[str, A
     trainer_, stage = _trainer(network, size, batch)
     curriculum, step = trainer_.curriculum, trainer_.state.step
     real = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    with _phases(trainer_) as clock:
+    with _phases() as clock:
         trainer_._step(real, stage)
     gemm, rows = Gemm(), []
     floor = flops_of_images(curriculum, size) * batch + flops_of_D(trainer_.state.discriminator, curriculum, size, step) * batch
     for _ in range(rounds):
-        with _phases(trainer_) as clock:
+        with _phases() as clock:
             timed = gemm.around(lambda: trainer_._step(real, stage))
         num_hits = float(timed.value["G/hit_rate"]) * batch * size**2
         flops = floor + num_hits * flops_per_hit(curriculum)
@@ -91,44 +91,30 @@ def _trainer(network: Network, size: int, batch: int) -> tuple[trainer.Trainer, 
 
 
 @contextlib.contextmanager
-def _phases(trainer_: trainer.Trainer) -> Iterator[dict[str, float]]:
-    """Seconds per phase of the iterations inside: what the trainer calls is timed where it calls it.
-
-    Where images are shared, D's step comes in the midst of G's forward pass: time counts for the innermost phase alone.
-    """
+def _phases() -> Iterator[dict[str, float]]:
+    """Seconds per phase of the iterations inside: what the trainer calls is timed where it calls it."""
     clock = dict.fromkeys(PHASES[:-1], 0.0)
-    generate, backward = trainer.generate, Tensor.backward
-    steps = {"D": trainer_.discriminator_step, "G": trainer_.generator_step}
-    latest, inner = ["D"], [0.0]  # seconds of the phases within the present one
+    latest = ["D"]  # the network whose losses were computed last
+    plain = {name: getattr(trainer, name) for name in ("generate", "discriminator_losses", "generator_losses")}
+    backward = Tensor.backward
 
     def timed(phase: Callable[[], str], call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            outer, inner[0] = inner[0], 0.0
             name, started = phase(), time.perf_counter()
+            latest[0] = name[0] if name.endswith("_forward") else latest[0]
             result = call(*args, **kwargs)
-            seconds = time.perf_counter() - started
-            clock[name] += seconds - inner[0]
-            inner[0] = outer + seconds
+            clock[name] += time.perf_counter() - started
             return result
 
         return wrapped
 
-    def forward(name: str) -> Callable[..., Any]:
-        call = timed(lambda: f"{name}_forward", steps[name])
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            latest[0] = name
-            result = call(*args, **kwargs)
-            latest[0] = name  # again: D's step may have come within
-            return result
-
-        return wrapped
-
-    trainer.generate = timed(lambda: "generate_for_D", generate)
+    trainer.generate = timed(lambda: "G_forward" if torch.is_grad_enabled() else "generate_for_D", plain["generate"])
+    trainer.discriminator_losses = timed(lambda: "D_forward", plain["discriminator_losses"])
+    trainer.generator_losses = timed(lambda: "G_forward", plain["generator_losses"])
     Tensor.backward = timed(lambda: f"{latest[0]}_backward", backward)
-    trainer_.discriminator_step, trainer_.generator_step = forward("D"), forward("G")
     try:
         yield clock
     finally:
-        trainer.generate, Tensor.backward = generate, backward
-        trainer_.discriminator_step, trainer_.generator_step = steps["D"], steps["G"]
+        Tensor.backward = backward
+        for name, function in plain.items():
+            setattr(trainer, name, function)

@@ -70,12 +70,6 @@ class ProgressiveEncoderDiscriminator(Discriminator):
         self.fromRGB = nn.ModuleList([FromRGB(num) for num in channels])
         self.final_layer = nn.Conv2d(channels[-1], 1 + self.latent_dim + NUM_POSE, kernel_size=2)
 
-    def used_parameters(self, size: int, fade_alpha: float) -> list[nn.Parameter]:
-        """Those that images of ``size`` px meet; the rest belongs to other sizes and gets no gradient."""
-        start = entry_block(size)
-        parts = [*self.layers[start:], *self.fromRGB[start : start + (2 if fade_alpha < 1 else 1)], self.final_layer]
-        return [parameter for part in parts for parameter in part.parameters()]
-
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
         """images: (B, 3, H, H) in [-1, 1], H a power of two from 4 to 512.
 

@@ -1,4 +1,4 @@
-"""One process or many: PyTorch's own engine, as ``torchrun`` sets it up (DDP; NCCL on GPUs, gloo on CPUs).
+"""One process or many: PyTorch's own collectives, as ``torchrun`` sets them up (NCCL on GPUs, gloo on CPUs).
 
 docs/distributed.md says how to launch, what happens when a process dies, and what travels between them.
 """
@@ -18,12 +18,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from distributed.peers import JOINING, REMEDY, PeerLost, PeerWatch, meet, peer_timeout
 
 WAIT = timedelta(hours=12)  # for peers that are alive: one may decode a large set, or compute a score, while others wait
-BUCKET_MB = 5  # one convolution of D (5.8 MB) fills a bucket: it leaves while the one before is computed
 SIOCGIFADDR = 0x8915
 
 
@@ -46,29 +44,6 @@ class Processes:
         """One process of each machine: what a machine needs once is for it to do."""
         return self.is_main or os.environ.get("LOCAL_RANK", "0") == "0"
 
-    def wrap(self, step: nn.Module, used: Iterable[nn.Parameter] | None = None, bucket_mb: float = BUCKET_MB) -> nn.Module:
-        """A step whose gradients are averaged over processes; itself where there is one process.
-
-        ``used``: the parameters that take part in it, all if None. The others' gradients stay at home; a step that comes
-        to use other parameters is to be wrapped anew.
-        """
-        if self.world_size == 1:
-            return step
-        chosen = None if used is None else {id(parameter) for parameter in used}
-        left_out = [p for p in step.parameters() if p.requires_grad and chosen is not None and id(p) not in chosen]
-        try:
-            for parameter in left_out:  # DDP takes in what requires a gradient when it is made
-                parameter.requires_grad_(False)
-            return DistributedDataParallel(
-                step,
-                device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                bucket_cap_mb=bucket_mb,
-            )
-        finally:
-            for parameter in left_out:
-                parameter.requires_grad_(True)
-
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process."""
         if self.world_size == 1:
@@ -84,6 +59,20 @@ class Processes:
         values = torch.stack([value.float() for value in scalars.values()])
         dist.all_reduce(values)
         return dict(zip(scalars, (values / self.world_size).unbind(), strict=True))
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The mean of each gradient over processes, in place: one exchange, of those ``parameters`` that have one.
+
+        Every process must have gradients of the same parameters, in the same order.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.world_size == 1 or not gradients:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
     def gather(self, rows: Tensor) -> list[Tensor]:
         """In the main process, each process's ``rows`` (N, ...) on the CPU, whose N may differ; elsewhere an empty list."""

@@ -32,7 +32,7 @@ from training.augmentation import NUM_UNIFORMS, adapted
 from training.ema import MovingAverage
 from training.losses import topk_image_weights
 from training.run.nonfinite import BadSteps, Guard, are_finite, nan_unless_finite
-from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, StepSettings, generate, to_images
+from training.steps import GeneratorInputs, StepSettings, discriminator_losses, generate, generator_losses
 
 BATCH, SIZE = 4, 16
 META = torch.device("meta")
@@ -124,7 +124,8 @@ def test_a_generator_step(parts):
     guard = Guard(META, BadSteps())
     with NoWaiting():
         real = torch.empty(BATCH, 3, SIZE, SIZE, device=META)
-        result = GeneratorStep(generator)(inputs, discriminator, settings, real=real)
+        generated = generate(generator, inputs, settings)
+        result = generator_losses(generated, discriminator, generator.curriculum, real, inputs, settings)
         nan_unless_finite(result.total).backward()
         norm = finish(generator)
         average.update(generator, are_finite(generator.parameters()))
@@ -138,8 +139,8 @@ def test_a_discriminator_step(parts):
     real = torch.empty(BATCH, 3, SIZE, SIZE, device=META)
     with NoWaiting():
         with torch.no_grad():
-            fake = to_images(generate(generator, inputs, settings, 12.0)[2], SIZE)
-        result = DiscriminatorStep(discriminator, generator.curriculum)(real, fake, inputs, settings)
+            fake = generate(generator, inputs, settings).images
+        result = discriminator_losses(discriminator, generator.curriculum, real, fake, inputs, settings)
         nan_unless_finite(result.total).backward()
         finish(discriminator)
         topk_image_weights(torch.empty(BATCH, device=META), 0.6)

@@ -32,7 +32,7 @@ from training import outward_start
 from training.augmentation import GENERATED, REAL, augment
 from training.inputs import draw_inputs
 from training.run.run_state import RunState
-from training.steps import DiscriminatorStep, GeneratorStep, StepSettings, generate, to_images
+from training.steps import StepSettings, discriminator_losses, generate, generator_losses
 from training.trainer import RunOptions, Trainer
 
 SMALL = [
@@ -125,12 +125,13 @@ def test_shared_images_are_those_that_the_generator_learned_from(monkeypatch):
     settings = StepSettings.at(c, LATE)
     inputs = draw_inputs(c, settings, 4, ALONE, seed=state.draw_seed, step=LATE, purpose="G")
     with torch.no_grad():
-        images = to_images(generate(state.generator, inputs, settings, c.fov)[2], 8)
+        images = generate(state.generator, inputs, settings).images
     state.discriminator.zero_grad(set_to_none=True)
-    DiscriminatorStep(state.discriminator, c)(real_images(), images, inputs, settings).total.backward()
+    discriminator_losses(state.discriminator, c, real_images(), images, inputs, settings).total.backward()
     torch.testing.assert_close(gradients(state.discriminator), shared)
     state.generator.zero_grad(set_to_none=True)
-    GeneratorStep(state.generator)(inputs, state.discriminator, settings).total.backward()
+    generated = generate(state.generator, inputs, settings)
+    generator_losses(generated, state.discriminator, c, None, inputs, settings).total.backward()
     torch.testing.assert_close(gradients(state.generator), of_G)
 
 
@@ -141,9 +142,11 @@ def test_D_learns_from_shared_images_before_it_judges_them():
     state.set_learning_rates(LATE)
     settings = StepSettings.at(c, LATE)
     inputs = draw_inputs(c, settings, 4, ALONE, seed=state.draw_seed, step=LATE, purpose="G")
-    G = GeneratorStep(copy.deepcopy(state.generator))
+    generated = generate(state.generator, inputs, settings)
     scalars = Trainer(state, RunOptions(Path(), "", "Images"), ALONE)._step(real_images(), c.stage_at(LATE))
-    judged_by = {D: float(G(inputs, D, settings).terms["gan"]) for D in (before, state.discriminator)}
+    judged_by = {
+        D: float(generator_losses(generated, D, c, None, inputs, settings).terms["gan"]) for D in (before, state.discriminator)
+    }
     assert float(scalars["G/gan"]) == pytest.approx(judged_by[state.discriminator], rel=1e-5)
     assert abs(judged_by[before] - judged_by[state.discriminator]) > 1e-3
 
@@ -159,8 +162,8 @@ def test_relativistic_losses_compare_pairs(monkeypatch):
     c, D, real = state.curriculum, state.discriminator, real_images().requires_grad_(True)
     settings = replace(StepSettings.at(c, LATE), augment_p=state.augment_p)
     inputs = draw_inputs(c, settings, 4, ALONE, seed=state.draw_seed, step=LATE, purpose="G")
-    images = to_images(generate(state.generator, inputs, settings, c.fov)[2], 8)
-    fake = images.detach().requires_grad_(True)
+    generated = generate(state.generator, inputs, settings)
+    fake = generated.images.detach().requires_grad_(True)
     seen = [augment(x, inputs.augmentation[:, i], settings.augment_p) for x, i in ((real, REAL), (fake, GENERATED))]
     D.zero_grad(set_to_none=True)
     score_real, score_fake = (D(x, settings.fade_alpha).score for x in seen)
@@ -170,7 +173,7 @@ def test_relativistic_losses_compare_pairs(monkeypatch):
     torch.testing.assert_close(gradients(D), of_D, rtol=1e-3, atol=1e-6)
 
     state.generator.zero_grad(set_to_none=True)
-    kept = GeneratorStep(state.generator)(inputs, D, settings, real=real.detach())
+    kept = generator_losses(generated, D, c, real.detach(), inputs, settings)
     of_G_alone = torch.log1p(torch.exp(score_real - score_fake)).mean().detach()
     torch.testing.assert_close(kept.terms["gan"], of_G_alone)
     kept.total.backward()
@@ -185,11 +188,11 @@ def test_how_sure_D_is_of_relativistic_scores_is_by_their_lead():
     inputs = draw_inputs(c, settings, 4, ALONE, seed=0, step=LATE, purpose="D")
     fake = -real_images()
     fake[:2] = real_images()[:2].flip(0)  # so these two pairs lead and lag by the same: not all real ones are ahead
-    before = DiscriminatorStep(D, c)(real_images(), fake, inputs, settings).terms["sureness"]
+    before = discriminator_losses(D, c, real_images(), fake, inputs, settings).terms["sureness"]
     lead = (D(real_images(), settings.fade_alpha).score - D(fake, settings.fade_alpha).score).sign().mean()
     with torch.no_grad():
         D.final_layer.bias[0] += 1000
-    after = DiscriminatorStep(D, c)(real_images(), fake, inputs, settings).terms["sureness"]
+    after = discriminator_losses(D, c, real_images(), fake, inputs, settings).terms["sureness"]
     lead = lead.detach()
     assert float(before) == float(after) == float(lead)
     assert abs(float(lead)) < 1  # else it could also mean "all above 0"
@@ -201,33 +204,32 @@ def _two_processes(rank: int, port: int, weights: dict, folder: str) -> None:
     processes = Processes(rank, 2, torch.device("cpu"))
     state = RunState(small_curriculum(*HELD), seed=3, device=torch.device("cpu"), amp_dtype=None)
     state.generator.load_state_dict(weights)
-    results = _wrapped_gradients(state, processes, slice(2 * rank, 2 * rank + 2))
+    results = _averaged_gradients(state, processes, slice(2 * rank, 2 * rank + 2))
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def _wrapped_gradients(state: RunState, processes: Processes, mine: slice) -> list[torch.Tensor]:
+def _averaged_gradients(state: RunState, processes: Processes, mine: slice) -> list[torch.Tensor]:
     """Gradients of both steps on this process's part of a batch of four."""
     c = state.curriculum
     settings = StepSettings.at(c, LATE)
     whole = draw_inputs(c, settings, 4, ALONE, seed=0, step=LATE, purpose="G")
     images = torch.rand(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    discriminator_step = processes.wrap(
-        DiscriminatorStep(state.discriminator, c), state.discriminator.used_parameters(8, settings.fade_alpha)
-    )
-    discriminator_step(images[0][mine], images[1][mine], whole.part(mine), settings).total.backward()
-    grad_D = gradients(state.discriminator)
+    own = whole.part(mine)
+    discriminator_losses(state.discriminator, c, images[0][mine], images[1][mine], own, settings).total.backward()
     state.discriminator.requires_grad_(False)
-    generator_step = processes.wrap(GeneratorStep(state.generator))
-    generator_step(whole.part(mine), state.discriminator, settings).total.backward()
-    return [grad_D, gradients(state.generator)]
+    generated = generate(state.generator, own, settings)
+    generator_losses(generated, state.discriminator, c, None, own, settings).total.backward()
+    for network in (state.discriminator, state.generator):
+        processes.average_gradients(network.parameters())
+    return [gradients(state.discriminator), gradients(state.generator)]
 
 
 def test_two_processes_give_the_gradient_of_one(tmp_path):
     state = fitted_state(small_curriculum(*HELD))
     weights = state.generator.state_dict()
     torch.multiprocessing.spawn(_two_processes, args=(29_541, weights, str(tmp_path)), nprocs=2)
-    expected = _wrapped_gradients(state, ALONE, slice(0, 4))
+    expected = _averaged_gradients(state, ALONE, slice(0, 4))
     for rank in range(2):
         for value, reference in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
             assert float((value - reference).norm() / reference.norm()) < 1e-4

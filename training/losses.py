@@ -1,7 +1,7 @@
 """The losses: unweighted scalars, each a mean over images.
 
-A mean over images is the same however a batch is split or spread over processes, so ``batch_split`` and DDP give the
-gradient of the whole batch. Where a batch-wide choice is made (top-k), it enters as per-image weights of mean 1.
+A mean over images is the same however a batch is split or spread over processes, so ``batch_split`` and several processes
+give the gradient of the whole batch. Where a batch-wide choice is made (top-k), it enters as per-image weights of mean 1.
 Source: docs/method.md, "Losses"; GOF, section 3.
 """
 

@@ -1,17 +1,15 @@
-"""The losses of one optimization step as modules, which DDP wraps whole: one forward, one backward.
+"""The images and the losses of one optimization step, as functions of the networks, the inputs and the settings.
 
-Everything random arrives as an argument, so a step is a pure function of the weights and its inputs (but for G's where images
-are shared: D's step is taken in its midst).
+Everything random arrives as an argument. The order of a step is in ``Trainer._step`` (training/trainer.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from discriminators.base import Discriminator
 from generators.cameras import CameraPoses, Rays, camera_rays
@@ -28,7 +26,7 @@ from training.outward_start import ball_hold_loss
 class GeneratorInputs(NamedTuple):
     """Latents ``z`` (B, latent_dim), camera ``poses`` (B,), the renderer's random numbers, and unit ``neighbors``
     (B, R, 3), the directions in which the normal loss looks, and ``ball_points`` (B, N, 3), where the field is held to a ball
-    (None where these are off). ``augmentation`` (B, 2, NUM_UNIFORMS) in [0, 1): how generated and real images are changed
+    (None where these are off). ``augmentation`` (B, 2, NUM_UNIFORMS) in [0, 1): how generated and real images are augmented
     for D."""
 
     z: Tensor
@@ -51,8 +49,8 @@ class GeneratorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What the step number decides; and ``augment_p`` (): how often D sees changed images. That one the run has come to, and the
-    trainer supplies it; None: never."""
+    """What the step number decides; and ``augment_p`` (): how often D sees augmented images. That one the run has come to, and
+    the trainer supplies it; None: never."""
 
     image_size: int
     render: RenderSettings
@@ -88,133 +86,125 @@ class StepResult(NamedTuple):
     terms: dict[str, Tensor]
 
 
+class Generated(NamedTuple):
+    """``images`` (B, 3, H, W) in [-1, 1], and the field, the rays and the rendered ``output`` that they come from."""
+
+    images: Tensor
+    field: Field
+    rays: Rays
+    output: RenderOutput
+
+
+def generate(generator: ImplicitGenerator3d, inputs: GeneratorInputs, settings: StepSettings) -> Generated:
+    """Render the batch of ``inputs``."""
+    field = generator.field(generator.film(inputs.z))
+    rays = camera_rays(inputs.poses, settings.image_size, generator.curriculum.fov)
+    output = render(field, rays, settings.render, inputs.noise)
+    return Generated(to_images(output, settings.image_size), field, rays, output)
+
+
 def to_images(output: RenderOutput, size: int) -> Tensor:
     """(B, 3, size, size) in [-1, 1]."""
     return output.rgb.transpose(1, 2).unflatten(2, (size, size)) * 2 - 1
 
 
-def changed(images: Tensor, inputs: GeneratorInputs, settings: StepSettings, place: int) -> Tensor:
+def augmented(images: Tensor, inputs: GeneratorInputs, settings: StepSettings, place: int) -> Tensor:
     """``images`` (B, 3, H, W) as D sees them. ``place`` in ``inputs.augmentation``: GENERATED or REAL."""
     if settings.augment_p is None:
         return images
     return augment(images, inputs.augmentation[:, place], settings.augment_p)
 
 
-def generate(
-    generator: ImplicitGenerator3d, inputs: GeneratorInputs, settings: StepSettings, fov: float
-) -> tuple[Field, Rays, RenderOutput]:
-    """Returns the field, its rays and the rendered batch."""
-    field = generator.field(generator.film(inputs.z))
-    rays = camera_rays(inputs.poses, settings.image_size, fov)
-    return field, rays, render(field, rays, settings.render, inputs.noise)
+def discriminator_losses(
+    discriminator: Discriminator,
+    curriculum: Curriculum,
+    real: Tensor,
+    fake: Tensor,
+    inputs: GeneratorInputs,
+    settings: StepSettings,
+    amp_dtype: torch.dtype | None = None,
+) -> StepResult:
+    """D's losses on ``real`` and ``fake`` images, (B, 3, H, W) in [-1, 1] each. ``inputs``: what ``fake`` was generated from."""
+    c, gan_loss = curriculum, losses.GAN_LOSSES[curriculum.gan_loss]
+    real = real.detach().requires_grad_(settings.lambda_r1 > 0)
+    fake = fake.detach().requires_grad_(settings.lambda_r2 > 0)
+    with torch.autocast(real.device.type, amp_dtype, enabled=amp_dtype is not None):
+        judged_real = discriminator(augmented(real, inputs, settings, REAL), settings.fade_alpha)
+        judged_fake = discriminator(augmented(fake, inputs, settings, GENERATED), settings.fade_alpha)
+    weighted = {"gan": (1.0, gan_loss.of_D(judged_real.score, judged_fake.score))}
+    if settings.lambda_r1:
+        weighted["r1"] = (0.5 * settings.lambda_r1, losses.zero_centered_penalty_loss(judged_real.score, real))
+    if settings.lambda_r2:
+        weighted["r2"] = (0.5 * settings.lambda_r2, losses.zero_centered_penalty_loss(judged_fake.score, fake))
+    if c.pos_lambda:
+        weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged_fake.pose, inputs.poses))
+    if c.z_lambda:
+        weighted["latent"] = (c.z_lambda, losses.latent_loss(judged_fake.latent, inputs.z))
+    scalars = {"score_real": judged_real.score.detach().mean(), "score_fake": judged_fake.score.detach().mean()}
+    if settings.augment_p is not None:
+        margins = judged_real.score - judged_fake.score if gan_loss.is_relative else judged_real.score
+        scalars["sureness"] = margins.detach().sign().mean()
+    return _result(weighted, scalars)
 
 
-class GeneratorStep(nn.Module):
-    """G's losses. The discriminator comes as an argument, for its weights are not among those that this module trains.
+def generator_losses(
+    generated: Generated,
+    discriminator: Discriminator,
+    curriculum: Curriculum,
+    real: Tensor | None,
+    inputs: GeneratorInputs,
+    settings: StepSettings,
+    amp_dtype: torch.dtype | None = None,
+    image_weights: Tensor | None = None,
+) -> StepResult:
+    """G's losses on what was ``generated`` from ``inputs``.
 
-    Where images are shared, D's step comes in the middle, as ``teach``: DDP wants one forward, and the images are made once.
+    ``real`` (B, 3, H, W) in [-1, 1]: what a relativistic loss compares with (top-k goes by the generated images' own scores
+    all the same). ``image_weights`` (B,): the whole batch's top-k choice where ``inputs`` is only a part of it. Raises
+    ValueError where a relativistic loss has no ``real``.
     """
-
-    def __init__(self, generator: ImplicitGenerator3d) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(
-        self,
-        inputs: GeneratorInputs,
-        discriminator: Discriminator,
-        settings: StepSettings,
-        amp_dtype: torch.dtype | None = None,
-        image_weights: Tensor | None = None,
-        teach: Callable[[Tensor], None] | None = None,
-        real: Tensor | None = None,
-    ) -> StepResult:
-        """``image_weights`` (B,): the whole batch's top-k choice where ``inputs`` is only a part of it. ``teach``: trains
-        ``discriminator`` on the images, (B, 3, H, W) in [-1, 1], before it judges them. ``real`` (B, 3, H, W): what they
-        are compared with where the loss is relativistic (top-k goes by their own scores all the same)."""
-        c = self.generator.curriculum
-        gan_loss = losses.GAN_LOSSES[c.gan_loss]
-        if gan_loss.is_relative and real is None:
-            raise ValueError("a relativistic loss needs real images to compare with")
-        field, rays, output = generate(self.generator, inputs, settings, c.fov)
-        images = to_images(output, settings.image_size)
-        if teach is not None:
-            teach(images.detach())
-        with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
-            judged = discriminator(changed(images, inputs, settings, GENERATED), settings.fade_alpha)
-            real_scores = None
-            if gan_loss.is_relative:
-                with torch.no_grad():
-                    real_scores = discriminator(changed(real, inputs, settings, REAL), settings.fade_alpha).score
-        if image_weights is None:
-            image_weights = losses.topk_image_weights(judged.score, settings.topk_fraction)
-        weighted = {"gan": (1.0, gan_loss.of_G(judged.score, real_scores, image_weights))}
-        if c.pos_lambda:
-            weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged.pose, inputs.poses))
-        if c.z_lambda:
-            weighted["latent"] = (c.z_lambda, losses.latent_loss(judged.latent, inputs.z))
-        if settings.lambda_opacity_prior:
-            weighted["opacity_prior"] = (settings.lambda_opacity_prior, losses.opacity_prior_loss(output.alphas))
-        if inputs.neighbors is not None:
-            weighted["normal"] = (c.normal_lambda, self._normal_loss(field, rays, output, inputs.neighbors, c.h_sample))
-        if inputs.ball_points is not None:
-            held = ball_hold_loss(field.occupancy_logits(inputs.ball_points), inputs.ball_points, c.init_ball_radius, c.tau)
-            weighted["ball_hold"] = (settings.lambda_ball_hold, held)
-        total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
-        terms = {name: value.detach() for name, (_, value) in weighted.items()}
-        terms["hit_rate"] = output.surface.hit_mask.float().mean()
-        return StepResult(total, terms)
-
-    @staticmethod
-    def _normal_loss(field: Field, rays: Rays, output: RenderOutput, neighbors: Tensor, h_sample: float) -> Tensor:
-        t, hit_mask = output.surface.t, output.surface.hit_mask
-        if t.device.type == "cpu":  # compact to the rays that hit; on a GPU that would wait for their number
-            num = max(1, int(hit_mask.sum(dim=1).max()))
-            order = hit_mask.byte().argsort(dim=1, descending=True, stable=True)[:, :num]
-            wide = order.unsqueeze(-1).expand(*order.shape, 3)
-            t, hit_mask, neighbors = t.gather(1, order), hit_mask.gather(1, order), neighbors.gather(1, wide)
-            rays = Rays(rays.origins.gather(1, wide), rays.directions.gather(1, wide))
-        points = ray_points(rays, t.unsqueeze(-1))
-        normals = field.normals(torch.cat([points, points + h_sample * neighbors], dim=1))
-        return losses.normal_smoothness_loss(*normals.chunk(2, dim=1), hit_mask)
+    c, gan_loss = curriculum, losses.GAN_LOSSES[curriculum.gan_loss]
+    if gan_loss.is_relative and real is None:
+        raise ValueError("a relativistic loss needs real images to compare with")
+    images, field, rays, output = generated
+    with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
+        judged = discriminator(augmented(images, inputs, settings, GENERATED), settings.fade_alpha)
+        real_scores = None
+        if gan_loss.is_relative:
+            with torch.no_grad():
+                real_scores = discriminator(augmented(real, inputs, settings, REAL), settings.fade_alpha).score
+    if image_weights is None:
+        image_weights = losses.topk_image_weights(judged.score, settings.topk_fraction)
+    weighted = {"gan": (1.0, gan_loss.of_G(judged.score, real_scores, image_weights))}
+    if c.pos_lambda:
+        weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged.pose, inputs.poses))
+    if c.z_lambda:
+        weighted["latent"] = (c.z_lambda, losses.latent_loss(judged.latent, inputs.z))
+    if settings.lambda_opacity_prior:
+        weighted["opacity_prior"] = (settings.lambda_opacity_prior, losses.opacity_prior_loss(output.alphas))
+    if inputs.neighbors is not None:
+        weighted["normal"] = (c.normal_lambda, _normal_loss(field, rays, output, inputs.neighbors, c.h_sample))
+    if inputs.ball_points is not None:
+        held = ball_hold_loss(field.occupancy_logits(inputs.ball_points), inputs.ball_points, c.init_ball_radius, c.tau)
+        weighted["ball_hold"] = (settings.lambda_ball_hold, held)
+    return _result(weighted, {"hit_rate": output.surface.hit_mask.float().mean()})
 
 
-class DiscriminatorStep(nn.Module):
-    """D's losses on real and generated images."""
+def _result(weighted: dict[str, tuple[float, Tensor]], scalars: dict[str, Tensor]) -> StepResult:
+    """The sum of the ``weighted`` losses; in the log, the losses without their weights, then other ``scalars``."""
+    total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
+    terms = {name: value.detach() for name, (_, value) in weighted.items()}
+    return StepResult(total, terms | scalars)
 
-    def __init__(self, discriminator: Discriminator, curriculum: Curriculum) -> None:
-        super().__init__()
-        self.discriminator = discriminator
-        self.curriculum = curriculum
 
-    def forward(
-        self,
-        real: Tensor,
-        fake: Tensor,
-        inputs: GeneratorInputs,
-        settings: StepSettings,
-        amp_dtype: torch.dtype | None = None,
-    ) -> StepResult:
-        """real, fake: (B, 3, H, W) in [-1, 1]; ``inputs``: what ``fake`` was generated from."""
-        c, gan_loss = self.curriculum, losses.GAN_LOSSES[self.curriculum.gan_loss]
-        real = real.detach().requires_grad_(settings.lambda_r1 > 0)
-        fake = fake.detach().requires_grad_(settings.lambda_r2 > 0)
-        with torch.autocast(real.device.type, amp_dtype, enabled=amp_dtype is not None):
-            judged_real = self.discriminator(changed(real, inputs, settings, REAL), settings.fade_alpha)
-            judged_fake = self.discriminator(changed(fake, inputs, settings, GENERATED), settings.fade_alpha)
-        weighted = {"gan": (1.0, gan_loss.of_D(judged_real.score, judged_fake.score))}
-        if settings.lambda_r1:
-            weighted["r1"] = (0.5 * settings.lambda_r1, losses.zero_centered_penalty_loss(judged_real.score, real))
-        if settings.lambda_r2:
-            weighted["r2"] = (0.5 * settings.lambda_r2, losses.zero_centered_penalty_loss(judged_fake.score, fake))
-        if c.pos_lambda:
-            weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged_fake.pose, inputs.poses))
-        if c.z_lambda:
-            weighted["latent"] = (c.z_lambda, losses.latent_loss(judged_fake.latent, inputs.z))
-        total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
-        terms = {name: value.detach() for name, (_, value) in weighted.items()}
-        terms["score_real"], terms["score_fake"] = judged_real.score.detach().mean(), judged_fake.score.detach().mean()
-        if settings.augment_p is not None:
-            margins = judged_real.score - judged_fake.score if gan_loss.is_relative else judged_real.score
-            terms["sureness"] = margins.detach().sign().mean()
-        return StepResult(total, terms)
+def _normal_loss(field: Field, rays: Rays, output: RenderOutput, neighbors: Tensor, h_sample: float) -> Tensor:
+    t, hit_mask = output.surface.t, output.surface.hit_mask
+    if t.device.type == "cpu":  # compact to the rays that hit; on a GPU that would wait for their number
+        num = max(1, int(hit_mask.sum(dim=1).max()))
+        order = hit_mask.byte().argsort(dim=1, descending=True, stable=True)[:, :num]
+        wide = order.unsqueeze(-1).expand(*order.shape, 3)
+        t, hit_mask, neighbors = t.gather(1, order), hit_mask.gather(1, order), neighbors.gather(1, wide)
+        rays = Rays(rays.origins.gather(1, wide), rays.directions.gather(1, wide))
+    points = ray_points(rays, t.unsqueeze(-1))
+    normals = field.normals(torch.cat([points, points + h_sample * neighbors], dim=1))
+    return losses.normal_smoothness_loss(*normals.chunk(2, dim=1), hit_mask)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,7 +30,15 @@ from training.run.nonfinite import BadSteps, Diverged, Guard, are_finite, nan_un
 from training.run.recorder import Recorder
 from training.run.recovery import Setbacks
 from training.run.run_state import RunState
-from training.steps import DiscriminatorStep, GeneratorInputs, GeneratorStep, StepSettings, changed, generate, to_images
+from training.steps import (
+    Generated,
+    GeneratorInputs,
+    StepSettings,
+    augmented,
+    discriminator_losses,
+    generate,
+    generator_losses,
+)
 
 # SIGUSR1: what Slurm can send before the time is up; SIGHUP: the terminal closed
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -71,9 +79,6 @@ class Trainer:
         self.options = options
         self.processes = processes
         self.amp_dtype = amp_dtype
-        self.generator_step = processes.wrap(GeneratorStep(state.generator))
-        self.discriminator_step: nn.Module = DiscriminatorStep(state.discriminator, self.curriculum)
-        self._wrapped_for: tuple[int, bool] | None = None
         self.guard = Guard(processes.device, state.bad_steps)
         self.keeper = Keeper(
             *(state, options.output_dir, options.save_interval, options.milestone_interval, options.num_kept),
@@ -142,19 +147,16 @@ class Trainer:
     # -- one step --------------------------------------------------------------------------------------------------
 
     def _step(self, real: Tensor, stage: Stage) -> dict[str, Tensor]:
-        """One step of D, then of G. Returns scalars for the log, on the device."""
-        c, state = self.curriculum, self.state
+        """One step of D, then one of G, on ``real`` (B, 3, H, W). Returns scalars for the log, on the device."""
+        c, state, num_parts = self.curriculum, self.state, stage.batch_split
         settings = self._settings()
-        draw = {"seed": state.draw_seed, "step": state.step}
-        inputs_G = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="G")
-        if c.share_images and stage.batch_split == 1:
-            terms_D, terms_G = self._train_both(real, inputs_G, settings)
-        else:  # parts of a batch are generated twice all the same: D learns from all of them before it judges the first
-            inputs_D = inputs_G
-            if not c.share_images:
-                inputs_D = draw_inputs(c, settings, stage.batch_size, self.processes, **draw, purpose="D")
-            terms_D = self._train_discriminator(real, inputs_D, settings, stage.batch_split)
-            terms_G = self._train_generator(inputs_G, settings, stage.batch_split, real)
+        inputs_G = self._draw_inputs(settings, stage, "G")
+        inputs_D = inputs_G if c.share_images else self._draw_inputs(settings, stage, "D")
+        # Shared images are generated once, and their graph waits for G while D learns. Those of a batch in parts are
+        # generated twice all the same: D learns from all parts before it judges the first.
+        shared = generate(state.generator, inputs_G, settings) if c.share_images and num_parts == 1 else None
+        terms_D = self._train_discriminator(real, inputs_D, settings, num_parts, shared)
+        terms_G = self._train_generator(real, inputs_G, settings, num_parts, shared)
         if c.augment_target:
             sureness = self.processes.mean({"sureness": terms_D["sureness"]})["sureness"]
             state.augment_p = adapted(state.augment_p, sureness, c.augment_target, len(real) * self.processes.world_size)
@@ -174,71 +176,47 @@ class Trainer:
             return settings
         return replace(settings, lambda_ball_hold=self.curriculum.ball_hold_floor)
 
+    def _draw_inputs(self, settings: StepSettings, stage: Stage, purpose: str) -> GeneratorInputs:
+        seed, step = self.state.draw_seed, self.state.step
+        return draw_inputs(self.curriculum, settings, stage.batch_size, self.processes, seed=seed, step=step, purpose=purpose)
+
     def _train_discriminator(
-        self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings, num_parts: int, fake: Tensor | None = None
+        self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings, num_parts: int, shared: Generated | None
     ) -> dict[str, Tensor]:
-        """``fake``: what was generated from ``inputs``, in one part; None: it is generated here, part by part."""
-        state = self.state
-        self._wrap_discriminator(settings)
+        """A step of D on ``real`` images and on ``shared`` ones; None: they are generated here, part by part."""
+        state, D = self.state, self.state.discriminator
         state.optimizer_D.zero_grad(set_to_none=True)
         results = []
-        for i, (part, real_part) in enumerate(zip(inputs.split(num_parts), real.chunk(num_parts), strict=True)):
-            fake_part = self._generate(part, settings) if fake is None else fake
-            with self._sync_on_last(self.discriminator_step, i, num_parts):
-                result = self.discriminator_step(real_part, fake_part, part, settings, self.amp_dtype)
-                state.scaler_D.scale(nan_unless_finite(result.total) / num_parts).backward()
+        for part, real_part in zip(inputs.split(num_parts), real.chunk(num_parts), strict=True):
+            fake = shared.images if shared else self._generate_images(part, settings)
+            result = discriminator_losses(D, self.curriculum, real_part, fake, part, settings, self.amp_dtype)
+            state.scaler_D.scale(nan_unless_finite(result.total) / num_parts).backward()
             results.append(result.terms)
-        return self._finish(state.optimizer_D, state.scaler_D, state.discriminator, results)
-
-    def _wrap_discriminator(self, settings: StepSettings) -> None:
-        """D's blocks for other image sizes take no part in a step, and none in the exchange of gradients."""
-        kind = (settings.image_size, settings.fade_alpha < 1)
-        if kind != self._wrapped_for:
-            D = self.state.discriminator
-            used = D.used_parameters(settings.image_size, settings.fade_alpha)
-            self.discriminator_step = self.processes.wrap(DiscriminatorStep(D, self.curriculum), used)
-            self._wrapped_for = kind
-
-    @torch.no_grad()
-    def _generate(self, inputs: GeneratorInputs, settings: StepSettings) -> Tensor:
-        output = generate(self.state.generator, inputs, settings, self.curriculum.fov)[2]
-        return to_images(output, settings.image_size)
-
-    def _train_both(
-        self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """A step of D and one of G on the same images, generated once. What G's step keeps stays in memory during D's."""
-        terms_D: dict[str, Tensor] = {}
-
-        def teach(images: Tensor) -> None:
-            self.state.discriminator.requires_grad_(True)
-            terms_D.update(self._train_discriminator(real, inputs, settings, 1, images))
-            self.state.discriminator.requires_grad_(False)
-
-        terms_G = self._train_generator(inputs, settings, 1, real, teach)
-        return terms_D, terms_G
+        self.processes.average_gradients(D.parameters())
+        return self._finish(state.optimizer_D, state.scaler_D, D, results)
 
     def _train_generator(
-        self,
-        inputs: GeneratorInputs,
-        settings: StepSettings,
-        num_parts: int,
-        real: Tensor,
-        teach: Callable[[Tensor], None] | None = None,
+        self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings, num_parts: int, shared: Generated | None
     ) -> dict[str, Tensor]:
-        state = self.state
+        """A step of G on the ``shared`` images; None: they are generated here, part by part."""
+        state, D = self.state, self.state.discriminator
         state.optimizer_G.zero_grad(set_to_none=True)
-        state.discriminator.requires_grad_(False)
+        D.requires_grad_(False)
         image_weights = self._topk_over_parts(inputs, settings, num_parts)
         results = []
         for i, (part, real_part) in enumerate(zip(inputs.split(num_parts), real.chunk(num_parts), strict=True)):
+            generated = shared or generate(state.generator, part, settings)
             weights = None if image_weights is None else image_weights.chunk(num_parts)[i]
-            with self._sync_on_last(self.generator_step, i, num_parts):
-                result = self.generator_step(part, state.discriminator, settings, self.amp_dtype, weights, teach, real_part)
-                state.scaler_G.scale(nan_unless_finite(result.total) / num_parts).backward()
+            result = generator_losses(generated, D, self.curriculum, real_part, part, settings, self.amp_dtype, weights)
+            state.scaler_G.scale(nan_unless_finite(result.total) / num_parts).backward()
             results.append(result.terms)
-        state.discriminator.requires_grad_(True)
+        D.requires_grad_(True)
+        self.processes.average_gradients(state.generator.parameters())
         return self._finish(state.optimizer_G, state.scaler_G, state.generator, results)
+
+    @torch.no_grad()
+    def _generate_images(self, inputs: GeneratorInputs, settings: StepSettings) -> Tensor:
+        return generate(self.state.generator, inputs, settings).images
 
     @torch.no_grad()
     def _topk_over_parts(self, inputs: GeneratorInputs, settings: StepSettings, num_parts: int) -> Tensor | None:
@@ -247,7 +225,7 @@ class Trainer:
             return None
         scores = []
         for part in inputs.split(num_parts):
-            images = changed(self._generate(part, settings), part, settings, GENERATED)
+            images = augmented(self._generate_images(part, settings), part, settings, GENERATED)
             with torch.autocast(self.processes.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
                 scores.append(self.state.discriminator(images, settings.fade_alpha).score)
         return topk_image_weights(torch.cat(scores), settings.topk_fraction)
@@ -259,12 +237,6 @@ class Trainer:
         terms["grad_norm"] = nn.utils.clip_grad_norm_(network.parameters(), self.curriculum.grad_clip)
         step_if_finite(optimizer, scaler, terms["grad_norm"])
         return terms
-
-    def _sync_on_last(self, step: nn.Module, part: int, num_parts: int) -> contextlib.AbstractContextManager:
-        """Gradients travel between processes once per batch, with its last part."""
-        if self.processes.world_size > 1 and part < num_parts - 1:
-            return step.no_sync()
-        return contextlib.nullcontext()
 
     # -- when the numbers go bad -----------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ class RunState:
         fit_to_ball(self.generator, self.curriculum.init_ball_radius, self.seed)
         for average in self.averages.values():
             average.generator.load_state_dict(self.generator.state_dict())
+
+    def weights(self) -> Iterator[Tensor]:
+        """Those of all networks and averages."""
+        for network in (self.generator, self.discriminator, *(average.generator for average in self.averages.values())):
+            yield from network.state_dict().values()
 
     @property
     def draw_seed(self) -> int | tuple[int, int]:
