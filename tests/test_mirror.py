@@ -120,3 +120,32 @@ def test_adam_follows_the_readouts():
     mirror_readout_moments(discriminator, optimizer)
     after = optimizer.state[discriminator.final_layer.weight]["exp_avg"]
     assert torch.equal(after[-2:], -before[-2:]) and torch.equal(after[:-2], before[:-2]) and before[-2:].abs().sum() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tau", [0.5, 0.8])
+def test_what_was_solid_at_tau_is_free_when_inverted(tau):
+    curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides([f"tau={tau}", "hidden_dim=12"])
+    torch.manual_seed(0)
+    generator = ImplicitGenerator3d(curriculum)
+    generator.siren.final_layer.weight.mul_(10)
+    z, points = torch.randn(2, 64), (torch.rand(2, 200, 3) - 0.5) * 0.2
+    before = generator.field(generator.film(z)).occupancy_logits(points * FLIP_Z)
+    mirror_field(generator, invert=True)
+    after = generator.field(generator.film(z)).occupancy_logits(points)
+    level = math.log(tau / (1 - tau))
+    assert torch.allclose(after - level, level - before, atol=1e-4)
+    assert 0.02 < float((before > level).float().mean()) < 0.98
+
+
+@torch.no_grad()
+def test_each_angle_is_read_about_its_own_mean():
+    curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides(["h_mean=0.4", "hollow_check_interval=0"])
+    torch.manual_seed(0)
+    discriminator = ProgressiveEncoderDiscriminator(curriculum)
+    images = torch.randn(2, 3, 16, 16)
+    before = discriminator(images).pose
+    mirror_pose_readout(discriminator, curriculum)
+    after = discriminator(images).pose
+    assert torch.allclose(after[:, 0], math.pi - before[:, 0], atol=1e-5)  # pitch
+    assert torch.allclose(after[:, 1], 0.8 - before[:, 1], atol=1e-5)  # yaw
