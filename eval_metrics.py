@@ -111,7 +111,10 @@ def _standing(names: Sequence[str], departing: Sequence[str]) -> list[str]:
     scores = ", ".join(name.upper() for name in published)
     if departing:
         return [f"not to be set beside a paper's {scores}; other than published: {'; '.join(departing)}"]
-    return [f"{scores} follow the published protocol; they can stand beside the paper's for the same photos"]
+    return [
+        f"{scores} follow the published protocol but for one thing: published images went through compressed files, these did not;"
+        " they can stand beside the paper's for the same photos, with that said"
+    ]
 
 
 def _notes(evaluation: Evaluation, num_wanted: int | None, departing: Sequence[str]) -> list[str]:

@@ -84,7 +84,8 @@ def test_published_values(place, name):
     for key, values in PUBLISHED_VALUES.items():
         assert getattr(curriculum, key) == values[place], key
     for key, value in PUBLISHED_COMMON.items():
-        assert getattr(curriculum, key) == value, key
+        own = "view_last_back" if key == "eval_last_back" else key  # where it is None, it follows from white_back
+        assert getattr(curriculum, own) == value, key
 
 
 def test_stage_at():
@@ -121,6 +122,8 @@ def test_every_setting_has_its_common_value_and_its_check():
         "disc_channels",
         "disc_widths",
         "backbone_channels",
+        "eval_last_back",
+        "mapping_dim",
     ]
     assert sorted(checked) == sorted([*COMMON, "end_step"])
 

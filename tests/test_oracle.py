@@ -42,11 +42,11 @@ COMMON = [
     *("hidden_dim=16", "num_layers=3", "latent_dim=8", "disc_channels=(4,4,4,4,4,4,8,8,8)", "fade_steps=1000"),
     *("fov=14.0", "h_mean=1.3", "h_stddev=0.4", "v_stddev=0.2", "sample_dist=gaussian", "hollow_check_interval=0"),
     *("z_lambda=3.0", "pos_lambda=2.5", "topk_interval=40", "topk_v=0.6", "grad_clip=0.37", "betas=(0.3,0.8)"),
-    *("r1_lambda=0.7", "share_images=False", "init_ball_radius=0", "ray_start=0.85", "ray_end=1.14"),
+    *("r1_lambda=30.0", "share_images=False", "init_ball_radius=0", "ray_start=0.85", "ray_end=1.14"),
 ]
 OCCUPANCY = [
     *("v_mean=1.45", "tau=0.3", "num_steps_coarse=8", "num_steps_surface=4", "num_steps_fine=3", "n_secant_steps=3"),
-    *("interval_max=0.11", "interval_min=0.01", "decay_beta=6e-4", "h_sample=0.03", "normal_lambda=20.0"),
+    *("interval_max=0.11", "interval_min=0.01", "decay_beta=6e-4", "h_sample=0.03", "normal_lambda=0.5"),
     *("opacprior_lambda_init=0.2", "opacprior_growth_rate=7e-4"),
 ]
 RADIANCE = [
@@ -57,7 +57,7 @@ REDUCED = "mapping_lr_factor=0.05" if "mapping_lr_factor" in COMMON_SETTINGS els
 CASES = {
     "occupancy": OCCUPANCY,
     "occupancy, last_back": [*OCCUPANCY, "last_back=True"],
-    "occupancy, relativistic with R2": [*OCCUPANCY, "gan_loss=relativistic", "r2_lambda=0.4", "share_images=True"],
+    "occupancy, relativistic with R2": [*OCCUPANCY, "gan_loss=relativistic", "r2_lambda=20.0", "share_images=True"],
     "occupancy, held to a ball": [*OCCUPANCY, "init_ball_radius=0.06", "ball_hold_steps=2000", "ball_hold_lambda=0.8"],
     "occupancy, lazy R1": [*OCCUPANCY, "r1_interval=3", "share_images=True"],  # (STEP + 1) is divisible by 3
     "radiance": [*RADIANCE, "white_back=True"],
@@ -95,6 +95,7 @@ def make_state(changes: list[str]) -> RunState:
             state.generator.siren.final_layer.bias.add_(0.3)  # the ball was fitted for tau = 0.5
         else:
             state.generator.siren.final_layer.weight.mul_(4)  # densities of some 10 per unit, so that images show a haze
+        state.generator.siren.color_layer_linear[0].weight.mul_(10)  # colors that differ over an image
         state.discriminator.final_layer.weight.mul_(3)  # scores far enough apart that losses are not linear
     state.step, state.is_held = STEP, True
     return state
@@ -263,7 +264,7 @@ def test_gradients_are_clipped_and_adam_steps_as_the_settings_say(mapping_factor
             lr = rate * mapping_factor if "mapping_network" in part else rate
             (expected,) = adam([before[name][i]], [[of_step[i]] for of_step in seen[name]], lr, c.betas)
             assert torch.allclose(value, expected, rtol=0, atol=0.01 * lr), part
-            assert not seen[name][0][i].any() or float((value - before[name][i]).abs().max()) > 0.5 * lr, part
+            assert not seen[name][0][i].any() or not torch.equal(value, before[name][i]), part
 
 
 def test_averages_follow_with_their_warm_up() -> None:

@@ -84,9 +84,9 @@ def test_radiance_field_is_not_masked_and_empty_rays_do_not_count():
 
 
 @torch.no_grad()
-def test_recorded_value(shared_dir):
-    outputs = load_outputs(shared_dir)
-    field = load_reference_generator(shared_dir).field(FilmParameters(outputs["frequencies"], outputs["phase_shifts"]))
+def test_recorded_value():
+    outputs = load_outputs()
+    field = load_reference_generator().field(FilmParameters(outputs["frequencies"], outputs["phase_shifts"]))
     values = latent_variances(field, mean_pose(BFM, 2, torch.device("cpu")), BFM, 64)
     for value, expected in zip(values, outputs["weighted_variance"], strict=True):
         assert value.variance == pytest.approx(float(expected), rel=1e-4)

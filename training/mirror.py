@@ -1,10 +1,10 @@
 """The way out of a hollow shape: mirror the field in depth and train on.
 
 Through a narrow lens, a shape mirrored in depth and seen from the mirrored pose gives nearly the same image, so unposed
-images cannot tell a face from its hollow mould, and training may settle on the mould. Mirroring the field along the mean
+images cannot tell a face from its hollow mold, and training may settle on the mold. Mirroring the field along the mean
 direction of view, and the pose read-outs of D about the mean pose, turns one into the other with everything else as it was.
 
-Where the mould is a solid block, its mirror image is solid up to the camera, and solid has to become free: then the
+Where the mold is a solid block, its mirror image is solid up to the camera, and solid has to become free: then the
 occupancy is inverted too. Where it is a shell before empty space, it must not be. :func:`best_turn` finds out by looking.
 
 The mirrored pose of (pitch, yaw) is (2 v_mean - pitch, 2 h_mean - yaw) where cameras look along the equator, v_mean = pi/2. About

@@ -290,11 +290,11 @@ class Trainer:
         if state.hollow_looks == PATIENCE:
             state.hollow_looks = 0
             turn = best_turn(average, stage.img_size) if self.processes.is_main else None
-            is_mould = self.processes.any(turn is not None and turn.psnr_db >= MIN_TURN_PSNR_DB)
-            if is_mould:
+            is_mold = self.processes.any(turn is not None and turn.psnr_db >= MIN_TURN_PSNR_DB)
+            if is_mold:
                 state.mirror_depth(self.processes.any(turn is not None and turn.invert))
             if recorder is not None:
-                recorder.log_turn(state.step, bulge.mean, turn, is_mould)
+                recorder.log_turn(state.step, bulge.mean, turn, is_mold)
 
     # -- around the steps ------------------------------------------------------------------------------------------
 

@@ -25,7 +25,8 @@ from mutants import MUTANTS, Mutant
 
 REPO = Path(__file__).resolve().parents[2]
 PASSED, FAILED = 0, 1  # pytest's exit statuses; others mean that the tests did not run
-LEFT_OUT = (".git", ".venv", "pretrained", "docs", "__pycache__", ".pytest_cache", ".ruff_cache", "outputs", "data", "benchmarks")
+CACHES = ("__pycache__", ".pytest_cache")
+LEFT_OUT = (*CACHES, ".git", ".venv", ".ruff_cache", "outputs", "data")  # at the root
 
 
 def misplaced(tree: Path, mutants: Sequence[Mutant]) -> list[str]:
@@ -83,7 +84,7 @@ def plant(tree: Path, mutant: Mutant, log: Path) -> int:
 
 def copy_of(tree: Path, folder: Path) -> Path:
     copy = folder / "tree"
-    shutil.copytree(tree, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    shutil.copytree(tree, copy, ignore=lambda path, names: LEFT_OUT if Path(path) == tree else CACHES)
     if (tree.parent / "shared").exists():  # recorded numbers, where they are at hand
         (folder / "shared").symlink_to((tree.parent / "shared").resolve())
     return copy

@@ -82,7 +82,7 @@ class Recorder:
         """The shapes are hollow (``bulge`` below 0) and were mirrored in depth, or left. A line of metrics.jsonl."""
         how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
         if not is_done:
-            how = "an object, not a mould, for its images would not be the same when " + how + "; left as it is"
+            how = "an object, not a mold, for its images would not be the same when " + how + "; left as it is"
         self.note(f"step {step}: the shapes are hollow (bulge {bulge:.4g}): {how}, {turn.psnr_db:.1f} dB from before")
         numbers = {"bulge_before": float(f"{bulge:.6g}"), "turn_psnr_db": float(f"{turn.psnr_db:.6g}")}
         self._append(self._metrics_path, {"step": step, "mirrored_depth": is_done, "inverted": turn.invert, **numbers})
