@@ -15,7 +15,7 @@ COMMON = {
     "fov": 12.0,  # full field of view, degrees
     "ray_start": 0.88,  # t where rays begin
     "ray_end": 1.12,  # t where rays end
-    "h_stddev": 0.3,  # yaw: standard deviation, or half width where sample_dist is uniform
+    "h_stddev": 0.3,  # yaw: standard deviation, or half width where sample_dist is uniform; no effect where it is None
     "v_stddev": 0.155,  # pitch: likewise
     "h_mean": math.pi / 2,  # mean yaw; pi/2 looks at the object from the front
     "v_mean": math.pi / 2,  # mean pitch; pi/2 is level
@@ -43,18 +43,18 @@ COMMON = {
     "decoder_dim": 32,  # width of the decoder's hidden layer; a multiple of 4
     # Rendering
     "pred_occ": True,  # True: occupancy, alpha = sigmoid(logit) (GOF); False: density, a radiance field (pi-GAN)
-    "surface_sample": True,  # whether to find each ray's surface and sample around it (GOF)
+    "surface_sample": True,  # whether to find each ray's surface and sample within Delta of it (GOF)
     "hierarchical_sample": True,  # whether to sample where the coarse weights are large (NeRF)
     "num_steps_coarse": 9,  # samples per ray for the search of the surface, or without surface_sample for the image
-    "num_steps_surface": 9,  # samples per ray around the surface
-    "num_steps_fine": 6,  # importance samples per ray
+    "num_steps_surface": 9,  # samples per ray around the surface, with surface_sample
+    "num_steps_fine": 6,  # importance samples per ray, with hierarchical_sample
     "tau": 0.5,  # occupancy at the surface, in (0, 1)
     "root_method": "secant",  # refinement of the surface: secant or bisection
     "n_secant_steps": 4,  # iterations of that refinement
-    "interval_max": 0.12,  # Delta at step 0: half width of the sampled interval around the surface; at most half the ray
+    "interval_max": 0.12,  # Delta at step 0: half width of the interval sampled around the surface; at most half the ray
     "interval_min": 0.03,  # Delta in the end
     "decay_beta": 1e-5,  # decay of Delta per step: interval_max * exp(-decay_beta * step), not below interval_min
-    "clamp_mode": "relu",  # densities of a radiance field: relu or softplus
+    "clamp_mode": "relu",  # densities of a radiance field: relu or softplus; no effect with pred_occ
     "last_back": False,  # whether the last sample takes the weight missing to 1, in training
     "eval_last_back": None,  # the same in images of the trained generator; None: unless white_back
     "white_back": False,  # whether missing weight is white instead of black, and transparent photos are laid over white
@@ -68,13 +68,14 @@ COMMON = {
     "topk_interval": 2000,  # steps in which the fraction of D's scores that G learns from falls by 1 %
     "topk_v": 0.6,  # the least such fraction, in (0, 1]
     "with_opacprior": True,  # whether to draw occupancies toward 0 or 1
-    "opacprior_lambda_init": 0.05,  # weight of that prior at step 0; it grows tenfold at most
-    "opacprior_growth_rate": 0.5e-5,  # its exponential growth per step
+    "opacprior_lambda_init": 0.05,  # weight of that prior at step 0; it grows tenfold at most; with with_opacprior
+    "opacprior_growth_rate": 0.5e-5,  # its exponential growth per step; with with_opacprior
     "with_normal_loss": True,  # whether to smooth the normals at the surface
     "get_normal_with_pred_depth": True,  # published key without effect: the surface point is always the root found
-    "normal_lambda": 0.05,  # weight of the normals' smoothness
-    "h_sample": 0.01,  # distance of the neighbor whose normal is compared
+    "normal_lambda": 0.05,  # weight of the normals' smoothness, with with_normal_loss
+    "h_sample": 0.01,  # distance of the neighbor whose normal is compared, with with_normal_loss
     # Optimization
+    "horizontal_flip": True,  # whether training mirrors half of the images
     "betas": (0.0, 0.9),  # Adam's, of both networks
     "weight_decay": 0.0,  # Adam's, of both networks
     "grad_clip": 1.0,  # greatest norm of a network's gradient
@@ -82,13 +83,14 @@ COMMON = {
     "share_images": False,  # whether G learns from the images that D has just learned from, instead of from new ones
     "lr_warmup_steps": 0,  # steps over which the learning rates rise from 0
     "lr_decay": "constant",  # constant, or cosine: the learning rates fall to 0 at the end
-    "unique_lr": True,  # True: one learning rate for all of G; False: 5 % of it for the mapping network
+    "mapping_lr_factor": 1.0,  # learning rate of the mapping network over that of the rest of G
+    "unique_lr": True,  # published key without effect: where it was True, mapping_lr_factor was meant to be 0.05, but stayed 1
     "fade_steps": 10000,  # steps over which D's new layer fades in after the image size has changed
     # The start of the shape
     "init_ball_radius": 0.0,  # > 0: fit the field to a ball of this radius before training
-    "ball_hold_steps": 0,  # steps over which the field is held to that ball, ever less; 0: not at all
-    "ball_hold_lambda": 0.1,  # weight of that hold at step 0
-    "ball_hold_floor": 0.0,  # weight of that hold for the rest of the run
+    "ball_hold_steps": 0,  # steps over which the field is held to that ball, ever less; 0: not at all; with init_ball_radius
+    "ball_hold_lambda": 0.1,  # weight of that hold at step 0; with init_ball_radius and ball_hold_steps
+    "ball_hold_floor": 0.0,  # weight of that hold for the rest of the run; with init_ball_radius
     "hollow_check_interval": 0,  # steps between checks which way shapes bulge, which turn hollow ones outward; 0: never
     # Evaluation
     "num_eval_imgs": 8000,  # images that the published runs were scored with; a record: eval_metrics.py takes --num_images
@@ -153,10 +155,11 @@ CATS = {
 }
 
 # -- pi-GAN: a radiance field, without a surface -----------------------------------------------------------------------
+# A pi-GAN dictionary works here as it stands, too: settings/published.py maps its own keys.
 
 PIGAN_CelebA = {
-    0: {"batch_size": 32, "img_size": 32, "gen_lr": 6e-5, "disc_lr": 2e-4},
-    20_000: {"batch_size": 16, "img_size": 64, "gen_lr": 6e-5, "disc_lr": 2e-4},
+    0: {"batch_size": 56, "img_size": 32, "gen_lr": 6e-5, "disc_lr": 2e-4},
+    20_000: {"batch_size": 56, "img_size": 64, "gen_lr": 6e-5, "disc_lr": 2e-4, "batch_split": 2},  # the step is our choice
     200_000: {},
     "dataset": "CelebA",
     # Rendering
@@ -171,6 +174,7 @@ PIGAN_CelebA = {
     "with_normal_loss": False,
     # Optimization
     "grad_clip": 10.0,
+    "unique_lr": False,
 }
 
 # Cars, seen from anywhere above the ground. Model, cameras and rays are pi-GAN's. The other values are its kind, but were not
@@ -180,7 +184,7 @@ PIGAN_CARLA = {
     10_000: {"batch_size": 20, "img_size": 64, "gen_lr": 2e-5, "disc_lr": 2e-4, "batch_split": 2},
     55_000: {"batch_size": 10, "img_size": 128, "gen_lr": 1e-5, "disc_lr": 1e-4, "batch_split": 5},
     200_000: {},
-    "dataset": "Images",
+    "dataset": "CARLA",
     # Cameras and rays
     "fov": 30.0,
     "ray_start": 0.7,
@@ -206,6 +210,9 @@ PIGAN_CARLA = {
     "topk_v": 1.0,
     "with_opacprior": False,
     "with_normal_loss": False,
+    # Optimization
+    "horizontal_flip": False,
+    "unique_lr": False,
 }
 
 # -- Our own: the built-in heads (SYNTH) and cats, on a GPU and (TINY) on two CPU cores --------------------------------

@@ -1,13 +1,16 @@
-"""How close a generator's images are to real ones: FID, KID, IS (torch-fidelity), and SWD, which needs no weights.
+"""How close a generator's images are to real ones: FID, KID, IS (torch-fidelity), and fd, kd, prc and swd, which fetch nothing.
 
     python eval_metrics.py generator.pth --dataset_path photos/ --curriculum CelebA
-    python eval_metrics.py model.safetensors --dataset_path data/heads64/images --metrics swd
+    python eval_metrics.py model.safetensors --dataset_path data/heads64/images --metrics fd prc swd
     torchrun --standalone --nproc_per_node=8 eval_metrics.py model.safetensors --dataset_path photos/
 
 Images go to the metric as they were rendered, without a file between. See docs/metrics.md for what the numbers mean.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +20,13 @@ from torch import Tensor
 
 from checkpoints.loading import LoadedGenerator
 from common.arguments import ArgumentParser, int_between, positive_int, seed_number
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.program import run_script
-from dataset import spec_over
+from dataset import get_dataset_spec, spec_over
 from distributed.sharding import shared_work
 from loading.files import PARTS, Split
-from metrics.fidelity import EXTRACTORS, find_weights, read_state_dict
+from metrics.efficientnet import INPUT_SIZE, WEIGHTS_SHA256, find_weights_file
+from metrics.fidelity import EXTRACTORS, MIN_IMAGES, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation
 from metrics.report import add_common_arguments, load, model_record, print_table, rendering_record, write_json
 from metrics.sampling import generated_images, image_settings, real_images
@@ -64,6 +68,16 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
+def _check_arguments(args: Any) -> None:
+    """What can be known before any image is made. Raises UserError."""
+    if Path(args.output_json).is_dir():
+        raise UserError(f"--output_json {args.output_json} is a folder; name a file in it")
+    if args.dataset is not None:
+        get_dataset_spec(args.dataset)
+    if args.num_images < MIN_IMAGES and any(METRICS[name].needs_weights for name in args.metrics):
+        raise UserError(f"--num_images {args.num_images} are too few for FID, KID and IS; use at least {MIN_IMAGES}")
+
+
 def _check_weights(args: Any) -> Path | None:
     """The weights, before any image is made: a missing network should not cost an hour of rendering."""
     if "is" in args.metrics and args.feature_extractor != INCEPTION:
@@ -71,6 +85,8 @@ def _check_weights(args: Any) -> Path | None:
             f"IS is the entropy of Inception's classes, which {args.feature_extractor} does not have; leave `is` out of --metrics"
             f" (--metrics fid kid), or use --feature_extractor {INCEPTION}"
         )
+    if any(METRICS[name].is_perceptual for name in args.metrics):
+        find_weights_file()
     if not any(METRICS[name].needs_weights for name in args.metrics):
         return None
     path = find_weights(args.feature_extractor, args.feature_extractor_weights)
@@ -112,7 +128,7 @@ def _standing(names: Sequence[str], departing: Sequence[str]) -> list[str]:
     if departing:
         return [f"not to be set beside a paper's {scores}; other than published: {'; '.join(departing)}"]
     return [
-        f"{scores} follow the published protocol but for one thing: published images went through compressed files, these did not;"
+        f"{scores} follow the published protocol but for one thing: published images went through compressed files, these not;"
         " they can stand beside the paper's for the same photos, with that said"
     ]
 
@@ -121,8 +137,10 @@ def _notes(evaluation: Evaluation, num_wanted: int | None, departing: Sequence[s
     notes = _standing(evaluation.names, departing)
     if num_wanted is not None and len(evaluation.real) < num_wanted:
         notes.append(f"only {len(evaluation.real)} real images for the {num_wanted} asked for: all of them were used")
-    if "fid" in evaluation.names and min(len(evaluation.real), len(evaluation.fake)) < FEW_IMAGES_FOR_FID:
-        notes.append(f"FID from fewer than {FEW_IMAGES_FOR_FID} images is biased upward; compare it at equal counts only")
+    biased = [name for name in ("fid", "fd") if name in evaluation.names]
+    if biased and min(len(evaluation.real), len(evaluation.fake)) < FEW_IMAGES_FOR_FID:
+        few = f"from fewer than {FEW_IMAGES_FOR_FID} images"
+        notes.append(f"{' and '.join(biased)} {few}: biased upward; compare at equal counts only")
     return notes
 
 
@@ -162,11 +180,15 @@ def _protocol(args: Any, evaluation: Evaluation, preset: str, curriculum: Curric
         protocol |= {"torch_fidelity": torch_fidelity.__version__, **vars(evaluation.fidelity_settings)}
         protocol |= {"feature_extractor_weights": weights.name if weights else None}
         protocol |= {"feature_resize": "by the extractor, bilinear as in TensorFlow 1"}
+    if any(METRICS[name].is_perceptual for name in evaluation.names):
+        protocol["perceptual_features"] = f"EfficientNet-Lite0 at {INPUT_SIZE} px, bicubic, antialiased"
+        protocol["perceptual_weights_sha256"] = WEIGHTS_SHA256
     return protocol
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
+    _check_arguments(args)
     with shared_work(args) as processes:
         loaded = load(args)
         weights = _check_weights(args)
@@ -193,18 +215,27 @@ def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weight
     device = next(loaded.generator.parameters()).device
     evaluation = Evaluation(real, fake, names, args.seed, device=device, extractor=args.feature_extractor, weights_file=weights)
     results: dict[str, float] = {}
+    failures: dict[str, str] = {}
     for name in names:
-        results |= METRICS[name].compute(evaluation)
+        try:
+            results |= METRICS[name].compute(evaluation)
+        except (UserError, OSError, MemoryError) as error:  # the scores that are finished are not to be lost
+            failures[name] = one_line(error) or type(error).__name__
+    if failures and not results:
+        raise UserError(next(iter(failures.values())))
     curriculum = loaded.curriculum
     departing = departures(args, len(real), _split(args, curriculum).part, curriculum)
     notes = _notes(evaluation, _num_real(args), departing)
     for note in notes:
         print(f"note: {note}")
     protocol = {**_protocol(args, evaluation, preset, curriculum), "departures_from_published": departing}
-    record = {"metrics": results, "notes": notes, "protocol": protocol}
+    record = {"metrics": results, "failed": failures, "notes": notes, "protocol": protocol}
     write_json(args.output_json, {**record, "model": model_record(args, loaded)})
     print_table(f"{len(fake)} generated and {len(real)} real images at {args.image_size} px", results)
     print(f"written to {args.output_json}")
+    if failures:
+        told = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise UserError(f"{len(failures)} of {len(names)} scores failed ({told}); the others are in {args.output_json}")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from metrics import perceptual
 from metrics.fidelity import FidelitySettings, calculate
 from metrics.swd import sliced_wasserstein
 
 
 @dataclass
 class Evaluation:
-    """What a metric is computed from. ``real`` and ``fake``: (N, 3, H, W) uint8, their counts may differ."""
+    """What a metric is computed from. ``real`` and ``fake``: (N, 3, H, W) uint8, their counts may differ.
+
+    ``real_features``: perceptual features of ``real`` by the size at which they were seen, filled when they are needed; whoever
+    scores the same images again hands them on.
+    """
 
     real: Tensor
     fake: Tensor
@@ -26,6 +31,7 @@ class Evaluation:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     extractor: str = "inception-v3-compat"
     weights_file: Path | None = None
+    real_features: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def fidelity_settings(self) -> FidelitySettings:
@@ -38,14 +44,31 @@ class Evaluation:
         wanted = {name for name in self.names if METRICS[name].needs_weights}
         return calculate(self.fake, self.real, wanted, self.fidelity_settings, self.weights_file, self.device)
 
+    def features(self, size: int) -> tuple[Tensor, Tensor]:
+        """Perceptual features of the real and the generated images, averaged down to ``size`` px."""
+        if size not in self.real_features:
+            self.real_features[size] = self._features(self.real, size)
+        if size not in self._fake_features:
+            self._fake_features[size] = self._features(self.fake, size)
+        return self.real_features[size], self._fake_features[size]
+
+    def _features(self, images: Tensor, size: int) -> Tensor:
+        return perceptual.features_of(perceptual.averaged_down(images, size), self.device)
+
+    @cached_property
+    def _fake_features(self) -> dict[int, Tensor]:
+        return {}
+
 
 @dataclass(frozen=True)
 class Metric:
-    """``compute`` returns named numbers; ``needs_weights``: True where a pretrained feature extractor is asked."""
+    """``compute`` returns named numbers; ``needs_weights``: True where torch-fidelity's feature extractor is needed;
+    ``is_perceptual``: True where EfficientNet-Lite0 is, whose weights come with a package."""
 
     compute: Callable[[Evaluation], dict[str, float]]
     description: str
     needs_weights: bool = False
+    is_perceptual: bool = False
 
 
 def _fid(evaluation: Evaluation) -> dict[str, float]:
@@ -65,9 +88,37 @@ def _swd(evaluation: Evaluation) -> dict[str, float]:
     return sliced_wasserstein(evaluation.real, evaluation.fake, evaluation.seed)
 
 
+def _fd(evaluation: Evaluation) -> dict[str, float]:
+    """At the images' size, and where that is a multiple of 32 px at 32 px too."""
+    size = evaluation.real.shape[-1]
+    results = {}
+    for name, at in (("fd", size), (f"fd_{perceptual.SMALL_SIZE}", perceptual.SMALL_SIZE)):
+        if name == "fd" or (size > at and size % at == 0):
+            real, fake = evaluation.features(at)
+            results[name] = perceptual.frechet_distance(real, fake)
+            results[f"{name}_real_halves"] = perceptual.frechet_distance(*perceptual.halves(real))
+    return results
+
+
+def _kd(evaluation: Evaluation) -> dict[str, float]:
+    real, fake = evaluation.features(evaluation.real.shape[-1])
+    between_halves = perceptual.kernel_distance(*perceptual.halves(real))
+    return {"kd": perceptual.kernel_distance(real, fake), "kd_real_halves": between_halves}
+
+
+def _prc(evaluation: Evaluation) -> dict[str, float]:
+    real, fake = evaluation.features(evaluation.real.shape[-1])
+    between_halves = perceptual.precision_recall(*perceptual.halves(real))
+    scores = perceptual.precision_recall(real, fake)
+    return {**scores._asdict(), "recall_real_halves": between_halves.recall}
+
+
 METRICS: dict[str, Metric] = {
     "fid": Metric(_fid, "Frechet Inception distance; lower is better", needs_weights=True),
     "kid": Metric(_kid, "kernel Inception distance and its deviation over subsets; lower is better", needs_weights=True),
     "is": Metric(_inception_score, "Inception score and its deviation over splits; higher is better", needs_weights=True),
     "swd": Metric(_swd, "sliced Wasserstein distance of image patches, times 1e3; lower is better; needs no weights"),
+    "fd": Metric(_fd, "Frechet distance of EfficientNet-Lite0's features; lower is better; fetches nothing", is_perceptual=True),
+    "kd": Metric(_kd, "kernel distance of the same features; lower is better; fetches nothing", is_perceptual=True),
+    "prc": Metric(_prc, "precision and recall of the same features; higher is better; fetches nothing", is_perceptual=True),
 }

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from checkpoints.loading import LoadedGenerator
-from common.arguments import add_device_argument, finite_float, image_side, int_between, resolve_device
+from common.arguments import add_device_argument, finite_float, image_side, int_between, positive_int, resolve_device
 from common.files import make_output_dir, write_atomically
 from generators.renderer import RenderSettings
 from visualization.generator_scripts import load_with_notes
@@ -33,6 +33,7 @@ def add_common_arguments(
             "--batch_size", type=int_between(1, 1 << 16), default=8, help="images at a time; changes speed and memory only"
         )
     parser.add_argument("--output_json", default=output_json, help="where the results and their protocol are written")
+    parser.add_argument("--max_batch_size", type=positive_int, help="accepted for old commands: memory is bounded as it is")
     add_device_argument(parser)
 
 

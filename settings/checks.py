@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from curriculums import COMMON
@@ -49,7 +49,7 @@ class Interval(NamedTuple):
 POSITIVE = Interval("be positive", low=0, is_low_open=True)
 NOT_NEGATIVE = Interval("not be negative", low=0)
 NUMBERS: dict[str, Interval] = {
-    "fov": Interval("lie between 0 and 180 degrees", 0, 180, is_low_open=True, is_high_open=True),
+    "fov": Interval("be positive and less than 180 degrees", 0, 180, is_low_open=True, is_high_open=True),
     "ray_start": POSITIVE,
     "ray_end": POSITIVE,
     "h_stddev": NOT_NEGATIVE,
@@ -70,6 +70,7 @@ NUMBERS: dict[str, Interval] = {
     "normal_lambda": NOT_NEGATIVE,
     "h_sample": POSITIVE,
     "weight_decay": NOT_NEGATIVE,
+    "mapping_lr_factor": POSITIVE,
     "grad_clip": POSITIVE,
     "augment_target": Interval("be less than 1 (a mean of signs is no greater) and not negative", 0, 1, is_high_open=True),
     "init_ball_radius": NOT_NEGATIVE,
@@ -109,6 +110,24 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "root_method": ("secant", "bisection"),
     "lr_decay": ("constant", "cosine"),
     "plane_reduce": ("sum", "product"),
+}
+NEEDS: dict[str, tuple[str, str | bool]] = {  # settings without effect unless another has a value (True: or is not 0)
+    "opacprior_lambda_init": ("with_opacprior", True),
+    "opacprior_growth_rate": ("with_opacprior", True),
+    "normal_lambda": ("with_normal_loss", True),
+    "h_sample": ("with_normal_loss", True),
+    "num_steps_surface": ("surface_sample", True),
+    "num_steps_fine": ("hierarchical_sample", True),
+    "ball_hold_steps": ("init_ball_radius", True),
+    "ball_hold_lambda": ("init_ball_radius", True),
+    "ball_hold_floor": ("init_ball_radius", True),
+    "disc_widths": ("discriminator", "ResidualDiscriminator"),
+    "w_dim": ("model", "TRIPLANE"),
+    "backbone_channels": ("model", "TRIPLANE"),
+    "plane_channels": ("model", "TRIPLANE"),
+    "plane_extent": ("model", "TRIPLANE"),
+    "plane_reduce": ("model", "TRIPLANE"),
+    "decoder_dim": ("model", "TRIPLANE"),
 }
 STAGE_NUMBERS: dict[str, Interval] = {"gen_lr": POSITIVE, "disc_lr": POSITIVE}
 STAGE_COUNTS: dict[str, tuple[int, int]] = {
@@ -235,6 +254,20 @@ def _stage_problems(c: Any) -> Iterator[str]:
                 f"{where} img_size {stage.img_size} is less than the {c.disc_base_size} px at which {len(c.disc_widths)}"
                 " disc_widths begin; leave out the first of them"
             )
+
+
+def without_effect(curriculum: Any, stated: Iterable[str]) -> Iterator[str]:
+    """What of the settings that a user has stated another one makes meaningless, in words.
+
+    No part of :func:`problems`: an ablation may switch a term off and inherit its weight, and old files hold such settings.
+    """
+    for key in stated:
+        if key not in NEEDS or not getattr(curriculum, key):
+            continue
+        other, wanted = NEEDS[key]
+        value = getattr(curriculum, other)
+        if not (value if wanted is True else value == wanted):
+            yield f"{key} has no effect, since {other} is {shown(value)}; leave {key} out, or set {other}"
 
 
 def is_number(value: Any) -> bool:

@@ -20,7 +20,8 @@ from typing import Any
 
 from common.errors import UserError
 from curriculums import COMMON
-from settings.checks import LAST_DISC_SIZE, is_number, problems, shown
+from settings.checks import LAST_DISC_SIZE, is_number, problems, shown, without_effect
+from settings.published import present_form, reject_non_dictionary
 
 MAX_NAME = 100  # characters
 
@@ -114,6 +115,7 @@ class Curriculum:
     h_sample: float
 
     # Optimization
+    horizontal_flip: bool
     betas: tuple[float, float]
     weight_decay: float
     grad_clip: float
@@ -121,6 +123,7 @@ class Curriculum:
     share_images: bool
     lr_warmup_steps: int
     lr_decay: str
+    mapping_lr_factor: float
     unique_lr: bool
     fade_steps: int
 
@@ -158,9 +161,10 @@ class Curriculum:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
-    def from_dict(cls, settings: Mapping[Any, Any], name: str | None = None) -> Curriculum:
-        """From :meth:`to_dict`'s output or a dictionary with stages under integer keys; what it leaves out is in ``COMMON``.
+    def from_dict(cls, settings: Mapping[Any, Any], name: str | None = None, notes: list[str] | None = None) -> Curriculum:
+        """From :meth:`to_dict`'s output or a dictionary with stages under their steps; what it leaves out is in ``COMMON``.
 
+        notes: gets what the user should know about a published dictionary's or an old file's keys (settings/published.py).
         Unknown or missing keys raise UserError.
         """
         if not isinstance(settings, Mapping):
@@ -168,7 +172,7 @@ class Curriculum:
         label = name or settings.get("name") or "(unnamed)"
         if not isinstance(label, str) or len(label) > MAX_NAME or not label.isprintable():
             raise UserError(f"a curriculum's name is a short text, not {shown(label)}")
-        settings = COMMON | _published_widths(settings) | _with_listed_stages(label, settings) | {"name": label}
+        settings = COMMON | present_form(label, settings, [] if notes is None else notes) | {"name": label}
         _reject_unknown(label, settings, [field.name for field in dataclasses.fields(cls)], "setting")
         _reject_missing(label, settings, ("dataset", "stages", "end_step"))
         settings["stages"] = _stages(label, settings["stages"])
@@ -176,7 +180,7 @@ class Curriculum:
 
     def with_overrides(self, assignments: Iterable[str]) -> Curriculum:
         """Apply ``key=value`` strings (Python literals). A stage's key (``img_size=16``) applies to every stage."""
-        settings = self.to_dict()
+        settings, assigned = self.to_dict(), []
         stage_keys = {field.name for field in dataclasses.fields(Stage)} - {"start_step"}
         for assignment in assignments:
             key, separator, text = assignment.partition("=")
@@ -190,32 +194,12 @@ class Curriculum:
                 settings["stages"] = [{**stage, key: value} for stage in settings["stages"]]
             else:
                 settings[key] = value
-        return Curriculum.from_dict(settings, self.name)
-
-
-def is_stage_key(key: Any) -> bool:
-    """Whether a dictionary's key is the step of a stage: a whole number."""
-    return type(key) is int
-
-
-def _published_widths(settings: Mapping[Any, Any]) -> dict[str, int]:
-    """The widths of the one published class that has its own, for a dictionary of that code."""
-    is_published = any(map(is_stage_key, settings)) and settings.get("model") == "EmbeddingPiGAN128"
-    return {"hidden_dim": 128, "mapping_dim": 256} if is_published else {}
-
-
-def _with_listed_stages(label: str, settings: Mapping[Any, Any]) -> dict[Any, Any]:
-    """``settings`` with its integer keys, if it has any, turned into ``stages`` and ``end_step``."""
-    stages = [(key, settings[key]) for key in sorted(filter(is_stage_key, settings))]
-    rest = {key: value for key, value in settings.items() if not is_stage_key(key)}
-    if not stages:
-        return rest
-    for _, stage in stages:
-        _reject_non_dictionary(label, stage)
-    if not stages[-1][1]:
-        rest["end_step"] = stages.pop()[0]
-    rest["stages"] = [{"start_step": step} | dict(stage) for step, stage in stages]
-    return rest
+            assigned.append(key)
+        curriculum = Curriculum.from_dict(settings, self.name)
+        useless = next(without_effect(curriculum, assigned), None)
+        if useless:
+            raise UserError(f"curriculum {self.name}, --set: {useless}")
+        return curriculum
 
 
 def _stages(label: str, stages: Any) -> tuple[Stage, ...]:
@@ -225,7 +209,7 @@ def _stages(label: str, stages: Any) -> tuple[Stage, ...]:
     found = []
     for number, stage in enumerate(stages):
         where = f"{label}, stages[{number}]"
-        _reject_non_dictionary(label, stage)
+        reject_non_dictionary(label, stage)
         _reject_unknown(where, stage, keys, "stage setting")
         _reject_missing(where, stage, [key for key in keys if key != "batch_split"])
         found.append(Stage(**_with_types(Stage, stage)))
@@ -243,11 +227,6 @@ def _reject_missing(label: str, settings: Mapping[Any, Any], required: Iterable[
     for key in required:
         if key not in settings:
             raise UserError(f"curriculum {label}: the setting {key!r} is missing")
-
-
-def _reject_non_dictionary(label: str, stage: Any) -> None:
-    if not isinstance(stage, Mapping):
-        raise UserError(f"curriculum {label}: a stage must be a dictionary of settings, not {shown(stage)}")
 
 
 def _with_types(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:

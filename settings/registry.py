@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ from typing import Any
 import curriculums
 from common.errors import UserError
 from common.files import read_small_text
-from settings.checks import shown
-from settings.curriculum import MAX_NAME, Curriculum, is_stage_key
+from settings.checks import shown, without_effect
+from settings.curriculum import MAX_NAME, Curriculum
+from settings.published import stage_step
 
 
 class _Registry(Mapping[str, Curriculum]):
     """The curricula of :mod:`curriculums` by name. One is validated when it is looked up, so a mistake in it stops no other."""
 
     def __getitem__(self, name: str) -> Curriculum:
-        return Curriculum.from_dict(_dictionaries()[name], name)
+        return _from_module(name, [])
 
     def __iter__(self) -> Iterator[str]:
         return iter(_dictionaries())
@@ -33,25 +35,48 @@ CURRICULUMS = _Registry()
 
 def _dictionaries() -> dict[str, dict[Any, Any]]:
     """The module's dictionaries with stages."""
-    names = vars(curriculums).items()
-    return {name: value for name, value in names if isinstance(value, dict) and any(map(is_stage_key, value))}
+    dictionaries = {name: value for name, value in vars(curriculums).items() if isinstance(value, dict)}
+    return {name: value for name, value in dictionaries.items() if any(stage_step(key) is not None for key in value)}
+
+
+def _from_module(name: str, notes: list[str]) -> Curriculum:
+    settings = _dictionaries()[name]
+    curriculum = Curriculum.from_dict(settings, name, notes)
+    useless = next(without_effect(curriculum, _own_keys(settings)), None)
+    if useless:
+        raise UserError(f"curriculum {name}: {useless}")
+    return curriculum
+
+
+def _own_keys(settings: Mapping[Any, Any]) -> list[str]:
+    """What a dictionary states otherwise than ``COMMON``; stating a common value again says nothing."""
+    return [key for key, value in settings.items() if key in curriculums.COMMON and value != curriculums.COMMON[key]]
 
 
 def get_curriculum(name_or_path: str) -> Curriculum:
-    """A curriculum by name, or from a .json file: of :meth:`Curriculum.to_dict`, or the run.json of a run.
+    """A curriculum by name, or from a .json file: of :meth:`Curriculum.to_dict`, the run.json of a run, a published dictionary.
 
-    Raises UserError for an unknown name, naming the known ones.
+    What the user should know about its keys goes to stderr. Raises UserError for an unknown name, naming the known ones.
     """
-    if name_or_path in CURRICULUMS:
-        return CURRICULUMS[name_or_path]
-    if name_or_path.endswith(".json"):
-        return _from_file(name_or_path)
+    notes: list[str] = []
+    if name_or_path in _dictionaries():
+        curriculum = _from_module(name_or_path, notes)
+    elif name_or_path.endswith(".json"):
+        curriculum = _from_file(name_or_path, notes)
+    else:
+        raise _unknown(name_or_path)
+    for note in notes:
+        print(f"note: curriculum {name_or_path}: {note}", file=sys.stderr)
+    return curriculum
+
+
+def _unknown(name_or_path: str) -> UserError:
     near = difflib.get_close_matches(name_or_path[:MAX_NAME].lower(), [n.lower() for n in CURRICULUMS], n=1)
     hint = f"; did you mean {next(n for n in CURRICULUMS if n.lower() == near[0])}?" if near else ""
-    raise UserError(f"unknown curriculum {shown(name_or_path)}{hint} (known: {', '.join(CURRICULUMS)}, or a .json file)")
+    return UserError(f"unknown curriculum {shown(name_or_path)}{hint} (known: {', '.join(CURRICULUMS)}, or a .json file)")
 
 
-def _from_file(path: str) -> Curriculum:
+def _from_file(path: str, notes: list[str]) -> Curriculum:
     try:
         settings = json.loads(read_small_text(path))
     except (ValueError, RecursionError) as error:
@@ -61,6 +86,8 @@ def _from_file(path: str) -> Curriculum:
     if not isinstance(settings, dict):
         raise UserError(f"the curriculum file {path} must hold a dictionary of settings")
     try:
-        return Curriculum.from_dict(settings, settings.get("name", Path(path).stem[:MAX_NAME]))
+        curriculum = Curriculum.from_dict(settings, settings.get("name", Path(path).stem[:MAX_NAME]), notes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    notes += without_effect(curriculum, _own_keys(settings))
+    return curriculum

@@ -10,7 +10,7 @@ import torch
 from checkpoints.files import damage_in, list_checkpoints
 from settings.registry import get_curriculum
 from training.run import checkpoint_manager
-from training.run.checkpoint_manager import Keeper, NotSaved
+from training.run.checkpoint_manager import CheckpointManager, NotSaved
 from training.run.run_state import RunState
 
 SMALL = ["hidden_dim=16", "num_layers=2", "latent_dim=8", "disc_channels=(4,4,4,4,4,4,8,8,8)", "init_ball_radius=0"]
@@ -35,36 +35,36 @@ def state() -> ForgetfulDisk:
 
 
 @pytest.fixture
-def keeper(state, tmp_path, monkeypatch) -> Keeper:
+def manager(state, tmp_path, monkeypatch) -> CheckpointManager:
     """Keeps one checkpoint in ``tmp_path``, where those of steps 1 and 2 lie, and tries once more at the end, at once."""
     monkeypatch.setattr(checkpoint_manager, "PAUSES_AT_END", (0.0,))
-    keeper = Keeper(state, tmp_path, interval=1, milestone_interval=0, num_kept=2, world_size=1)
+    manager = CheckpointManager(state, tmp_path, interval=1, milestone_interval=0, num_kept=2, world_size=1)
     for state.step in (1, 2):
-        keeper.save(pytest.fail)
+        manager.save(pytest.fail)
     state.step = 3
-    return keeper
+    return manager
 
 
 def steps_in(folder: Path) -> list[int]:
     return sorted(step for step, _ in list_checkpoints(folder))
 
 
-def test_a_damaged_checkpoint_ahead_of_the_run_does_not_keep_it_from_ending_well(state, keeper, tmp_path):
+def test_a_damaged_checkpoint_ahead_of_the_run_does_not_keep_it_from_ending_well(state, manager, tmp_path):
     ahead = tmp_path / "checkpoint_0000009.pt"
     ahead.write_bytes((tmp_path / "checkpoint_0000002.pt").read_bytes()[:-100])
-    keeper.save_last(pytest.fail)
+    manager.save_last(pytest.fail)
     assert steps_in(tmp_path) == [2, 3, 9]
 
 
-def test_a_checkpoint_that_the_disk_did_not_keep_is_written_again(state, keeper, tmp_path):
+def test_a_checkpoint_that_the_disk_did_not_keep_is_written_again(state, manager, tmp_path):
     state.num_lost, said = 1, []
-    keeper.save_last(said.append)
+    manager.save_last(said.append)
     assert len(said) == 1 and "cannot be read back as it was written" in said[0]
     assert steps_in(tmp_path) == [2, 3] and damage_in(tmp_path / "checkpoint_0000003.pt") is None
 
 
-def test_what_a_disk_never_keeps_is_not_called_saved(state, keeper, tmp_path):
+def test_what_a_disk_never_keeps_is_not_called_saved(state, manager, tmp_path):
     state.num_lost = 2
     with pytest.raises(NotSaved, match=r"step 3 could not be saved: .*; the newest whole checkpoint is .*0000002\.pt"):
-        keeper.save_last(lambda text: None)
+        manager.save_last(lambda text: None)
     assert steps_in(tmp_path) == [1, 2, 3]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import curriculums
+from checkpoints.published import read_options_curriculum
 from common.errors import UserError
 from curriculums import COMMON
 from generators.cameras import sample_camera_poses
@@ -140,7 +141,7 @@ def test_a_new_dictionary_is_a_curriculum(monkeypatch):
     monkeypatch.setattr(curriculums, "BROKEN", {**stages, "dataset": "Images", "fov": 200}, raising=False)
     mine = get_curriculum("MINE")
     assert (mine.name, mine.fov, mine.end_step, mine.tau) == ("MINE", 20, 10, COMMON["tau"])
-    with pytest.raises(UserError, match="curriculum BROKEN: fov must lie between 0 and 180"):
+    with pytest.raises(UserError, match="curriculum BROKEN: fov must be positive and less than 180 degrees"):
         get_curriculum("BROKEN")
     with pytest.raises(UserError, match="unknown curriculum 'COMMON'"):
         get_curriculum("COMMON")
@@ -184,6 +185,128 @@ def test_file(tmp_path):
         get_curriculum(str(path))
 
 
+PIGAN_DICTIONARY = {  # in the form of pi-GAN's own file
+    0: {"batch_size": 56, "num_steps": 12, "img_size": 32, "batch_split": 1, "gen_lr": 6e-5, "disc_lr": 2e-4},
+    20_000: {"batch_size": 56, "num_steps": 12, "img_size": 64, "batch_split": 2, "gen_lr": 6e-5, "disc_lr": 2e-4},
+    200_000: {},
+    "dataset_path": "/images/*.jpg",
+    "fov": 12,
+    "ray_start": 0.88,
+    "ray_end": 1.12,
+    "fade_steps": 10_000,
+    "h_stddev": 0.3,
+    "v_stddev": 0.155,
+    "h_mean": math.pi * 0.5,
+    "v_mean": math.pi * 0.5,
+    "sample_dist": "gaussian",
+    "topk_interval": 2000,
+    "topk_v": 0.6,
+    "betas": (0, 0.9),
+    "unique_lr": False,
+    "weight_decay": 0,
+    "r1_lambda": 0.2,
+    "latent_dim": 256,
+    "grad_clip": 10,
+    "model": "SPATIALSIRENBASELINE",
+    "generator": "ImplicitGenerator3d",
+    "discriminator": "ProgressiveEncoderDiscriminator",
+    "dataset": "CelebA",
+    "clamp_mode": "relu",
+    "z_dist": "gaussian",
+    "hierarchical_sample": True,
+    "z_lambda": 0,
+    "pos_lambda": 15,
+    "last_back": False,
+    "eval_last_back": True,
+    "learnable_dist": False,
+}
+
+
+def test_pigan_dictionary():
+    """What it leaves out means what pi-GAN means by it; the two keys without a counterpart are named."""
+    notes = []
+    curriculum = Curriculum.from_dict(PIGAN_DICTIONARY, "PIGAN_CelebA", notes)
+    assert curriculum == CURRICULUMS["PIGAN_CelebA"]
+    assert not curriculum.pred_occ and not curriculum.surface_sample
+    assert ["dataset_path" in "\n".join(notes), "learnable_dist" in "\n".join(notes), "pi-GAN" in "\n".join(notes)] == [True] * 3
+
+
+def test_pigan_dictionary_with_other_classes_and_counts():
+    settings = {**PIGAN_DICTIONARY, "discriminator": "CCSEncoderDiscriminator", "dataset": "CARLA", "pred_occ": True}
+    settings[20_000] = {**settings[20_000], "num_steps": 24}
+    del settings["topk_v"], settings["eval_last_back"]
+    notes = []
+    curriculum = Curriculum.from_dict(settings, "mine", notes)
+    assert (curriculum.num_steps_coarse, curriculum.num_steps_fine) == (24, 24)
+    assert curriculum.discriminator == "ProgressiveEncoderDiscriminator" and not curriculum.horizontal_flip
+    assert curriculum.pred_occ and curriculum.topk_v == 1 and not curriculum.eval_last_back
+    assert any("CCSEncoderDiscriminator" in note for note in notes) and any("num_steps is 24" in note for note in notes)
+
+
+def test_published_dictionary_saved_as_json(tmp_path, capsys):
+    """JSON has no integer keys: the steps come as text. The notes reach the user."""
+    path = tmp_path / "published.json"
+    path.write_text(json.dumps(PIGAN_DICTIONARY))
+    curriculum = get_curriculum(str(path))
+    assert curriculum.with_overrides(["fov=12"]).to_dict() == CURRICULUMS["PIGAN_CelebA"].to_dict() | {"name": "published"}
+    assert "learnable_dist is ignored" in capsys.readouterr().err
+    gof = {str(key): value for key, value in curriculums.BFM.items()}
+    path.write_text(json.dumps(gof))
+    assert get_curriculum(str(path)).to_dict() == CURRICULUMS["BFM"].to_dict() | {"name": "published"}
+    assert capsys.readouterr().err == ""
+    path.write_text(json.dumps(gof | {"fovv": 12}))
+    with pytest.raises(UserError, match="unknown setting 'fovv'; did you mean 'fov'"):
+        get_curriculum(str(path))
+
+
+def test_foreign_keys_of_options(tmp_path):
+    """A published options.txt may hold anything; its unknown keys are named, not refused."""
+    path = tmp_path / "options.txt"
+    settings = {**curriculums.BFM, "their_own": 3, 0: {**curriculums.BFM[0], "other": 1}}
+    path.write_text(f"Namespace(x=1)\n\n{settings}\n")
+    notes = []
+    assert read_options_curriculum(path, notes).to_dict() == CURRICULUMS["BFM"].to_dict()
+    assert notes == ["settings unknown here are ignored: 'other', 'their_own'"]
+
+
+@pytest.mark.parametrize(("unique_lr", "factor"), [(True, 1.0), (False, 0.05)])
+def test_files_from_before_mapping_lr_factor(unique_lr, factor):
+    """There, unique_lr False meant a twentieth of the rate for the mapping network; in the published form it means one rate."""
+    old = {key: value for key, value in CURRICULUMS["BFM"].to_dict().items() if key != "mapping_lr_factor"}
+    assert Curriculum.from_dict({**old, "unique_lr": unique_lr}).mapping_lr_factor == factor
+    published = {**curriculums.BFM, "unique_lr": unique_lr}
+    assert Curriculum.from_dict(published, "BFM").mapping_lr_factor == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["init_ball_radius=0", "ball_hold_steps=10"], "ball_hold_steps has no effect, since init_ball_radius is 0.0"),
+        (["init_ball_radius=0", "ball_hold_floor=0.1"], "ball_hold_floor"),
+        (["with_normal_loss=False", "normal_lambda=0.1"], "normal_lambda has no effect, since with_normal_loss is False"),
+        (["surface_sample=False", "num_steps_surface=4"], "num_steps_surface"),
+        (["fov=12", "w_dim=64"], "w_dim has no effect, since model is 'SPATIALSIRENBASELINE'"),
+        (["fov=12", "disc_widths=(8,8)"], "set discriminator"),
+    ],
+)
+def test_settings_without_effect_are_refused(overrides, named):
+    with pytest.raises(UserError) as error:
+        CURRICULUMS["CATS_TINY"].with_overrides(overrides)
+    assert named in str(error.value)
+    assert CURRICULUMS["CATS_TINY"].with_overrides(overrides[:1])  # an ablation inherits the rest
+
+
+def test_a_dictionary_with_a_setting_without_effect(monkeypatch, tmp_path, capsys):
+    mine = {**curriculums.BFM, "ball_hold_steps": 100}
+    monkeypatch.setattr(curriculums, "MINE", mine, raising=False)
+    with pytest.raises(UserError, match="curriculum MINE: ball_hold_steps has no effect"):
+        get_curriculum("MINE")
+    path = tmp_path / "run.json"  # that of an old run must still open
+    path.write_text(json.dumps(mine))
+    assert get_curriculum(str(path)).ball_hold_steps == 100
+    assert "ball_hold_steps has no effect" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
@@ -215,6 +338,8 @@ def test_file(tmp_path):
         ("view_dependent=1", "view_dependent"),
         ("r1_lambda=float('nan')", "r1_lambda"),
         ("r1_interval=0", "r1_interval"),
+        ("mapping_lr_factor=0", "mapping_lr_factor must be positive"),
+        ("horizontal_flip=1", "horizontal_flip must be True or False"),
         ("lr_warmup_steps=-1", "lr_warmup_steps"),
         ("lr_decay=linear", "lr_decay must be one of constant, cosine"),
         ("augment_target=1", "augment_target must be less than 1"),

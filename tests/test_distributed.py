@@ -238,6 +238,23 @@ def test_each_gradient_travels_once_per_batch_and_no_other(tmp_path):
         assert json.loads((tmp_path / str(rank)).read_text()) == expected
 
 
+def _average(folder: str) -> None:
+    processes = join_processes(CPU)
+    weights = [torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3)]
+    weights[0].grad = torch.arange(6.0).view(3, 2).t() * (processes.rank + 1)  # not in the order of its memory
+    weights[2].grad = torch.full((2, 3), math.nan if processes.rank else 1.0)
+    processes.average_gradients(weights)
+    torch.save([weight.grad for weight in weights], f"{folder}/{processes.rank}.pt")
+    processes.close()
+
+
+def test_gradients_are_averaged_where_there_are_any_and_nan_in_one_process_is_nan_in_all(tmp_path):
+    run_ranks(_average, 2, tmp_path, str(tmp_path))
+    for rank in range(2):
+        first, none, bad = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(first, 1.5 * torch.arange(6.0).view(3, 2).t()) and none is None and bad.isnan().all()
+
+
 # -- data -----------------------------------------------------------------------------------------------------------
 
 

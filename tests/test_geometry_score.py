@@ -179,6 +179,7 @@ def test_script_finds_a_generator_true_to_its_images(ball_set, tiny_generator_pa
     assert record["shape_statistics"]["bulge_w1"] < 0.005
     assert record["noise_floor"]["depth_mae"] > 0 and record["protocol"]["predictor"]["num_steps"] == 80
     assert record["protocol"]["white_background"] is False and record["protocol"]["image_size"] == SIZE
+    assert record["shape_variety"]["bulge_positive"] == 1 and record["shape_variety"]["shape_correlation"] > 0.9
     assert "noise floor" in capsys.readouterr().out
 
 
@@ -190,12 +191,12 @@ def test_a_run_measures_its_shape_error_where_the_set_has_a_truth(ball_set, tiny
     for path in (ball_set, ball_set / "images"):
         evaluator = Evaluator(EvaluationOptions(str(path), "Heads"), ALONE)
         parts = evaluator.parts(loaded.generator, SIZE, 1)
-        assert list(parts) == ["surfaces", "the shape error"]
+        assert list(parts) == ["surfaces", "the variety of shapes", "the shape error"]
         scores = parts["the shape error"]()
         assert scores["depth_correlation"] > 0.7 and scores["mask_iou"] > 0.8 and 0 < scores["depth_error"] < 0.02
     (tmp_path / "photos").mkdir()
     without = Evaluator(EvaluationOptions(str(tmp_path / "photos"), "Heads"), ALONE)
-    assert list(without.parts(loaded.generator, SIZE, 1)) == ["surfaces"]
+    assert list(without.parts(loaded.generator, SIZE, 1)) == ["surfaces", "the variety of shapes"]
 
 
 def test_bad_input(ball_set, tiny_generator_path, empty_generator_path, tmp_path):

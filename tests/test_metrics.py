@@ -137,10 +137,13 @@ def test_script_through_torch_fidelity(repo, photo_dir, inception_file, tiny_gen
 def test_a_run_measures_fid_where_the_weights_are(photo_dir, inception_file, tiny_generator_path, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))  # where none lie
     generator = load_generator(tiny_generator_path).generator
-    for weights, expected in ((inception_file, {"swd", "swd_real_halves", "fid", "kid"}), (None, {"swd", "swd_real_halves"})):
+    always = {"swd", "swd_real_halves", "fd", "fd_real_halves", "precision", "recall", "recall_real_halves"}
+    for weights, expected in ((inception_file, {"fid", "kid"}), (None, set())):
         options = EvaluationOptions(str(photo_dir), "Images", num_images=8, weights=weights, use_cache=False)
         results = Evaluator(options, ALONE).parts(generator, 16, 1)["image metrics"]()
-        assert set(results) == expected and all(value > 0 for name, value in results.items() if name != "kid")
+        assert set(results) == always | expected
+        may_be_zero = ("kid", "precision", "recall", "recall_real_halves")
+        assert all(value > 0 for name, value in results.items() if name not in may_be_zero)
 
 
 def test_hostile_weights_run_nothing(tmp_path):

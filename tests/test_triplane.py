@@ -28,6 +28,7 @@ from training.mirror import mirror_field
 from triplane import lookup
 from triplane.decoder import DecoderWeights
 from triplane.lookup import Frame
+from triplane.modulation import modulate, plain_modulate
 
 RADIUS = 0.08
 FLIP_Z = torch.tensor([1.0, 1.0, -1.0])
@@ -130,6 +131,20 @@ def test_gradients_do_not_depend_on_the_number_of_threads():
         gradients.append(torch.autograd.grad(logits.sum() + colors.square().sum(), leaves))
     torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("num_channels", [5, 16, 44])
+def test_compiled_modulation_and_its_gradients_are_those_of_pytorch(num_channels):
+    random = torch.Generator().manual_seed(0)
+    shapes = ((3, num_channels, 5, 4), (3, num_channels), (num_channels,), (3, num_channels))
+    exact_leaves = [torch.randn(shape, generator=random, dtype=torch.float64).requires_grad_(True) for shape in shapes]
+    leaves = [tensor.detach().float().requires_grad_(True) for tensor in exact_leaves]
+    exact, output = plain_modulate(*exact_leaves), modulate(*leaves)
+    assert torch.allclose(exact, output.double(), atol=1e-5)
+    pattern = torch.arange(exact.numel(), dtype=torch.float64).view_as(exact).sin()
+    expected = torch.autograd.grad((exact * pattern).sum(), exact_leaves)
+    for a, b in zip(expected, torch.autograd.grad((output * pattern.float()).sum(), leaves), strict=True):
+        assert a.shape == b.shape and float((a - b).abs().max() / a.abs().max()) < 1e-5
 
 
 @torch.no_grad()

@@ -9,6 +9,9 @@ generated image, and that is compared with the surface the generator put there. 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,6 +25,7 @@ from loading.cache import default_cache_dir
 from metrics.geometry import background_is_white, generated_geometry, geometry_settings, over_background, score
 from metrics.predictor import PredictorSettings, get_predictor
 from metrics.report import add_common_arguments, load, model_record, print_table, rendering_record, write_json
+from metrics.shape_variety import generated_variety, true_variety
 from metrics.shapes import compare_statistics
 from metrics.truth import camera_fov, find_truth, read_truth
 from settings.curriculum import Curriculum
@@ -44,7 +48,7 @@ def _table(record: dict[str, Any]) -> dict[str, Any]:
     for group in ("mirrored", "flat"):
         rows |= {f"{group} {name}": value for name, value in record["baselines"][group].items()}
     rows |= {f"noise floor {name}": value for name, value in record["noise_floor"].items() if not name.startswith("num_")}
-    return rows | record["shape_statistics"]
+    return rows | record["shape_statistics"] | record["shape_variety"]
 
 
 def _protocol(args: Any, curriculum: Curriculum, size: int, num_truth: int, settings: PredictorSettings) -> dict[str, Any]:
@@ -91,10 +95,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     images, generated = generated_geometry(
         loaded, curriculum, args.num_images, size, psi=args.psi, seed=args.seed, batch_size=args.batch_size
     )
+    variety = generated_variety(loaded.generator, size, args.psi) | true_variety(args.dataset_path, loaded.curriculum, size)
     record: dict[str, Any] = {
         **score(predictor.predict(images), generated),
         "noise_floor": floor,
         "shape_statistics": compare_statistics(data.geometry, generated),
+        "shape_variety": variety,
         "notes": notes,
         "protocol": _protocol(args, curriculum, size, len(data.images), settings),
         "predictor_file": predictor_path.name,

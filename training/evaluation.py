@@ -23,11 +23,14 @@ from generators.views import ViewSettings, render_views
 from loading.cache import default_cache_dir
 from loading.files import Split
 from metrics.consistency import view_consistency
+from metrics.efficientnet import is_at_hand
 from metrics.fidelity import weights_at_hand
 from metrics.geometry import background_is_white, generated_geometry, over_background, surfaces_of
+from metrics.perceptual import MIN_IMAGES
 from metrics.predictor import GeometryPredictor, PredictorSettings, get_predictor
 from metrics.registry import METRICS, Evaluation
 from metrics.sampling import SharedWorkFailed, generated_images, real_images
+from metrics.shape_variety import generated_variety, true_variety
 from metrics.shapes import compare, shape_statistics
 from metrics.truth import TruthFiles, find_truth, read_truth
 from metrics.weighted_variance import latent_variances, mean_pose
@@ -38,13 +41,26 @@ NUM_TRUTH = 4000  # views of the set that its predictor may learn from, as in to
 BATCH_SIZE = 8
 MIN_IMAGE_SIZE = 8  # pixels, of what SWD can see
 EXTRACTOR = "inception-v3-compat"
+KEPT = {  # of the metrics' results
+    "swd",
+    "swd_real_halves",
+    "fid",
+    "kid",
+    "fd",
+    "fd_real_halves",
+    "fd_32",
+    "fd_32_real_halves",
+    "precision",
+    "recall",
+    "recall_real_halves",
+}
 
 Part = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """``num_images``: how many for FID, KID and SWD; 0: none. ``weights``: the extractor's; None: where torch keeps them."""
+    """``num_images``: how many for fd, SWD, FID and KID; 0: none. ``weights``: the extractor's; None: where torch keeps them."""
 
     dataset_path: str
     dataset_preset: str
@@ -60,6 +76,8 @@ class Evaluator:
         self._options = options
         self._processes = processes
         self._real: dict[int, Tensor] = {}
+        self._real_features: dict[int, Tensor] = {}  # of those
+        self._true_variety: dict[int, dict[str, float]] = {}
 
     def parts(self, generator: ImplicitGenerator3d, image_size: int, step: int) -> dict[str, Part]:
         """By name, what is to be measured, in the main process; each may raise what it likes. Every process must call this.
@@ -71,6 +89,8 @@ class Evaluator:
         if not self._processes.is_main:
             return {}
         parts: dict[str, Part] = {"surfaces": lambda: surface_metrics(generator, image_size)}
+        if generator.curriculum.pred_occ:
+            parts["the variety of shapes"] = lambda: self._shape_variety(generator, image_size)
         if generator.curriculum.pred_occ and self._truth:
             parts["the shape error"] = lambda: self._shape_error(loaded)
         if failure is not None:
@@ -89,13 +109,25 @@ class Evaluator:
         except SharedWorkFailed as failure:  # in all processes
             return None, failure
 
-    # -- the shape error -------------------------------------------------------------------------------------------
+    # -- shapes -------------------------------------------------------------------------------------------
+
+    def _shape_variety(self, generator: ImplicitGenerator3d, image_size: int) -> dict[str, float]:
+        if image_size not in self._true_variety:
+            self._true_variety = {image_size: {}}
+            for folder in self._folders:
+                self._true_variety[image_size] |= true_variety(folder, generator.curriculum, image_size)
+        return generated_variety(generator, image_size) | self._true_variety[image_size]
+
+    @property
+    def _folders(self) -> list[Path]:
+        """Where the ground truth of a set may lie, as tools/synthetic_heads.py lays it out."""
+        path = Path(self._options.dataset_path)
+        return [path, path.parent] if path.name == "images" else [path]
 
     @cached_property
     def _truth(self) -> TruthFiles | None:
-        """The data set's ground truth, where it has one, as tools/synthetic_heads.py lays it out."""
-        path = Path(self._options.dataset_path)
-        for folder in [path, path.parent] if path.name == "images" else [path]:
+        """The data set's ground truth, where it has one."""
+        for folder in self._folders:
             try:
                 return find_truth(folder, NUM_TRUTH)
             except (UserError, OSError, ValueError):
@@ -134,13 +166,18 @@ class Evaluator:
             num = generator.curriculum.num_holdout
             split = Split("holdout" if num else "all", num)
             self._real = {image_size: real_images(*where, use_cache=options.use_cache, split=split)}
-        names = ("swd",) if weights is None else ("swd", "fid", "kid")
+            self._real_features = {}
+        real = self._real[image_size]
+        names = ["swd", *(() if weights is None else ("fid", "kid"))]
+        if min(len(real), len(fake)) >= MIN_IMAGES and is_at_hand():
+            names += ["fd", "prc"]
         device = next(generator.parameters()).device
-        evaluation = Evaluation(self._real[image_size], fake, names, device=device, extractor=EXTRACTOR, weights_file=weights)
+        how = {"device": device, "extractor": EXTRACTOR, "weights_file": weights, "real_features": self._real_features}
+        evaluation = Evaluation(real, fake, tuple(names), **how)
         results: dict[str, float] = {}
         for name in names:
             results |= METRICS[name].compute(evaluation)
-        return {name: value for name, value in results.items() if name in (*names, "swd_real_halves")}
+        return {name: value for name, value in results.items() if name in KEPT}
 
 
 def _raise(error: Exception) -> dict[str, float]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from distributed.collectives import all_or_none
 from distributed.processes import Processes
 from settings import schedules
 from settings.curriculum import Curriculum, Stage
@@ -25,11 +21,12 @@ from training.hollow import MIN_TURN_PSNR_DB, PATIENCE, measure_bulge
 from training.inputs import draw_inputs
 from training.losses import topk_image_weights
 from training.mirror import best_turn
-from training.run.checkpoint_manager import Keeper
+from training.run.checkpoint_manager import CheckpointManager
 from training.run.nonfinite import BadSteps, Diverged, Guard, are_finite, nan_unless_finite, step_if_finite
 from training.run.recorder import Recorder
-from training.run.recovery import Setbacks
+from training.run.recovery import Recovery
 from training.run.run_state import RunState
+from training.run.stop_signals import StopSignals
 from training.steps import (
     Generated,
     GeneratorInputs,
@@ -40,15 +37,12 @@ from training.steps import (
     generator_losses,
 )
 
-# SIGUSR1: what Slurm can send before the time is up; SIGHUP: the terminal closed
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-CHECK_STOP_EVERY = 10  # steps, where several GPUs must agree and would wait for each other
-LAUNCHER_ECHO = 2.0  # seconds within which torchrun passes on a signal that its processes got themselves
+CHECK_STOP_EVERY = 10  # steps, with several GPUs, which must synchronize to agree
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line decides; the curriculum decides the rest. None: no limit; intervals of 0: never."""
+    """Options of the command line; all else is in the curriculum. None: no limit; an interval of 0: never."""
 
     output_dir: Path
     dataset_path: str
@@ -71,7 +65,7 @@ class RunOptions:
 
 
 class Trainer:
-    """Trains ``state`` until the curriculum ends, a limit is reached, or a signal asks to stop."""
+    """Train ``state`` until the curriculum ends, a limit is reached, or a signal asks to stop."""
 
     def __init__(self, state: RunState, options: RunOptions, processes: Processes, amp_dtype: torch.dtype | None = None) -> None:
         self.state = state
@@ -80,26 +74,29 @@ class Trainer:
         self.processes = processes
         self.amp_dtype = amp_dtype
         self.guard = Guard(processes.device, state.bad_steps)
-        self.keeper = Keeper(
-            *(state, options.output_dir, options.save_interval, options.milestone_interval, options.num_kept),
+        self.checkpoint_manager = CheckpointManager(
+            state,
+            options.output_dir,
+            options.save_interval,
+            options.milestone_interval,
+            options.num_kept,
             processes.world_size,
         )
         where = (options.dataset_path, options.dataset_preset, options.eval_images, options.eval_weights, options.use_cache)
         self.evaluator = Evaluator(EvaluationOptions(*where), processes)
         past_after = max(options.save_interval, 10 * options.max_bad_steps)
-        self.setbacks = Setbacks(self.curriculum, options.output_dir, processes, past_after)
+        self.recovery = Recovery(state, options.output_dir, processes, past_after)
         self._batches: StageBatches | None = None
-        self._signal: int | None = None
-        self._signal_time = 0.0
+        self.stop_signals = StopSignals()
 
     def run(self, recorder: Recorder | None) -> str:
-        """Train; returns why it stopped, in words. A checkpoint of the last step is written before.
+        """Train, write a checkpoint of the last step, and return why training stopped, in words.
 
-        Raises NotSaved where that one could not be, Diverged where the numbers are beyond repair, and UserError where the
-        images are gone (after a checkpoint).
+        Raises NotSaved where that checkpoint cannot be written, Diverged where recovery fails, and UserError where the images
+        are gone (after a checkpoint).
         """
         first_step = self.state.step
-        with self._handled_signals():
+        with self.stop_signals:
             try:
                 while (reason := self._why_stop(first_step)) is None:
                     stage, real = self._next_batch(recorder)
@@ -109,7 +106,7 @@ class Trainer:
                     if self._is_sound(recorder):
                         self._turn_outward(recorder, stage)
                         self._record(recorder, scalars, stage)
-                self._save_last(recorder)  # first: whoever asked to stop may not wait for an image
+                self._save_last(recorder)  # first: whoever asked to stop may not wait for the grid
                 if recorder is not None:
                     self._sample(recorder)
             finally:
@@ -117,32 +114,28 @@ class Trainer:
                     self._batches.close()
         return reason
 
-    def open_images(self, is_under_way: bool = False) -> None:
-        """Read the images of the stage where the run stands; ``run`` does it where it was not done."""
-        c, options, state = self.curriculum, self.options, self.state
+    def open_images(self) -> None:
+        """Open the images of the present stage. ``run`` does it if it was not done before."""
+        c, options, state, is_under_way = self.curriculum, self.options, self.state, self._batches is not None
+        if is_under_way:
+            self._batches.close()
         if state.step < c.end_step:
             where = (options.dataset_path, options.dataset_preset, options.use_cache)
             self._batches = StageBatches(*where, c.stage_at(state.step), state, self.processes, is_under_way)
 
     def _next_batch(self, recorder: Recorder | None) -> tuple[Stage, Tensor]:
-        """The stage, its learning rates set, and its next batch."""
+        """The present stage and its next batch; also sets the learning rates."""
         stage, is_first = self.curriculum.stage_at(self.state.step), self._batches is None
         try:
             if is_first or self._batches.stage is not stage:
-                if self._batches is not None:
-                    self._batches.close()
-                self.open_images(is_under_way=not is_first)
+                self.open_images()
             real = self._batches.next()
         except UserError:
-            if not is_first:  # the state stands between two steps, and is worth keeping
+            if not is_first:  # between two steps the state is consistent
                 self._save_last(recorder)
             raise
         self.state.set_learning_rates(self.state.step)
         return stage, real
-
-    @property
-    def stopped_by_signal(self) -> int | None:
-        return self._signal
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -152,8 +145,8 @@ class Trainer:
         settings = self._settings()
         inputs_G = self._draw_inputs(settings, stage, "G")
         inputs_D = inputs_G if c.share_images else self._draw_inputs(settings, stage, "D")
-        # Shared images are generated once, and their graph waits for G while D learns. Those of a batch in parts are
-        # generated twice all the same: D learns from all parts before it judges the first.
+        # Shared images are generated once, and their graph waits for G while D learns. A batch in parts is
+        # generated twice: D learns from all parts before G sees its verdict on the first.
         shared = generate(state.generator, inputs_G, settings) if c.share_images and num_parts == 1 else None
         terms_D = self._train_discriminator(real, inputs_D, settings, num_parts, shared)
         terms_G = self._train_generator(real, inputs_G, settings, num_parts, shared)
@@ -220,7 +213,7 @@ class Trainer:
 
     @torch.no_grad()
     def _topk_over_parts(self, inputs: GeneratorInputs, settings: StepSettings, num_parts: int) -> Tensor | None:
-        """The top-k choice of a batch that is judged in parts: it needs every score before the first gradient."""
+        """Top-k weights of a batch in parts, which need every score before the first gradient."""
         if num_parts == 1 or settings.topk_fraction >= 1:
             return None
         scores = []
@@ -231,55 +224,50 @@ class Trainer:
         return topk_image_weights(torch.cat(scores), settings.topk_fraction)
 
     def _finish(self, optimizer, scaler, network: nn.Module, results: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Clip, step where the gradient is finite, and average the parts' terms."""
+        """Clip the gradient, step where it is finite, and average the parts' terms."""
         scaler.unscale_(optimizer)
         terms = {name: torch.stack([terms[name] for terms in results]).mean() for name in results[0]}
         terms["grad_norm"] = nn.utils.clip_grad_norm_(network.parameters(), self.curriculum.grad_clip)
         step_if_finite(optimizer, scaler, terms["grad_norm"])
         return terms
 
-    # -- when the numbers go bad -----------------------------------------------------------------------------------
+    # -- recovery --------------------------------------------------------------------------------------------------
 
     def _is_sound(self, recorder: Recorder | None) -> bool:
-        """False where the run was sent back to an earlier checkpoint. The counts are looked at where that costs nothing."""
-        state, limit = self.state, self.options.max_bad_steps
+        """False after a recovery. The counts are read when the log synchronizes with the device anyway."""
+        state = self.state
         if self.processes.device.type != "cpu" and state.step % self.options.log_interval:
             return True
         state.bad_steps = self.guard.look()
-        if state.bad_steps.in_a_row >= limit:
+        if state.bad_steps.in_a_row >= self.options.max_bad_steps:
             self._go_back(recorder, state.bad_steps)
             return False
-        self.setbacks.note_good_step(state.step)
+        self.recovery.note_good_step()
         return True
 
     def _go_back(self, recorder: Recorder | None, bad: BadSteps) -> None:
-        """To an earlier checkpoint, drawing other numbers from there. Raises Diverged where that does not help.
-
-        The other numbers follow from the seed and ``attempt``, which is saved, so the run can still be repeated.
-        """
-        state, from_step, what = self.state, self.state.step, self.setbacks.diagnosis(bad)
+        """Recover from ``bad`` steps. Raises Diverged where that fails."""
+        state, from_step, what = self.state, self.state.step, self.recovery.diagnosis(bad)
         try:
-            path = self.setbacks.where_to(bad, from_step)
+            path = self.recovery.go_back(bad)
         except Diverged as verdict:
             if recorder is not None:
                 recorder.event(from_step, "diverged", reason=str(verdict), skipped_steps=bad.skipped)
             raise
-        attempt = state.attempt + 1
-        all_or_none(self.processes, lambda: state.resume(path, self.processes.world_size))
-        state.attempt, state.bad_steps = attempt, BadSteps(skipped=bad.skipped)
         self.guard = Guard(self.processes.device, state.bad_steps)
-        self.keeper.forget()
-        if self._batches is not None and self._batches.stage is self.curriculum.stage_at(state.step):
+        self.checkpoint_manager.forget()
+        if self._batches.stage is self.curriculum.stage_at(state.step):
             self._batches.restart()
         if recorder is not None:
             recorder.go_back(state.step)
-            recorder.event(state.step, "went back", reason=what, from_step=from_step, attempt=attempt, skipped_steps=bad.skipped)
+            attempt, skipped = state.attempt, bad.skipped
+            recorder.event(state.step, "went back", reason=what, from_step=from_step, attempt=attempt, skipped_steps=skipped)
             recorder.warn(f"{what}: going back to {path}, with other random numbers (attempt {attempt})")
 
-    # -- which way the shapes bulge --------------------------------------------------------------------------------
+    # -- hollow shapes ---------------------------------------------------------------------------------------------
 
     def _turn_outward(self, recorder: Recorder | None, stage: Stage) -> None:
-        """Mirror the run in depth where its shapes stay hollow. The main process looks, and all do as it finds."""
+        """Mirror the networks in depth where the shapes stay hollow. The main process measures, and all follow it."""
         c, state = self.curriculum, self.state
         if not c.hollow_check_interval or state.step % c.hollow_check_interval:
             return
@@ -298,26 +286,6 @@ class Trainer:
 
     # -- around the steps ------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _handled_signals(self) -> Iterator[None]:
-        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup: the run is to outlive its terminal
-        heeded = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored]
-        previous = {number: signal.signal(number, self._on_signal) for number in heeded}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        now = time.monotonic()
-        if self._signal is not None:
-            if "TORCHELASTIC_RUN_ID" in os.environ and now - self._signal_time < LAUNCHER_ECHO:
-                return
-            signal.signal(number, signal.SIG_DFL)  # the second one leaves at once
-            signal.raise_signal(number)
-        self._signal, self._signal_time = number, now
-
     def _why_stop(self, first_step: int) -> str | None:
         options, step = self.options, self.state.step
         if step >= self.curriculum.end_step:
@@ -330,15 +298,16 @@ class Trainer:
         several_gpus = self.processes.world_size > 1 and self.processes.device.type == "cuda"
         if several_gpus and (step - first_step) % CHECK_STOP_EVERY:
             return None
-        minutes = (time.monotonic() - options.started) / 60
-        if self.processes.any(options.max_minutes is not None and minutes >= options.max_minutes):
+        is_late = options.max_minutes is not None and time.monotonic() - options.started >= 60 * options.max_minutes
+        signal_number = self.stop_signals.number
+        if not self.processes.any(is_late or signal_number is not None):
+            return None
+        if is_late:
             return f"--max_minutes {options.max_minutes}"
-        if self.processes.any(self._signal is not None):
-            return f"signal {signal.Signals(self._signal).name if self._signal else 'in another process'}"
-        return None
+        return f"signal {signal.Signals(signal_number).name}" if signal_number else "another process was asked to stop"
 
     def _record(self, recorder: Recorder | None, scalars: dict[str, Tensor], stage: Stage) -> None:
-        """Saving comes last: what a checkpoint's step has to show has been shown when the checkpoint is there."""
+        """Log, sample, evaluate, save. Saving comes last: once a checkpoint exists, its step has been recorded."""
         step, options = self.state.step, self.options
         is_logged = step % options.log_interval == 0
         if is_logged:
@@ -351,19 +320,19 @@ class Trainer:
                 self._sample(recorder)
         if options.eval_interval and step % options.eval_interval == 0:
             self._evaluate(recorder, stage)
-        if recorder is not None and self.keeper.is_due():
+        if recorder is not None and self.checkpoint_manager.is_due():
             self.state.bad_steps = self.guard.look()
-            self.keeper.save(recorder.warn)
+            self.checkpoint_manager.save(recorder.warn)
 
     def _evaluate(self, recorder: Recorder | None, stage: Stage) -> None:
-        """Measure the averaged generator, in the course of training. Every process comes here; the main one records."""
+        """Evaluate the averaged generator. Every process takes part; the main one records."""
         step = self.state.step
         parts = self.evaluator.parts(self.state.averages["ema"].generator, stage.img_size, step)
         if recorder is not None:
             recorder.log_evaluation(step, parts)
 
     def _readable(self, scalars: dict[str, Tensor]) -> dict[str, float]:
-        """The one place where the log waits for the device."""
+        """Scalars as numbers: the one place where the log synchronizes with the device."""
         values = torch.stack([value.float() for value in scalars.values()]).tolist()
         settings = self._settings()
         return {
@@ -388,4 +357,4 @@ class Trainer:
     def _save_last(self, recorder: Recorder | None) -> None:
         if recorder is not None:
             self.state.bad_steps = self.guard.look()
-            self.keeper.save_last(recorder.warn)
+            self.checkpoint_manager.save_last(recorder.warn)

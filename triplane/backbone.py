@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triplane.mapping import LEAKY_SLOPE, EqualizedLinear, normal_parameter
+from triplane.mapping import EqualizedLinear, normal_parameter
+from triplane.modulation import modulate
 
 FIRST_SIZE = 4
 NUM_PLANES = 3
@@ -26,6 +28,19 @@ NUM_PLANES = 3
 def upsample(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, 2H, 2W), bilinear."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class Raw(NamedTuple):
+    """A convolution's output x (B, C, H, W) before its demodulation (B, C), bias (C,) and LeakyReLU, which run in one pass with
+    the modulation of whatever comes next."""
+
+    x: Tensor
+    demodulation: Tensor
+    bias: Tensor
+
+    def modulated(self, style: Tensor) -> Tensor:
+        """The input, (B, C, H, W), of the next layer, whose style is (B, C)."""
+        return modulate(self.x, self.demodulation, self.bias, style)
 
 
 class ModulatedConv(nn.Module):
@@ -38,15 +53,14 @@ class ModulatedConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_out, 1, 1))
         self.is_upsampled = is_upsampled
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """x (B, num_in, H, W), w (B, w_dim)."""
+    def forward(self, before: Raw | Tensor, w: Tensor) -> Raw:
+        """before: the layer before, or an image (B, num_in, H, W); w (B, w_dim)."""
         style = self.affine(w)
         norm = style.square() @ self.weight.square().sum(dim=(2, 3)).t()
         demodulation = math.sqrt(2) * (norm + 1e-8).rsqrt()  # the LeakyReLU halves the mean square
-        x = F.conv2d(x * style[:, :, None, None], self.weight, padding=1)
-        if self.is_upsampled:
-            x = upsample(x)
-        return F.leaky_relu_(torch.addcmul(self.bias, x, demodulation[:, :, None, None]), LEAKY_SLOPE)
+        modulated = before.modulated(style) if isinstance(before, Raw) else before * style[:, :, None, None]
+        x = F.conv2d(modulated, self.weight, padding=1)
+        return Raw(upsample(x) if self.is_upsampled else x, demodulation, self.bias.flatten())
 
 
 class ToPlanes(nn.Module):
@@ -59,12 +73,11 @@ class ToPlanes(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_out))
         self.gain = gain / math.sqrt(num_in)
 
-    def forward(self, x: Tensor, w: Tensor, coarser: Tensor | None) -> Tensor:
-        """x (B, num_in, H, W), w (B, w_dim), coarser (B, num_out, H/2, W/2) -> (B, num_out, H, W)."""
-        weight = (self.affine(w) * self.gain).unsqueeze(2) * self.weight
-        before = self.bias if coarser is None else (upsample(coarser).permute(0, 2, 3, 1).flatten(1, 2) + self.bias)
-        planes = torch.baddbmm(before, x.permute(0, 2, 3, 1).flatten(1, 2), weight)
-        return planes.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    def forward(self, before: Raw, w: Tensor, coarser: Tensor | None) -> Tensor:
+        """w (B, w_dim), coarser (B, num_out, H/2, W/2) -> (B, num_out, H, W)."""
+        modulated = before.modulated(self.affine(w) * self.gain).permute(0, 2, 3, 1)
+        planes = F.linear(modulated, self.weight.t(), self.bias).permute(0, 3, 1, 2)
+        return planes if coarser is None else planes + upsample(coarser)
 
 
 class Backbone(nn.Module):
