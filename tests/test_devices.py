@@ -16,16 +16,19 @@ import torch
 import eval_metrics
 from visualization.generator_scripts import PRECISIONS
 
-SCORES = "highest"  # scores are taken in float32
+SCORES = "highest"  # what is measured is measured in float32
 PICTURES = PRECISIONS["tf32"]
 # by module: arguments beside --device, and the precision of its products on a GPU; None: it sets none
 SCRIPTS: dict[str, tuple[tuple[str, ...], str | None]] = {
     "cal_weighted_var": (("GENERATOR", "--seeds_end", "1", "--output_json", "OUT/x.json"), SCORES),
     "eval_metrics": (("GENERATOR", "--dataset_path", "PHOTOS", "--metrics", "swd", "--output_json", "OUT/x.json"), SCORES),
     "extract_shapes": (("GENERATOR", "--output_dir", "OUT"), PICTURES),
+    "invert": (("PHOTOS", "--generator", "GENERATOR", "--output_dir", "OUT"), SCORES),
     "render_multiview_images": (("GENERATOR", "--output_dir", "OUT"), PICTURES),
     "render_video": (("GENERATOR", "--output_dir", "OUT"), PICTURES),
     "render_video_interpolation": (("GENERATOR", "--output_dir", "OUT"), PICTURES),
+    "style_mixing": (("GENERATOR", "--rows", "0", "--columns", "1", "--output_dir", "OUT"), PICTURES),
+    "tools.directions": (("GENERATOR", "--output_dir", "OUT"), SCORES),
     "tools.eval_geometry": (("GENERATOR", "--dataset_path", "TRUTH", "--output_json", "OUT/x.json"), SCORES),
     "tools.pose_spread": (("PHOTOS", "--num_images", "64", "--readout_cache", "OUT"), None),
     "tools.sheet": (("GENERATOR", "--output", "OUT/sheet.png"), SCORES),
