@@ -146,7 +146,7 @@ def test_files_hold_the_mesh_and_its_colors_and_the_same_bytes_each_time(tmp_pat
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         mesh = extract_mesh(voxels_of(field, 24), MeshSettings())
-        mesh.visual.vertex_colors = vertex_colors(mesh, field)
+        mesh.visual.vertex_colors = vertex_colors(mesh, field, CURRICULUMS["BFM"])
         save_mesh(mesh, tmp_path / folder / "m", (".ply", ".glb", ".obj"))
     for suffix in ("ply", "glb", "obj"):
         loaded = trimesh.load(tmp_path / "a" / f"m.{suffix}", force="mesh", process=False)
