@@ -116,7 +116,8 @@ def test_shapes_and_their_images(repo: Path, tiny_generator_path: Path, tmp_path
     done = run_script(repo, "extract_shapes.py", tiny_generator_path, *arguments, "--output_dir", shapes)
     assert done.returncode == 0, done.stderr
     endings = ("_voxel.npy", ".json", ".ply", ".glb", ".obj")
-    assert {path.name for path in shapes.iterdir()} == {f"{seed}_32{ending}" for seed in (0, 7) for ending in endings}
+    names = {f"{seed}_32{ending}" for seed in (0, 7) for ending in endings}
+    assert {path.name for path in shapes.iterdir()} == {*names, "generator.json"}
     check_voxels_are_the_field(shapes / "7_32_voxel.npy", tiny_generator_path, seed=7)
     for ending in ("ply", "glb", "obj"):
         mesh = trimesh.load(shapes / f"7_32.{ending}", force="mesh")
@@ -135,7 +136,7 @@ def test_shapes_and_their_images(repo: Path, tiny_generator_path: Path, tmp_path
     assert "rendering with ray casting, as pyrender does not work here" in done.stdout
     names = [*(f"{stem}_{i}.png" for stem in ("0_32", "7_32") for i in range(5))]
     names += [f"{stem}_{ending}" for stem in ("0_32", "7_32") for ending in ("mesh.ply", "views.png")]
-    assert {path.name for path in (tmp_path / "images").iterdir()} == set(names)
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {*names, "generator.json"}
     image = np.array(Image.open(tmp_path / "images" / "7_32_2.png"))
     assert (image < 250).any(axis=2).mean() == pytest.approx(np.pi * 0.07**2 / 0.2102**2, rel=0.15)
 
