@@ -36,6 +36,7 @@ CHARTS: dict[str, dict[str, str]] = {
 MAX_POINTS = 300  # of a curve
 MAX_NUMBER = 1e100
 MAX_LOG_BYTES = 1 << 28
+LIVE_PAGE = "live.html"  # of export_web.py
 MAX_INLINE_BYTES = 1 << 26  # of an image or a video
 
 
@@ -320,7 +321,12 @@ def summary(folder: Path, steps: list[Step]) -> str:
 
 
 def hero(folder: Path) -> str:
-    """The first thing seen: the heads that turn."""
+    """The first thing seen: the generator itself, or where its page is missing, heads that turn."""
+    live = files_in(folder, LIVE_PAGE)
+    if live:
+        document = escape(live[0].read_text(errors="replace"))
+        rights = "allow-scripts allow-downloads"
+        return f'<iframe class="live" title="The generator, live" sandbox="{rights}" srcdoc="{document}"></iframe>'
     paths = [path for path in files_in(folder / "vids", "*.mp4") if path.stem.isdecimal()]
     if not paths:
         return ""
