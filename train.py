@@ -88,7 +88,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--max_bad_steps", type=positive_int, default=20, help="go back to a checkpoint after so many non-finite steps in a row"
     )
     parser.add_argument("--eval_freq", type=count, default=0, help="steps between measurements, into metrics.jsonl; 0: none")
-    parser.add_argument("--eval_images", type=count, default=256, help="images per measurement, for fd, SWD, FID and KID; 0: none")
+    parser.add_argument(
+        "--eval_images", type=count, default=256, help="images per measurement, for fd, SWD, FID and KID; 0: none"
+    )
     parser.add_argument(
         "--feature_extractor_weights",
         help="the file of Inception's weights, for FID and KID (default: where it is kept)",
