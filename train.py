@@ -89,7 +89,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--eval_freq", type=count, default=0, help="steps between measurements, into metrics.jsonl; 0: none")
     parser.add_argument(
-        "--eval_images", type=count, default=256, help="images of a measurement, for fd, SWD, FID and KID; 0: none"
+        "--eval_images", type=count, default=256, help="images of a measurement, for fd, SWD and so on; 0: none"
     )
     parser.add_argument(
         "--feature_extractor_weights",
