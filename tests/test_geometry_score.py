@@ -179,6 +179,7 @@ def test_script_finds_a_generator_true_to_its_images(ball_set, tiny_generator_pa
     assert record["shape_statistics"]["bulge_w1"] < 0.005
     assert record["noise_floor"]["depth_mae"] > 0 and record["protocol"]["predictor"]["num_steps"] == 80
     assert record["protocol"]["white_background"] is False and record["protocol"]["image_size"] == SIZE
+    assert record["shape_variety"]["bulge_positive"] == 1 and record["shape_variety"]["shape_correlation"] > 0.9
     assert "noise floor" in capsys.readouterr().out
 
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from checkpoints.loading import load_generator
-from curriculums import CURRICULUMS
 from metrics.shape_variety import NUM_SHAPES, generated_variety, shape_variety, true_variety
 from metrics.shapes import Geometry
-from tools.eval_geometry import main as eval_geometry
+from settings.registry import get_curriculum
 
 
 def geometry(depth: torch.Tensor, mask: torch.Tensor | None = None) -> Geometry:
@@ -72,7 +71,7 @@ def test_variety_of_a_generator_is_repeatable(tiny_generator_path, empty_generat
 
 
 def test_the_true_heads_differ_more_than_balls(tmp_path):
-    curriculum = CURRICULUMS["SYNTH_TINY"]
+    curriculum = get_curriculum("SYNTH_TINY")
     assert true_variety(tmp_path, curriculum, 16) == {}
     (tmp_path / "meta.json").write_text(json.dumps({"kind": "something else", "seed": 3}))
     assert true_variety(tmp_path, curriculum, 16) == {}
@@ -80,15 +79,3 @@ def test_the_true_heads_differ_more_than_balls(tmp_path):
     found = true_variety(tmp_path, curriculum, 16)
     assert 0.9 < found["shape_correlation_true"] < 0.99 and 0.1 < found["shape_deviation_true"] < 0.2
     assert NUM_SHAPES == 64
-
-
-def test_the_geometry_script_reports_it(tiny_generator_path, tmp_path):
-    from tools.synthetic_heads import generate
-
-    generate(tmp_path / "heads", 20, 16, num_workers=1)
-    output = tmp_path / "geometry.json"
-    common = ["--num_images", "4", "--predictor_steps", "5", "--predictor_cache", str(tmp_path), "--device", "cpu"]
-    eval_geometry([str(tiny_generator_path), "--dataset_path", str(tmp_path / "heads"), "--output_json", str(output), *common])
-    variety = json.loads(output.read_text())["shape_variety"]
-    names = {"shape_correlation", "shape_deviation", "bulge_positive", "shape_correlation_true", "shape_deviation_true"}
-    assert set(variety) == names
