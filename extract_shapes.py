@@ -1,4 +1,4 @@
-"""Shapes of seeds: occupancy on a grid of voxels, and a colored mesh of the surface.
+"""Shapes of seeds, or of latents of invert.py (--latent): occupancy on a grid of voxels, and a colored mesh of the surface.
 
     python extract_shapes.py pretrained/heads.safetensors --seeds 0 1 2 3
 
@@ -11,6 +11,9 @@ The mesh ends where training's cameras could not look (--no_clip keeps what is b
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
 
 import argparse
 import os
@@ -27,8 +30,16 @@ from common.arguments import ArgumentParser, int_between, positive_float, seed_n
 from common.errors import UserError
 from common.program import run_script
 from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS
 from siren.field import Field
-from visualization.generator_scripts import add_generator_arguments, field_from_seed, open_generator
+from visualization.generator_scripts import (
+    add_generator_arguments,
+    add_latent_arguments,
+    bind_field,
+    given_seeds,
+    open_generator,
+    open_subjects,
+)
 from visualization.meshes import (
     MeshSettings,
     extract_mesh,
@@ -43,40 +54,49 @@ from visualization.meshes import (
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
-    loaded, output_dir = open_generator(args)
+    loaded, output_dir = open_generator(args, fallback=CURRICULUMS["CelebA"])
     device = next(loaded.generator.parameters()).device
-    clip_radius = None if args.no_clip else visible_radius(loaded.curriculum)
+    clip_radius = None if args.no_clip or not loaded.is_camera_known else visible_radius(loaded.curriculum)
+    if not loaded.is_camera_known:
+        print("note: with --curriculum NAME, the mesh would end where training's cameras could not look", file=sys.stderr)
     settings = MeshSettings(args.cube_size, args.level, clip_radius, args.largest_piece)
     if not settings.are_possible():
         raise UserError("--cube_size or --level is too small or too large for a mesh")
     suffixes = (".ply", ".glb", ".obj") if args.obj else (".ply", ".glb")
 
-    num_meshes = 0
-    for seed in args.seeds:
-        field = field_from_seed(loaded, seed, args.psi)
-        stem = output_dir / f"{seed}_{args.voxel_resolution}"
+    subjects = open_subjects(loaded, given_seeds(args, args.seeds, [0, 1, 2, 3]), args)
+    labels, num_meshes = [], 0
+    for make_subject in subjects:
+        subject = make_subject()
+        label, field = subject.label, bind_field(loaded, subject)
+        shown = f"seed {label}" if label.isdecimal() else label
+        labels.append(label)
+        stem = output_dir / f"{label}_{args.voxel_resolution}"
         voxels = write_voxels(stem.with_name(f"{stem.name}_voxel.npy"), field, loaded.curriculum, args, device)
         settings.save(stem.with_name(f"{stem.name}.json"))
         mesh = extract_mesh(voxels, settings)
         if mesh is None:
             for suffix in (".ply", ".glb", ".obj"):  # an earlier run's mesh would pass for this one's
                 stem.with_name(stem.name + suffix).unlink(missing_ok=True)
-            print(f"seed {seed}: no surface at {args.level} inside the cube; only its voxels were written", file=sys.stderr)
+            print(f"{shown}: no surface at {args.level} inside the cube; only its voxels were written", file=sys.stderr)
             continue
         refine_vertices(mesh, field, loaded.curriculum, settings, args.voxel_resolution, device)
         mesh.visual.vertex_colors = vertex_colors(mesh, field, device)
         paths = save_mesh(mesh, stem, suffixes)
+        if not args.obj:
+            stem.with_name(f"{stem.name}.obj").unlink(missing_ok=True)  # an earlier run's, of another shape perhaps
         num_meshes += 1
-        print(f"seed {seed}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces: {', '.join(map(str, paths))}")
+        print(f"{shown}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces: {', '.join(map(str, paths))}")
     if num_meshes == 0:
-        seeds = " ".join(map(str, args.seeds))
-        raise UserError(f"no seed of {seeds} has a surface at --level {args.level}; is the generator trained?")
+        what = "seed or latent" if args.latent else "seed"
+        raise UserError(f"no {what} of {' '.join(labels)} has a surface at --level {args.level}; is the generator trained?")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add_generator_arguments(parser, output_dir="shapes")
-    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2, 3], help="a shape each")
+    parser.add_argument("--seeds", type=seed_number, nargs="+", help="a shape each (default: 0 1 2 3)")
+    add_latent_arguments(parser)
     parser.add_argument("--cube_size", type=positive_float, default=0.3, help="side of the cube around the origin")
     parser.add_argument("--voxel_resolution", type=int_between(2, 4096), default=256, help="voxels along a side, at least 2")
     parser.add_argument("--level", type=positive_float, default=0.5, help="occupancy at the surface, between 0 and 1")

@@ -3,10 +3,14 @@
     python render_multiview_images.py pretrained/heads.safetensors --seeds_start 0 --seeds_end 4
 
 Writes ``{quantity}_{seed}_{i}.png`` with i the view's number (yaw -0.5, -0.25, 0, 0.25, 0.5 rad from the mean pose) and
-``grid_{seed}.png``: a row per quantity, a column per view. How quantities are colored stands in visualization/images.py.
+``grid_{seed}.png``: a row per quantity, a column per view. A latent of invert.py goes by its file's name
+(``--latent inverted/photo_latent.safetensors``). How quantities are colored stands in visualization/images.py.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
 
 from collections.abc import Sequence
 
@@ -16,9 +20,12 @@ from common.arguments import ArgumentParser, seed_number, seed_range
 from common.program import run_script
 from visualization.generator_scripts import (
     add_generator_arguments,
+    add_latent_arguments,
     add_view_arguments,
-    field_from_seed,
+    bind_field,
+    given_seeds,
     open_generator,
+    open_subjects,
     render_pose,
     report_preview,
     save_raw,
@@ -31,32 +38,37 @@ from visualization.trajectories import multiview
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     add_generator_arguments(parser, output_dir="imgs")
-    parser.add_argument("--seeds_start", type=seed_number, default=0, help="the first seed")
-    parser.add_argument("--seeds_end", type=seed_number, default=100, help="one past the last seed")
+    parser.add_argument("--seeds_start", type=seed_number, help="the first seed (default: 0)")
+    parser.add_argument("--seeds_end", type=seed_number, help="one past the last seed (default: 100)")
+    add_latent_arguments(parser)
     add_view_arguments(parser)
     args = parser.parse_args(argv)
-    seeds = seed_range(args.seeds_start, args.seeds_end)
+    is_range = args.seeds_start is not None or args.seeds_end is not None
+    start, end = args.seeds_start or 0, 100 if args.seeds_end is None else args.seeds_end
+    seeds = given_seeds(args, seed_range(start, end) if is_range else None, range(100))
     loaded, output_dir = open_generator(args)
+    subjects = open_subjects(loaded, seeds, args)
     depth_range = loaded.curriculum.ray_start, loaded.curriculum.ray_end
     poses = multiview(loaded.curriculum)
 
-    progress = tqdm(total=len(seeds) * len(poses), unit="view")
-    for seed in seeds:
-        field = share_between_views(loaded, field_from_seed(loaded, seed, args.psi), poses, args)
+    progress = tqdm(total=len(subjects) * len(poses), unit="view")
+    for number, make_subject in enumerate(subjects):
+        subject = make_subject()
+        field = share_between_views(loaded, bind_field(loaded, subject), poses, args)
         columns = []
         for i, pose in enumerate(poses):
             view = render_pose(loaded, field, pose, args)
-            if seed == seeds[0] and i == 0:
+            if number == 0 and i == 0:
                 report_preview(loaded, field, pose, view, args)
             columns.append([view_image(view, quantity, *depth_range) for quantity in QUANTITIES])
             for quantity, image in zip(QUANTITIES, columns[-1], strict=True):
-                save_image(output_dir / f"{quantity}_{seed}_{i}.png", image)
+                save_image(output_dir / f"{quantity}_{subject.label}_{i}.png", image)
             if args.save_raw:
-                save_raw(view, output_dir, seed, i)
+                save_raw(view, output_dir, subject.label, i)
             progress.update()
-        save_image(output_dir / f"grid_{seed}.png", image_grid(list(zip(*columns, strict=True))))
+        save_image(output_dir / f"grid_{subject.label}.png", image_grid(list(zip(*columns, strict=True))))
     progress.close()
-    print(f"wrote {len(seeds) * len(poses)} views of {len(seeds)} seeds to {output_dir}")
+    print(f"wrote {len(subjects) * len(poses)} views of {len(subjects)} latents to {output_dir}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""A video of a seed: the camera goes once round an ellipse in front of it.
+"""A video of a seed or a latent: the camera goes once round an ellipse in front of it.
 
     python render_video.py pretrained/heads.safetensors --seed 0
 
 Writes ``{seed}.mp4`` (H.264) with its frames in ``{seed}_frames/``; other quantities than the image come out as
-``{seed}_{quantity}.mp4``. The loop closes, so it can be played on repeat. Colors are explained in visualization/images.py.
+``{seed}_{quantity}.mp4``. A latent of invert.py goes by its file's name (``--latent inverted/photo_latent.safetensors``).
+The loop closes, so it can be played on repeat. Colors are explained in visualization/images.py.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
 
 from collections.abc import Sequence
 
@@ -14,9 +18,12 @@ from common.arguments import ArgumentParser, int_between, seed_number
 from common.program import run_script
 from visualization.generator_scripts import (
     add_generator_arguments,
+    add_latent_arguments,
     add_view_arguments,
-    field_from_seed,
+    bind_field,
+    given_seeds,
     open_generator,
+    open_subjects,
     share_between_views,
 )
 from visualization.trajectories import ellipse
@@ -26,18 +33,20 @@ from visualization.video_rendering import MAX_FRAMES, Shot, add_video_arguments,
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     add_generator_arguments(parser, output_dir="vids")
-    parser.add_argument("--seed", "--seeds", dest="seeds", type=seed_number, nargs="+", default=[0], help="a video each")
+    parser.add_argument("--seed", "--seeds", dest="seeds", type=seed_number, nargs="+", help="a video each (default: 0)")
+    add_latent_arguments(parser)
     parser.add_argument("--num_frames", type=int_between(1, MAX_FRAMES), default=36, help="frames of the whole loop")
     add_video_arguments(parser)
     add_view_arguments(parser)
     args = parser.parse_args(argv)
     loaded, output_dir = open_generator(args)
 
-    for seed in args.seeds:
+    for make_subject in open_subjects(loaded, given_seeds(args, args.seeds, [0]), args):
+        subject = make_subject()
         poses = ellipse(args.num_frames, loaded.curriculum)
-        field = share_between_views(loaded, field_from_seed(loaded, seed, args.psi), poses, args)
-        shots = [Shot(field, pose, seed) for pose in poses]
-        render_shots(shots, str(seed), loaded, output_dir, args)
+        field = share_between_views(loaded, bind_field(loaded, subject), poses, args)
+        shots = [Shot(field, pose, subject.label) for pose in poses]
+        render_shots(shots, subject.label, loaded, output_dir, args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A video that walks from seed to seed and back to the first, while the camera moves.
+"""A video that walks from seed to seed, or latent to latent, and back to the first, while the camera moves.
 
     python render_video_interpolation.py pretrained/heads.safetensors --seeds 0 1 2 3 --trajectory front
 
@@ -11,18 +11,27 @@ Every frame is another latent, so there is nothing to share between them, and --
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
+from torch import Tensor
+
+from checkpoints.loading import LoadedGenerator
 from common.arguments import ArgumentParser, int_between, seed_number
 from common.program import run_script
-from generators.generator import Styles
 from visualization.generator_scripts import (
+    Subject,
     add_generator_arguments,
+    add_latent_arguments,
     add_view_arguments,
     bind_field,
-    film_from_seed,
+    given_seeds,
     open_generator,
+    open_subjects,
 )
 from visualization.trajectories import TRAJECTORIES
 from visualization.video_rendering import MAX_FRAMES, Shot, add_video_arguments, render_shots
@@ -33,34 +42,51 @@ MAX_SEEDS_IN_NAME = 8
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     add_generator_arguments(parser, output_dir="vids")
-    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2, 3], help="the seeds, in order")
+    parser.add_argument("--seeds", type=seed_number, nargs="+", help="the seeds, in order (default: 0 1 2 3)")
+    add_latent_arguments(parser)
     parser.add_argument("--trajectory", choices=sorted(TRAJECTORIES), default="front", help="where the camera goes")
     parser.add_argument("--num_frames", type=int_between(1, MAX_FRAMES), default=36, help="frames from one seed to the next")
+    parser.add_argument(
+        "--depth_map", action="store_true", help="also a video of depth, as --quantities has it; for old commands"
+    )
     add_video_arguments(parser)
     add_view_arguments(parser)
     args = parser.parse_args(argv)
+    args.quantities = [*args.quantities, "depth"] if args.depth_map else args.quantities
     loaded, output_dir = open_generator(args)
 
-    films = [film_from_seed(loaded, seed, args.psi) for seed in args.seeds]
-    walk = interpolate_closed(films, args.num_frames)
+    subjects = [make() for make in open_subjects(loaded, given_seeds(args, args.seeds, [0, 1, 2, 3]), args)]
+    walk = interpolate_closed(alike(subjects, loaded), args.num_frames)
     poses = TRAJECTORIES[args.trajectory](len(walk), loaded.curriculum)
-    shots = [
-        Shot(partial(bind_field, loaded, film), pose, args.seeds[i // args.num_frames])
-        for i, (film, pose) in enumerate(zip(walk, poses, strict=True))
-    ]
-    render_shots(shots, f"interpolation_{_seeds_name(args.seeds)}_{args.trajectory}", loaded, output_dir, args)
+    shots = [Shot(partial(bind_field, loaded, subject), pose, subject.label) for subject, pose in zip(walk, poses, strict=True)]
+    name = f"interpolation_{_name_of([subject.label for subject in subjects])}_{args.trajectory}"
+    render_shots(shots, name, loaded, output_dir, args)
 
 
-def interpolate_closed(films: Sequence[Styles], num_frames: int) -> list[Styles]:
+def alike(subjects: Sequence[Subject], loaded: LoadedGenerator) -> list[Subject]:
+    """``subjects``, and where any has weights tuned to a photo, the generator's own for those that have none."""
+    tuned = [subject.weights for subject in subjects if subject.weights is not None]
+    if not tuned:
+        return list(subjects)
+    own = loaded.generator.state_dict()
+    names = set().union(*tuned)
+
+    def completed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: weights.get(name, own[name]) for name in names}
+
+    return [replace(subject, weights=completed(subject.weights or {})) for subject in subjects]
+
+
+def interpolate_closed(subjects: Sequence[Subject], num_frames: int) -> list[Subject]:
     """``num_frames`` steps from each to the next and from the last to the first, whose own frame is not repeated."""
-    pairs = zip(films, [*films[1:], films[0]], strict=True)
+    pairs = zip(subjects, [*subjects[1:], subjects[0]], strict=True)
     return [start.lerp(end, i / num_frames) for start, end in pairs for i in range(num_frames)]
 
 
-def _seeds_name(seeds: Sequence[int]) -> str:
-    if len(seeds) <= MAX_SEEDS_IN_NAME:
-        return "_".join(map(str, seeds))
-    return f"{seeds[0]}_to_{seeds[-1]}_{len(seeds)}_seeds"
+def _name_of(labels: Sequence[str]) -> str:
+    if len(labels) <= MAX_SEEDS_IN_NAME:
+        return "_".join(labels)
+    return f"{labels[0]}_to_{labels[-1]}_{len(labels)}_seeds"
 
 
 if __name__ == "__main__":

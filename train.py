@@ -15,6 +15,9 @@ Run the same command again and it goes on where it stood (docs/long_runs.md). Ex
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import argparse
 import contextlib
 import json
@@ -30,6 +33,7 @@ from checkpoints.files import damage_in, latest_checkpoint, list_checkpoints, lo
 from common.arguments import ArgumentParser, add_device_argument, positive_float, positive_int, resolve_device, seed_number
 from common.errors import UserError
 from common.files import make_output_dir, write_atomically
+from common.locks import require_posix
 from common.program import keep_freed_memory, run_script
 from dataset import DATASETS, Split, find_images, part_of
 from distributed.processes import Processes, join_processes
@@ -88,9 +92,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--max_bad_steps", type=positive_int, default=20, help="go back to a checkpoint after so many non-finite steps in a row"
     )
     parser.add_argument("--eval_freq", type=count, default=0, help="steps between measurements, into metrics.jsonl; 0: none")
-    parser.add_argument(
-        "--eval_images", type=count, default=256, help="images of a measurement, for fd, SWD and so on; 0: none"
-    )
+    parser.add_argument("--eval_images", type=count, default=256, help="images per measurement of fd, SWD, FID and KID; 0: none")
     parser.add_argument(
         "--feature_extractor_weights",
         help="the file of Inception's weights, for FID and KID (default: where it is kept)",
@@ -194,10 +196,8 @@ def prepare_state(
     """Resume what is in ``output_dir``, or start: from another run's weights, or afresh. Raises UserError in all processes."""
     state = RunState(curriculum, arguments.seed, processes.device, amp_dtype)
     notes: list[str] = []
-    chosen: list[Path | None] = [None]
-
-    def choose() -> None:
-        chosen[0] = checkpoint_to_resume(arguments, output_dir)
+    chosen = processes.all_or_none(lambda: checkpoint_to_resume(arguments, output_dir), only_main=True)
+    path = processes.text_of_main(str(chosen or ""))
 
     def load() -> None:
         if path:
@@ -214,8 +214,6 @@ def prepare_state(
                 how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
                 notes.append(f"{how}: {turn.psnr_db:.1f} dB between the images before and after")
 
-    processes.all_or_none(choose, only_main=True)
-    path = processes.text_of_main(str(chosen[0] or ""))
     processes.all_or_none(load)
     if processes.is_main:
         if path and arguments.resume != "auto":
@@ -256,13 +254,12 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
     state = prepare_state(arguments, curriculum, output_dir, processes, amp_dtype)
     trainer = Trainer(state, options, processes, amp_dtype)
     trainer.open_images()
-    if state.is_fresh:
-        if curriculum.init_ball_radius:
-            fitting = "the field is" if curriculum.model == "TRIPLANE" else "fitting the field to"
-            if processes.is_main:
-                tell(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
-            state.start_outward()
-        processes.share(state.weights())
+    if state.is_fresh and curriculum.init_ball_radius:
+        fitting = "the field is" if curriculum.model == "TRIPLANE" else "fitting the field to"
+        if processes.is_main:
+            tell(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
+        state.start_outward()
+    processes.share(state.weights())
     recorder = None
     if processes.is_main:
         record = {"arguments": vars(arguments), "curriculum": curriculum.to_dict(), "world_size": processes.world_size}
@@ -285,6 +282,7 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     arguments = parse_arguments(argv)
+    require_posix("training")
     if not arguments.load_dir and (arguments.set_step is not None or arguments.mirror_depth):
         raise UserError("--set_step and --mirror_depth go with --load_dir")
     if arguments.load_dir and arguments.resume not in ("auto", "never"):
@@ -310,8 +308,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer = train(arguments, curriculum, options, processes)
         processes.close()
         sys.stdout.flush()
-        if trainer.stop_signal is not None:
-            os._exit(128 + trainer.stop_signal)
+        if trainer.stop_signals.number is not None:
+            os._exit(128 + trainer.stop_signals.number)
 
 
 def _take_folder(output_dir: Path, stack: contextlib.ExitStack) -> None:

@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -77,9 +77,14 @@ def save_inference(
         "format": INFERENCE_FORMAT,
         "curriculum": json.dumps(generator.curriculum.to_dict()),
         "step": str(step),
-        "sha256": _digest(tensors),
     }
-    write_atomically(path, _sort_metadata(safetensors.torch.save(tensors, metadata)))
+    write_safetensors(path, tensors, metadata)
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write contiguous tensors on the CPU with their SHA-256 in the metadata; the same content gives the same bytes."""
+    metadata = {**metadata, "sha256": tensor_digest(tensors)}
+    write_atomically(path, _sort_metadata(safetensors.torch.save(dict(tensors), metadata)))
 
 
 def _sort_metadata(data: bytes) -> bytes:
@@ -92,7 +97,7 @@ def _sort_metadata(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -252,25 +257,31 @@ def _parts_are_whole(path: Path) -> bool:
 def read_inference(path: str | Path) -> InferenceFile:
     """What :func:`save_inference` wrote, on the CPU. Raises UserError for any other file."""
     path = require_file(path)
+    tensors, metadata = read_safetensors(path, INFERENCE_FORMAT, ("curriculum", "step"))
+    try:
+        settings, step = json.loads(metadata["curriculum"]), int(metadata["step"])
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: its metadata is damaged") from None
+    return InferenceFile(tensors, curriculum_from(path, settings), step, metadata)
+
+
+def read_safetensors(path: Path, file_format: str, keys: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors on the CPU and metadata of a file of ``file_format`` whose metadata has ``keys``. Raises UserError otherwise."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors has its own exceptions and passes on those of the system and of torch
         raise UserError(f"{path} is damaged or no safetensors file ({printable(error)})") from None
-    if metadata.get("format") != INFERENCE_FORMAT:
+    if metadata.get("format") != file_format:
         found = printable(metadata.get("format"))
-        raise UserError(f"{path} has the format {found!r}; this version reads {INFERENCE_FORMAT!r}")
-    missing = [key for key in ("curriculum", "step") if key not in metadata]
+        raise UserError(f"{path} has the format {found!r}; this version reads {file_format!r}")
+    missing = [key for key in keys if key not in metadata]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)} in its metadata")
-    if "sha256" in metadata and metadata["sha256"] != _digest(tensors):
+    if "sha256" in metadata and metadata["sha256"] != tensor_digest(tensors):
         raise UserError(f"{path} is damaged: its tensors do not match their checksum")
-    try:
-        settings, step = json.loads(metadata["curriculum"]), int(metadata["step"])
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: its metadata is damaged") from None
-    return InferenceFile(tensors, curriculum_from(path, settings), step, metadata)
+    return tensors, metadata
 
 
 def check_finite(path: str | Path, state: Mapping[str, Tensor]) -> None:

@@ -1,1 +1,1 @@
-"""One process of several: joining, losing peers, agreeing, sharing work."""
+"""Several processes: joining, collectives, lost peers, and sharding of work."""

@@ -1,10 +1,9 @@
-"""Whether the other processes of a run are alive: each shows a sign of life, each watches the others'.
+"""Heartbeats: how each process of a run knows that the others are alive.
 
-A collective operation cannot tell a peer that is slow from one that is gone: the main process may decode images for an hour
-while the others wait for it. So the wait is long, and life is proved apart from it, through the store that torchrun keeps
-for every run. A process that hears nothing from a peer for the timeout says so in one line and ends with the status of
-:class:`PeerLost`; torchrun may then start all of them anew. Time is counted in turns of the watch, not by a clock: a machine
-that was suspended, and its processes with it, has lost nobody.
+A collective operation cannot tell a slow peer from a dead one: the main process may decode images for an hour while the
+others wait for it. So collectives wait for hours, and heartbeats go through the store that torchrun keeps for every run. A
+process that hears nothing from a peer for the timeout prints one line and exits with the status of :class:`PeerLost`;
+torchrun may then restart all of them. Time is counted in heartbeats, not by a clock, so suspending a machine loses nobody.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ from common.errors import UserError
 
 TIMEOUT_VARIABLE = "GOF_PEER_TIMEOUT"
 DEFAULT_TIMEOUT = 300.0  # seconds
-JOINING = 300.0  # seconds that processes may start apart, beyond the timeout
+JOINING = 300.0  # seconds between the starts of processes, beyond the timeout
 MEETING_TURN = 0.1  # seconds
-TURNS_OF_SILENCE = 20  # of the watch in one timeout
+TURNS_OF_SILENCE = 20  # heartbeats per timeout
 ENDED, FAILED = b"ended", b"failed"
-REMEDY = "start the same command again, and the run goes on from its last checkpoint"
+REMEDY = "start the same command again to resume from the last checkpoint"
 
 
 class PeerLost(UserError):
-    """Another process of the run is gone; nothing is wrong with this one."""
+    """Another process of the run was lost; nothing is wrong with this one."""
 
     exit_status = 5
 
 
 def peer_timeout() -> float:
-    """Seconds without a sign of life after which a peer counts as lost: GOF_PEER_TIMEOUT, or 300. Raises UserError."""
+    """Seconds without a heartbeat after which a peer counts as lost: GOF_PEER_TIMEOUT, or 300. Raises UserError."""
     text = os.environ.get(TIMEOUT_VARIABLE) or str(DEFAULT_TIMEOUT)
     try:
         seconds = float(text)
@@ -52,11 +51,11 @@ def peer_timeout() -> float:
 
 
 def meet(store: dist.Store, rank: int, world_size: int, patience: float) -> str:
-    """Wait until ``world_size`` processes are there; a name that these, and none before them, have in common.
+    """Wait for ``world_size`` processes; return a name that this set of processes, and no earlier one, agrees on.
 
-    The store may hold what processes wrote that torchrun has replaced since, addresses among them: whoever believed it
-    would wait for the dead. So each brings a random number of its own, and rank 0 goes on when all have agreed to one list
-    of them. Raises PeerLost after ``patience`` seconds.
+    The store outlives processes that torchrun has replaced, and still holds their addresses. So each process contributes a
+    random number, and rank 0 continues once all have accepted the same list of them. Raises PeerLost after ``patience``
+    seconds.
     """
     own = secrets.token_hex(8)
     store.set(f"here/{rank}", own)
@@ -88,14 +87,14 @@ def _read(store: dist.Store, key: str) -> str:
 
 
 class PeerWatch:
-    """Shows life for ``rank`` in ``store``, and ends this process when one of ``world_size`` was silent for ``timeout`` s.
+    """Heartbeats of ``rank`` in ``store``; ends this process when one of ``world_size`` peers is silent for ``timeout`` s.
 
-    Two threads: one talks to the store, where it may get stuck, the other only counts. ``close`` ends both and tells the
-    others that this process is not to be waited for.
+    One thread talks to the store, where it may block; the other only counts. ``close`` ends both and tells the others not to
+    wait for this process.
     """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, timeout: float) -> None:
-        self._store = dist.PrefixStore("signs_of_life", store.clone())  # blocked calls of others do not hold it up
+        self._store = dist.PrefixStore("signs_of_life", store.clone())  # its own connection, which others do not block
         self._store.set_timeout(timedelta(seconds=timeout))
         self._rank, self._world_size, self._timeout = rank, world_size, timeout
         self._turn = timeout / TURNS_OF_SILENCE
@@ -106,7 +105,7 @@ class PeerWatch:
             thread.start()
 
     def close(self, failed: bool = False) -> None:
-        """This process ends, or ``failed``, of its own accord."""
+        """Announce that this process ends, or that it has ``failed``."""
         self._closing.set()
         for thread in self._threads:
             thread.join(timeout=2 * self._turn)
@@ -114,7 +113,7 @@ class PeerWatch:
             self._store.set(str(self._rank), FAILED if failed else ENDED)
 
     def has_failed(self) -> int | None:
-        """The first peer that said so, if any."""
+        """The first peer that announced a failure, if any."""
         return next((rank for rank, sign in enumerate(self._heard) if sign == FAILED), None)
 
     def _talk(self) -> None:
@@ -123,7 +122,7 @@ class PeerWatch:
         count = 0
         while not self._closing.is_set():
             count += 1
-            with contextlib.suppress(RuntimeError):  # what is not heard is counted
+            with contextlib.suppress(RuntimeError):  # a missed heartbeat is counted
                 self._store.set(str(self._rank), f"{count} {host}")
                 self._heard = self._store.multi_get(names)
             self._closing.wait(self._turn)

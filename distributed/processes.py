@@ -5,7 +5,6 @@ docs/distributed.md says how to launch, what happens when a process dies, and wh
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import socket
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from common.errors import UserError
 from distributed.peers import JOINING, REMEDY, PeerLost, PeerWatch, meet, peer_timeout
 
-WAIT = timedelta(hours=12)  # for peers that are alive: one may decode a large set, or compute a score, while others wait
+WAIT = timedelta(hours=12)  # for a live peer, which may decode a large data set or compute a score meanwhile
 SIOCGIFADDR = 0x8915
 MAX_TEXT_BYTES = 16_384  # two paths
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -38,24 +40,25 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Only this process writes."""
+        """Whether this is rank 0, the only process that writes."""
         return self.rank == 0
 
     @property
     def is_first_on_machine(self) -> bool:
-        """One process of each machine: what a machine needs once is for it to do."""
+        """Whether this process does what has to be done once per machine."""
         return self.is_main or os.environ.get("LOCAL_RANK", "0") == "0"
 
-    def all_or_none(self, action: Callable[[], None], only_main: bool = False) -> None:
-        """``action`` in every process, or in the main one alone; where it raises UserError in one, all raise."""
-        failure = None
+    def all_or_none(self, action: Callable[[], Result], only_main: bool = False) -> Result | None:
+        """Run ``action`` in every process, or in the main one alone, and return its result; one's UserError is raised in all."""
+        result, failure = None, None
         if self.is_main or not only_main:
             try:
-                action()
+                result = action()
             except UserError as error:
                 failure = error
         if self.any(failure is not None):
             raise failure or UserError("another process of this run had to stop; it says why")
+        return result
 
     def text_of_main(self, text: str) -> str:
         """The main process's ``text``, of at most MAX_TEXT_BYTES, in every process."""
@@ -75,7 +78,7 @@ class Processes:
         return bool(value.item())
 
     def mean(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The mean of each scalar () over processes: one exchange for all of them."""
+        """The mean of each scalar () over processes, in one all-reduce."""
         if self.world_size == 1 or not scalars:
             return scalars
         values = torch.stack([value.float() for value in scalars.values()])
@@ -83,7 +86,7 @@ class Processes:
         return dict(zip(scalars, (values / self.world_size).unbind(), strict=True))
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """The mean of each gradient over processes, in place: one exchange, of those ``parameters`` that have one.
+        """Replace the gradients of ``parameters``, where they have one, by their means over processes, in one all-reduce.
 
         Every process must have gradients of the same parameters, in the same order.
         """
@@ -110,7 +113,7 @@ class Processes:
         return [part[: int(count)].cpu() for part, count in zip(parts or [], counts, strict=False)]
 
     def share(self, tensors: Iterable[Tensor]) -> None:
-        """The main process's values, in place, in every process: what each has computed may differ in its last bits."""
+        """Overwrite ``tensors`` with the main process's values: what each process computed may differ in the last bits."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
@@ -121,7 +124,7 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Around everything that the processes do: a peer that is gone becomes PeerLost, and a failure is told to the others."""
+        """A context for all that the processes do: a lost peer raises PeerLost, and a failure is announced to the others."""
         try:
             yield
         except BaseException as error:
@@ -136,7 +139,7 @@ class Processes:
             raise PeerLost(f"rank {self.rank}: {what}; {REMEDY}") from None
 
     def close(self, wait: bool = True) -> None:
-        """Leave; with ``wait`` all together, for torchrun ends those that are still writing when one ends with a status."""
+        """Leave the group, with ``wait`` all at once: torchrun kills those still writing when one exits with a status."""
         if wait:
             self.barrier()
         if self.watch:
@@ -146,7 +149,7 @@ class Processes:
 
 
 def join_processes(device: torch.device, port: int | None = None, backend: str | None = None) -> Processes:
-    """Join the group that torchrun describes in the environment; alone without one.
+    """Join the group that torchrun describes in the environment; without torchrun, a group of one.
 
     ``port``: of the first machine, where torchrun does not say; ``backend``: NCCL on GPUs and gloo on CPUs, if None. Raises
     UserError for an impossible GOF_PEER_TIMEOUT, PeerLost where the others do not come.
@@ -174,17 +177,21 @@ def join_processes(device: torch.device, port: int | None = None, backend: str |
 
 
 def _tells_of_a_lost_peer(error: BaseException) -> bool:
-    """Whether an operation between processes failed; not all such errors have a class of their own."""
+    """Whether a collective operation failed; not all such errors have a class of their own."""
     is_told = re.search(r"gloo|NCCL|[Pp]eer|[Tt]imed out", str(error)) is not None
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and is_told)
 
 
 def _choose_interface(first_machine: str) -> None:
-    """Have gloo use the network that leads to the first machine, unless the user says which.
+    """Make gloo use the network that leads to the first machine, unless the user names one.
 
-    Left alone it takes the address of the host's own name, which on many systems is 127.0.1.1 and reaches nobody.
+    By default it takes the address of the host's own name, which is 127.0.1.1 on many systems and reaches no other machine.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    try:
+        import fcntl
+    except ImportError:  # Windows, where an interface's address is not found this way
         return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):  # no such host: joining will say so
         probe.connect((first_machine, 9))  # sends nothing

@@ -18,9 +18,9 @@ from distributed.processes import Processes, join_processes
 
 @contextlib.contextmanager
 def shared_work(args: argparse.Namespace) -> Iterator[Processes]:
-    """The processes of this script; ``args.device`` becomes this one's own. All but the main one are silent.
+    """Join the processes of this script, and set ``args.device`` to this one's device. All but the main one are silent.
 
-    Raises UserError for an impossible --device, PeerLost where another process is gone.
+    Raises UserError for an impossible --device, PeerLost where another process was lost.
     """
     processes = join_processes(resolve_device(args.device), backend="gloo")  # what is exchanged lies in main memory
     args.device = str(processes.device)

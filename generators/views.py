@@ -62,10 +62,14 @@ class View:
     yaw: float
     pitch: float
 
-    def save_raw(self, path: str | Path, seed: int) -> None:
-        """Write one .npz with every array under its field's name, and ``yaw``, ``pitch`` and ``seed``. Raises UserError."""
+    def save_raw(self, path: str | Path, label: str) -> None:
+        """Write one .npz with every array under its field's name, ``yaw``, ``pitch`` and ``seed`` (of a latent file: ``latent``).
+
+        Raises UserError where it cannot be written.
+        """
         arrays = {name: value.numpy() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        arrays |= {"yaw": np.float64(self.yaw), "pitch": np.float64(self.pitch), "seed": np.int64(seed)}
+        arrays |= {"yaw": np.float64(self.yaw), "pitch": np.float64(self.pitch)}
+        arrays |= {"seed": np.int64(label)} if label.isdecimal() else {"latent": np.array(label)}
         write_atomically(path, npz_bytes(arrays), sync=False)
 
 

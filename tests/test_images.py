@@ -141,7 +141,7 @@ SWALLOWS = """#!/bin/sh
 # An encoder on a full disk: reads its input, leaves a stump, and {ending}.
 cat >/dev/null
 for last; do :; done
-printf 'nohead' >"$last"
+[ "$last" = - ] || printf 'nohead' >"$last"
 exit {status}
 """
 

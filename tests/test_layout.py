@@ -18,10 +18,12 @@ ORDER = (
     "checkpoints",
     "distributed",
     "visualization",
+    "web",
     "heads",
     "loading",
     "dataset",
     "metrics",
+    "inversion",
     "training",
     "tools",
 )

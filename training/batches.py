@@ -1,4 +1,4 @@
-"""The real images of one stage, from where a run stands."""
+"""Batches of real images for one stage, starting where the run stands."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from settings.curriculum import Stage
 from training.run.console import tell
 from training.run.run_state import RunState
 
-RESTART_PAUSES = (0.0, 2.0, 10.0)  # seconds before the reader is started again, the first, second and third time in a row
+RESTART_PAUSES = (0.0, 2.0, 10.0)  # seconds before the first, second and third restart of the reader in a row
 
 
 class StageBatches:
-    """Batches (B, 3, H, W) in [-1, 1] at the stage's size. Raises UserError where the images can't be read.
+    """Batches (B, 3, H, W) in [-1, 1] at the stage's size. Raises UserError where the images cannot be read.
 
-    ``is_under_way``: the run has read its images before, and continues with what there is, however many are gone.
+    ``is_under_way``: the run has read its images before, and continues with those that are left.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class StageBatches:
         self.restart()
 
     def _check_number(self, path: str, num_of_main: int) -> None:
-        """The order of the images, and when an epoch ends, follow from their number: it must be the same for all."""
+        """The order of the images and the length of an epoch follow from their number: it must agree in all processes."""
         if len(self.dataset) != num_of_main:
             where = f"rank {self._processes.rank} on {socket.gethostname()}"
             raise UserError(
@@ -59,12 +59,15 @@ class StageBatches:
         names, num, before = self.dataset.unreadable_names, len(self.dataset), self._state.num_images
         if names:
             first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            tell(f"{len(names)} images in {path} cannot be read and are left out: {first}")
+            reason = next(iter(self.dataset.unreadable.values()))
+            tell(f"{len(names)} images in {path} cannot be read and are left out: {first}; the first is {reason}")
+        for note in self.dataset.notes():
+            tell(f"{path}: {note}")
         if before not in (None, num):
             tell(f"{path} has {num} images, it had {before} when this run last looked: they come in another order now")
 
     def restart(self) -> None:
-        """Read from where the run stands."""
+        """Start reading where the run stands."""
         self.close()
         self.stream = BatchStream(
             self.dataset,
@@ -78,7 +81,7 @@ class StageBatches:
         )
 
     def next(self) -> Tensor:
-        """The batch at the run's place. A reader that fails is started again there a few times; then UserError."""
+        """The run's next batch. A reader that fails is restarted a few times; then raises UserError."""
         path = self.dataset.source.path
         for pause in (*RESTART_PAUSES, None):
             try:

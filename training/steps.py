@@ -49,8 +49,8 @@ class GeneratorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What the step number decides; and ``augment_p`` (): how often D sees augmented images. That one the run has come to, and
-    the trainer supplies it; None: never."""
+    """Settings that follow from the step number; and ``augment_p`` (), how often D sees augmented images, which adapts during
+    the run and comes from the trainer (None: never)."""
 
     image_size: int
     render: RenderSettings
@@ -80,7 +80,7 @@ class StepSettings:
 
 
 class StepResult(NamedTuple):
-    """``total`` to back-propagate; ``terms``: unweighted losses and other scalars for the log, detached."""
+    """``total``: the loss to back-propagate; ``terms``: unweighted losses and other scalars for the log, detached."""
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -199,7 +199,7 @@ def _result(weighted: dict[str, tuple[float, Tensor]], scalars: dict[str, Tensor
 
 def _normal_loss(field: Field, rays: Rays, output: RenderOutput, neighbors: Tensor, h_sample: float) -> Tensor:
     t, hit_mask = output.surface.t, output.surface.hit_mask
-    if t.device.type == "cpu":  # compact to the rays that hit; on a GPU that would wait for their number
+    if t.device.type == "cpu":  # keep only rays that hit; on a GPU their number would need a synchronization
         num = max(1, int(hit_mask.sum(dim=1).max()))
         order = hit_mask.byte().argsort(dim=1, descending=True, stable=True)[:, :num]
         wide = order.unsqueeze(-1).expand(*order.shape, 3)

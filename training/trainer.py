@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from training.run.nonfinite import BadSteps, Diverged, Guard, are_finite, nan_un
 from training.run.recorder import Recorder
 from training.run.recovery import Recovery
 from training.run.run_state import RunState
+from training.run.stop_signals import StopSignals
 from training.steps import (
     Generated,
     GeneratorInputs,
@@ -39,15 +37,12 @@ from training.steps import (
     generator_losses,
 )
 
-# SIGUSR1: what Slurm can send before the time is up; SIGHUP: the terminal closed
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-CHECK_STOP_EVERY = 10  # steps, where several GPUs must agree and would wait for each other
-LAUNCHER_ECHO = 2.0  # seconds within which torchrun passes on a signal that its processes got themselves
+CHECK_STOP_EVERY = 10  # steps, with several GPUs, which must synchronize to agree
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line decides; the curriculum decides the rest. None: no limit; intervals of 0: never."""
+    """Options of the command line; all else is in the curriculum. None: no limit; an interval of 0: never."""
 
     output_dir: Path
     dataset_path: str
@@ -70,7 +65,7 @@ class RunOptions:
 
 
 class Trainer:
-    """Trains ``state`` until the curriculum ends, a limit is reached, or a signal asks to stop."""
+    """Train ``state`` until the curriculum ends, a limit is reached, or a signal asks to stop."""
 
     def __init__(self, state: RunState, options: RunOptions, processes: Processes, amp_dtype: torch.dtype | None = None) -> None:
         self.state = state
@@ -92,17 +87,16 @@ class Trainer:
         past_after = max(options.save_interval, 10 * options.max_bad_steps)
         self.recovery = Recovery(state, options.output_dir, processes, past_after)
         self._batches: StageBatches | None = None
-        self.stop_signal: int | None = None  # that asked the run to stop
-        self._signal_time = 0.0
+        self.stop_signals = StopSignals()
 
     def run(self, recorder: Recorder | None) -> str:
-        """Train; returns why it stopped, in words. A checkpoint of the last step is written before.
+        """Train, write a checkpoint of the last step, and return why training stopped, in words.
 
-        Raises NotSaved where that one could not be, Diverged where the numbers are beyond repair, and UserError where the
-        images are gone (after a checkpoint).
+        Raises NotSaved where that checkpoint cannot be written, Diverged where recovery fails, and UserError where the images
+        are gone (after a checkpoint).
         """
         first_step = self.state.step
-        with self._handled_signals():
+        with self.stop_signals:
             try:
                 while (reason := self._why_stop(first_step)) is None:
                     stage, real = self._next_batch(recorder)
@@ -112,7 +106,7 @@ class Trainer:
                     if self._is_sound(recorder):
                         self._turn_outward(recorder, stage)
                         self._record(recorder, scalars, stage)
-                self._save_last(recorder)  # first: whoever asked to stop may not wait for an image
+                self._save_last(recorder)  # first: whoever asked to stop may not wait for the grid
                 if recorder is not None:
                     self._sample(recorder)
             finally:
@@ -121,7 +115,7 @@ class Trainer:
         return reason
 
     def open_images(self) -> None:
-        """Read the images of the stage where the run stands; ``run`` does it where it was not done."""
+        """Open the images of the present stage. ``run`` does it if it was not done before."""
         c, options, state, is_under_way = self.curriculum, self.options, self.state, self._batches is not None
         if is_under_way:
             self._batches.close()
@@ -130,14 +124,14 @@ class Trainer:
             self._batches = StageBatches(*where, c.stage_at(state.step), state, self.processes, is_under_way)
 
     def _next_batch(self, recorder: Recorder | None) -> tuple[Stage, Tensor]:
-        """The stage, its learning rates set, and its next batch."""
+        """The present stage and its next batch; also sets the learning rates."""
         stage, is_first = self.curriculum.stage_at(self.state.step), self._batches is None
         try:
             if is_first or self._batches.stage is not stage:
                 self.open_images()
             real = self._batches.next()
         except UserError:
-            if not is_first:  # the state stands between two steps, and is worth keeping
+            if not is_first:  # between two steps the state is consistent
                 self._save_last(recorder)
             raise
         self.state.set_learning_rates(self.state.step)
@@ -151,8 +145,8 @@ class Trainer:
         settings = self._settings()
         inputs_G = self._draw_inputs(settings, stage, "G")
         inputs_D = inputs_G if c.share_images else self._draw_inputs(settings, stage, "D")
-        # Shared images are generated once, and their graph waits for G while D learns. Those of a batch in parts are
-        # generated twice all the same: D learns from all parts before it judges the first.
+        # Shared images are generated once, and their graph waits for G while D learns. A batch in parts is
+        # generated twice: D learns from all parts before G sees its verdict on the first.
         shared = generate(state.generator, inputs_G, settings) if c.share_images and num_parts == 1 else None
         terms_D = self._train_discriminator(real, inputs_D, settings, num_parts, shared)
         terms_G = self._train_generator(real, inputs_G, settings, num_parts, shared)
@@ -219,7 +213,7 @@ class Trainer:
 
     @torch.no_grad()
     def _topk_over_parts(self, inputs: GeneratorInputs, settings: StepSettings, num_parts: int) -> Tensor | None:
-        """The top-k choice of a batch that is judged in parts: it needs every score before the first gradient."""
+        """Top-k weights of a batch in parts, which need every score before the first gradient."""
         if num_parts == 1 or settings.topk_fraction >= 1:
             return None
         scores = []
@@ -230,17 +224,17 @@ class Trainer:
         return topk_image_weights(torch.cat(scores), settings.topk_fraction)
 
     def _finish(self, optimizer, scaler, network: nn.Module, results: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Clip, step where the gradient is finite, and average the parts' terms."""
+        """Clip the gradient, step where it is finite, and average the parts' terms."""
         scaler.unscale_(optimizer)
         terms = {name: torch.stack([terms[name] for terms in results]).mean() for name in results[0]}
         terms["grad_norm"] = nn.utils.clip_grad_norm_(network.parameters(), self.curriculum.grad_clip)
         step_if_finite(optimizer, scaler, terms["grad_norm"])
         return terms
 
-    # -- when the numbers go bad -----------------------------------------------------------------------------------
+    # -- recovery --------------------------------------------------------------------------------------------------
 
     def _is_sound(self, recorder: Recorder | None) -> bool:
-        """False where the run was sent back to an earlier checkpoint. The counts are read where that costs nothing."""
+        """False after a recovery. The counts are read when the log synchronizes with the device anyway."""
         state = self.state
         if self.processes.device.type != "cpu" and state.step % self.options.log_interval:
             return True
@@ -252,7 +246,7 @@ class Trainer:
         return True
 
     def _go_back(self, recorder: Recorder | None, bad: BadSteps) -> None:
-        """Recover from ``bad`` steps. Raises Diverged where that does not help."""
+        """Recover from ``bad`` steps. Raises Diverged where that fails."""
         state, from_step, what = self.state, self.state.step, self.recovery.diagnosis(bad)
         try:
             path = self.recovery.go_back(bad)
@@ -270,10 +264,10 @@ class Trainer:
             recorder.event(state.step, "went back", reason=what, from_step=from_step, attempt=attempt, skipped_steps=skipped)
             recorder.warn(f"{what}: going back to {path}, with other random numbers (attempt {attempt})")
 
-    # -- which way the shapes bulge --------------------------------------------------------------------------------
+    # -- hollow shapes ---------------------------------------------------------------------------------------------
 
     def _turn_outward(self, recorder: Recorder | None, stage: Stage) -> None:
-        """Mirror the run in depth where its shapes stay hollow. The main process looks, and all do as it finds."""
+        """Mirror the networks in depth where the shapes stay hollow. The main process measures, and all follow it."""
         c, state = self.curriculum, self.state
         if not c.hollow_check_interval or state.step % c.hollow_check_interval:
             return
@@ -290,26 +284,6 @@ class Trainer:
 
     # -- around the steps ------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _handled_signals(self) -> Iterator[None]:
-        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup: the run is to outlive its terminal
-        heeded = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored]
-        previous = {number: signal.signal(number, self._on_signal) for number in heeded}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        now = time.monotonic()
-        if self.stop_signal is not None:
-            if "TORCHELASTIC_RUN_ID" in os.environ and now - self._signal_time < LAUNCHER_ECHO:
-                return
-            signal.signal(number, signal.SIG_DFL)  # the second one leaves at once
-            signal.raise_signal(number)
-        self.stop_signal, self._signal_time = number, now
-
     def _why_stop(self, first_step: int) -> str | None:
         options, step = self.options, self.state.step
         if step >= self.curriculum.end_step:
@@ -323,14 +297,15 @@ class Trainer:
         if several_gpus and (step - first_step) % CHECK_STOP_EVERY:
             return None
         is_late = options.max_minutes is not None and time.monotonic() - options.started >= 60 * options.max_minutes
-        if not self.processes.any(is_late or self.stop_signal is not None):
+        signal_number = self.stop_signals.number
+        if not self.processes.any(is_late or signal_number is not None):
             return None
         if is_late:
             return f"--max_minutes {options.max_minutes}"
-        return f"signal {signal.Signals(self.stop_signal).name}" if self.stop_signal else "another process was asked to stop"
+        return f"signal {signal.Signals(signal_number).name}" if signal_number else "another process was asked to stop"
 
     def _record(self, recorder: Recorder | None, scalars: dict[str, Tensor], stage: Stage) -> None:
-        """Saving comes last: what a checkpoint's step has to show has been shown when the checkpoint is there."""
+        """Log, sample, evaluate, save. Saving comes last: once a checkpoint exists, its step has been recorded."""
         step, options = self.state.step, self.options
         is_logged = step % options.log_interval == 0
         if is_logged:
@@ -348,14 +323,14 @@ class Trainer:
             self.checkpoint_manager.save(recorder.warn)
 
     def _evaluate(self, recorder: Recorder | None, stage: Stage) -> None:
-        """Measure the averaged generator, in the course of training. Every process comes here; the main one records."""
+        """Evaluate the averaged generator. Every process takes part; the main one records."""
         step = self.state.step
         parts = self.evaluator.parts(self.state.averages["ema"].generator, stage.img_size, step)
         if recorder is not None:
             recorder.log_evaluation(step, parts)
 
     def _readable(self, scalars: dict[str, Tensor]) -> dict[str, float]:
-        """The one place where the log waits for the device."""
+        """Scalars as numbers: the one place where the log synchronizes with the device."""
         values = torch.stack([value.float() for value in scalars.values()]).tolist()
         settings = self._settings()
         return {

@@ -153,26 +153,36 @@ INLINE const float *block_points(const Field *f, long latent, long start, float 
   return padded;
 }
 
+/* The hidden layer before its activation, `num` units from j on: that many sums side by side keep the adders busy. */
+INLINE void hidden_units(const Field *f, const v16 *columns, int channels, long j, int num, v16 *h) {
+  const float *w = f->hidden_weight + j * channels;
+  for (int q = 0; q < num; q++) h[q] = f->hidden_bias[j + q] + (v16){0};
+#pragma GCC unroll 4
+  for (int c = 0; c < channels; c++)
+    for (int q = 0; q < num; q++) h[q] += w[q * channels + c] * columns[c];
+}
+
+INLINE void add_to_outputs(const Field *f, const v16 *columns, int channels, long j, int num, int outputs, v16 *out) {
+  v16 h[8], unused;
+  hidden_units(f, columns, channels, j, num, h);
+  for (int q = 0; q < num; q++) {
+    v16 active = activation(h[q], &unused);
+    for (int k = 0; k < outputs; k++) out[k] += f->output_weight[k * f->hidden + j + q] * active;
+  }
+}
+
 INLINE void forward_block(const Field *f, long latent, long start, int vectors, int is_product, float *logits, float *colors) {
   const int outputs = colors ? OUTPUTS : 1, channels = 16 * vectors;
   float padded[3 * BLOCK], pixels[OUTPUTS - 1][BLOCK];
   Cells cells;
-  v16 features[BLOCK][MAX_VECTORS], columns[16 * MAX_VECTORS], out[OUTPUTS], unused;
+  v16 features[BLOCK][MAX_VECTORS], columns[16 * MAX_VECTORS], out[OUTPUTS];
   find_cells(f, block_points(f, latent, start, padded), &cells);
   look_up(f, f->planes + latent * f->size * f->size * PLANES * channels, &cells, vectors, is_product, features);
   for (int v = 0; v < vectors; v++) transpose(features, v, columns + 16 * v);
   for (int k = 0; k < outputs; k++) out[k] = f->output_bias[k] + (v16){0};
-  for (long j = 0; j < f->hidden; j += 4) {
-    const float *w = f->hidden_weight + j * channels;
-    v16 h[4];
-    for (int q = 0; q < 4; q++) h[q] = f->hidden_bias[j + q] + (v16){0};
-    for (int c = 0; c < channels; c++)
-      for (int q = 0; q < 4; q++) h[q] += w[q * channels + c] * columns[c];
-    for (int q = 0; q < 4; q++) {
-      v16 active = activation(h[q], &unused);
-      for (int k = 0; k < outputs; k++) out[k] += f->output_weight[k * f->hidden + j + q] * active;
-    }
-  }
+  long j = 0;
+  for (; j + 8 <= f->hidden; j += 8) add_to_outputs(f, columns, channels, j, 8, outputs, out);
+  for (; j < f->hidden; j += 4) add_to_outputs(f, columns, channels, j, 4, outputs, out);
   out[0] += cells.ball;
   long num = f->num_points - start < BLOCK ? f->num_points - start : BLOCK, place = latent * f->num_points + start;
   for (long p = 0; p < num; p++) logits[place + p] = out[0][p];
@@ -237,6 +247,21 @@ INLINE void scatter(const Field *f, const Cells *cells, int plane, int p, int ve
   *(u16 *)(texel + down + right) += cells->weight[plane][3][p] * values;
 }
 
+INLINE void hidden_gradients(const Field *f, const v16 *columns, int channels, long j, int num, int outputs, const v16 *out,
+                             v16 *grad_hidden, Sums *sums) {
+  v16 h[8];
+  hidden_units(f, columns, channels, j, num, h);
+  for (int q = 0; q < num; q++) {
+    v16 slope, active = activation(h[q], &slope), grad = (v16){0};
+    for (int k = 0; k < outputs; k++) {
+      sums->output_weight[k][j + q] += active * out[k];
+      grad += f->output_weight[k * f->hidden + j + q] * out[k];
+    }
+    grad_hidden[j + q] = grad * slope;
+    sums->hidden_bias[j + q] += grad_hidden[j + q];
+  }
+}
+
 INLINE void backward_block(const Field *f, long latent, long start, int vectors, int is_product, int outputs,
                            const v16 out[OUTPUTS], float *grad_planes, float *grad_hidden_weight, Sums *sums) {
   const int channels = 16 * vectors;
@@ -248,22 +273,9 @@ INLINE void backward_block(const Field *f, long latent, long start, int vectors,
   look_up(f, planes, &cells, vectors, is_product, features);
   for (int v = 0; v < vectors; v++) transpose(features, v, columns + 16 * v);
   for (int k = 0; k < outputs; k++) sums->output_bias[k] += out[k];
-  for (long j = 0; j < f->hidden; j += 4) {
-    const float *w = f->hidden_weight + j * channels;
-    v16 h[4];
-    for (int q = 0; q < 4; q++) h[q] = f->hidden_bias[j + q] + (v16){0};
-    for (int c = 0; c < channels; c++)
-      for (int q = 0; q < 4; q++) h[q] += w[q * channels + c] * columns[c];
-    for (int q = 0; q < 4; q++) {
-      v16 slope, active = activation(h[q], &slope), grad = (v16){0};
-      for (int k = 0; k < outputs; k++) {
-        sums->output_weight[k][j + q] += active * out[k];
-        grad += f->output_weight[k * f->hidden + j + q] * out[k];
-      }
-      grad_hidden[j + q] = grad * slope;
-      sums->hidden_bias[j + q] += grad_hidden[j + q];
-    }
-  }
+  long j = 0;
+  for (; j + 8 <= f->hidden; j += 8) hidden_gradients(f, columns, channels, j, 8, outputs, out, grad_hidden, sums);
+  for (; j < f->hidden; j += 4) hidden_gradients(f, columns, channels, j, 4, outputs, out, grad_hidden, sums);
   for (int v = 0; v < vectors; v++) {
     v16 rows[BLOCK];
     for (int p = 0; p < BLOCK; p++) rows[p] = features[p][v];

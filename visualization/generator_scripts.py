@@ -1,24 +1,30 @@
-"""What the scripts that look at a trained generator share: their arguments, loading, and the field of a seed."""
+"""What the scripts that look at a trained generator share: their arguments, loading, and the fields of seeds and latents."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from checkpoints.loading import LoadedGenerator, load_generator
-from common.arguments import add_device_argument, finite_float, image_side, int_between, resolve_device
+from checkpoints.latents import GeneratorName, load_directions, load_latent
+from checkpoints.loading import LoadedGenerator, load_generator, resolve_generator_path
+from common.arguments import add_device_argument, finite_float, image_side, int_between, positive_int, resolve_device
 from common.errors import UserError
 from common.files import make_output_dir
+from common.output_folders import claim_folder
 from generators.cameras import CameraPoses
 from generators.generator import Styles, latent_from_seed
+from generators.styles import flatten_styles, unflatten_styles, with_weights
 from generators.view_cache import CachedField, build_cache, view_rays
 from generators.views import LockedDirections, View, ViewSettings, make_pose, render_view
+from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
 from siren.field import Field
 from visualization.trajectories import TrajectoryPose
@@ -41,7 +47,22 @@ def add_generator_arguments(parser: argparse.ArgumentParser, output_dir: str, ps
     parser.add_argument(
         "--precision", choices=list(PRECISIONS), default="tf32", help="of the field's products on a GPU; sums are float32"
     )
+    parser.add_argument("--max_batch_size", type=positive_int, help="accepted for old commands: memory is bounded as it is")
     add_device_argument(parser)
+
+
+def add_latent_arguments(parser: argparse.ArgumentParser) -> None:
+    """--latent and --direction."""
+    parser.add_argument(
+        "--latent", nargs="+", default=[], metavar="FILE", help="latents that invert.py found, beside or instead of seeds"
+    )
+    parser.add_argument(
+        "--direction",
+        nargs="+",
+        default=[],
+        metavar="FILE:K:AMOUNT",
+        help="move each along direction K of a file of tools/directions.py, by AMOUNT standard deviations",
+    )
 
 
 def add_view_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,42 +77,136 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save_raw", action="store_true", help="also write raw_SEED_I.npz: the view's arrays and its pose")
 
 
-def open_generator(args: argparse.Namespace) -> tuple[LoadedGenerator, Path]:
-    """Check the arguments of :func:`add_generator_arguments`, load the generator, make the output folder. Raises UserError."""
+def open_generator(
+    args: argparse.Namespace, fallback: Curriculum | None = None, owns_folder: bool = True
+) -> tuple[LoadedGenerator, Path]:
+    """Check the arguments of :func:`add_generator_arguments`, load the generator, make the output folder. Raises UserError.
+
+    fallback: as for :func:`checkpoints.loading.load_generator`. owns_folder: whether the folder is for one generator alone.
+    """
     device = resolve_device(args.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision(PRECISIONS[args.precision])
-    loaded = load_with_notes(args.path, args.curriculum, device)
-    return loaded, make_output_dir(args.output_dir)
+    for option in ("max_batch_size", "old_batch_size"):
+        if getattr(args, option, None) is not None:
+            print(f"note: --{option.removeprefix('old_')} has no effect: memory is bounded as it is", file=sys.stderr)
+    loaded = load_with_notes(args.path, args.curriculum, device, fallback)
+    output_dir = make_output_dir(args.output_dir)
+    if owns_folder:
+        path = resolve_generator_path(args.path).resolve()
+        name = f"{path.parent.name}/{path.name}"
+        note = claim_folder(output_dir, name, GeneratorName.of(loaded.generator, path).digest)
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+    return loaded, output_dir
 
 
-def load_with_notes(path: Path | str, curriculum: str | None, device: torch.device) -> LoadedGenerator:
-    """The generator of a file, a folder or a shipped name; ``curriculum``: a name or .json file, where it does not carry its own.
+def load_with_notes(
+    path: Path | str, curriculum: str | None, device: torch.device, fallback: Curriculum | None = None
+) -> LoadedGenerator:
+    """The generator of a file or a shipped name; ``curriculum``: a name or .json file, where it does not carry its own.
 
-    What the user should know about the weights goes to stderr. Raises UserError.
+    ``fallback``: as for :func:`checkpoints.loading.load_generator`. What the user should know about the weights goes to stderr.
+    Raises UserError.
     """
-    loaded = load_generator(path, get_curriculum(curriculum) if curriculum else None, device)
+    loaded = load_generator(path, get_curriculum(curriculum) if curriculum else None, device, fallback=fallback)
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
     return loaded
 
 
-@torch.no_grad()
-def film_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Styles:
+@dataclass(frozen=True)
+class Subject:
+    """What is rendered: styles of one latent, and where they were tuned to a photo the generator's weights.
+
+    ``label``: the seed, or the latent file's name without its ending; files are named after it.
+    """
+
+    label: str
+    styles: Styles
+    weights: Mapping[str, Tensor] | None = None
+
+    def lerp(self, other: Subject, weight: float) -> Subject:
+        """``self`` at weight 0, ``other`` at weight 1. Either both have weights, of the same names, or neither."""
+        styles = self.styles.lerp(other.styles, weight)
+        if self.weights is None or other.weights is None:
+            return Subject(self.label, styles)
+        return Subject(
+            self.label, styles, {name: torch.lerp(value, other.weights[name], weight) for name, value in self.weights.items()}
+        )
+
+
+def styles_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Styles:
     """The styles of a seed's latent, (1, ...), the same on every device and at every call."""
     curriculum = loaded.curriculum
     z = latent_from_seed(seed, curriculum.latent_dim, curriculum.z_dist)
-    return loaded.generator.film(z.to(next(loaded.generator.parameters()).device), psi)
+    with torch.no_grad():
+        return loaded.generator.film(z.to(next(loaded.generator.parameters()).device), psi)
 
 
 def field_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Field:
-    """The field of a seed's latent, bound once: ask it for as many views as needed."""
-    return bind_field(loaded, film_from_seed(loaded, seed, psi))
+    """The field of a seed's latent, bound once: query it for as many views as needed."""
+    return bind_field(loaded, Subject(str(seed), styles_from_seed(loaded, seed, psi)))
 
 
 @torch.no_grad()
-def bind_field(loaded: LoadedGenerator, film: Styles) -> Field:
-    return loaded.generator.field(film)
+def bind_field(loaded: LoadedGenerator, subject: Subject) -> Field:
+    generator = loaded.generator if subject.weights is None else with_weights(loaded.generator, subject.weights)
+    return generator.field(subject.styles)
+
+
+def given_seeds(args: argparse.Namespace, seeds: Sequence[int] | None, default: Sequence[int]) -> Sequence[int]:
+    """``seeds``; where none were named, those of ``default``, or none beside --latent."""
+    if seeds is not None:
+        return seeds
+    return [] if args.latent else default
+
+
+def open_subjects(loaded: LoadedGenerator, seeds: Sequence[int], args: argparse.Namespace) -> list[Callable[[], Subject]]:
+    """Subjects of ``seeds`` at --psi and of the files of --latent as they are, moved along --direction; each made when called.
+
+    Files are read here. Raises UserError for a latent or a direction of another generator, and for two files of one name.
+    """
+    name = GeneratorName.of(loaded.generator, args.path)
+    latents = {_label_of(path): load_latent(path, loaded.generator, name) for path in args.latent}
+    if len(latents) < len(args.latent):
+        raise UserError("two files of --latent have the same name, and so would what is written of them; rename one")
+    step = sum(_direction_step(loaded, text, name) for text in args.direction)
+
+    def of_seed(seed: int) -> Subject:
+        return Subject(str(seed), _moved(styles_from_seed(loaded, seed, args.psi), step))
+
+    def of_latent(label: str) -> Subject:
+        return Subject(label, _moved(latents[label].styles, step), latents[label].weights)
+
+    return [partial(of_seed, seed) for seed in seeds] + [partial(of_latent, label) for label in latents]
+
+
+def _label_of(path: str) -> str:
+    """A latent file's name without its ending; not a bare number, which would pass for a seed."""
+    stem = Path(path).name.removesuffix(".safetensors")
+    return f"latent_{stem}" if stem.isdecimal() else stem
+
+
+def _direction_step(loaded: LoadedGenerator, text: str, name: GeneratorName) -> Tensor:
+    """What FILE:K:AMOUNT adds to flat styles, (1, D). Raises UserError for anything else."""
+    path, _, rest = text.rpartition(":")
+    path, _, index_text = path.rpartition(":")
+    try:
+        index, amount = int(index_text), float(rest)
+    except ValueError:
+        path, index, amount = "", -1, math.nan
+    if not path or not math.isfinite(amount):
+        raise UserError(f"--direction {text}: write FILE:K:AMOUNT, such as directions.safetensors:0:1.5")
+    directions = load_directions(path, loaded.generator, name)
+    if not 0 <= index < len(directions.sigma):
+        raise UserError(f"--direction {text}: {path} has directions 0 to {len(directions.sigma) - 1}")
+    return amount * directions.sigma[index] * directions.directions[index : index + 1]
+
+
+def _moved(styles: Styles, step: Tensor | int) -> Styles:
+    """Styles plus a step (1, D); a step of 0 leaves them, to the bit."""
+    return unflatten_styles(flatten_styles(styles) + step, styles) if isinstance(step, Tensor) else styles
 
 
 def share_between_views(
@@ -148,6 +263,6 @@ def _view_settings(args: argparse.Namespace, pose: TrajectoryPose) -> ViewSettin
     )
 
 
-def save_raw(view: View, output_dir: Path, seed: int, index: int) -> None:
-    """``raw_{seed}_{index}.npz`` in ``output_dir``. Raises UserError where it cannot be written."""
-    view.save_raw(output_dir / f"raw_{seed}_{index}.npz", seed)
+def save_raw(view: View, output_dir: Path, label: str, index: int) -> None:
+    """``raw_{label}_{index}.npz`` in ``output_dir``. Raises UserError where it cannot be written."""
+    view.save_raw(output_dir / f"raw_{label}_{index}.npz", label)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from checkpoints.loading import LoadedGenerator
-from common.arguments import positive_float
+from common.arguments import positive_float, positive_int
 from siren.field import Field
 from visualization.generator_scripts import render_pose, report_preview, save_raw
 from visualization.images import QUANTITIES, view_image
@@ -26,7 +26,7 @@ class Shot(NamedTuple):
 
     field: Field | Callable[[], Field]
     pose: TrajectoryPose
-    seed: int
+    label: str
 
 
 def frame_rate(text: str) -> float:
@@ -43,6 +43,9 @@ def add_video_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantities", nargs="+", choices=QUANTITIES, default=["image", "depth", "normals"], help="a video of each"
     )
     parser.add_argument("--fps", type=frame_rate, default=24, help="frames per second")
+    parser.add_argument(
+        "--batch_size", dest="old_batch_size", type=positive_int, help="accepted for old commands: frames come one by one"
+    )
 
 
 def render_shots(
@@ -62,6 +65,6 @@ def render_shots(
             for video, quantity in zip(videos, quantities, strict=True):
                 video.add(view_image(view, quantity, *depth_range))
             if args.save_raw:
-                save_raw(view, output_dir, shot.seed, i)
+                save_raw(view, output_dir, shot.label, i)
     print(f"wrote {', '.join(map(str, paths))}")
     return paths

@@ -1,1 +1,1 @@
-"""A run on disk: its folder, its checkpoints, its log, and what to do when something goes wrong."""
+"""A run on disk: folder, checkpoints, log, and recovery."""

@@ -1,8 +1,8 @@
-"""When a run's state is saved, and what happens where it cannot be.
+"""The checkpoint manager: when a run is saved, and what happens when it cannot be.
 
-A checkpoint on the way that cannot be written is no reason to stop: it is said in one line, what is there stays, and the
-run tries again after a minute, then after 2, 4, 8, 16, and every 16 minutes, and at every step at which a checkpoint is due.
-At the end it tries a few times within some ten seconds, and ends with the status of :class:`NotSaved`.
+A checkpoint that cannot be written does not stop training: one line says so, older files stay, and the manager tries again
+after 1, 2, 4, 8, 16 and then every 16 minutes, and at every step at which a checkpoint is due. At the end of a run it tries
+a few times within ten seconds, and then raises :class:`NotSaved`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ PAUSES_AT_END = (1.0, 3.0, 6.0)  # seconds; a launcher gives its processes about
 
 
 class NotSaved(UserError):
-    """The run ended and its last state could not be written."""
+    """The last state of a run could not be written."""
 
     exit_status = 3
 
 
 class CheckpointManager:
-    """Saves ``state`` into ``folder``: every ``interval`` steps and at milestones (0: not at all), and when the run ends."""
+    """Save ``state`` into ``folder`` every ``interval`` steps and at milestones (0: never), and when the run ends."""
 
     def __init__(
         self, state: RunState, folder: Path, interval: int, milestone_interval: int, num_kept: int, world_size: int
@@ -49,9 +49,9 @@ class CheckpointManager:
         return bool(self._interval and step % self._interval == 0) or is_milestone(step, self._milestone_interval)
 
     def save(self, warn: Callable[[str], None]) -> None:
-        """A checkpoint on the way; what is wrong goes to ``warn``."""
+        """Write a checkpoint during the run; a failure is reported through ``warn``."""
         state = self._state
-        if state.bad_steps.in_a_row:  # this may be a dead end; better not to push a good checkpoint out with it
+        if state.bad_steps.in_a_row:  # do not replace a good checkpoint by one that may lead nowhere
             self._retry_at = time.monotonic()
             return
         bad = state.first_not_finite()
@@ -62,14 +62,14 @@ class CheckpointManager:
             self._write()
         except UserError as error:
             minutes = self._retry_after / 60
-            warn(f"no checkpoint at step {state.step}: {error}; the run goes on and tries again within {minutes:g} min")
+            warn(f"no checkpoint at step {state.step}: {error}; training continues, next attempt within {minutes:g} min")
             self._retry_at = time.monotonic() + self._retry_after
             self._retry_after = min(2 * self._retry_after, LAST_RETRY)
         else:
             self._retry_at, self._retry_after = None, FIRST_RETRY
 
     def save_last(self, warn: Callable[[str], None]) -> None:
-        """The state in which the run ends. Raises NotSaved, or Diverged where there is nothing worth saving."""
+        """Save the last state of the run. Raises NotSaved, or Diverged where that state is not finite."""
         state = self._state
         bad = state.first_not_finite()
         if bad:
@@ -92,7 +92,7 @@ class CheckpointManager:
                 time.sleep(pause)
 
     def _write(self) -> None:
-        """Raises UserError. The inference file is the smaller loss, so it comes second."""
+        """Write the checkpoint, then the inference file, which matters less. Raises UserError."""
         state = self._state
         if self._saved_step != state.step:
             state.save(self._folder, self._world_size)
@@ -101,10 +101,10 @@ class CheckpointManager:
         if not state.bad_steps.in_a_row:
             try:
                 remove_old_checkpoints(self._folder, state.step, self._num_kept, self._milestone_interval)
-            except WriteError:  # the disk did not keep what it took: the next try is to write it again
+            except WriteError:  # the file cannot be read back: the next attempt writes it again
                 self._saved_step = None
                 raise
 
     def forget(self) -> None:
-        """The run went back to a checkpoint: what was saved of the step it comes to is no longer its state."""
+        """After a recovery: a checkpoint of the present step may be of an earlier attempt, so write it again."""
         self._saved_step = self._retry_at = None

@@ -1,6 +1,6 @@
-"""Words for the user that cannot end a run: a terminal that closed or a log file on a full disk is no reason to stop.
+"""Console output that never stops a run: the terminal may close, or stdout may be a file on a full disk.
 
-Nor is a full disk a reason for a page of traceback: TensorBoard writes in threads of its own, which end with it.
+TensorBoard writes in threads of its own, which die when the disk is full; no traceback is printed for them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SteadyStream:
 
 @contextlib.contextmanager
 def steady_output() -> Iterator[None]:
-    """Within it, print and progress bars never raise, and a thread that a disk ended leaves it to its caller to say so."""
+    """A context in which print and progress bars never raise, and threads that die of an OSError print no traceback."""
     previous = threading.excepthook
 
     def hook(what: threading.ExceptHookArgs) -> None:
@@ -49,5 +49,5 @@ def steady_output() -> Iterator[None]:
 
 
 def tell(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     print(" ".join(text.split()), file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
-"""What keeps a number that is not finite out of the weights, the averages and the checkpoints.
+"""Guards that keep NaN and infinity out of the weights, the averages and the checkpoints.
 
-A step whose gradient is not finite is left out: its optimizer does not move. How many were, how many in a row, and which
-term was the first to go is counted on the device, so that a GPU is not waited for; the trainer looks when it logs. Gradients
-are averaged over processes before they are looked at, so all processes leave out the same steps.
+A step whose gradient is not finite is skipped: its optimizer does not move. The number of skipped steps, how many in a row,
+and the term that failed first are counted on the device, without synchronizing with a GPU; the trainer reads them when it
+logs. Gradients are averaged over processes before they are checked, so all processes skip the same steps.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ GRADIENT_NORMS = ("D/grad_norm", "G/grad_norm")
 
 
 class Diverged(UserError):
-    """The numbers of a run are beyond repair; its last checkpoint is whole."""
+    """Training diverged for good; the last checkpoint is whole."""
 
     exit_status = 4
 
 
 @dataclass(frozen=True)
 class BadSteps:
-    """``skipped``: steps of the whole run in which an optimizer did not move, ``in_a_row``: the last of them without a good
-    one between; ``first_step`` and ``first_term``: where the present (or last) row began, and the term that went first."""
+    """``skipped``: steps of the whole run in which an optimizer did not move; ``in_a_row``: the latest of them without a good
+    step in between; ``first_step``, ``first_term``: where the present (or last) row began, and the term that failed first."""
 
     skipped: int = 0
     in_a_row: int = 0
@@ -37,25 +37,25 @@ class BadSteps:
 
 
 class Guard:
-    """Counts bad steps on ``device``, going on from ``known``."""
+    """Count bad steps on ``device``, starting from ``known``."""
 
     def __init__(self, device: torch.device, known: BadSteps) -> None:
-        # skipped, in a row, first step of the row, place of the term that went first
+        # skipped, in a row, first step of the row, index of the term that failed first
         start = [known.skipped, known.in_a_row, known.first_step, -1]
         self._counts = torch.tensor(start, dtype=torch.int64, device=device)
         self._names: list[str] = []
         self._known_term = known.first_term
 
     def watch(self, step: int, terms: dict[str, Tensor]) -> None:
-        """Note whether this step was a bad one. ``terms``: its scalars in the order in which they were computed.
+        """Record whether this step was bad. ``terms``: its scalars, in the order in which they were computed.
 
-        A term that has come to its end (G/ball_hold) keeps its place, which the counts may hold. Those that come later (a
-        lazy D/r1 and D/r2) have the last places; they still go before the gradients, which follow from them.
+        A term that ends (G/ball_hold) keeps its index, which the counts may hold. Terms that come later (a lazy D/r1 and
+        D/r2) get the last indices, but still rank before the gradients, which follow from them.
         """
         self._names += [name for name in terms if name not in self._names]
         ended = torch.zeros((), device=self._counts.device)
         is_bad = ~torch.isfinite(torch.stack([terms.get(name, ended).float() for name in self._names]))
-        # one by one: a list of places would be copied to the GPU, and waited for
+        # one by one: indexing with a list would synchronize with the GPU
         rank = torch.stack([bad * (1 if name in GRADIENT_NORMS else 2) for name, bad in zip(self._names, is_bad, strict=True)])
         first = rank.argmax()  # of equal values, the first
         skipped = torch.stack([is_bad[self._names.index(name)] for name in GRADIENT_NORMS]).any()
@@ -66,19 +66,19 @@ class Guard:
         self._counts = torch.stack([old_skipped + skipped, row, first_step, first_term])
 
     def look(self) -> BadSteps:
-        """The counts. This waits for the device."""
+        """Read the counts. This synchronizes with the device."""
         skipped, in_a_row, first_step, place = self._counts.tolist()
         return BadSteps(skipped, in_a_row, first_step, self._names[place] if place >= 0 else self._known_term)
 
 
 def nan_unless_finite(loss: Tensor) -> Tensor:
-    """``loss``; where it is not finite, one whose whole gradient is NaN, which makes every process leave the step out."""
+    """``loss``; where it is not finite, one whose whole gradient is NaN, so that every process skips the step."""
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
 
 
 def step_if_finite(optimizer: torch.optim.Adam, scaler: torch.amp.GradScaler, grad_norm: Tensor) -> None:
     """Move ``optimizer`` where the norm () of its unscaled gradient is finite; on a GPU without waiting for the norm."""
-    if scaler.is_enabled():  # fp16: it has looked at the gradients itself, and lowers its scale where they overflow
+    if scaler.is_enabled():  # fp16: it has checked the gradients itself, and lowers its scale where they overflow
         scaler.step(optimizer)
         scaler.update()
     elif grad_norm.device.type == "cpu":

@@ -1,6 +1,6 @@
-"""What a run shows: the progress line, log.jsonl, metrics.jsonl, TensorBoard, and grids of image, depth, normals and mask.
+"""The progress bar, log.jsonl, metrics.jsonl, TensorBoard, and grids of image, depth, normals and mask.
 
-Nothing here ends a run: what cannot be written or measured is said once, in one line, and tried again the next time.
+Nothing here stops a run: a failure to write or to measure is reported once, in one line, and tried again the next time.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ MAX_UNWRITTEN = 10_000  # lines of the log kept in memory while they cannot be w
 
 
 class Recorder:
-    """Writes into ``output_dir``; made in the main process only. What was logged beyond ``step`` before is taken back."""
+    """Writes into ``output_dir``, in the main process only. Log lines beyond ``step`` are removed at the start."""
 
     def __init__(self, output_dir: Path, step: int, end_step: int, use_tensorboard: bool) -> None:
         self._dir = output_dir
         self._log_path, self._metrics_path = output_dir / "log.jsonl", output_dir / "metrics.jsonl"
         # lines that wait for room on the disk
         self._unwritten: dict[Path, list[dict[str, Any]]] = {self._log_path: [], self._metrics_path: []}
-        self._failing: set[str] = set()  # what could not be done the last time, and was said
+        self._failing: set[str] = set()  # failures that were reported and not resolved yet
         self._bar = tqdm(total=end_step, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
         self._use_tensorboard = use_tensorboard
         self._writer: Any = None
@@ -45,12 +45,12 @@ class Recorder:
         self._cut_log(step)
 
     def advance(self, num_images: int) -> None:
-        """One step over, in which D saw ``num_images`` real images."""
+        """Count a step, in which D saw ``num_images`` real images."""
         self._images += num_images
         self._bar.update()
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
-        """Scalars since the last call; adds images per second."""
+        """Write scalars, and images per second since the last call."""
         now = time.perf_counter()
         scalars = {**scalars, "images_per_second": self._images / max(now - self._since, 1e-9)}
         self._since, self._images = now, 0
@@ -59,10 +59,10 @@ class Recorder:
         self._write(self._log_path, step, scalars)
 
     def log_evaluation(self, step: int, parts: Mapping[str, Callable[[], dict[str, float]]]) -> None:
-        """Measure the parts, each by itself, and write what came out of them as one line of metrics.jsonl."""
+        """Compute each part on its own, and write the results as one line of metrics.jsonl."""
         scalars: dict[str, float] = {}
         for name, measure in parts.items():
-            with self._no_reason_to_stop(f"evaluation at step {step}, {name},", key=f"evaluation, {name}"):
+            with self._tolerate(f"evaluation at step {step}, {name},", key=f"evaluation, {name}"):
                 scalars |= measure()
         if scalars:
             self.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scalars.items()))
@@ -76,11 +76,11 @@ class Recorder:
         self._append(self._metrics_path, {"step": step, "mirrored_depth": True, "inverted": turn.invert, **numbers})
 
     def event(self, step: int, name: str, **details: str | int | float) -> None:
-        """A line in log.jsonl for something that happened, beside the scalars."""
+        """Write an event, such as a recovery, as a line of log.jsonl."""
         self._append(self._log_path, {"step": step, "event": name, **details})
 
     def go_back(self, step: int) -> None:
-        """The run goes on from an earlier ``step``: what was logged beyond it is taken back."""
+        """Continue from an earlier ``step``: remove what was logged beyond it."""
         self._bar.n = step
         self._bar.refresh()
         self._close_writer()
@@ -88,7 +88,7 @@ class Recorder:
         self._cut_log(step)
 
     def _write(self, path: Path, step: int, scalars: dict[str, float], prefix: str = "") -> None:
-        """Values that are not finite are no JSON; their names go into ``not_finite``. ``prefix``: of names in TensorBoard."""
+        """Write scalars to ``path`` and TensorBoard (names with ``prefix``). JSON has no NaN: ``not_finite`` names those."""
         finite = {name: float(f"{value:.6g}") for name, value in scalars.items() if math.isfinite(value)}
         bad = [name for name in scalars if name not in finite]
         self._append(path, {"step": step, **finite, **({"not_finite": bad} if bad else {})})
@@ -100,7 +100,7 @@ class Recorder:
 
     def _write_logs(self) -> None:
         for path, lines in self._unwritten.items():
-            with self._no_reason_to_stop(f"writing {path}", key=path.name):
+            with self._tolerate(f"writing {path}", key=path.name):
                 if lines:
                     append_line(path, "\n".join(json.dumps(line) for line in lines))
                 self._unwritten[path] = []
@@ -108,19 +108,19 @@ class Recorder:
     def _cut_log(self, step: int) -> None:
         for path, lines in self._unwritten.items():
             self._unwritten[path] = [line for line in lines if line["step"] <= step or "event" in line]
-            with self._no_reason_to_stop(f"shortening {path}", key=f"cut {path.name}"):
+            with self._tolerate(f"shortening {path}", key=f"cut {path.name}"):
                 cut_log(path, step)
 
     def _show(self, write: Callable[[Any], None]) -> None:
-        """``write`` to TensorBoard's writer, which is opened anew after a failure (its own thread fails later than the call)."""
+        """``write`` to TensorBoard, whose writer is reopened after a failure (its thread fails later than the call)."""
         if not self._use_tensorboard:
             return
-        with self._no_reason_to_stop("writing for TensorBoard", key="tensorboard"):
+        with self._tolerate("writing for TensorBoard", key="tensorboard"):
             try:
                 if self._writer is None:
                     from torch.utils.tensorboard import SummaryWriter
 
-                    _put_behind_us(self._dir / "tensorboard")
+                    _rename_newer_events(self._dir / "tensorboard")
                     self._writer = SummaryWriter(str(self._dir / "tensorboard"), purge_step=self._purge_step, flush_secs=10)
                     self._purge_step = None
                 write(self._writer)
@@ -135,14 +135,14 @@ class Recorder:
             self._writer = None
 
     @contextlib.contextmanager
-    def _no_reason_to_stop(self, what: str, key: str) -> Iterator[None]:
-        """Say once that ``what`` failed, and once that it works again."""
+    def _tolerate(self, what: str, key: str) -> Iterator[None]:
+        """A context that reports once when ``what`` fails, and once when it works again."""
         try:
             yield
-        except Exception as error:  # whatever it is, the training behind it is sound
+        except Exception as error:  # of any kind: training itself is not affected
             if key not in self._failing:
                 reason = " ".join(str(error).split())[:300]
-                self.warn(f"{what} failed ({type(error).__name__}: {reason}); the run goes on and will try again")
+                self.warn(f"{what} failed ({type(error).__name__}: {reason}); training continues and will try again")
             self._failing.add(key)
         else:
             if key in self._failing:
@@ -150,18 +150,18 @@ class Recorder:
             self._failing.discard(key)
 
     def sample(self, step: int, generator: ImplicitGenerator3d, image_size: int, interval: float) -> None:
-        """A grid of fixed latents: samples/{step}.png, and TensorBoard."""
-        with self._no_reason_to_stop(f"the sample grid of step {step}", key="samples"):
+        """Write a grid of fixed latents to samples/{step}.png and TensorBoard."""
+        with self._tolerate(f"the sample grid of step {step}", key="samples"):
             grid = to_uint8(sample_grid(generator, image_size, interval))
             write_atomically(self._dir / "samples" / f"{step:07d}.png", png_bytes(grid))
             self._show(lambda writer: writer.add_image("samples", grid, step, dataformats="HWC"))
 
     def note(self, text: str) -> None:
-        """A line above the progress bar."""
+        """Print a line above the progress bar."""
         self._bar.write(text)
 
     def warn(self, text: str) -> None:
-        """A line on stderr, above the progress bar."""
+        """Print a line on stderr, above the progress bar."""
         self._bar.write(" ".join(text.split()), file=sys.stderr)
 
     def close(self) -> None:
@@ -170,8 +170,8 @@ class Recorder:
         self._close_writer()
 
 
-def _put_behind_us(folder: Path) -> None:
-    """Where the clock was set back, rename what TensorBoard has: it reads files in the order of the seconds in their names."""
+def _rename_newer_events(folder: Path) -> None:
+    """Rename TensorBoard's files if the clock was set back: it reads them in the order of the times in their names."""
     names = sorted(path.name for path in folder.glob("events.out.tfevents.*"))
     if names and names[-1] >= f"events.out.tfevents.{int(time.time()):010d}":
         for place, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Recovery of a run whose numbers go bad: back to a checkpoint, with other random draws, a few times; then a diagnosis."""
+"""Recovery from steps that are not finite: back to a checkpoint with other random draws, a few times; then a diagnosis."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from training.run.console import tell
 from training.run.nonfinite import BadSteps, Diverged
 from training.run.run_state import RunState
 
-MAX_RECOVERIES = 3  # without getting well past the place in between
+MAX_RECOVERIES = 3  # without getting well past the failure in between
 
 
 class Recovery:
-    """Takes ``state`` back to a checkpoint in ``folder``. ``past_after``: steps beyond the place that end the count."""
+    """Return ``state`` to a checkpoint in ``folder``. ``past_after``: steps beyond a failure that reset the count."""
 
     def __init__(self, state: RunState, folder: Path, processes: Processes, past_after: int) -> None:
         self._state, self._folder, self._processes, self._past_after = state, folder, processes, past_after
@@ -27,10 +27,10 @@ class Recovery:
             self._count = 0
 
     def go_back(self, bad: BadSteps) -> Path:
-        """Resume from the newest whole checkpoint; each further time from the one before it, which may be less sick.
+        """Resume from the newest whole checkpoint; each further time from an older one, since the newest may be affected.
 
-        Other random numbers are drawn from there: they follow from the seed and ``state.attempt``, which is saved, so the run
-        can still be repeated. Raises Diverged, with the diagnosis, where there is none or MAX_RECOVERIES were in vain.
+        The retry draws other random numbers: they follow from the seed and ``state.attempt``, which is saved, so the run is
+        still reproducible. Raises Diverged, with the diagnosis, without a checkpoint or after MAX_RECOVERIES.
         """
         state, attempt = self._state, self._state.attempt + 1
         self._count, self._place = self._count + 1, state.step
@@ -54,7 +54,7 @@ class Recovery:
         return Path(target)
 
     def diagnosis(self, bad: BadSteps) -> str:
-        """Which term went first, where, at which rates."""
+        """Name the term that failed first, its step, and the learning rates there."""
         curriculum = self._state.curriculum
         rates = learning_rates_at(curriculum, bad.first_step)
         size = curriculum.stage_at(bad.first_step).img_size

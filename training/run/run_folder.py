@@ -1,9 +1,8 @@
-"""The output folder of a run: who may write there, which checkpoints stay, and whether there is room."""
+"""The output folder of a run: its lock, which checkpoints are kept, and disk space."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -16,22 +15,23 @@ from pathlib import Path
 from checkpoints.files import damage_in, list_checkpoints
 from common.errors import UserError
 from common.files import WriteError, remove_unfinished, write_atomically
+from common.locks import try_lock
 
 LOCK_NAME = ".lock"
-LAUNCHER_GRACE = 10.0  # seconds: a launcher that starts processes anew may do so while the old one is still ending
+LAUNCHER_GRACE = 10.0  # seconds: a launcher may restart a process while the old one is still ending
 
 
 class FolderLock:
-    """Held by the one process that writes into ``folder``; the system drops it when that process ends, however it ends.
+    """The lock of the one process that writes into ``folder``; the system releases it when that process ends.
 
-    Raises UserError, naming the holder, where another living process has it. A file system without locks is told of through
-    ``notice``, and the run goes on.
+    Raises UserError, naming the holder, where another process has it. A file system without locks is reported through
+    ``notice``, and the run continues.
     """
 
     def __init__(self, folder: Path, notice: Callable[[str], None]) -> None:
         path = folder / LOCK_NAME
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # closed in any program this process starts
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # not inherited by programs that this process starts
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; choose another --output_dir") from None
         self._file = os.fdopen(descriptor, "r+", errors="replace")
@@ -42,34 +42,32 @@ class FolderLock:
                 self.release()
                 raise UserError(f"{folder} is in use by {holder}; wait for that run, stop it, or choose another --output_dir")
             time.sleep(0.2)
-        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        with contextlib.suppress(OSError):  # a full disk: the lock still holds
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
             self._file.flush()
 
     def _take(self, folder: Path, notice: Callable[[str], None]) -> bool:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            return try_lock(self._file)
         except OSError as error:
-            notice(f"{folder} is on a file system without locks ({error.strerror}): see that no two runs write there")
-        return True
+            notice(f"{folder} is on a file system without locks ({error.strerror}): make sure that no other run writes there")
+            return True
 
     def release(self) -> None:
         self._file.close()
 
 
 def clean_up(folder: Path) -> None:
-    """Remove what a killed run left half-written. Only under the lock."""
+    """Remove files that a killed run left unfinished. Call it only under the lock."""
     for place in (folder, folder / "samples"):
         remove_unfinished(place)
 
 
 def remove_old_checkpoints(folder: Path, step: int, num_kept: int, milestone_interval: int) -> None:
-    """Keep the newest ``num_kept`` checkpoints and every milestone; remove the others once that of ``step`` is proved whole.
+    """Keep the newest ``num_kept`` checkpoints and all milestones; remove the others once that of ``step`` proves whole.
 
-    Those beyond ``step``, the run's own, stay as they are: it passed them over, because they are damaged or lead nowhere.
+    Checkpoints beyond ``step`` are left alone: the run passed them over, because they are damaged or diverged.
     """
     found = [(of_step, path) for of_step, path in list_checkpoints(folder) if of_step <= step]
     old = [path for of_step, path in found[num_kept:] if not is_milestone(of_step, milestone_interval)]
@@ -84,14 +82,14 @@ def remove_old_checkpoints(folder: Path, step: int, num_kept: int, milestone_int
 
 
 def is_milestone(step: int, interval: int) -> bool:
-    """Whether the checkpoint of ``step`` is kept for ever; ``interval`` 0: none is."""
+    """Whether the checkpoint of ``step`` is kept forever; ``interval`` 0: none is."""
     return interval > 0 and step > 0 and step % interval == 0
 
 
 def set_aside_newer(folder: Path, step: int) -> list[Path]:
-    """Move checkpoints beyond ``step`` into ``folder``/superseded, so that the next run does not take them up.
+    """Move checkpoints beyond ``step`` into ``folder``/superseded, so that the next run does not resume from them.
 
-    What lies there already stays: a checkpoint of the same step gets a number.
+    Files that are there already stay: another checkpoint of the same step gets a number.
     """
     moved = []
     for path in [path for newer, path in list_checkpoints(folder) if newer > step]:
@@ -108,19 +106,19 @@ def set_aside_newer(folder: Path, step: int) -> list[Path]:
 
 
 def room_warning(folder: Path, checkpoint_bytes: int, num_kept: int) -> str | None:
-    """A line that says so where the disk has less room than the checkpoints to be kept, and one being written, will take."""
+    """A warning where the disk has too little space for the checkpoints to be kept and one being written; else None."""
     needed = max(1, num_kept + 1 - len(list_checkpoints(folder))) * checkpoint_bytes
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(folder).free
         if free < needed:
-            return f"{folder} has {free / 1e6:.0f} MB left, and the checkpoints of this run will take {needed / 1e6:.0f} MB more"
+            return f"{folder} has {free / 1e6:.0f} MB left, and the checkpoints of this run will need {needed / 1e6:.0f} MB more"
     return None
 
 
 def cut_log(path: Path, last_step: int) -> None:
-    """Remove from a log of JSON lines those beyond ``last_step``, which will be written again, and what a crash cut short.
+    """Remove lines beyond ``last_step`` from a JSON-lines log, which will be written again, and incomplete lines.
 
-    What happened to the run ("event": it went back) stays, whatever its step.
+    Events stay, whatever their step.
     """
     if not path.is_file():
         return

@@ -1,4 +1,4 @@
-"""What a run is made of and how it is saved, resumed, or started from another's weights."""
+"""The state of a run: networks, averages, optimizers and counters; saving, resuming, starting from other weights."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class RunState:
         self.num_images: int | None = None  # in the data set, as the checkpoint has it
         self.is_held = False  # to the ball that it started from (training/outward_start.py), beyond the curriculum's floor
         self.hollow_looks = 0  # in a row, at which the shapes were hollow (training/hollow.py)
-        self.augment_p = torch.zeros((), device=device)  # how often D sees changed images (training/augmentation.py)
-        self.attempt = 0  # raised each time the run goes back to a checkpoint; another attempt draws other numbers
+        self.augment_p = torch.zeros((), device=device)  # how often D sees augmented images (training/augmentation.py)
+        self.attempt = 0  # number of recoveries; each draws other random numbers
         self.bad_steps = BadSteps()
         self.generator = generator.to(device)
         self.discriminator = discriminator.to(device)
@@ -67,17 +67,17 @@ class RunState:
             average.generator.load_state_dict(self.generator.state_dict())
 
     def weights(self) -> Iterator[Tensor]:
-        """Those of all networks and averages."""
+        """The tensors of all networks and averages."""
         for network in self._networks.values():
             yield from network.state_dict().values()
 
     @property
     def draw_seed(self) -> int | tuple[int, int]:
-        """What the random inputs of a step are drawn from, beside its number."""
+        """The seed of a step's random inputs, together with its number."""
         return (self.seed, self.attempt) if self.attempt else self.seed
 
     def set_learning_rates(self, step: int) -> None:
-        """To those of ``step``."""
+        """Set the optimizers' learning rates to those of ``step``."""
         gen_lr, disc_lr = learning_rates_at(self.curriculum, step)
         for group in self.optimizer_G.param_groups:
             group["lr"] = gen_lr * group.get("rate", 1.0)
@@ -87,7 +87,7 @@ class RunState:
     # -- saving and resuming ---------------------------------------------------------------------------------------
 
     def save(self, output_dir: Path, world_size: int) -> Path:
-        """Write the training checkpoint. Raises WriteError where it cannot be written, what is there before staying whole."""
+        """Write the training checkpoint and return its path. Raises WriteError; a file that was there stays whole."""
         path = output_dir / f"checkpoint_{self.step:07d}.pt"
         is_held = self.is_held and ball_hold_weight_at(self.curriculum, self.step) > self.curriculum.ball_hold_floor
         state = {
@@ -117,20 +117,20 @@ class RunState:
         save_inference(output_dir / "generator.safetensors", self.averages["ema"].generator, self.step)
 
     def first_not_finite(self) -> str | None:
-        """A part of the run that holds a NaN or an infinity, in words; None where there is none. Waits for the device."""
+        """Name a part of the run that holds NaN or infinity, or None. Synchronizes with the device."""
         networks = {name: list(network.parameters()) for name, network in self._networks.items()}
         parts = networks | {name: _moments(optimizer) for name, optimizer in self._optimizers.items()}
         return next((f"the {name}" for name, tensors in parts.items() if tensors and not are_finite(tensors)), None)
 
     def num_bytes(self) -> int:
-        """About what a checkpoint takes on the disk: weights, moments, averages."""
+        """The approximate size of a checkpoint: weights, moments, averages."""
         sizes = {name: sum(p.numel() * p.element_size() for p in net.parameters()) for name, net in self._networks.items()}
         return sum(sizes.values()) + 2 * (sizes["generator"] + sizes["discriminator"])
 
     def resume(self, path: Path, world_size: int) -> list[str]:
-        """Continue from the checkpoint ``path``. Returns the names of settings that differ, but had no say in its steps.
+        """Continue from the checkpoint ``path``. Returns the names of settings that differ, but did not affect its steps.
 
-        Raises UserError where one that had a say differs, naming the first.
+        Raises UserError, naming the first, where a setting that did affect them differs.
         """
         state = load_training_checkpoint(path)
         missing = [key for key in RESUME_KEYS if key not in state]
@@ -229,7 +229,7 @@ class RunState:
         return {"scaler_G": self.scaler_G, "scaler_D": self.scaler_D}
 
     def _load_weights(self, path: Path, state: dict[str, Any]) -> None:
-        """Networks, averages, and what goes with them: a shape is not pressed into a ball again."""
+        """Load networks and averages, with ``is_held``: a shape is not pressed into a ball again."""
         self.is_fresh = False
         self.is_held = bool(_count(path, state, "is_held"))
         self.augment_p = _share(path, state, "augment_p").to(self.device)
@@ -244,7 +244,7 @@ class RunState:
 
 
 def _first_difference(name: str, theirs: Any, ours: Any) -> tuple[str, Any, Any]:
-    """Where two settings differ, as deep as their lists and dictionaries correspond: a name, and both values there."""
+    """The name of the innermost setting that differs, and both its values."""
     if isinstance(theirs, list) and isinstance(ours, list):  # a surplus one differs from None
         pairs = [(f"{name}[{i}]", *both) for i, both in enumerate(itertools.zip_longest(theirs, ours))]
     elif isinstance(theirs, dict) and isinstance(ours, dict) and theirs.keys() == ours.keys():
@@ -255,7 +255,7 @@ def _first_difference(name: str, theirs: Any, ours: Any) -> tuple[str, Any, Any]
 
 
 def _lived_through(curriculum: Curriculum, step: int) -> dict[str, Any]:
-    """The settings that had a say in a run's first ``step`` steps: those of later ones may change when it goes on."""
+    """The settings that affected a run's first ``step`` steps; those of later stages may change when it is resumed."""
     settings = {key: value for key, value in curriculum.to_dict().items() if key not in FREE_KEYS}
     settings["stages"] = [stage for stage in settings["stages"] if stage["start_step"] < max(step, 1)]
     if curriculum.lr_decay == "constant":
@@ -271,7 +271,7 @@ def _count(path: Path, state: dict[str, Any], key: str) -> int:
 
 
 def _share(path: Path, state: dict[str, Any], key: str) -> Tensor:
-    """A number () in [0, 1]; 0 in a file from before it was kept."""
+    """A number () in [0, 1]; 0 in older files, which do not have it."""
     value = state.get(key, torch.zeros(()))
     if not isinstance(value, Tensor) or value.shape != () or not 0 <= float(value) <= 1:
         raise UserError(f"{path}: its {key} is not a number in [0, 1]")
@@ -279,7 +279,7 @@ def _share(path: Path, state: dict[str, Any], key: str) -> Tensor:
 
 
 def _bad_steps(path: Path, state: Any) -> BadSteps:
-    """As saved; none in a file from before they were counted."""
+    """The saved counts; zeros in older files, which do not have them."""
     known = asdict(BadSteps())
     state = known if state is None else state
     if not isinstance(state, dict) or {k: type(v) for k, v in state.items()} != {k: type(v) for k, v in known.items()}:
@@ -288,7 +288,7 @@ def _bad_steps(path: Path, state: Any) -> BadSteps:
 
 
 def _in_order(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state with its keys sorted: they come in the order in which parameters first met a step."""
+    """An optimizer's state with sorted keys: their order is that in which parameters first got a gradient."""
     return {**state, "state": {place: dict(sorted(moments.items())) for place, moments in sorted(state["state"].items())}}
 
 
@@ -314,7 +314,7 @@ def _generator_groups(generator: ImplicitGenerator3d) -> list[dict[str, Any]]:
 
 
 def _load_network(network: nn.Module, weights: Any, path: Path, what: str) -> None:
-    """Raises UserError, naming the first parameter that does not fit."""
+    """Load ``weights``. Raises UserError, naming the first parameter that does not fit."""
     weights = check_state(path, what, weights)
     ours, theirs = ({name: tuple(value.shape) for name, value in part.items()} for part in (network.state_dict(), weights))
     for name in [*ours, *theirs]:
@@ -325,7 +325,7 @@ def _load_network(network: nn.Module, weights: Any, path: Path, what: str) -> No
 
 
 def _published_state(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """A published run's files in the shape of a training checkpoint of ours, and what was missing, in words."""
+    """A published run's files in the form of our training checkpoints, and notes on what was missing."""
     found = load_published_training(folder)
     state: dict[str, Any] = {"generator": found.generator.state, "discriminator": found.discriminator}
     for name in EMA_DECAYS:
@@ -337,10 +337,10 @@ def _published_state(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _load_optimizer(optimizer: torch.optim.Adam, state: Any) -> bool:
-    """Take the moments of ``state`` if they have the shapes of the optimizer's parameters; tell whether it was done.
+    """Load the moments of ``state`` if they fit the optimizer's parameters; return whether they did.
 
-    Rates, betas and the like stay this run's own. Moments of parameters beyond ours are left out: the published
-    discriminator ends with a head that nothing uses.
+    Learning rates and betas stay this run's own. Moments of surplus parameters are ignored: the published discriminator ends
+    with a head that nothing uses.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     try:

@@ -1,0 +1,127 @@
+"""Styles of any generator as vectors, and their distribution over latents.
+
+Styles are what a mapping network makes of latents: a NamedTuple of tensors (B, ...), by the curriculum's model.
+B batch, D numbers per latent in all parts together, K principal directions.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from generators.generator import NUM_TRUNCATION_LATENTS, ImplicitGenerator3d, Styles, draw_latents
+from settings.curriculum import Curriculum
+from siren.mapping import FilmParameters
+from triplane.mapping import TriplaneStyles
+
+MIN_VARIANCE_SHARE = 1e-8  # of the largest component; below it there is rounding and no direction
+
+
+def flatten_styles(styles: Styles) -> Tensor:
+    """All parts of a NamedTuple of tensors (B, ...), one after the other: (B, D)."""
+    return torch.cat([part.flatten(1) for part in styles], dim=1)
+
+
+def unflatten_styles(vectors: Tensor, like: Styles) -> Styles:
+    """The inverse of :func:`flatten_styles`: vectors (B, D) as a NamedTuple with the shapes of ``like`` (1, ...)."""
+    parts = vectors.split([math.prod(part.shape[1:]) for part in like], dim=1)
+    return type(like)(*(part.unflatten(1, template.shape[1:]) for part, template in zip(parts, like, strict=True)))
+
+
+class StyleDistribution(NamedTuple):
+    """Mean (1, D), orthonormal ``directions`` (K, D) of falling standard deviation ``sigma`` (K,), and of each number alone,
+    ``spread`` (D,). ``like``: the mean as the generator's NamedTuple. Source of the coordinates: GANSpace, section 3."""
+
+    mean: Tensor
+    directions: Tensor
+    sigma: Tensor
+    spread: Tensor
+    like: Styles
+
+    def coordinates(self, styles: Styles) -> Tensor:
+        """Styles of B latents -> (B, K), standard normal coordinates along the directions."""
+        return (flatten_styles(styles) - self.mean) @ self.directions.t() / self.sigma
+
+    def styles(self, coordinates: Tensor, offsets: Tensor | None = None) -> Styles:
+        """(B, K) -> styles. ``offsets`` (B, D): what is added beside the directions, in units of ``spread``."""
+        vectors = self.mean + (coordinates * self.sigma) @ self.directions
+        if offsets is not None:
+            vectors = vectors + offsets * self.spread
+        return unflatten_styles(vectors, self.like)
+
+
+@torch.no_grad()
+def style_distribution(
+    generator: ImplicitGenerator3d, num: int = NUM_TRUNCATION_LATENTS, seed: int = 0, max_directions: int = 512
+) -> StyleDistribution:
+    """Measure the distribution of the styles of ``num`` latents drawn from ``seed``, on the generator's device.
+
+    At most ``max_directions`` are found; a mapping network's styles span no more than the width of its last hidden layer.
+    """
+    device = next(generator.parameters()).device
+    curriculum = generator.curriculum
+    latents = draw_latents(num, curriculum.latent_dim, curriculum.z_dist, torch.Generator().manual_seed(seed))
+    like, vectors = None, []
+    for part in latents.split(1000):
+        styles = generator.film(part.to(device))
+        vectors.append(flatten_styles(styles).cpu())
+        like = type(styles)(*(part[:1] for part in styles)) if like is None else like
+    assert like is not None
+    matrix = torch.cat(vectors).double()
+    mean = matrix.mean(dim=0, keepdim=True)
+    centered = matrix - mean
+    directions, variances = _principal_directions(centered, max_directions)
+    spread = centered.square().mean(dim=0).sqrt()
+    mean, directions, sigma, spread = (t.float().to(device) for t in (mean, directions, variances.sqrt(), spread))
+    return StyleDistribution(mean, directions, sigma, spread, unflatten_styles(mean, like))
+
+
+def _principal_directions(centered: Tensor, max_directions: int) -> tuple[Tensor, Tensor]:
+    """Directions (K, D) and variances (K,), largest first, of centered vectors (N, D). Signs: the largest entry is positive.
+
+    Wide vectors are first projected on a random basis of twice the directions (Halko et al., 2011), exact where their rank is
+    no larger, which is the case for a linear last layer.
+    """
+    num, width = centered.shape
+    basis = None
+    if width > 2 * max_directions:
+        random = torch.Generator().manual_seed(0)
+        sketch = torch.randn(width, 2 * max_directions, generator=random, dtype=centered.dtype)
+        basis = torch.linalg.qr(centered.t() @ (centered @ sketch)).Q  # (D, 2 K)
+        centered = centered @ basis
+    variances, vectors = torch.linalg.eigh(centered.t() @ centered / max(num - 1, 1))
+    order = variances.argsort(descending=True)[:max_directions]
+    variances, vectors = variances[order], vectors[:, order]
+    known = variances > MIN_VARIANCE_SHARE * variances[0]
+    variances, directions = variances[known], (vectors if basis is None else basis @ vectors)[:, known].t()
+    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
+    return directions * largest.sign(), variances
+
+
+def num_style_layers(styles: Styles, curriculum: Curriculum) -> int:
+    """Layers that styles steer, one after the other: of a SIREN its FiLM layers, the color layer last."""
+    return styles.styles.shape[1] if isinstance(styles, TriplaneStyles) else curriculum.num_layers + 1
+
+
+def mix_styles(geometry: Styles, appearance: Styles, split: int, curriculum: Curriculum) -> Styles:
+    """The first ``split`` layers of ``geometry``, the others of ``appearance``. Source: StyleGAN, section 3.1.
+
+    With all but a SIREN's color layer from ``geometry``, its occupancy is that of ``geometry``, to the bit.
+    """
+    if isinstance(geometry, TriplaneStyles):
+        return geometry.mix(appearance, split)
+    width = split * curriculum.hidden_dim
+    pairs = zip(geometry, appearance, strict=True)
+    return FilmParameters(*(torch.cat([a[:, :width], b[:, width:]], dim=1) for a, b in pairs))
+
+
+def with_weights(generator: ImplicitGenerator3d, weights: Mapping[str, Tensor]) -> ImplicitGenerator3d:
+    """A copy of the generator that has ``weights`` in place of its own parameters of these names."""
+    copied = copy.deepcopy(generator)
+    copied.load_state_dict(dict(weights), strict=False)
+    return copied

@@ -1,0 +1,66 @@
+"""The rays of a photo's pixels, for a photo that is cropped otherwise than training's images.
+
+A photo's pixel p = (x, y) in [-1, 1], x to the right and y up, lies at q = scale * R(roll) p + shift in the image plane of the
+generator's camera, whose own images cover q in [-1, 1]. So nothing is resampled: the photo stays as it is, the rays move.
+B batch, S side of an image in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from generators.cameras import CameraPoses, Rays, camera_to_world
+
+
+class Crop(NamedTuple):
+    """``shift_x``, ``shift_y``: half images; ``roll``: radians, counterclockwise; ``log_scale``. (B,) each; 0 changes nothing."""
+
+    shift_x: Tensor
+    shift_y: Tensor
+    roll: Tensor
+    log_scale: Tensor
+
+
+def no_crop(num: int, device: torch.device | str = "cpu") -> Crop:
+    """The crop of ``num`` images that are framed as training's are."""
+    return Crop(*torch.zeros(4, num, device=device))
+
+
+def pixel_centers(size: int, full_size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Coordinates (size,) of an image of ``full_size`` pixels, averaged over blocks: where the pixels of a reduced one lie."""
+    if full_size % size:
+        raise ValueError(f"{full_size} pixels do not reduce to {size} by a whole factor")
+    return torch.linspace(-1, 1, full_size, device=device).view(size, -1).mean(dim=1)
+
+
+def photo_rays(poses: CameraPoses, crop: Crop, size: int, full_size: int, fov_degrees: float) -> Rays:
+    """Rays (B, size * size, 3) through a photo's pixels, row-major from the top left; differentiable in poses and crop.
+
+    ``full_size``: the photo's side; ``size``: the side it is reduced to by averaging, a divisor of it.
+    """
+    centers = pixel_centers(size, full_size, poses.yaw.device)
+    y, x = torch.meshgrid(-centers, centers, indexing="ij")
+    x, y = x.reshape(1, -1), y.reshape(1, -1)
+    cos, sin = (f(crop.roll).unsqueeze(1) * crop.log_scale.exp().unsqueeze(1) for f in (torch.cos, torch.sin))
+    plane_x = cos * x - sin * y + crop.shift_x.unsqueeze(1)
+    plane_y = sin * x + cos * y + crop.shift_y.unsqueeze(1)
+    depth = torch.full_like(plane_x, -1 / math.tan(math.radians(fov_degrees) / 2))
+    directions = F.normalize(torch.stack([plane_x, plane_y, depth], dim=-1), dim=-1)  # (B, S * S, 3), camera axes
+    cam2world = camera_to_world(poses)
+    # Not as a matrix product: see generators/cameras.py, camera_rays.
+    world = (directions.unsqueeze(-2) * cam2world[:, None, :3, :3]).sum(dim=-1)
+    return Rays(cam2world[:, None, :3, 3].expand_as(world), world)
+
+
+def normals_in_photo(normals: Tensor, poses: CameraPoses, crop: Crop) -> Tensor:
+    """World-axis normals (B, 3, H, W) -> the photo's axes: x to its right, y up, z toward the camera."""
+    rotation = camera_to_world(poses)[:, :3, :3]
+    camera = torch.einsum("nji,njhw->nihw", rotation, normals)
+    cos, sin = torch.cos(crop.roll)[:, None, None], torch.sin(crop.roll)[:, None, None]
+    x, y, z = camera.unbind(dim=1)
+    return torch.stack([cos * x + sin * y, cos * y - sin * x, z], dim=1)

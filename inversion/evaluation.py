@@ -1,0 +1,126 @@
+"""Inversion against the truth: photos whose surface and camera are known (tools/synthetic_heads.py makes them)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from generators.cameras import CameraPoses, camera_positions
+from inversion.reconstruction import Inversion, PhotoView, invert
+from inversion.search import Scene, SearchSettings
+from inversion.tuning import TuneSettings
+from metrics.shapes import Geometry, compare
+from metrics.truth import TruthFiles, read_truth
+
+
+class Scores(NamedTuple):
+    """Of one view of one photo; see :func:`metrics.shapes.compare`."""
+
+    psnr_db: float
+    depth_correlation: float
+    normal_mean_degrees: float
+    normal_median_degrees: float
+    mask_iou: float
+
+
+def read_poses(files: TruthFiles) -> CameraPoses:
+    """The true pitch and yaw of every photo, (N,) each, radians. Raises UserError, naming the file, for a damaged one."""
+    angles = []
+    for path in files.truths:
+        try:
+            with np.load(path, allow_pickle=False) as truth:
+                angles.append((float(truth["pitch"]), float(truth["yaw"])))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"cannot read {path} ({type(error).__name__})") from None
+    return CameraPoses(*torch.tensor(angles).unbind(dim=1))
+
+
+def view_scores(view: PhotoView, truth: Geometry) -> Scores:
+    """One view against the truth of its photo, (1, ...)."""
+    found = Geometry(view.depth.unsqueeze(0), view.normals.unsqueeze(0), view.mask.unsqueeze(0))
+    results = compare(truth, found)
+    return Scores(view.psnr_db, *(results[name] for name in Scores._fields[1:]))
+
+
+def pose_error_degrees(found: Tensor, true: CameraPoses) -> dict[str, float]:
+    """``found``: (1, 2) as (pitch, yaw); ``true``: (1,) each. Signed errors, and the angle between the cameras' directions."""
+    found_poses = CameraPoses(*(angle.cpu() for angle in found.unbind(dim=1)))
+    cosine = (camera_positions(found_poses).double() * camera_positions(true).double()).sum()
+    return {
+        "yaw_error_degrees": math.degrees(float(found_poses.yaw - true.yaw)),
+        "pitch_error_degrees": math.degrees(float(found_poses.pitch - true.pitch)),
+        "pose_error_degrees": math.degrees(math.acos(min(1.0, float(cosine)))),
+    }
+
+
+def evaluate(scene: Scene, files: TruthFiles, search: SearchSettings, tune: TuneSettings | None, seed: int) -> dict[str, Any]:
+    """Invert every photo of ``files`` and compare. KeyboardInterrupt ends it after the photo in hand, with what there is."""
+    data, poses = read_truth(files), read_poses(files)
+    if data.images.shape[-1] != search.image_size:
+        raise UserError(f"the photos have {data.images.shape[-1]} px; pass --image_size {data.images.shape[-1]}")
+    photos: list[dict[str, Any]] = []
+    for i, path in enumerate(files.images):
+        started = time.monotonic()
+        inversion = invert(scene, data.images[i].float() / 255, search, tune, seed, f"{path.stem} ({i + 1}/{len(files.images)})")
+        if inversion.was_interrupted:
+            break
+        truth = Geometry(*(part[i : i + 1] for part in data.geometry))
+        true_pose = CameraPoses(poses.pitch[i : i + 1], poses.yaw[i : i + 1])
+        photos.append(_photo_report(path.stem, inversion, truth, true_pose, time.monotonic() - started))
+    if not photos:
+        raise UserError("interrupted before the first photo was done; there is nothing to report")
+    return {"summary": summarize(photos), "photos": photos}
+
+
+def _photo_report(stem: str, inversion: Inversion, truth: Geometry, pose: CameraPoses, seconds: float) -> dict[str, Any]:
+    report: dict[str, Any] = {"photo": stem, "seconds": seconds, **pose_error_degrees(inversion.found.angles, pose)}
+    report["before"] = view_scores(inversion.before, truth)._asdict()
+    if inversion.after is not None:
+        report["after"] = view_scores(inversion.after, truth)._asdict()
+    return report
+
+
+def summarize(photos: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over photos, and how many are hollow: their depth correlates negatively with the truth, or has no overlap."""
+    summary: dict[str, Any] = {"num_photos": len(photos), "median_seconds": float(np.median([p["seconds"] for p in photos]))}
+    for name in ("yaw_error_degrees", "pitch_error_degrees", "pose_error_degrees"):
+        values = np.array([photo[name] for photo in photos])
+        summary[f"median_{name}"] = float(np.median(np.abs(values)))
+        summary[f"mean_signed_{name}"] = float(values.mean())
+    for stage in ("before", "after"):
+        scores = [photo[stage] for photo in photos if stage in photo]
+        if not scores:
+            continue
+        medians = {f"median_{name}": float(np.nanmedian([s[name] for s in scores])) for name in Scores._fields}
+        hollow = sum(not s["depth_correlation"] > 0 for s in scores)
+        summary[stage] = {**medians, "num_hollow": hollow}
+    return summary
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """The summary as a table in Markdown."""
+    stages = [stage for stage in ("before", "after") if stage in summary]
+    rows = [
+        ("PSNR, dB", "median_psnr_db", ".1f"),
+        ("depth correlation", "median_depth_correlation", ".3f"),
+        ("normal error, mean over a photo", "median_normal_mean_degrees", ".1f"),
+        ("normal error, median over a photo", "median_normal_median_degrees", ".1f"),
+        ("silhouette IoU", "median_mask_iou", ".3f"),
+        ("hollow", "num_hollow", "d"),
+    ]
+    lines = [f"| median of {summary['num_photos']} photos | " + " | ".join(f"{stage} tuning" for stage in stages) + " |"]
+    lines.append("|---|" + "---|" * len(stages))
+    for title, key, spec in rows:
+        lines.append(f"| {title} | " + " | ".join(format(summary[stage][key], spec) for stage in stages) + " |")
+    errors = [summary[f"median_{name}_error_degrees"] for name in ("pose", "yaw", "pitch")]
+    lines.append(
+        f"| pose error (yaw, pitch), degrees | {errors[0]:.1f} ({errors[1]:.1f}, {errors[2]:.1f}) |" + " |" * (len(stages) - 1)
+    )
+    return "\n".join(lines)

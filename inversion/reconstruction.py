@@ -1,0 +1,123 @@
+"""What was found of a photo: the latent with its pose, rendered as the photo shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from checkpoints.latents import GeneratorName, Latent
+from generators.cameras import Rays
+from generators.generator import ImplicitGenerator3d
+from generators.renderer import RenderSettings
+from generators.styles import with_weights
+from generators.views import RAYS_PER_CHUNK, view_columns
+from inversion.camera import normals_in_photo, photo_rays
+from inversion.losses import psnr_db
+from inversion.search import Candidates, Progress, Scene, Search, SearchSettings
+from inversion.tuning import TuneSettings, Tuning
+from siren.field import Field
+
+RAY_STEP_MULTIPLIER = 2  # times the curriculum's samples per ray, as the render scripts have it
+
+
+@dataclass(frozen=True)
+class PhotoView:
+    """A field from a photo's camera. ``image`` (3, S, S) in [0, 1]; ``depth`` (S, S), distance along the ray at the surface;
+    ``normals`` (3, S, S), unit, the photo's axes (x right, y up, z to the camera); ``mask`` (S, S), True on the surface."""
+
+    image: Tensor
+    depth: Tensor
+    normals: Tensor
+    mask: Tensor
+    psnr_db: float
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """``found``: the best candidate (B = 1); ``weights``: tuned ones by name, or None; views before and after tuning.
+
+    ``was_interrupted``: True where Ctrl-C ended the search or the tuning before its time.
+    """
+
+    found: Candidates
+    weights: Mapping[str, Tensor] | None
+    before: PhotoView
+    after: PhotoView | None
+    was_interrupted: bool
+
+    @property
+    def best_view(self) -> PhotoView:
+        return self.after or self.before
+
+
+def invert(
+    scene: Scene,
+    photo: Tensor,
+    search_settings: SearchSettings,
+    tune_settings: TuneSettings | None,
+    seed: int,
+    label: str,
+) -> Inversion:
+    """Find the latent and the camera of a photo (3, S, S) in [0, 1], then tune the weights where ``tune_settings`` are given.
+
+    KeyboardInterrupt ends what is running; the best so far is kept.
+    """
+    search = Search(scene, photo, search_settings)
+    was_interrupted = not _run_to_end(search.run(), search_settings.total_steps(), label)
+    before = photo_view(scene.generator, scene, search.best, photo)
+    if tune_settings is None or was_interrupted:
+        return Inversion(search.best, None, before, None, was_interrupted)
+    tuning = Tuning(scene, photo, search.best, tune_settings, search_settings, seed)
+    was_interrupted = not _run_to_end(tuning.run(), tune_settings.num_steps, f"{label}, tuning")
+    if tuning.weights is None:
+        return Inversion(search.best, None, before, None, was_interrupted)
+    after = photo_view(with_weights(scene.generator, tuning.weights), scene, search.best, photo)
+    return Inversion(search.best, tuning.weights, before, after, was_interrupted)
+
+
+def _run_to_end(steps: Iterator[Progress], total: int, label: str) -> bool:
+    """Whether the steps came to their end, shown in a progress bar; False where KeyboardInterrupt stopped them."""
+    with tqdm(total=total, desc=label, unit="step") as bar:
+        try:
+            for progress in steps:
+                bar.set_postfix_str(_shown(progress), refresh=False)
+                bar.update()
+        except KeyboardInterrupt:
+            return False
+    return True
+
+
+def _shown(progress: Progress) -> str:
+    yaw, pitch = (round(math.degrees(value), 1) for value in (progress.yaw, progress.pitch))
+    return f"loss {progress.objective:.4f}, {progress.psnr_db:.1f} dB at {progress.image_size} px, yaw {yaw}°, pitch {pitch}°"
+
+
+@torch.no_grad()
+def photo_view(generator: ImplicitGenerator3d, scene: Scene, found: Candidates, photo: Tensor) -> PhotoView:
+    """The found latent from the found camera, at the photo's size, with training's background."""
+    size = photo.shape[-1]
+    field: Field = generator.field(scene.distribution.styles(found.coordinates, found.offsets))
+    rays = photo_rays(found.poses(), found.crop(), size, size, scene.curriculum.fov)
+    settings = RenderSettings.from_curriculum(scene.curriculum).multiply_steps(RAY_STEP_MULTIPLIER)
+    pieces = zip(rays.origins.split(RAYS_PER_CHUNK, dim=1), rays.directions.split(RAYS_PER_CHUNK, dim=1), strict=True)
+    columns = [view_columns(field, Rays(*piece), settings) for piece in pieces]
+    rows = [torch.cat(column, dim=1)[0].unflatten(0, (size, size)) for column in zip(*columns, strict=True)]
+    rgb, _, depth, mask, normals, _ = rows
+    image = rgb.permute(2, 0, 1)
+    turned = normals_in_photo(normals.permute(2, 0, 1).unsqueeze(0), found.poses(), found.crop())[0]
+    psnr = float(psnr_db(image.unsqueeze(0), photo.unsqueeze(0).to(image.device)))
+    return PhotoView(image.cpu(), depth.cpu(), turned.cpu(), mask.cpu(), psnr)
+
+
+def latent_of(inversion: Inversion, scene: Scene, name: GeneratorName) -> Latent:
+    """What the latent file of an inversion holds."""
+    found = inversion.found
+    pitch, yaw = found.angles[0].tolist()
+    photo = {"pitch": pitch, "yaw": yaw, **{key: float(value[0]) for key, value in found.crop()._asdict().items()}}
+    styles = scene.distribution.styles(found.coordinates, found.offsets)
+    return Latent(styles, photo, name, inversion.best_view.psnr_db, inversion.weights)

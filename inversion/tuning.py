@@ -1,0 +1,150 @@
+"""Pivotal tuning of the generator's weights to one photo, with the shape held.
+
+The latent found by the search is the pivot: its styles, pose and crop stay, and the weights move until the image is the photo.
+Left alone, the surface would move as well, for a crumpled one can show any image from one side. So the tuned field is held to
+the pivot's: its occupancy at random points of the volume and near the surface; its normals at the surface; and the colors of
+the surface that the photo does not show. Source: Roich et al., "Pivotal Tuning", 2021; what is held instead of their
+locality term is occupancy, normals and colors, since here a shape can be queried.
+N points.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from generators.cameras import CameraPoses, Rays, camera_positions, camera_rays
+from generators.renderer import RenderSettings, ray_points, render
+from inversion.camera import photo_rays
+from inversion.losses import psnr_db
+from inversion.search import Candidates, Progress, Scene, SearchSettings, falling_rate, image_loss
+from siren.field import Field
+
+POOL_SIZE = 48  # pixels of the views that find surface points
+POOL_YAWS = (-0.6, -0.3, 0.0, 0.3, 0.6)  # radians from the mean pose
+NEAR_SURFACE = 0.01  # world units: standard deviation of half of the points whose occupancy is held
+SEEN_COSINE = 0.3  # between normal and the direction to the photo's camera: above it the photo decides on colors
+FROZEN = "mapping"  # in the name of parameters that the pivot does without
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """``num_points``: of each hold, per step."""
+
+    num_steps: int = 100
+    rate: float = 1e-3
+    num_points: int = 1024
+    lambda_occupancy: float = 1.0
+    lambda_normal: float = 0.02
+    lambda_color: float = 0.1
+
+
+class SurfacePool(NamedTuple):
+    """Points on the pivot's surface, their normals and colors in [0, 1]: (N, 3) each. ``seen`` (N,): True where in the photo."""
+
+    points: Tensor
+    normals: Tensor
+    colors: Tensor
+    seen: Tensor
+
+
+class Tuning:
+    """Tuning for one photo, step by step; ``weights`` are the best so far, by name, None before the first step."""
+
+    def __init__(self, scene: Scene, photo: Tensor, pivot: Candidates, settings: TuneSettings, search: SearchSettings, seed: int):
+        """photo: (3, S, S) in [0, 1]. ``search``: the weights of the image loss."""
+        self.scene, self.settings, self.search = scene, settings, search
+        self.photo = photo.unsqueeze(0).to(scene.device)
+        self.pivot = pivot
+        self.weights: dict[str, Tensor] | None = None
+        self._styles = scene.distribution.styles(pivot.coordinates, pivot.offsets)
+        self._random = torch.Generator().manual_seed(seed)
+
+    def run(self) -> Iterator[Progress]:
+        scene, settings = self.scene, self.settings
+        size = self.photo.shape[-1]
+        generator = copy.deepcopy(scene.generator)
+        tuned = {name: value for name, value in generator.named_parameters() if FROZEN not in name}
+        for value in tuned.values():
+            value.requires_grad_(True)
+        with torch.no_grad():
+            pivot_field = scene.generator.field(self._styles)
+            pool = surface_pool(pivot_field, self.pivot.poses(), scene)
+            rays = photo_rays(self.pivot.poses(), self.pivot.crop(), size, size, scene.curriculum.fov)
+        optimizer = torch.optim.Adam(tuned.values(), lr=settings.rate, betas=(0.9, 0.99))
+        best = math.inf
+        pitch, yaw = self.pivot.angles[0].tolist()
+        for step in range(settings.num_steps):
+            optimizer.param_groups[0]["lr"] = settings.rate * falling_rate(step, settings.num_steps)
+            field = generator.field(self._styles)
+            image = render(field, rays, RenderSettings.from_curriculum(scene.curriculum)).rgb
+            image = image.transpose(1, 2).unflatten(2, (size, size))
+            loss = image_loss(image, self.photo, scene.features, self.search).sum() + self._hold(field, pivot_field, pool)
+            if float(loss.detach()) < best:
+                best, best_psnr = float(loss.detach()), float(psnr_db(image.detach(), self.photo))
+                self.weights = {name: value.detach().clone() for name, value in tuned.items()}
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield Progress(step + 1, best, best_psnr, yaw, pitch, size)
+
+    def _hold(self, field: Field, pivot: Field, pool: SurfacePool) -> Tensor:
+        """How far the field is from the pivot's: occupancies, normals, and colors that the photo does not show."""
+        settings, num = self.settings, self.settings.num_points
+        near_points = self._draw(pool.points, num)
+        noise = torch.randn(len(near_points), 3, generator=self._random).to(near_points.device) * NEAR_SURFACE
+        half_depth = (self.scene.curriculum.ray_end - self.scene.curriculum.ray_start) / 2
+        anywhere = (torch.rand(num, 3, generator=self._random).to(near_points.device) * 2 - 1) * half_depth
+        points = torch.cat([near_points + noise, anywhere]).unsqueeze(0)
+        with torch.no_grad():
+            alphas = torch.sigmoid(pivot.occupancy_logits(points))
+        loss = settings.lambda_occupancy * (torch.sigmoid(field.occupancy_logits(points)) - alphas).square().mean()
+        if len(pool.points):
+            index = self._indices(len(pool.points), num).to(pool.points.device)
+            cosines = (field.normals(pool.points[index].unsqueeze(0)) * pool.normals[index]).sum(dim=-1)
+            loss = loss + settings.lambda_normal * (1 - cosines).mean()
+            directions = torch.zeros_like(pool.points[index]).unsqueeze(0)
+            directions[..., 2] = -1
+            error = field.logits_and_colors(pool.points[index].unsqueeze(0), directions)[1] - pool.colors[index]
+            loss = loss + settings.lambda_color * (error.square().mean(dim=-1) * ~pool.seen[index]).mean()
+        return loss
+
+    def _indices(self, total: int, num: int) -> Tensor:
+        return torch.randint(total, (num,), generator=self._random)
+
+    def _draw(self, rows: Tensor, num: int) -> Tensor:
+        """``num`` random rows of (N, 3), or none of none."""
+        return rows[self._indices(len(rows), num).to(rows.device)] if len(rows) else rows
+
+
+def surface_pool(field: Field, photo_poses: CameraPoses, scene: Scene) -> SurfacePool:
+    """The pivot's surface as the photo's camera and those of POOL_YAWS see it."""
+    curriculum = scene.curriculum
+    device = scene.device
+    points = []
+    for offset in POOL_YAWS:
+        angles = (torch.full((1,), angle, device=device) for angle in (curriculum.v_mean, curriculum.h_mean + offset))
+        points.append(_surface_points(field, CameraPoses(*angles), scene))
+    points.append(_surface_points(field, photo_poses, scene))
+    found = torch.cat(points)
+    if not len(found):
+        return SurfacePool(found, found, found, found.new_zeros(0, dtype=torch.bool))
+    normals = field.normals(found.unsqueeze(0))[0]
+    directions = torch.zeros_like(found)
+    directions[:, 2] = -1
+    colors = field.logits_and_colors(found.unsqueeze(0), directions.unsqueeze(0))[1][0]
+    to_camera = torch.nn.functional.normalize(camera_positions(photo_poses) - found, dim=-1)
+    return SurfacePool(found, normals, colors, (normals * to_camera).sum(dim=-1) > SEEN_COSINE)
+
+
+def _surface_points(field: Field, poses: CameraPoses, scene: Scene) -> Tensor:
+    """Where the rays of a view enter the surface: (N, 3)."""
+    rays = camera_rays(poses, POOL_SIZE, scene.curriculum.fov)
+    surface = render(field, rays, RenderSettings.from_curriculum(scene.curriculum)).surface
+    return ray_points(Rays(*rays), surface.t.unsqueeze(-1))[0][surface.hit_mask[0]]

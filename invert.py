@@ -1,0 +1,165 @@
+"""A photo in 3D: find the latent and the camera behind it, and write the shape.
+
+    python invert.py photo.jpg --generator cats --tune
+    python invert.py photos/ --generator outputs/run/generator.safetensors --output_dir inverted
+    python invert.py cats64.zip --split holdout --num_images 16 --generator cats --output_dir inverted
+    python invert.py --evaluate data/heads64_heldout --generator heads --tune
+
+Writes for each photo, STEM being its name without the ending:
+- ``STEM_latent.safetensors``: what every render script takes as --latent.
+- ``STEM.png``: photo, reconstruction and five views; their normals; the mesh (docs/photos_in_3d.md explains the rows).
+- ``STEM.mp4`` and ``STEM.glb``: a turn of the camera, and a mesh with vertex colors.
+Of several photos also ``overview.png``, with a part of each sheet.
+--tune also fits the generator's weights to the photo, with the shape held. Ctrl-C keeps the best so far of the photo in hand,
+writes it and stops. --evaluate inverts photos whose surface and camera are known and writes the errors to evaluation.json.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkpoints.latents import GeneratorName
+from checkpoints.loading import LoadedGenerator
+from common.arguments import ArgumentParser, add_device_argument, image_side, positive_int, resolve_device, seed_number
+from common.errors import UserError
+from common.files import make_output_dir, write_atomically
+from common.program import run_script
+from dataset import get_dataset_spec
+from inversion.evaluation import evaluate, summary_table
+from inversion.features import open_features
+from inversion.outputs import overview_part, write_all
+from inversion.reconstruction import Inversion, invert
+from inversion.search import SearchSettings, open_scene
+from inversion.tuning import TuneSettings
+from loading.decoding import decode_block
+from loading.files import PARTS, Split, find_images, part_of
+from metrics.truth import find_truth
+from visualization.generator_scripts import load_with_notes
+from visualization.images import image_grid, save_image
+
+IMAGE_SIZES = (16, 32, 64, 128, 256, 512)
+POOR_PSNR_DB = 18.0  # photos of something else end below it
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("photos", nargs="*", metavar="PHOTO", help="images, folders, globs or zips")
+    parser.add_argument("--generator", required=True, metavar="PATH", help="a generator file, or the name of a shipped one")
+    parser.add_argument("--curriculum", help="name or .json file; needed where the file does not carry its own settings")
+    parser.add_argument("--output_dir", default="inverted", help="where files go; created where it is missing")
+    parser.add_argument("--dataset", help="how photos are cropped: a preset of dataset.py (default: as the generator's were)")
+    parser.add_argument(
+        "--image_size", type=int, choices=IMAGE_SIZES, default=64, help="side at which a photo is matched, pixels"
+    )
+    parser.add_argument("--num_steps", type=positive_int, default=SearchSettings.num_steps, help="of the search")
+    parser.add_argument("--tune", action="store_true", help="then fit the generator's weights to the photo, the shape held")
+    parser.add_argument("--tune_steps", type=positive_int, default=TuneSettings.num_steps, help="of the tuning")
+    parser.add_argument("--view_size", type=image_side, default=128, help="side of a view on the sheet and in the video, pixels")
+    parser.add_argument("--evaluate", metavar="DIR", help="a folder of tools/synthetic_heads.py instead of photos")
+    parser.add_argument("--split", choices=PARTS, default="all", help="which photos of each source")
+    parser.add_argument("--num_holdout", type=positive_int, help="how many are held out (default: the curriculum's)")
+    parser.add_argument("--num_images", type=positive_int, help="only the first so many photos of each source (default: all)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the starts and of the points where the shape is held")
+    add_device_argument(parser)
+    args = parser.parse_args(argv)
+    if bool(args.photos) == bool(args.evaluate):
+        parser.error("name photos, or a folder with --evaluate")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    device = resolve_device(args.device)
+    loaded = load_with_notes(args.generator, args.curriculum, device)
+    search = SearchSettings(num_steps=args.num_steps, image_size=args.image_size)
+    tune = TuneSettings(num_steps=args.tune_steps) if args.tune else None
+    name = GeneratorName.of(loaded.generator, args.generator)
+    features, what = open_features(args.generator, loaded, device)
+    print(f"comparing images by their pixels at several sizes and by {what}")
+    if args.evaluate:
+        files = find_truth(args.evaluate, args.num_images or sys.maxsize)
+        output_dir = make_output_dir(args.output_dir)
+        results = evaluate(open_scene(loaded, search, args.seed, features), files, search, tune, args.seed)
+        protocol = {"generator": name.name, "generator_sha256": name.digest, "folder": Path(args.evaluate).name}
+        protocol |= {"features": what, "image_size": args.image_size, "seed": args.seed, "num_steps": args.num_steps}
+        protocol |= {"tune_steps": args.tune_steps if tune else 0, "device": str(device), "threads": torch.get_num_threads()}
+        path = output_dir / "evaluation.json"
+        write_atomically(path, (json.dumps({**results, "protocol": protocol}, indent=1) + "\n").encode())
+        print(f"{summary_table(results['summary'])}\nwrote {path}")
+        return
+    photos = read_photos(args, loaded)
+    output_dir = make_output_dir(args.output_dir)
+    scene = open_scene(loaded, search, args.seed, features)
+    parts = []
+    for stem, photo in photos.items():
+        inversion = invert(scene, photo, search, tune, args.seed, stem)
+        paths, rows = write_all(inversion, scene, photo, name, output_dir / stem, args.view_size)
+        report(stem, inversion, paths)
+        parts.append(overview_part(rows))
+        if len(photos) > 1:
+            save_image(output_dir / "overview.png", image_grid(parts))
+        if inversion.was_interrupted:
+            raise KeyboardInterrupt
+
+
+def read_photos(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, Tensor]:
+    """The photos as training would crop them, (3, S, S) in [0, 1], by the names of what is written of them.
+
+    One that cannot be read is named on stderr and left out. Raises UserError where none is left.
+    """
+    spec = get_dataset_spec(args.dataset or loaded.curriculum.dataset)
+    num_holdout = args.num_holdout or loaded.curriculum.num_holdout
+    photos: dict[str, Tensor] = {}
+    for text in args.photos:
+        source = part_of(find_images(text), Split(args.split, num_holdout))
+        source = replace(source, names=source.names[: args.num_images], stamps=source.stamps[: args.num_images])
+        pixels = decode_block(range(len(source.names)), source, spec, args.image_size)
+        for name, image in zip(source.names, pixels, strict=True):
+            if image is None:
+                print(f"note: {name} cannot be read; left out", file=sys.stderr)
+                continue
+            stem = _free_name(Path(name).stem, photos)
+            photos[stem] = torch.tensor(image).permute(2, 0, 1).float() / 255
+    if not photos:
+        raise UserError("none of the photos can be read; name others")
+    return photos
+
+
+def _free_name(stem: str, taken: dict[str, Tensor]) -> str:
+    """``stem``, or with the lowest number behind it that is not taken."""
+    name, number = stem, 2
+    while name in taken:
+        name, number = f"{stem}_{number}", number + 1
+    return name
+
+
+def report(stem: str, inversion: Inversion, paths: Sequence[Path]) -> None:
+    """One line on the photo, and on stderr what its user should know."""
+    pitch, yaw = torch.rad2deg(inversion.found.angles[0]).tolist()
+    quality = f"{inversion.before.psnr_db:.1f} dB"
+    if inversion.after is not None:
+        quality += f", after tuning {inversion.after.psnr_db:.1f} dB"
+    print(f"{stem}: {quality}; yaw {yaw:.1f}, pitch {pitch:.1f} degrees; wrote {', '.join(map(str, paths))}")
+    if inversion.before.psnr_db < POOR_PSNR_DB:
+        print(
+            f"note: {stem}: the generator reaches only {inversion.before.psnr_db:.1f} dB; the photo shows something that it was "
+            "not trained on, or is cropped otherwise, and the shape says little about it",
+            file=sys.stderr,
+        )
+    if not any(path.suffix == ".glb" for path in paths):
+        print(f"note: {stem}: the field found has no surface, so there is no mesh", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_script(main)

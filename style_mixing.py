@@ -1,0 +1,110 @@
+"""Geometry from one latent, appearance from another: grids of images and normals.
+
+    python style_mixing.py heads --rows 0 1 2 3 --columns 4 5 6 7
+    python style_mixing.py cats --row_latents inverted/photo_latent.safetensors --columns 4 5 6
+
+Each row has one geometry, each column one appearance: the styles of the first layers come from the row, those of the other
+layers from the column. --split says how many come from the row; by default all but a SIREN's color layer, which leaves the
+surface as it is to the bit, and half of the layers of other networks. The top row and the left column show the latents
+themselves. Writes ``mix_image.png`` and ``mix_normals.png``.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from checkpoints.loading import LoadedGenerator
+from common.arguments import ArgumentParser, image_side, positive_int, seed_number
+from common.errors import UserError
+from common.program import run_script
+from generators.generator import Styles
+from generators.styles import mix_styles, num_style_layers
+from generators.views import View, ViewSettings, make_pose, render_view
+from siren.mapping import FilmParameters
+from visualization.generator_scripts import Subject, add_generator_arguments, bind_field, open_generator, open_subjects
+from visualization.images import image_grid, save_image, view_image
+
+QUANTITIES = ("image", "normals")
+APPEARANCE = "color"  # in the names of parameters that appearance brings along, where weights were tuned to a photo
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    add_generator_arguments(parser, output_dir="mixed")
+    parser.add_argument("--rows", type=seed_number, nargs="+", default=[], help="seeds that give the geometry")
+    parser.add_argument("--columns", type=seed_number, nargs="+", default=[], help="seeds that give the appearance")
+    parser.add_argument("--row_latents", nargs="+", default=[], metavar="FILE", help="latents of invert.py, likewise")
+    parser.add_argument("--column_latents", nargs="+", default=[], metavar="FILE", help="latents of invert.py, likewise")
+    parser.add_argument("--split", type=positive_int, help="layers from the row (default: see above)")
+    parser.add_argument("--image_size", type=image_side, default=128, help="side of an image in pixels")
+    args = parser.parse_args(argv)
+    if not (args.rows or args.row_latents) or not (args.columns or args.column_latents):
+        parser.error("name at least one latent for the rows and one for the columns")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    loaded, output_dir = open_generator(args)
+    rows = _subjects(loaded, args, args.rows, args.row_latents)
+    columns = _subjects(loaded, args, args.columns, args.column_latents)
+    split = _split_of(args.split, rows[0].styles, loaded)
+    views = [[None, *(_view(loaded, column, args.image_size) for column in columns)]]
+    for row in tqdm(rows, unit="row"):
+        mixed = [_view(loaded, mix(row, column, split, loaded), args.image_size) for column in columns]
+        views.append([_view(loaded, row, args.image_size), *mixed])
+    for quantity in QUANTITIES:
+        save_image(output_dir / f"mix_{quantity}.png", _grid(views, quantity, loaded, args.image_size))
+    print(f"wrote {len(rows)} geometries in {len(columns)} appearances, {split} layers from the rows, to {output_dir}")
+
+
+def _subjects(loaded: LoadedGenerator, args: argparse.Namespace, seeds: Sequence[int], latents: Sequence[str]) -> list[Subject]:
+    chosen = argparse.Namespace(path=args.path, psi=args.psi, latent=list(latents), direction=[])
+    return [make() for make in open_subjects(loaded, seeds, chosen)]
+
+
+def _split_of(chosen: int | None, styles: Styles, loaded: LoadedGenerator) -> int:
+    """How many layers come from the row. Raises UserError where the network has no more than that."""
+    num_layers = num_style_layers(styles, loaded.curriculum)
+    if chosen is None:
+        return num_layers - 1 if isinstance(styles, FilmParameters) else num_layers // 2
+    if chosen >= num_layers:
+        raise UserError(f"--split {chosen}: this generator has {num_layers} layers, so use 1 to {num_layers - 1}")
+    return chosen
+
+
+def mix(row: Subject, column: Subject, split: int, loaded: LoadedGenerator) -> Subject:
+    """The row's geometry in the column's appearance; of weights tuned to photos, the color layers are the column's."""
+    styles = mix_styles(row.styles, column.styles, split, loaded.curriculum)
+    if row.weights is None and column.weights is None:
+        return Subject(row.label, styles)
+    own: Mapping[str, Tensor] = loaded.generator.state_dict()
+    names = {*(row.weights or {}), *(column.weights or {})}
+    weights = {name: ((column if APPEARANCE in name else row).weights or own).get(name, own[name]) for name in names}
+    return Subject(row.label, styles, weights)
+
+
+def _view(loaded: LoadedGenerator, subject: Subject, image_size: int) -> View:
+    """From the mean pose."""
+    curriculum = loaded.curriculum
+    pose = make_pose(curriculum.h_mean, curriculum.v_mean, next(loaded.generator.parameters()).device)
+    return render_view(bind_field(loaded, subject), pose, curriculum, ViewSettings(image_size=image_size))
+
+
+def _grid(views: Sequence[Sequence[View | None]], quantity: str, loaded: LoadedGenerator, image_size: int) -> Tensor:
+    """(3, H, W) in [-1, 1]; None is white."""
+    depth_range = loaded.curriculum.ray_start, loaded.curriculum.ray_end
+    blank = torch.ones(3, image_size, image_size)
+    return image_grid([[blank if view is None else view_image(view, quantity, *depth_range) for view in row] for row in views])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,335 @@
+"""The page with the generator inside, in a real browser, against the Python renderer."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from browser import Browser
+from checkpoints.latents import PHOTO_KEYS, GeneratorName, Latent
+from checkpoints.loading import LoadedGenerator, load_generator
+from common.errors import UserError
+from generators.generator import latent_from_seed
+from generators.styles import with_weights
+from generators.views import View, ViewSettings, make_pose, render_view
+from settings.registry import CURRICULUMS
+from visualization.generator_scripts import field_from_seed, styles_from_seed
+from visualization.images import to_uint8, view_image
+from web.export import check_exportable, export_page, pack_tensors
+
+SIZE = 32
+PSI = 0.7
+POSES = ((0.0, 0.0), (0.45, 0.1), (-0.6, -0.2))  # yaw and pitch from the mean, radians
+MIN_PSNR_DB = 40.0
+MAX_NORMAL_DEGREES = 2.0
+MAX_PAGE_BYTES = 2_000_000
+
+
+class Shown(NamedTuple):
+    """A view as the page draws it: ``pixels`` (H, W, 3) uint8, ``t`` (H, W) with -1 where there is no surface; top row first."""
+
+    pixels: np.ndarray
+    t: np.ndarray
+    num_points: int
+
+
+@pytest.fixture(scope="module")
+def generators() -> dict[str, LoadedGenerator]:
+    return {name: load_generator(name) for name in ("heads", "cats")}
+
+
+@pytest.fixture(scope="module")
+def page(generators: dict[str, LoadedGenerator], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("web") / "page.html"
+    path.write_text(export_page(generators))
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    browser = Browser()
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Browser, page: Path) -> Browser:
+    """The page, drawing few pixels."""
+    browser.open(page, f"?size={SIZE}")
+    return browser
+
+
+def set_state(browser: Browser, **state: Any) -> None:
+    """Seeds go as text, because JavaScript's numbers end at 2^53."""
+    browser.run(
+        "void gof.controls.change(Object.fromEntries(Object.entries(arguments[0])"
+        ".map(([key, value]) => [key, /seed/i.test(key) ? BigInt(value) : value])))",
+        {key: str(value) if "seed" in key.lower() else value for key, value in state.items()},
+    )
+
+
+def show(browser: Browser, **state: Any) -> Shown:
+    """What the page shows of a state, at rest."""
+    set_state(browser, **state)
+    return shown_at_rest(browser)
+
+
+def shown_at_rest(browser: Browser) -> Shown:
+    found = browser.run(
+        "gof.viewer.settled().then(() => {"
+        "  const { renderer, front } = gof.viewer;"
+        "  const { t, numPoints } = renderer.readRoots(front);"
+        "  return { pixels: btoa(String.fromCharCode(...renderer.readPixels(front))), t: [...t], numPoints };"
+        "})"
+    )
+    pixels = np.frombuffer(base64.b64decode(found["pixels"]), np.uint8).reshape(SIZE, SIZE, 4)
+    t = np.array(found["t"], np.float32).reshape(SIZE, SIZE)
+    return Shown(pixels[::-1, :, :3].copy(), t[::-1].copy(), found["numPoints"])
+
+
+START = {"model": "heads", "seed": 0, "secondSeed": 1, "shape": 0, "color": 0, "psi": PSI}
+START |= {"yaw": 0, "pitch": 0, "zoom": 1, "mode": "image"}
+
+
+def reference(loaded: LoadedGenerator, yaw: float, pitch: float, seed: int = 0, size: int = SIZE) -> View:
+    c = loaded.curriculum
+    field = field_from_seed(loaded, seed, PSI)
+    return render_view(field, make_pose(c.h_mean + yaw, c.v_mean + pitch), c, ViewSettings(size, surface_only=True))
+
+
+def psnr_db(pixels: np.ndarray, truth: np.ndarray) -> float:
+    error = np.square(pixels.astype(float) - truth.astype(float)).mean()
+    return 10 * math.log10(255**2 / max(error, 1e-9))
+
+
+def pixels_of(view: View, quantity: str, loaded: LoadedGenerator) -> np.ndarray:
+    return to_uint8(view_image(view, quantity, loaded.curriculum.ray_start, loaded.curriculum.ray_end))
+
+
+def direction_errors_degrees(pixels: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Angles (N,) between normals as colors (N, 3) uint8 and unit normals (N, 3)."""
+    shown = pixels.astype(float) / 127.5 - 1
+    cosines = (shown * normals).sum(axis=-1) / np.linalg.norm(shown, axis=-1)
+    return np.degrees(np.arccos(cosines.clip(-1, 1)))
+
+
+@pytest.mark.parametrize("name", ["heads", "cats"])
+@pytest.mark.parametrize(("yaw", "pitch"), POSES)
+def test_shows_what_python_shows(
+    opened: Browser, generators: dict[str, LoadedGenerator], name: str, yaw: float, pitch: float
+) -> None:
+    loaded = generators[name]
+    view = reference(loaded, yaw, pitch)
+    shown = show(opened, **{**START, "model": name, "yaw": yaw, "pitch": pitch})
+    hit = view.hit_mask.numpy()
+    assert (hit != (shown.t > 0)).mean() <= 0.002
+    both = hit & (shown.t > 0)
+    assert np.abs(shown.t - view.surface_depth.numpy())[both].max() < 1e-4
+    assert psnr_db(shown.pixels, pixels_of(view, "image", loaded)) >= MIN_PSNR_DB
+    for mode, quantity in (("surface", "surface_image"), ("depth", "surface_depth"), ("normals", "normals")):
+        shown = show(opened, mode=mode)
+        assert psnr_db(shown.pixels, pixels_of(view, quantity, loaded)) >= MIN_PSNR_DB, mode
+    normals = view.normals.permute(1, 2, 0).numpy()
+    assert np.median(direction_errors_degrees(shown.pixels[both], normals[both])) < MAX_NORMAL_DEGREES
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**32 + 7, 2**63 - 1])
+@pytest.mark.parametrize(("latent_dim", "z_dist"), [(64, "gaussian"), (20, "gaussian"), (7, "gaussian"), (9, "uniform")])
+def test_seeds_are_pytorchs(opened: Browser, seed: int, latent_dim: int, z_dist: str) -> None:
+    drawn = opened.run("[...latentFromSeed(BigInt(arguments[0]), arguments[1], arguments[2])]", str(seed), latent_dim, z_dist)
+    assert np.abs(np.array(drawn) - latent_from_seed(seed, latent_dim, z_dist)[0].numpy()).max() < 2e-6
+
+
+def test_film_is_pythons(opened: Browser, generators: dict[str, LoadedGenerator]) -> None:
+    loaded = generators["cats"]
+    film = styles_from_seed(loaded, 3, PSI)
+    found = opened.run(
+        "(({ frequencies, phaseShifts }) => [[...frequencies], [...phaseShifts]])"
+        "(gof.viewer.generators.get('cats').film({ seed: 3n, secondSeed: 4n, shape: 0, color: 0, psi: arguments[0] }))",
+        PSI,
+    )
+    for values, expected in zip(found, film, strict=True):
+        assert np.abs(np.array(values) - expected[0].detach().numpy()).max() < 1e-5
+
+
+def test_seed_psi_and_mixing_change_what_they_should(opened: Browser) -> None:
+    first = show(opened, **START)
+    second = show(opened, **{**START, "seed": 1})
+    assert psnr_db(first.pixels, second.pixels) < MIN_PSNR_DB
+    mean = show(opened, **{**START, "psi": 0})
+    assert (mean.pixels == show(opened, **{**START, "psi": 0, "seed": 1}).pixels).all()
+    assert psnr_db(first.pixels, mean.pixels) < MIN_PSNR_DB
+
+    recolored = show(opened, **{**START, "color": 1})
+    assert (recolored.t == first.t).all()
+    assert (recolored.pixels != first.pixels).any()
+    reshaped = show(opened, **{**START, "shape": 1})
+    assert (reshaped.t == second.t).all()
+    assert (reshaped.pixels != second.pixels).any()
+    assert (show(opened, **{**START, "shape": 1, "color": 1}).pixels == second.pixels).all()
+
+
+def test_mouse_keys_and_buttons(opened: Browser) -> None:
+    keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+    show(opened, **START)
+    canvas = opened.element("canvas")
+    opened.drag(canvas, 60, 30)
+    state = opened.run("(({ yaw, pitch }) => ({ yaw, pitch }))(gof.viewer.state)")
+    width = opened.run("gof.viewer.canvas.clientWidth")
+    assert state["yaw"] == pytest.approx(math.pi * 60 / width, rel=0.05)
+    assert state["pitch"] == pytest.approx(-math.pi * 30 / width, rel=0.05)
+    opened.wheel(canvas, 100)
+    assert opened.run("gof.viewer.state.zoom") > 1
+
+    canvas.send_keys(keys.HOME)
+    assert opened.run("[gof.viewer.state.yaw, gof.viewer.state.pitch, gof.viewer.state.zoom]") == [0, 0, 1]
+    canvas.send_keys(keys.ARROW_LEFT, "3")
+    assert opened.run("gof.viewer.state.yaw") < 0
+    assert opened.run("gof.viewer.state.mode") == "normals"
+
+    field = opened.element("seed")
+    field.clear()
+    field.send_keys("12")
+    assert opened.run("String(gof.viewer.state.seed)") == "12"
+    field.send_keys("x")
+    assert opened.run("[document.getElementById('seed').checkValidity(), String(gof.viewer.state.seed)]") == [False, "12"]
+    opened.element("another").click()
+    seed = opened.run("String(gof.viewer.state.seed)")
+    assert seed != "12"
+    assert f"seed {seed}" in opened.run("gof.viewer.settled().then(() => document.getElementById('caption').textContent)")
+
+
+def test_saves_what_it_shows(opened: Browser) -> None:
+    shown = show(opened, **START)
+    found = opened.run("gof.viewer.toBlob().then((blob) => blob.arrayBuffer()).then((buffer) => [...new Uint8Array(buffer)])")
+    saved = np.array(Image.open(BytesIO(bytes(found))).convert("RGB"))
+    assert (saved == shown.pixels).all()
+
+
+def test_a_lost_context_comes_back(opened: Browser) -> None:
+    before = show(opened, **START)
+    caption = opened.run(
+        "new Promise((resolve) => {"
+        "  const canvas = gof.viewer.canvas;"
+        "  window.loss = gof.viewer.gl.getExtension('WEBGL_lose_context');"
+        "  canvas.addEventListener('webglcontextlost', () => setTimeout("
+        "    () => resolve(document.getElementById('caption').textContent)), { once: true });"
+        "  window.loss.loseContext();"
+        "})"
+    )
+    assert "graphics card was reset" in caption
+    opened.run(
+        "new Promise((resolve) => {"
+        "  gof.viewer.canvas.addEventListener('webglcontextrestored', resolve, { once: true });"
+        "  window.loss.restoreContext();"
+        "})"
+    )
+    after = show(opened, **START)
+    assert (after.pixels == before.pixels).all()
+    assert "seed 0" in opened.run("document.getElementById('caption').textContent")
+
+
+def test_says_nothing_on_the_console_and_asks_nothing_of_the_network(opened: Browser, page: Path) -> None:
+    """Of all the tests before."""
+    errors = [message for message in opened.console() if "CONTEXT_LOST_WEBGL" not in message]
+    assert errors == []
+    assert {url.split("?")[0] for url in opened.requests()} == {page.as_uri()}
+
+
+def test_a_photos_latent_stands_beside_the_generator(
+    browser: Browser, generators: dict[str, LoadedGenerator], tmp_path: Path
+) -> None:
+    """Its styles are those of seed 3, in another color: weights tuned to the photo."""
+    loaded = generators["heads"]
+    tuned = {"siren.color_layer_linear.0.bias": torch.tensor([1.0, 0.0, -1.0])}
+    styles = styles_from_seed(loaded, 3, 1.0)
+    latent = Latent(styles, dict.fromkeys(PHOTO_KEYS, 0.0), GeneratorName("heads", ""), 30.0, tuned)
+    page = tmp_path / "photo.html"
+    page.write_text(export_page({"heads": loaded}, {"me": latent}))
+    browser.open(page, f"?size={SIZE}&model=me")
+    shown = shown_at_rest(browser)
+    c = loaded.curriculum
+    field = with_weights(loaded.generator, tuned).field(styles)
+    view = render_view(field, make_pose(c.h_mean, c.v_mean), c, ViewSettings(SIZE, surface_only=True))
+    assert psnr_db(shown.pixels, pixels_of(view, "image", loaded)) >= MIN_PSNR_DB
+    assert "me, the photo" in browser.element("controls").find_element("xpath", "//figcaption").text
+    set_state(browser, seed=3, psi=1)
+    assert (shown_at_rest(browser).pixels == shown.pixels).all()
+
+
+def test_other_ways_to_hold_and_multiply_weights_agree(
+    browser: Browser, page: Path, generators: dict[str, LoadedGenerator]
+) -> None:
+    browser.open(page, f"?size={SIZE}&weights=textures&products=unrolled")
+    view = reference(generators["heads"], 0.0, 0.0)
+    shown = show(browser, **START)
+    assert psnr_db(shown.pixels, pixels_of(view, "image", generators["heads"])) >= MIN_PSNR_DB
+    assert "textures unrolled" in browser.run("gof.viewer.renderer.field.program.key")
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut off", "not base64"])
+def test_damaged_weights_are_named(browser: Browser, page: Path, tmp_path: Path, damage: str) -> None:
+    text = page.read_text()
+    start = text.index('id="weights-heads">') + len('id="weights-heads">')
+    place = start + 1000
+    if damage == "changed":
+        text = text[:place] + ("A" if text[place] != "A" else "B") + text[place + 1 :]
+    elif damage == "cut off":
+        text = text[:place] + text[place + 400 :]
+    else:
+        text = text[:place] + "*" + text[place + 1 :]
+    damaged = tmp_path / "damaged.html"
+    damaged.write_text(text)
+    browser.open(damaged)
+    assert "weights in this page are damaged" in browser.element("problem").text
+    assert browser.element("turntable").is_displayed()
+    assert not browser.element("canvas").is_displayed()
+
+
+def test_without_webgl2_a_sentence_and_a_recorded_turn(browser: Browser, page: Path) -> None:
+    script = browser.before_each_page("HTMLCanvasElement.prototype.getContext = () => null;")
+    browser.open(page)
+    browser.no_longer_before_each_page(script)
+    assert "offers no WebGL 2" in browser.element("problem").text
+    assert browser.run(
+        "document.getElementById('turntable').decode().then(() => document.getElementById('turntable').naturalWidth)"
+    )
+    assert not browser.element("controls").is_displayed()
+
+
+def test_carries_weights_to_the_last_bit() -> None:
+    exact = torch.tensor([[0.5, -1.25], [3.0, 0.0]])
+    rough = torch.tensor([1 / 3, 1e-9])
+    data, packing = pack_tensors({"exact": exact, "rough": rough})
+    assert [(entry["dtype"], entry["offset"]) for entry in packing["tensors"]] == [("float16", 0), ("float32", 8)]
+    assert (np.frombuffer(data[:8], "<f2") == exact.flatten().numpy()).all()
+    assert (np.frombuffer(data[8:], "<f4") == rough.numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["hidden_dim=132"], "4 layers of 132"),
+        (["num_layers=5"], "5 layers of 64"),
+        (["model=EmbeddingPiGAN128"], "no shader"),
+        (["pred_occ=False", "surface_sample=False", "with_opacprior=False", "with_normal_loss=False"], "radiance field"),
+    ],
+)
+def test_refuses_what_it_cannot_hold(overrides: list[str], words: str) -> None:
+    base = CURRICULUMS["SYNTH_TINY"].with_overrides(["init_ball_radius=0", "hollow_check_interval=0"])
+    with pytest.raises(UserError, match=words) as refusal:
+        check_exportable("mine", base.with_overrides(overrides))
+    assert "view.py" in str(refusal.value)
+
+
+def test_pages_of_shipped_models_are_small(page: Path) -> None:
+    assert page.stat().st_size < MAX_PAGE_BYTES

@@ -1,0 +1,224 @@
+"""Generators packed into one HTML page, which computes everything from latent to pixels in WebGL 2.
+
+The page is page/page.html with its style, its scripts and the weights put in. Nothing in it reaches for the network: a
+Content-Security-Policy admits the page's own script and style by their SHA-256, and images from data: and blob: alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from checkpoints.latents import Latent
+from checkpoints.loading import LoadedGenerator
+from common.errors import UserError
+from generators.generator import ImplicitGenerator3d, latent_from_seed
+from generators.views import ViewSettings, make_pose, render_view
+from settings.curriculum import Curriculum
+from visualization.images import DEPTH_COLORS, to_uint8, view_image
+
+PAGE_DIR = Path(__file__).with_name("page")
+SCRIPTS = (  # in the order of the page
+    "random.js",
+    "weights.js",
+    "film.js",
+    "siren_program.js",
+    "camera.js",
+    "shaders.js",
+    "renderer.js",
+    "viewer.js",
+    "benchmark.js",
+    "controls.js",
+    "main.js",
+)
+MAX_HIDDEN_DIM = 128
+MAX_LAYERS = 4
+MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN")
+RAY_STEP_MULTIPLIER = 2  # as the scripts that make images
+
+TURNTABLE_FRAMES = 20
+TURNTABLE_SIZE = 192  # pixels
+TURNTABLE_YAW = 0.5  # radians to either side
+TURNTABLE_MS = 90  # per frame
+TURNTABLE_PSI = 0.7
+WEBP_QUALITY = 80
+
+
+class PackedTensors(NamedTuple):
+    """``data``: all numbers, little-endian, one tensor after the other. ``packing``: names, shapes, places and a checksum."""
+
+    data: bytes
+    packing: dict[str, Any]
+
+
+def check_exportable(name: str, curriculum: Curriculum) -> None:
+    """Raise UserError for a generator that a fragment shader cannot hold."""
+    c = curriculum
+    if c.model not in MODELS:
+        raise UserError(f"{name} is a {c.model}, which the page has no shader for ({', '.join(MODELS)}); use view.py")
+    if not c.pred_occ:
+        raise UserError(f"{name} is a radiance field and has no surface for the page to find; use render_video.py or view.py")
+    if c.hidden_dim > MAX_HIDDEN_DIM or c.num_layers > MAX_LAYERS or c.hidden_dim % 4:
+        raise UserError(
+            f"{name} has {c.num_layers} layers of {c.hidden_dim}; a page holds at most {MAX_LAYERS} of {MAX_HIDDEN_DIM}, "
+            "a multiple of 4: look at it with view.py, or train a narrower one"
+        )
+
+
+def pack_tensors(tensors: dict[str, Tensor]) -> PackedTensors:
+    """Numbers that half precision holds exactly are stored so, others as float32: the page has the weights to the last bit."""
+    parts, entries, offset = [], [], 0
+    for name, tensor in tensors.items():
+        values = tensor.detach().cpu().float().contiguous()
+        is_half = torch.equal(values.half().float(), values)
+        stored = values.numpy().astype("<f2" if is_half else "<f4")
+        dtype = "float16" if is_half else "float32"
+        entries.append({"name": name, "shape": list(values.shape), "dtype": dtype, "offset": offset})
+        parts.append(stored.tobytes())
+        offset += stored.nbytes
+    data = b"".join(parts)
+    return PackedTensors(data, {"tensors": entries, "numBytes": len(data), "crc32": zlib.crc32(data)})
+
+
+def generator_tensors(generator: ImplicitGenerator3d) -> dict[str, Tensor]:
+    """The weights and the truncation means by name, as in an inference file."""
+    mean = generator.truncation_mean or generator.compute_truncation_mean()
+    return {
+        **generator.state_dict(),
+        "truncation_mean.frequencies": mean.frequencies,
+        "truncation_mean.phase_shifts": mean.phase_shifts,
+    }
+
+
+def page_settings(generator: ImplicitGenerator3d) -> dict[str, Any]:
+    """What the page's scripts need to know of a curriculum, in their names; angles in radians but for the field of view."""
+    c = generator.curriculum
+    render = ViewSettings(ray_step_multiplier=RAY_STEP_MULTIPLIER, surface_only=True).render_settings(c)
+    reach = 1.0 if c.sample_dist in ("uniform", "spherical_uniform") else 2.0  # of a normal distribution: 95 %
+    return {
+        "latentDim": c.latent_dim,
+        "latentDistribution": c.z_dist,
+        "hiddenDim": c.hidden_dim,
+        "numLayers": c.num_layers,
+        "viewDependent": c.view_dependent,
+        "pointScale": generator.siren.point_scale,
+        "fovDegrees": c.fov,
+        "meanYaw": c.h_mean,
+        "meanPitch": c.v_mean,
+        "yawLimit": reach * c.h_stddev,
+        "pitchLimit": reach * c.v_stddev,
+        "tNear": render.t_near,
+        "tFar": render.t_far,
+        "numCoarse": render.num_coarse,
+        "numRootSteps": render.num_root_steps,
+        "rootMethod": render.root_method,
+        "tau": render.tau,
+        "fillsWithFarEnd": render.background is None,
+        "background": render.background or 0.0,
+    }
+
+
+@torch.no_grad()
+def turntable(generator: ImplicitGenerator3d) -> bytes:
+    """Seed 0 turning to both sides and back, an animated WebP: what a browser without WebGL 2 shows."""
+    c = generator.curriculum
+    z = latent_from_seed(0, c.latent_dim, c.z_dist).to(next(generator.parameters()).device)
+    field = generator.field(generator.film(z, TURNTABLE_PSI))
+    settings = ViewSettings(TURNTABLE_SIZE, RAY_STEP_MULTIPLIER, surface_only=True)
+    frames = []
+    for i in range(TURNTABLE_FRAMES):
+        yaw = c.h_mean + TURNTABLE_YAW * math.sin(2 * math.pi * i / TURNTABLE_FRAMES)
+        view = render_view(field, make_pose(yaw, c.v_mean, z.device), c, settings)
+        frames.append(Image.fromarray(to_uint8(view_image(view, "image", c.ray_start, c.ray_end))))
+    buffer = BytesIO()
+    frames[0].save(
+        buffer, "WEBP", save_all=True, append_images=frames[1:], duration=TURNTABLE_MS, loop=0, quality=WEBP_QUALITY, method=4
+    )
+    return buffer.getvalue()
+
+
+def export_page(generators: dict[str, LoadedGenerator], latents: Mapping[str, Latent] | None = None) -> str:
+    """The page of generators by name, the first one shown first. Raises UserError for one that it cannot hold.
+
+    ``latents``: photos by name (invert.py), of the first generator; each becomes one more choice beside the generators.
+    """
+    entries, blocks = [], []
+    for name, loaded in generators.items():
+        check_exportable(name, loaded.curriculum)
+        entries.append(_Entry(name, loaded.generator, None, generator_tensors(loaded.generator)))
+    first = next(iter(generators))
+    for name, latent in (latents or {}).items():
+        if name in generators:
+            raise UserError(f"a latent and a generator are both named {name}; rename the latent's file")
+        tensors = {**(latent.weights or {}), **{f"photo.{part}": value for part, value in latent.styles._asdict().items()}}
+        entries.append(_Entry(name, generators[first].generator, first, tensors))
+    models = []
+    for entry in entries:
+        data, packing = pack_tensors(entry.tensors)
+        settings = page_settings(entry.generator)
+        models.append({"name": entry.name, "base": entry.base, "settings": settings, "packing": packing})
+        encoded = base64.b64encode(data).decode()
+        blocks.append(f'<script type="text/plain" id="weights-{escape(entry.name)}">{encoded}</script>')
+    return fill_page(
+        title=f"{', '.join(generators)}: a generator in a page",
+        data=json.dumps({"models": models, "depthColors": DEPTH_COLORS}, separators=(",", ":")),
+        weights="\n".join(blocks),
+        turntable_url="data:image/webp;base64," + base64.b64encode(turntable(generators[first].generator)).decode(),
+    )
+
+
+class _Entry(NamedTuple):
+    """One choice of the page. ``tensors``: its own; the others are those of the entry named ``base``."""
+
+    name: str
+    generator: ImplicitGenerator3d
+    base: str | None
+    tensors: dict[str, Tensor]
+
+
+def fill_page(*, title: str, data: str, weights: str, turntable_url: str) -> str:
+    """The template with its parts put in. ``data``: JSON; ``weights``: HTML."""
+    style = (PAGE_DIR / "page.css").read_text()
+    script = '"use strict";\n' + "\n".join((PAGE_DIR / name).read_text() for name in SCRIPTS)
+    page = (PAGE_DIR / "page.html").read_text()
+    parts = {
+        "policy": content_security_policy(script, style),
+        "title": escape(title),
+        "style": style,
+        "turntable": turntable_url,
+        "data": data.replace("<", "\\u003c"),
+        "weights": weights,
+        "script": script,
+    }
+    for name, text in parts.items():
+        page = page.replace("{{" + name + "}}", text)
+    return page
+
+
+def content_security_policy(script: str, style: str) -> str:
+    """A policy under which only this script and this style run, and no request leaves the page."""
+    directives = (
+        "default-src 'none'",
+        f"script-src '{_sha256_source(script)}'",
+        f"style-src '{_sha256_source(style)}'",
+        "img-src data: blob:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    )
+    return "; ".join(directives)
+
+
+def _sha256_source(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,41 @@
+// ?benchmark: how long frames take in this browser, and what they evaluate.
+
+const BENCHMARK_SIZES = [128, 256];
+const BENCHMARK_SECONDS = 4; // per size
+const MAX_FRAMES = 60;
+
+function median(values) {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.floor(sorted.length / 2)];
+}
+
+/** {gpu, model, results: [{size, frames, medianMs, pointsPerPixel, gflopPerFrame, gflops}]}; a flop is a multiplication or addition. */
+async function runBenchmark(viewer, onProgress) {
+  await viewer.settled();
+  const results = [];
+  for (const size of BENCHMARK_SIZES) {
+    onProgress(`Measuring ${size} px ...`);
+    await viewer.capture(size); // compiles, and learns how long strips may be
+    const times = [];
+    let last;
+    for (const start = performance.now(); performance.now() - start < 1000 * BENCHMARK_SECONDS && times.length < MAX_FRAMES; ) {
+      last = await viewer.capture(size);
+      times.push(last.ms);
+    }
+    const { hiddenDim } = viewer.generator.settings;
+    const cost = viewer.renderer.field.program.evaluationCost;
+    const colorCost = cost + hiddenDim ** 2 + 6 * hiddenDim;
+    const gflop = (2 * (last.numPoints * cost + size ** 2 * colorCost)) / 1e9;
+    const medianMs = median(times);
+    results.push({
+      size,
+      frames: times.length,
+      medianMs,
+      pointsPerFrame: last.numPoints + size ** 2,
+      pointsPerPixel: last.numPoints / size ** 2 + 1,
+      gflopPerFrame: gflop,
+      gflops: (1000 * gflop) / medianMs,
+    });
+  }
+  return { gpu: gpuName(viewer.gl), model: viewer.state.model, results };
+}
