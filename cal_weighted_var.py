@@ -8,6 +8,9 @@ See metrics/weighted_variance.py for the formula and docs/metrics.md for what it
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import math
 import statistics
 from collections.abc import Sequence

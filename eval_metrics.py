@@ -9,6 +9,9 @@ Images go to the metric as they were rendered, without a file between. See docs/
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,13 @@ from torch import Tensor
 
 from checkpoints.loading import LoadedGenerator
 from common.arguments import ArgumentParser, int_between, positive_int, seed_number
+from common.errors import UserError, one_line
 from common.program import run_script
+from dataset import get_dataset_spec
 from distributed.sharding import shared_work
 from loading.files import PARTS, Split
 from metrics.efficientnet import INPUT_SIZE, WEIGHTS_SHA256, find_weights_file
-from metrics.fidelity import EXTRACTORS, find_weights, read_state_dict
+from metrics.fidelity import EXTRACTORS, MIN_IMAGES, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation
 from metrics.report import add_common_arguments, load, model_record, print_table, write_json
 from metrics.sampling import generated_images, real_images
@@ -46,6 +51,16 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--feature_extractor", default="inception-v3-compat", help=f"one of {', '.join(EXTRACTORS)}")
     parser.add_argument("--feature_extractor_weights", help="a local file of its weights (default: fetched once, then kept)")
     return parser
+
+
+def _check_arguments(args: Any) -> None:
+    """What can be known before any image is made. Raises UserError."""
+    if Path(args.output_json).is_dir():
+        raise UserError(f"--output_json {args.output_json} is a folder; name a file in it")
+    if args.dataset is not None:
+        get_dataset_spec(args.dataset)
+    if args.num_images < MIN_IMAGES and any(METRICS[name].needs_weights for name in args.metrics):
+        raise UserError(f"--num_images {args.num_images} are too few for FID, KID and IS; use at least {MIN_IMAGES}")
 
 
 def _check_weights(args: Any) -> Path | None:
@@ -106,6 +121,7 @@ def _protocol(args: Any, evaluation: Evaluation, preset: str, split: Split) -> d
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
+    _check_arguments(args)
     with shared_work(args) as processes:
         loaded = load(args)
         weights = _check_weights(args)
@@ -131,15 +147,25 @@ def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weight
     device = next(loaded.generator.parameters()).device
     evaluation = Evaluation(real, fake, names, args.seed, device=device, extractor=args.feature_extractor, weights_file=weights)
     results: dict[str, float] = {}
+    failures: dict[str, str] = {}
     for name in names:
-        results |= METRICS[name].compute(evaluation)
+        try:
+            results |= METRICS[name].compute(evaluation)
+        except (UserError, OSError, MemoryError) as error:  # the scores that are finished are not to be lost
+            failures[name] = one_line(error) or type(error).__name__
+    if failures and not results:
+        raise UserError(next(iter(failures.values())))
     notes = _notes(evaluation, args.num_images)
     for note in notes:
         print(f"note: {note}")
-    record = {"metrics": results, "notes": notes, "protocol": _protocol(args, evaluation, preset, _split(args, loaded))}
+    protocol = _protocol(args, evaluation, preset, _split(args, loaded))
+    record = {"metrics": results, "failed": failures, "notes": notes, "protocol": protocol}
     write_json(args.output_json, {**record, "model": model_record(args, loaded)})
     print_table(f"{len(fake)} generated and {len(real)} real images at {args.image_size} px", results)
     print(f"written to {args.output_json}")
+    if failures:
+        told = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise UserError(f"{len(failures)} of {len(names)} scores failed ({told}); the others are in {args.output_json}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A page in which generators live: one HTML file that computes everything from latent to pixels, without a server.
 
     python export_web.py heads cats --output page.html
+    python export_web.py cats --latent inverted/photo_latent.safetensors --output page.html
 
 Open it by double click in any browser with WebGL 2, or put it on any static host. Drag turns the head; the seed box makes the
 same heads as the scripts; page.html?benchmark measures frames. Several generators are chosen between in the page. The page
@@ -9,12 +10,16 @@ renders the surface (--surface_only of the other scripts). A generator beyond 4 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from checkpoints.files import write_atomically
+from checkpoints.latents import GeneratorName, load_latent
 from common.arguments import ArgumentParser
 from common.errors import UserError
 from common.program import run_script
@@ -26,6 +31,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("paths", metavar="PATH", nargs="+", help="generator files of this project, or names of shipped ones")
     parser.add_argument("--curriculum", help="name or .json file; needed where a file does not carry its own settings")
+    parser.add_argument(
+        "--latent",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="latents of invert.py for the first PATH, as further choices",
+    )
     parser.add_argument("--output", default="page.html", help="the page")
     args = parser.parse_args(argv)
     generators = {}
@@ -34,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name in generators:
             raise UserError(f"two generators are named {name}; rename one of the files")
         generators[name] = load_with_notes(path, args.curriculum, torch.device("cpu"))
-    page = export_page(generators).encode()
+    first = next(iter(generators.values())).generator
+    name = GeneratorName.of(first, args.paths[0])
+    latents = {Path(path).stem.removesuffix("_latent"): load_latent(path, first, name) for path in args.latent}
+    if len(latents) < len(args.latent):
+        raise UserError("two latents have the same name; rename one of the files")
+    page = export_page(generators, latents).encode()
     write_atomically(args.output, page)
     print(f"the page: {Path(args.output).resolve()} ({len(page) / 1e6:.2f} MB)")
 

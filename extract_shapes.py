@@ -12,6 +12,9 @@ The mesh ends where training's cameras could not look (--no_clip keeps what is b
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import argparse
 import os
 import shutil
@@ -27,6 +30,7 @@ from common.arguments import ArgumentParser, int_between, positive_float, seed_n
 from common.errors import UserError
 from common.program import run_script
 from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS
 from siren.field import Field
 from visualization.generator_scripts import (
     add_generator_arguments,
@@ -50,9 +54,11 @@ from visualization.meshes import (
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
-    loaded, output_dir = open_generator(args)
+    loaded, output_dir = open_generator(args, fallback=CURRICULUMS["CelebA"])
     device = next(loaded.generator.parameters()).device
-    clip_radius = None if args.no_clip else visible_radius(loaded.curriculum)
+    clip_radius = None if args.no_clip or not loaded.is_camera_known else visible_radius(loaded.curriculum)
+    if not loaded.is_camera_known:
+        print("note: with --curriculum NAME, the mesh would end where training's cameras could not look", file=sys.stderr)
     settings = MeshSettings(args.cube_size, args.level, clip_radius, args.largest_piece)
     if not settings.are_possible():
         raise UserError("--cube_size or --level is too small or too large for a mesh")
@@ -77,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         refine_vertices(mesh, field, loaded.curriculum, settings, args.voxel_resolution, device)
         mesh.visual.vertex_colors = vertex_colors(mesh, field, device)
         paths = save_mesh(mesh, stem, suffixes)
+        if not args.obj:
+            stem.with_name(f"{stem.name}.obj").unlink(missing_ok=True)  # an earlier run's, of another shape perhaps
         num_meshes += 1
         print(f"{shown}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces: {', '.join(map(str, paths))}")
     if num_meshes == 0:

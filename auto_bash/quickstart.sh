@@ -4,7 +4,7 @@
 # Run it again and it trains on from where it stood. Environment: QUICKSTART_MINUTES of training (2.5), QUICKSTART_HEADS (1500).
 #
 # In OUTPUT_DIR: heads/ (the data), data.png, train/ (checkpoints, samples, log), scores/, imgs/, vids/, shapes/, mesh_images/,
-# history.jsonl (the shipped run's log), steps.tsv (what was run), index.html (the page).
+# history.jsonl (the shipped run's log), steps.tsv (what was run), live.html (the generator itself), index.html (the page).
 set -euo pipefail
 usage="usage: bash auto_bash/quickstart.sh [OUTPUT_DIR]"
 if [ $# -gt 1 ] || { [ $# = 1 ] && [ -z "$1" ]; }; then echo "$usage" >&2; exit 2; fi
@@ -103,6 +103,7 @@ may "$PYTHON" extract_shapes.py "$GENERATOR" --seeds 0 1 2 --voxel_resolution 12
 may "$PYTHON" render_meshimg.py --input_dir "$OUT/shapes" --output_dir "$OUT/mesh_images" --image_size 256
 
 step "The page"
+may "$PYTHON" export_web.py "$GENERATOR" --output "$OUT/live.html"
 must "$PYTHON" -m tools.report "$OUT"
 
 printf '\nDone in %d:%02d. Open %s in a browser.\n' $((SECONDS / 60)) $((SECONDS % 60)) "$(realpath "$OUT/index.html")"

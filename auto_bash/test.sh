@@ -4,6 +4,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source auto_bash/setup.sh
+# The tests of pages need a browser; without one they skip and say so.
+if ! command -v chromedriver >/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "Installing Chromium, for the tests of pages ..."
+    (timeout 120 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq chromium chromium-driver) \
+      >/dev/null 2>&1 || echo "Note: that failed; the tests of pages will be skipped."
+  else
+    echo "Note: Chromium is not installed (Debian: chromium chromium-driver); the tests of pages will be skipped."
+  fi
+fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # more would only wait for each other

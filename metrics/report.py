@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from checkpoints.loading import LoadedGenerator
-from common.arguments import add_device_argument, finite_float, image_side, int_between
+from common.arguments import add_device_argument, finite_float, image_side, int_between, positive_int
 from common.files import write_atomically
 from visualization.generator_scripts import open_generator
 
@@ -31,13 +31,14 @@ def add_common_arguments(
             "--batch_size", type=int_between(1, 1 << 16), default=8, help="images at a time; changes speed and memory only"
         )
     parser.add_argument("--output_json", default=output_json, help="where the results and their protocol are written")
+    parser.add_argument("--max_batch_size", type=positive_int, help="accepted for old commands: memory is bounded as it is")
     add_device_argument(parser)
 
 
 def load(args: argparse.Namespace) -> LoadedGenerator:
     """The generator of :func:`add_common_arguments`; its folder of results is made first. Raises UserError."""
     args.output_dir = Path(args.output_json).parent
-    return open_generator(args)[0]
+    return open_generator(args, owns_folder=False)[0]
 
 
 def model_record(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, Any]:

@@ -144,15 +144,16 @@ def test_broken_images_are_skipped_named_and_too_many_stop(folder: Path, tmp_pat
     again = ImageDataset(folder, 8, cache_dir=tmp_path / "cache")
     assert again.unreadable_names == data.unreadable_names and reds(again) == reds(data)
     (folder / "3b.jpg").write_text("text")
-    with pytest.raises(UserError, match=r"2 of 7 images .*2b\.png, 3b\.jpg"):
+    with pytest.raises(UserError, match=r"2 of 7 images .*2b\.png: cut short .*copy or download .*\| 3b\.jpg: no image"):
         ImageDataset(folder, 8, cache_dir=None)
     assert len(ImageDataset(folder, 8, cache_dir=None, max_unreadable=0.5)) == 5
 
 
 def test_a_decompression_bomb_is_unreadable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    solid(folder / "9.png", (1, 1, 1), (200, 200))
+    solid(folder / "9.png", (1, 1, 1), (600, 600))  # 360,000 pixels in a thousand bytes
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
-    assert ImageDataset(folder, 8, cache_dir=None).unreadable_names == [str(folder / "9.png")]
+    data = ImageDataset(folder, 8, cache_dir=None)
+    assert data.unreadable_names == [str(folder / "9.png")] and "claim 600 x 600 pixels" in data.unreadable[str(folder / "9.png")]
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "only text", "text named jpg", "zip without images"])
@@ -305,10 +306,10 @@ def test_the_real_cats(cats_zip: Path, tmp_path: Path) -> None:
     assert len(source.names) == 7_939 and list(source.names) == sorted(source.names)
     data = ImageDataset(cats_zip, 32, preset="Cats", cache_dir=tmp_path, num_workers=1)
     assert len(data) == 7_939 and data.num_unreadable == 0
-    assert np.array_equal(data[777].permute(1, 2, 0).numpy(), decode(source, 777, DATASETS["Cats"], 32))
+    assert np.array_equal(data[777].permute(1, 2, 0).numpy(), decode(source, 777, DATASETS["Cats"], 32).pixels)
     assert data.gather(torch.arange(2000)).float().std() > 40
-    pixels, unreadable = build_cache(source, DATASETS["Cats"], 32, tmp_path)
-    assert isinstance(pixels, CachedImages) and not unreadable
+    pixels, found = build_cache(source, DATASETS["Cats"], 32, tmp_path)
+    assert isinstance(pixels, CachedImages) and not found.unreadable and not found.remarks
 
 
 def test_public_names() -> None:

@@ -18,6 +18,7 @@ ORDER = (
     "checkpoints",
     "distributed",
     "visualization",
+    "web",
     "heads",
     "loading",
     "dataset",

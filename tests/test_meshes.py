@@ -258,6 +258,6 @@ def test_without_pyrender_auto_says_so_and_casts_rays(monkeypatch: pytest.Monkey
 
 def test_training_still_works_after_rendering_with_gl() -> None:
     """In a fresh process: GL first, then an optimizer, which makes torch import triton, whose LLVM is not Mesa's."""
-    code = "from mesh_rendering import open_renderer; open_renderer('auto'); import torch; torch.optim.Adam([torch.zeros(1)])"
+    code = "from visualization.mesh_rendering import open_renderer; open_renderer('auto'); import torch; torch.optim.Adam([torch.zeros(1)])"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

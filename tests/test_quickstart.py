@@ -105,6 +105,15 @@ def test_page_holds_everything_inside_itself(folder: Path) -> None:
     assert "http" not in (folder / "index.html").read_text()
 
 
+def test_page_opens_with_the_generator_itself(folder: Path) -> None:
+    (folder / "live.html").write_text('<p class="x">live & "quoted"</p>')
+    main([str(folder)])
+    html = (folder / "index.html").read_text()
+    assert 'srcdoc="&lt;p class=&quot;x&quot;&gt;live &amp; &quot;quoted&quot;&lt;/p&gt;"' in html
+    assert "<div class='hero'>" not in html
+    read_page(folder)
+
+
 def test_page_tells_what_was_measured_and_what_failed(folder: Path) -> None:
     main([str(folder), "--output", str(folder / "other.html")])
     text = " ".join(Reader((folder / "other.html").read_text()).text)

@@ -15,13 +15,15 @@ import torch
 from PIL import Image
 
 from browser import Browser
+from checkpoints.latents import PHOTO_KEYS, GeneratorName, Latent
 from checkpoints.loading import LoadedGenerator, load_generator
 from common.errors import UserError
 from generators.generator import latent_from_seed
+from generators.styles import with_weights
 from generators.views import View, ViewSettings, make_pose, render_view
 from settings.registry import CURRICULUMS
-from visualization.generator_scripts import field_from_seed, film_from_seed
-from visualization.images import to_uint8, view_picture
+from visualization.generator_scripts import field_from_seed, styles_from_seed
+from visualization.images import to_uint8, view_image
 from web.export import check_exportable, export_page, pack_tensors
 
 SIZE = 32
@@ -78,6 +80,10 @@ def set_state(browser: Browser, **state: Any) -> None:
 def show(browser: Browser, **state: Any) -> Shown:
     """What the page shows of a state, at rest."""
     set_state(browser, **state)
+    return shown_at_rest(browser)
+
+
+def shown_at_rest(browser: Browser) -> Shown:
     found = browser.run(
         "gof.viewer.settled().then(() => {"
         "  const { renderer, front } = gof.viewer;"
@@ -106,7 +112,7 @@ def psnr_db(pixels: np.ndarray, truth: np.ndarray) -> float:
 
 
 def pixels_of(view: View, quantity: str, loaded: LoadedGenerator) -> np.ndarray:
-    return to_uint8(view_picture(view, quantity, loaded.curriculum.ray_start, loaded.curriculum.ray_end))
+    return to_uint8(view_image(view, quantity, loaded.curriculum.ray_start, loaded.curriculum.ray_end))
 
 
 def direction_errors_degrees(pixels: np.ndarray, normals: np.ndarray) -> np.ndarray:
@@ -145,7 +151,7 @@ def test_seeds_are_pytorchs(opened: Browser, seed: int, latent_dim: int, z_dist:
 
 def test_film_is_pythons(opened: Browser, generators: dict[str, LoadedGenerator]) -> None:
     loaded = generators["cats"]
-    film = film_from_seed(loaded, 3, PSI)
+    film = styles_from_seed(loaded, 3, PSI)
     found = opened.run(
         "(({ frequencies, phaseShifts }) => [[...frequencies], [...phaseShifts]])"
         "(gof.viewer.generators.get('cats').film({ seed: 3n, secondSeed: 4n, shape: 0, color: 0, psi: arguments[0] }))",
@@ -237,6 +243,27 @@ def test_says_nothing_on_the_console_and_asks_nothing_of_the_network(opened: Bro
     errors = [message for message in opened.console() if "CONTEXT_LOST_WEBGL" not in message]
     assert errors == []
     assert {url.split("?")[0] for url in opened.requests()} == {page.as_uri()}
+
+
+def test_a_photos_latent_stands_beside_the_generator(
+    browser: Browser, generators: dict[str, LoadedGenerator], tmp_path: Path
+) -> None:
+    """Its styles are those of seed 3, in another color: weights tuned to the photo."""
+    loaded = generators["heads"]
+    tuned = {"siren.color_layer_linear.0.bias": torch.tensor([1.0, 0.0, -1.0])}
+    styles = styles_from_seed(loaded, 3, 1.0)
+    latent = Latent(styles, dict.fromkeys(PHOTO_KEYS, 0.0), GeneratorName("heads", ""), 30.0, tuned)
+    page = tmp_path / "photo.html"
+    page.write_text(export_page({"heads": loaded}, {"me": latent}))
+    browser.open(page, f"?size={SIZE}&model=me")
+    shown = shown_at_rest(browser)
+    c = loaded.curriculum
+    field = with_weights(loaded.generator, tuned).field(styles)
+    view = render_view(field, make_pose(c.h_mean, c.v_mean), c, ViewSettings(SIZE, surface_only=True))
+    assert psnr_db(shown.pixels, pixels_of(view, "image", loaded)) >= MIN_PSNR_DB
+    assert "me, the photo" in browser.element("controls").find_element("xpath", "//figcaption").text
+    set_state(browser, seed=3, psi=1)
+    assert (shown_at_rest(browser).pixels == shown.pixels).all()
 
 
 def test_other_ways_to_hold_and_multiply_weights_agree(

@@ -11,6 +11,9 @@ once per GPU with CUDA_VISIBLE_DEVICES and other seeds, then once more with all 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import json
 import statistics
 import subprocess

@@ -9,6 +9,9 @@ generated image, and that is compared with the surface the generator put there. 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace

@@ -8,6 +8,9 @@ folder is left out. auto_bash/quickstart.sh says what lies where in the folder.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import argparse
 import json
 from collections.abc import Sequence
@@ -33,6 +36,7 @@ CHARTS: dict[str, dict[str, str]] = {
 MAX_POINTS = 300  # of a curve
 MAX_NUMBER = 1e100
 MAX_LOG_BYTES = 1 << 28
+LIVE_PAGE = "live.html"  # of export_web.py
 MAX_INLINE_BYTES = 1 << 26  # of an image or a video
 
 
@@ -317,7 +321,12 @@ def summary(folder: Path, steps: list[Step]) -> str:
 
 
 def hero(folder: Path) -> str:
-    """The first thing seen: the heads that turn."""
+    """The first thing seen: the generator itself, or where its page is missing, heads that turn."""
+    live = files_in(folder, LIVE_PAGE)
+    if live:
+        document = escape(live[0].read_text(errors="replace"))
+        rights = "allow-scripts allow-downloads"
+        return f'<iframe class="live" title="The generator, live" sandbox="{rights}" srcdoc="{document}"></iframe>'
     paths = [path for path in files_in(folder / "vids", "*.mp4") if path.stem.isdecimal()]
     if not paths:
         return ""

@@ -11,6 +11,9 @@ not a selection. --dataset_path adds as many real ones below.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -59,7 +59,10 @@ class StageBatches:
         names, num, before = self.dataset.unreadable_names, len(self.dataset), self._state.num_images
         if names:
             first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            tell(f"{len(names)} images in {path} cannot be read and are left out: {first}")
+            reason = next(iter(self.dataset.unreadable.values()))
+            tell(f"{len(names)} images in {path} cannot be read and are left out: {first}; the first is {reason}")
+        for note in self.dataset.notes():
+            tell(f"{path}: {note}")
         if before not in (None, num):
             tell(f"{path} has {num} images, it had {before} when this run last looked: they come in another order now")
 

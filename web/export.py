@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import zlib
+from collections.abc import Mapping
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -20,12 +21,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from checkpoints.latents import Latent
 from checkpoints.loading import LoadedGenerator
 from common.errors import UserError
 from generators.generator import ImplicitGenerator3d, latent_from_seed
 from generators.views import ViewSettings, make_pose, render_view
 from settings.curriculum import Curriculum
-from visualization.images import DEPTH_COLORS, to_uint8, view_picture
+from visualization.images import DEPTH_COLORS, to_uint8, view_image
 
 PAGE_DIR = Path(__file__).with_name("page")
 SCRIPTS = (  # in the order of the page
@@ -47,11 +49,11 @@ MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN")
 RAY_STEP_MULTIPLIER = 2  # as the scripts that make images
 
 TURNTABLE_FRAMES = 20
-TURNTABLE_SIZE = 160  # pixels
+TURNTABLE_SIZE = 192  # pixels
 TURNTABLE_YAW = 0.5  # radians to either side
 TURNTABLE_MS = 90  # per frame
 TURNTABLE_PSI = 0.7
-WEBP_QUALITY = 60
+WEBP_QUALITY = 80
 
 
 class PackedTensors(NamedTuple):
@@ -139,7 +141,7 @@ def turntable(generator: ImplicitGenerator3d) -> bytes:
     for i in range(TURNTABLE_FRAMES):
         yaw = c.h_mean + TURNTABLE_YAW * math.sin(2 * math.pi * i / TURNTABLE_FRAMES)
         view = render_view(field, make_pose(yaw, c.v_mean, z.device), c, settings)
-        frames.append(Image.fromarray(to_uint8(view_picture(view, "image", c.ray_start, c.ray_end))))
+        frames.append(Image.fromarray(to_uint8(view_image(view, "image", c.ray_start, c.ray_end))))
     buffer = BytesIO()
     frames[0].save(
         buffer, "WEBP", save_all=True, append_images=frames[1:], duration=TURNTABLE_MS, loop=0, quality=WEBP_QUALITY, method=4
@@ -147,22 +149,43 @@ def turntable(generator: ImplicitGenerator3d) -> bytes:
     return buffer.getvalue()
 
 
-def export_page(generators: dict[str, LoadedGenerator]) -> str:
-    """The page of generators by name, the first one shown first. Raises UserError for one that it cannot hold."""
-    models, blocks = [], []
+def export_page(generators: dict[str, LoadedGenerator], latents: Mapping[str, Latent] | None = None) -> str:
+    """The page of generators by name, the first one shown first. Raises UserError for one that it cannot hold.
+
+    ``latents``: photos by name (invert.py), of the first generator; each becomes one more choice beside the generators.
+    """
+    entries, blocks = [], []
     for name, loaded in generators.items():
         check_exportable(name, loaded.curriculum)
-        tensors = pack_tensors(generator_tensors(loaded.generator))
-        models.append({"name": name, "settings": page_settings(loaded.generator), "packing": tensors.packing})
-        encoded = base64.b64encode(tensors.data).decode()
-        blocks.append(f'<script type="text/plain" id="weights-{escape(name)}">{encoded}</script>')
-    first = next(iter(generators.values()))
+        entries.append(_Entry(name, loaded.generator, None, generator_tensors(loaded.generator)))
+    first = next(iter(generators))
+    for name, latent in (latents or {}).items():
+        if name in generators:
+            raise UserError(f"a latent and a generator are both named {name}; rename the latent's file")
+        tensors = {**(latent.weights or {}), **{f"photo.{part}": value for part, value in latent.styles._asdict().items()}}
+        entries.append(_Entry(name, generators[first].generator, first, tensors))
+    models = []
+    for entry in entries:
+        data, packing = pack_tensors(entry.tensors)
+        settings = page_settings(entry.generator)
+        models.append({"name": entry.name, "base": entry.base, "settings": settings, "packing": packing})
+        encoded = base64.b64encode(data).decode()
+        blocks.append(f'<script type="text/plain" id="weights-{escape(entry.name)}">{encoded}</script>')
     return fill_page(
         title=f"{', '.join(generators)}: a generator in a page",
         data=json.dumps({"models": models, "depthColors": DEPTH_COLORS}, separators=(",", ":")),
         weights="\n".join(blocks),
-        turntable_url="data:image/webp;base64," + base64.b64encode(turntable(first.generator)).decode(),
+        turntable_url="data:image/webp;base64," + base64.b64encode(turntable(generators[first].generator)).decode(),
     )
+
+
+class _Entry(NamedTuple):
+    """One choice of the page. ``tensors``: its own; the others are those of the entry named ``base``."""
+
+    name: str
+    generator: ImplicitGenerator3d
+    base: str | None
+    tensors: dict[str, Tensor]
 
 
 def fill_page(*, title: str, data: str, weights: str, turntable_url: str) -> str:

@@ -22,8 +22,8 @@ class Controls {
     this.viewer = viewer;
     this.canvas = viewer.canvas;
     this.pointers = new Map();
-    this.addChoice("models", "model", [...viewer.generators.keys()].map((name) => [name, name]));
-    this.addChoice("modes", "mode", MODES.map((mode) => [mode, MODE_NAMES[mode]]));
+    this.addChoice("models", "model", [...viewer.generators.keys()].map((name) => [name, name]), (name) => this.changeModel(name));
+    this.addChoice("modes", "mode", MODES.map((mode) => [mode, MODE_NAMES[mode]]), (mode) => this.change({ mode }));
     byId("models").hidden = viewer.generators.size < 2;
     this.addSeed("seed", "another", "seed");
     this.addSeed("second-seed", "another-second", "secondSeed");
@@ -42,11 +42,17 @@ class Controls {
 
   // -- parts -----------------------------------------------------------------------------------------------------------
 
-  addChoice(id, key, choices) {
+  /** Another generator, with the photo that it holds or, if it holds none, the seed there was. */
+  changeModel(model) {
+    const seed = this.viewer.generators.get(model).hasPhoto ? null : (this.viewer.state.seed ?? 0n);
+    this.change({ model, seed });
+  }
+
+  addChoice(id, key, choices, onChoice) {
     for (const [value, text] of choices) {
       const label = document.createElement("label");
       const input = Object.assign(document.createElement("input"), { type: "radio", name: key, value });
-      input.addEventListener("change", () => this.change({ [key]: value }));
+      input.addEventListener("change", () => onChoice(value));
       label.append(input, Object.assign(document.createElement("span"), { textContent: text }));
       byId(id).append(label);
     }
@@ -105,7 +111,7 @@ class Controls {
   async save() {
     const { model, seed, mode } = this.viewer.state;
     const url = URL.createObjectURL(await this.viewer.toBlob());
-    Object.assign(document.createElement("a"), { href: url, download: `${model}_${seed}_${mode}.png` }).click();
+    Object.assign(document.createElement("a"), { href: url, download: `${model}_${seed ?? "photo"}_${mode}.png` }).click();
     setTimeout(() => URL.revokeObjectURL(url), 10_000);
   }
 
@@ -135,6 +141,8 @@ class Controls {
       canvas.addEventListener(name, (event) => pointers.delete(event.pointerId));
     }
     const onWheel = (event) => {
+      const embedded = document.body.classList.contains("embedded");
+      if (embedded && document.activeElement !== canvas) return; // the wheel scrolls the page around until the head is touched
       event.preventDefault();
       this.zoomBy(Math.exp(clamp(event.deltaY, -100, 100) * 0.0015));
     };
@@ -177,7 +185,7 @@ class Controls {
       for (const input of document.querySelectorAll(`input[name="${key}"]`)) input.checked = input.value === state[key];
     }
     for (const [id, key] of [["seed", "seed"], ["second-seed", "secondSeed"]]) {
-      byId(id).value = String(state[key]);
+      byId(id).value = state[key] ?? "";
       byId(id).setCustomValidity("");
     }
     for (const key of ["psi", "shape", "color"]) {
@@ -193,7 +201,7 @@ class Controls {
     const degrees = (radians) => `${Math.round((radians * 180) / Math.PI)}°`;
     const where = Math.abs(yaw) + Math.abs(pitch) < 0.01 ? "front" : `yaw ${degrees(yaw)}, pitch ${degrees(pitch)}`;
     const warning = viewer.isBeyondTraining() ? ", beyond what training saw" : "";
-    byId("caption").textContent = `${model}, seed ${seed}, ${where}${warning}`;
+    byId("caption").textContent = `${model}, ${seed === null ? "the photo" : `seed ${seed}`}, ${where}${warning}`;
   }
 
   /** @param {{size: number, ms: number} | null} frame null: the GPU's context is lost */

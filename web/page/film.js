@@ -38,34 +38,38 @@ function lerpFilm(start, end, weightOf) {
   };
 }
 
-/** A generator: settings and tensors. Its `film` answers what the field's weights are modulated with. */
+/**
+ * A generator: settings and tensors. Its `film` answers what the field's weights are modulated with. Where the tensors hold
+ * those of a photo's latent (invert.py), that latent stands in for a seed: the seed null.
+ */
 class Generator {
   constructor(settings, tensors) {
     this.settings = settings;
     this.tensors = tensors;
-    this.mean = { frequencies: tensors["truncation_mean.frequencies"], phaseShifts: tensors["truncation_mean.phase_shifts"] };
-    this.films = new Map();
+    this.hasPhoto = "photo.frequencies" in tensors;
   }
 
-  /** FiLM parameters of a seed (bigint) without truncation. */
-  filmOfSeed(seed) {
-    if (!this.films.has(seed)) {
-      if (this.films.size > 64) this.films.clear();
-      const z = latentFromSeed(seed, this.settings.latentDim, this.settings.latentDistribution);
-      this.films.set(seed, mapLatent(this.tensors, z));
-    }
-    return this.films.get(seed);
+  /** The FiLM parameters under a prefix of the tensors' names. */
+  storedFilm(prefix) {
+    return { frequencies: this.tensors[`${prefix}.frequencies`], phaseShifts: this.tensors[`${prefix}.phase_shifts`] };
+  }
+
+  /** FiLM parameters of a seed (bigint), truncated toward the mean; those of the photo (null) as they were found. */
+  filmOfSeed(seed, psi) {
+    if (seed === null) return this.storedFilm("photo");
+    const film = mapLatent(this.tensors, latentFromSeed(seed, this.settings.latentDim, this.settings.latentDistribution));
+    return psi === 1 ? film : lerpFilm(this.storedFilm("truncation_mean"), film, () => psi);
   }
 
   /**
-   * FiLM parameters of a seed mixed with a second one's, then truncated toward the mean.
-   * @param {number} shape 0 to 1: how much of the second seed the layers below the surface take
-   * @param {number} color the same for the color layer, which the surface does not depend on
+   * FiLM parameters of a seed mixed with a second one's.
+   * @param {number} shape 0 to 1: how much of the second seed the layers take that the surface depends on
+   * @param {number} color the same for the color layer
    */
   film({ seed, secondSeed, shape, color, psi }) {
+    const film = this.filmOfSeed(seed, psi);
+    if (!shape && !color) return film;
     const numShape = this.settings.numLayers * this.settings.hiddenDim;
-    let film = this.filmOfSeed(seed);
-    if (shape || color) film = lerpFilm(film, this.filmOfSeed(secondSeed), (i) => (i < numShape ? shape : color));
-    return psi === 1 ? film : lerpFilm(this.mean, film, () => psi);
+    return lerpFilm(film, this.filmOfSeed(secondSeed, psi), (i) => (i < numShape ? shape : color));
   }
 }

@@ -8,17 +8,19 @@ function showProblem(sentence) {
   byId("viewer").classList.add("recorded");
 }
 
-function initialState(names, parameters) {
+function initialState(generators, parameters) {
+  const names = [...generators.keys()];
   const number = (name, value) => {
     const given = Number.parseFloat(parameters.get(name));
     return Number.isFinite(given) ? given : value;
   };
-  const model = parameters.get("model");
+  const model = names.includes(parameters.get("model")) ? parameters.get("model") : names[0];
+  const firstSeed = generators.get(model).hasPhoto ? null : 0n;
   const mode = parameters.get("mode");
   const degrees = Math.PI / 180;
   return {
-    model: names.includes(model) ? model : names[0],
-    seed: parseSeed(parameters.get("seed") ?? "") ?? 0n,
+    model,
+    seed: parseSeed(parameters.get("seed") ?? "") ?? firstSeed,
     secondSeed: parseSeed(parameters.get("second_seed") ?? "") ?? 1n,
     shape: clamp(number("shape", 0), 0, 1),
     color: clamp(number("color", 0), 0, 1),
@@ -46,11 +48,14 @@ function showBenchmark({ gpu, model, results }) {
 }
 
 function start() {
+  document.body.classList.toggle("embedded", window.parent !== window);
   const { models, depthColors } = JSON.parse(byId("data").textContent);
   const generators = new Map();
   try {
-    for (const { name, settings, packing } of models) {
-      generators.set(name, new Generator(settings, unpackTensors(packing, byId(`weights-${name}`).textContent)));
+    for (const { name, settings, packing, base } of models) {
+      const own = unpackTensors(packing, byId(`weights-${name}`).textContent);
+      const shared = base === null ? {} : generators.get(base).tensors; // what a photo did not change
+      generators.set(name, new Generator(settings, { ...shared, ...own }));
     }
   } catch (error) {
     if (!(error instanceof DamagedWeights)) throw error;
@@ -66,7 +71,7 @@ function start() {
   let controls = null;
   const viewer = new Viewer(canvas, generators, {
     depthColors,
-    state: initialState([...generators.keys()], parameters),
+    state: initialState(generators, parameters),
     maxSize: parameters.has("size") ? clamp(Number.parseInt(parameters.get("size")) || SIZES.most, 8, SIZES.most) : undefined,
     inTextures: parameters.get("weights") === "textures",
     unrolls: parameters.has("products") ? parameters.get("products") === "unrolled" : undefined,

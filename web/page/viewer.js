@@ -18,7 +18,7 @@ const delay = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
 
 /**
- * The state of the page and the loop that draws it. State: model (name), seed and secondSeed (bigint), shape and color (0 to 1),
+ * The state of the page and the loop that draws it. State: model (name), seed and secondSeed (bigint; null: the photo), shape and color (0 to 1),
  * psi, yaw and pitch (radians from the mean pose), zoom (factor of the field of view), mode (one of MODES).
  */
 class Viewer {
