@@ -9,24 +9,29 @@ name is one entry in DATASETS. Images are decoded once (loading/cache.py), so th
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from common.arguments import ArgumentParser
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.files import write_atomically
 from common.program import run_script
 from heads.camera_prior import write_camera_prior
 from loading.batches import BatchStream, batch_at, epoch_order
-from loading.cache import build_cache, default_cache_dir
-from loading.files import ALL_IMAGES, FORMATS, DatasetSpec, ImageSource, Split, find_images, open_member, part_of
+from loading.cache import MAX_NAMED, build_cache, default_cache_dir
+from loading.files import ALL_IMAGES, DatasetSpec, ImageSource, Split, find_images, open_member, part_of, words_left_out
+from loading.opening import open_image
+from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
 from visualization.images import png_bytes
 
@@ -43,9 +48,12 @@ __all__ = [
     "find_images",
     "get_dataset_spec",
     "part_of",
+    "spec_over",
 ]
 
 MAX_SIZE = 8192  # pixels, of a square
+MAX_UNREADABLE = 0.05  # of all images
+NUM_REASONS, NUM_NAMED = 3, 5  # in a message: of unreadable images, and of the names with each
 
 # Adding a data set is one entry here; a curriculum's `dataset` names it.
 DATASETS: dict[str, DatasetSpec] = {
@@ -65,37 +73,51 @@ def get_dataset_spec(preset: str) -> DatasetSpec:
     return DATASETS[preset]
 
 
+def spec_over(preset: str, curriculum: Curriculum, nearest: bool = False) -> DatasetSpec:
+    """A preset whose transparent images lie over what free space renders to with ``curriculum``. Raises UserError.
+
+    ``nearest``: resized as the published code resizes real images for its scores.
+    """
+    return replace(get_dataset_spec(preset), background=255 if curriculum.white_back else 0, nearest=nearest)
+
+
 class ImageDataset(torch.utils.data.Dataset):
     """Readable images of ``path``, square at ``size`` pixels.
 
-    ``preset``: a name in DATASETS. ``cache_dir``: ``"default"``, a folder, or None to decode into memory without a file.
-    ``split``: which part of the images. Unreadable images are skipped and named in ``unreadable_names``; more than
-    ``max_unreadable`` of all (and more than one) raise UserError, as does a path without images.
+    ``preset``: a name in DATASETS, or a spec of its own. ``cache_dir``: ``"default"``, a folder, or None to decode into memory
+    without a file. ``split``: which part of the images. Unreadable images are skipped and named in ``unreadable``, with the
+    reason; more than ``max_unreadable`` of all (and more than one) raise UserError, as does a path without images.
+    ``remarks``: what is to be known about how images were read -> of how many.
     """
 
     def __init__(
         self,
         path: str | Path,
         size: int,
-        preset: str = "Images",
+        preset: str | DatasetSpec = "Images",
         cache_dir: str | Path | None = "default",
-        max_unreadable: float = 0.05,
+        max_unreadable: float = MAX_UNREADABLE,
         num_workers: int | None = None,
         split: Split = ALL_IMAGES,
     ) -> None:
         if not 1 <= size <= MAX_SIZE:
             raise UserError(f"image size {size}: must be from 1 to {MAX_SIZE}")
-        self.source, self.size, self.preset = part_of(find_images(path), split), size, preset
+        self.source, self.size = part_of(find_images(path), split), size
+        spec = get_dataset_spec(preset) if isinstance(preset, str) else preset
         where = default_cache_dir() if cache_dir == "default" else cache_dir
-        self.pixels, unreadable = build_cache(self.source, get_dataset_spec(preset), size, where, num_workers)
-        self.unreadable_names = [self.source.names[i] for i in unreadable]
-        skip = set(unreadable)
-        self.names = [name for i, name in enumerate(self.source.names) if i not in skip]
-        raise_if_unreadable(self.unreadable_names, len(self.source.names), str(path), max_unreadable)
+        self.pixels, found = build_cache(self.source, spec, size, where, num_workers)
+        self.unreadable = {self.source.names[i]: reason for i, reason in found.unreadable.items()}
+        self.remarks = found.remarks
+        self.names = [name for i, name in enumerate(self.source.names) if i not in found.unreadable]
+        raise_if_unreadable(self.unreadable, len(self.source.names), str(path), max_unreadable)
+
+    @property
+    def unreadable_names(self) -> list[str]:
+        return list(self.unreadable)
 
     @property
     def num_unreadable(self) -> int:
-        return len(self.unreadable_names)
+        return len(self.unreadable)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -108,22 +130,36 @@ class ImageDataset(torch.utils.data.Dataset):
         """Images (B, 3, size, size), uint8, of ``indices`` (B,)."""
         return torch.from_numpy(np.ascontiguousarray(self.pixels[indices.numpy()])).permute(0, 3, 1, 2)
 
-
-def raise_if_unreadable(names: Sequence[str], num: int, path: str, max_unreadable: float) -> None:
-    """UserError with the first names when too many of ``num`` images, or all, could not be read."""
-    if names and (len(names) == num or len(names) > max(1, max_unreadable * num)):
-        first = ", ".join(Path(name).name for name in names[:5]) + (", ..." if len(names) > 5 else "")
-        raise UserError(f"{len(names)} of {num} images in {path} cannot be read: {first}; repair or remove them")
+    def notes(self, left_out: bool = True) -> list[str]:
+        """What the user should know about the images: a line each. ``left_out``: also about what is not among them."""
+        lines = words_left_out(self.source.left_out, also_no_images=False) if left_out else []
+        return lines + [f"{count} images hold {remark}" for remark, count in self.remarks.items()]
 
 
-def check(path: str, preset: str, size: int, output: str | Path) -> None:
+def raise_if_unreadable(reasons: Mapping[str, str], num: int, path: str, max_unreadable: float) -> None:
+    """UserError with the first names and reasons when too many of ``num`` images, or all, could not be read."""
+    if not reasons or not (len(reasons) == num or len(reasons) > max(1, max_unreadable * num)):
+        return
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names_by_reason.setdefault(reason, []).append(Path(name).name)
+    groups = sorted(names_by_reason.items(), key=lambda group: -len(group[1]))[:NUM_REASONS]
+    named = [", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "") for _, names in groups]
+    told = " | ".join(f"{names}: {reason}" for names, (reason, _) in zip(named, groups, strict=True))
+    raise UserError(f"{len(reasons)} of {num} images in {path} cannot be read: {told}")
+
+
+def check(path: str, preset: str, size: int, output: str | Path, curriculum: Curriculum | None = None) -> None:
     """Print what ``path`` holds and write a sheet of up to 64 images, spread over the set, as training sees them."""
-    source, spec = find_images(path), get_dataset_spec(preset)
-    dataset = ImageDataset(path, size, preset, max_unreadable=1.0)
+    source, spec = find_images(path), spec_over(preset, curriculum) if curriculum else get_dataset_spec(preset)
+    refuse_input(path, source, output)
+    dataset = ImageDataset(path, size, spec, max_unreadable=1.0)
     sizes, hashes = _survey(source)
     print(f"{path}: {len(source.names)} images, {len(dataset)} readable, {dataset.num_unreadable} not")
-    for name in dataset.unreadable_names[:20]:
-        print(f"  unreadable: {name}")
+    for name, reason in list(dataset.unreadable.items())[:MAX_NAMED]:
+        print(f"  unreadable: {one_line(name)}: it is {reason}")
+    for line in (*words_left_out(source.left_out), *dataset.notes(left_out=False)):
+        print(f"  {line}")
     for (width, height), count in sizes.most_common(8):
         print(f"  {width} x {height}: {count}")
     if len(sizes) > 8:
@@ -134,7 +170,7 @@ def check(path: str, preset: str, size: int, output: str | Path) -> None:
     copies = [names for names in hashes.values() if len(names) > 1]
     print(f"  exact duplicates: {sum(len(names) - 1 for names in copies)}")
     for names in copies[:5]:
-        print(f"    {' = '.join(names[:4])}")
+        print(f"    {' = '.join(map(one_line, names[:4]))}")
     print(f"  squares at {size} px as {preset}: {spec.description}")
     shown = dataset.gather(torch.linspace(0, len(dataset) - 1, min(64, len(dataset))).round().long())
     columns = min(8, len(shown))
@@ -150,6 +186,17 @@ def check(path: str, preset: str, size: int, output: str | Path) -> None:
     print(f"  {len(shown)} of them: {output}")
 
 
+def refuse_input(path: str, source: ImageSource, output: str | Path) -> None:
+    """UserError where ``output`` would replace an image or an archive of ``path``, or become one more image of it."""
+    place, target = Path(path).expanduser(), Path(output).expanduser()
+    if target.suffix.lower() != ".png":
+        raise UserError(f"{output} will be a PNG image: give it a name that ends in .png")
+    target = target.resolve()
+    own = target in {Path(name).resolve() for name in source.names if Path(name).name == target.name and not source.zip_path}
+    if own or (place.is_dir() and target.is_relative_to(place.resolve())):
+        raise UserError(f"{output} would lie among the images of {path}, and be trained on; name a place outside")
+
+
 def _survey(source: ImageSource) -> tuple[Counter[tuple[int, int]], dict[str, list[str]]]:
     """How often each size (width, height) comes, and the names that share each file hash."""
     sizes: Counter[tuple[int, int]] = Counter()
@@ -158,7 +205,7 @@ def _survey(source: ImageSource) -> tuple[Counter[tuple[int, int]], dict[str, li
         try:
             file = open_member(source, name)
             hashes.setdefault(hashlib.sha256(file.getvalue()).hexdigest(), []).append(name)
-            with Image.open(file, formats=FORMATS) as image:
+            with open_image(file) as image:
                 sizes[image.size] += 1
         except Exception:  # counted and named as unreadable already
             continue
@@ -178,7 +225,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.set and args.curriculum is None:
         raise UserError("--set changes settings of a curriculum: name one with --curriculum")
     curriculum = get_curriculum(args.curriculum).with_overrides(args.set) if args.curriculum else None
-    check(args.check, args.dataset, args.image_size, args.output)
+    if curriculum is not None:
+        refuse_input(args.check, find_images(args.check), args.prior_output)
+    check(args.check, args.dataset, args.image_size, args.output, curriculum)
     if curriculum is not None:
         print(write_camera_prior(curriculum, args.prior_output))
         print(f"  a head from its quantiles: {args.prior_output}; your images should turn about as far")

@@ -10,6 +10,9 @@ renders the surface (--surface_only of the other scripts). A generator beyond 4 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 from collections.abc import Sequence
 from pathlib import Path
 

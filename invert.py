@@ -16,6 +16,9 @@ writes it and stops. --evaluate inverts photos whose surface and camera are know
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import argparse
 import json
 import sys

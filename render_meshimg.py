@@ -9,6 +9,9 @@ For each ``{stem}_voxel.npy`` it writes ``{stem}_mesh.ply`` (the surface), ``{st
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -20,9 +23,10 @@ from typing import TYPE_CHECKING
 from common.arguments import ArgumentParser, image_side, positive_float
 from common.errors import UserError
 from common.files import make_output_dir
+from common.output_folders import claim_folder, read_claim
 from common.program import run_script
 from visualization.images import from_uint8, image_grid, save_image
-from visualization.mesh_rendering import RENDERERS, open_renderer, pose_matrix
+from visualization.mesh_rendering import RENDERERS, MeshRenderer, open_renderer, pose_matrix
 from visualization.meshes import MeshSettings, extract_mesh, load_mesh, load_voxels, save_mesh, without_colors
 from visualization.trajectories import MULTIVIEW_YAWS
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from trimesh import Trimesh
 
 SUFFIX = "_voxel.npy"
+MAX_NAMED = 5
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,23 +43,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = make_output_dir(args.output_dir)
     renderer = open_renderer(args.renderer)
     print(f"rendering with {renderer.name}")
-    num_rendered = 0
+    num_rendered, failures = 0, []
     for path in paths:
-        stem = path.name.removesuffix(SUFFIX).removesuffix(".npy")
-        mesh = mesh_of(path, stem, args)
-        if mesh is None:
-            print(f"{path}: no surface inside the cube; no image", file=sys.stderr)
-            continue
-        save_mesh(mesh, output_dir / f"{stem}_mesh", (".ply",))
-        poses = [pose_matrix(pi / 2 + offset, pi / 2) for offset in MULTIVIEW_YAWS]
-        images = [from_uint8(renderer.render(mesh, pose, args.fov, args.image_size)) for pose in poses]
-        for i, image in enumerate(images):
-            save_image(output_dir / f"{stem}_{i}.png", image)
-        save_image(output_dir / f"{stem}_views.png", image_grid([images], padding=0))
-        num_rendered += 1
-        print(f"{path}: {len(images)} images in {output_dir}")
+        try:
+            num_rendered += render_file(path, output_dir, renderer, args)
+        except UserError as error:  # the others are not to suffer from it
+            failures.append(path)
+            print(f"{path}: left out: {error}", file=sys.stderr)
+    if failures:
+        named = ", ".join(map(str, failures[:MAX_NAMED])) + (", ..." if len(failures) > MAX_NAMED else "")
+        raise UserError(f"{len(failures)} of {len(paths)} voxel files failed ({named}); {num_rendered} are rendered")
     if num_rendered == 0:
         raise UserError(f"none of the {len(paths)} voxel files has a surface; is the generator trained?")
+
+
+def render_file(path: Path, output_dir: Path, renderer: MeshRenderer, args: argparse.Namespace) -> bool:
+    """Write the mesh and the images of one voxel file; False where it has no surface. Raises UserError."""
+    stem = path.name.removesuffix(SUFFIX).removesuffix(".npy")
+    mesh = mesh_of(path, stem, args)
+    if mesh is None:
+        print(f"{path}: no surface inside the cube; no image", file=sys.stderr)
+        return False
+    claim = read_claim(path.parent)
+    if claim is not None:
+        claim_folder(output_dir, claim["generator"], claim["sha256"])
+    save_mesh(mesh, output_dir / f"{stem}_mesh", (".ply",))
+    poses = [pose_matrix(pi / 2 + offset, pi / 2) for offset in MULTIVIEW_YAWS]
+    images = [from_uint8(renderer.render(mesh, pose, args.fov, args.image_size)) for pose in poses]
+    for i, image in enumerate(images):
+        save_image(output_dir / f"{stem}_{i}.png", image)
+    save_image(output_dir / f"{stem}_views.png", image_grid([images], padding=0))
+    print(f"{path}: {len(images)} images in {output_dir}")
+    return True
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

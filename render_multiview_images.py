@@ -9,6 +9,9 @@ Writes ``{quantity}_{seed}_{i}.png`` with i the view's number (yaw -0.5, -0.25, 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 from collections.abc import Sequence
 
 from tqdm import tqdm

@@ -9,6 +9,9 @@ The loop closes, so it can be played on repeat. Colors are explained in visualiz
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 from collections.abc import Sequence
 
 from common.arguments import ArgumentParser, int_between, seed_number

@@ -11,6 +11,9 @@ Every frame is another latent, so there is nothing to share between them, and --
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -43,9 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_latent_arguments(parser)
     parser.add_argument("--trajectory", choices=sorted(TRAJECTORIES), default="front", help="where the camera goes")
     parser.add_argument("--num_frames", type=int_between(1, MAX_FRAMES), default=36, help="frames from one seed to the next")
+    parser.add_argument(
+        "--depth_map", action="store_true", help="also a video of depth, as --quantities has it; for old commands"
+    )
     add_video_arguments(parser)
     add_view_arguments(parser)
     args = parser.parse_args(argv)
+    args.quantities = [*args.quantities, "depth"] if args.depth_map else args.quantities
     loaded, output_dir = open_generator(args)
 
     subjects = [make() for make in open_subjects(loaded, given_seeds(args, args.seeds, [0, 1, 2, 3]), args)]

@@ -11,6 +11,9 @@ themselves. Writes ``mix_image.png`` and ``mix_normals.png``.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import argparse
 from collections.abc import Mapping, Sequence
 

@@ -15,6 +15,9 @@ Run the same command again and it goes on where it stood (docs/long_runs.md). Ex
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import argparse
 import contextlib
 import json
@@ -30,6 +33,7 @@ from checkpoints.files import damage_in, latest_checkpoint, list_checkpoints, lo
 from common.arguments import ArgumentParser, add_device_argument, positive_float, positive_int, resolve_device, seed_number
 from common.errors import UserError
 from common.files import make_output_dir, write_atomically
+from common.locks import require_posix
 from common.program import keep_freed_memory, run_script
 from dataset import DATASETS, Split, find_images, part_of
 from distributed.processes import Processes, join_processes
@@ -88,7 +92,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--max_bad_steps", type=positive_int, default=20, help="go back to a checkpoint after so many non-finite steps in a row"
     )
     parser.add_argument("--eval_freq", type=count, default=0, help="steps between measurements, into metrics.jsonl; 0: none")
-    parser.add_argument("--eval_images", type=count, default=256, help="images per measurement, for fd, SWD, FID and KID; 0: none")
+    parser.add_argument("--eval_images", type=count, default=256, help="images per measurement of fd, SWD, FID and KID; 0: none")
     parser.add_argument(
         "--feature_extractor_weights",
         help="the file of Inception's weights, for FID and KID (default: where it is kept)",
@@ -278,6 +282,7 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     arguments = parse_arguments(argv)
+    require_posix("training")
     if not arguments.load_dir and (arguments.set_step is not None or arguments.mirror_depth):
         raise UserError("--set_step and --mirror_depth go with --load_dir")
     if arguments.load_dir and arguments.resume not in ("auto", "never"):

@@ -7,7 +7,7 @@ offered here too. A file is recognized by its content, never by its name, and no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from checkpoints.files import (
 from checkpoints.published import (
     average_path,
     curriculum_from,
+    network_settings,
     read_options_curriculum,
     read_published_average,
     read_published_weights,
@@ -34,23 +35,29 @@ from common.errors import UserError
 from common.files import require_file
 from generators.generator import ImplicitGenerator3d, Styles
 from settings.curriculum import Curriculum
+from settings.published import PIGAN_DEFAULTS
 
 ARCHITECTURE_KEYS = (
-    *("generator", "model", "latent_dim", "hidden_dim", "num_layers", "view_dependent"),
+    *("generator", "model", "latent_dim", "hidden_dim", "mapping_dim", "num_layers", "view_dependent"),
     *("w_dim", "backbone_channels", "plane_channels", "plane_reduce", "decoder_dim"),
 )
+PIGAN_NUM_STEPS = 12  # coarse samples per ray, and as many fine ones, in most of pi-GAN's dictionaries
 WEIGHTS = ("ema", "ema2", "generator")
 PRETRAINED_DIR = Path(__file__).resolve().parent.parent / "pretrained"
 
 
 @dataclass(frozen=True)
 class LoadedGenerator:
-    """A generator ready to render: eval mode, on its device. notes: what the user should be told about the weights."""
+    """A generator ready to render: eval mode, on its device. notes: what the user should be told about the weights.
+
+    is_camera_known: False where neither the file nor the user says which camera it was trained with.
+    """
 
     generator: ImplicitGenerator3d
     curriculum: Curriculum
     step: int | None = None
     notes: list[str] = field(default_factory=list)
+    is_camera_known: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class _Content:
     step: int | None = None
     model: str | None = None
     is_published: bool = False
+    is_radiance: bool = False
 
 
 def resolve_generator_path(path: str | Path) -> Path:
@@ -82,12 +90,18 @@ def resolve_generator_path(path: str | Path) -> Path:
 
 
 def load_generator(
-    path: str | Path, curriculum: Curriculum | None = None, device: str | torch.device = "cpu", weights: str = "ema"
+    path: str | Path,
+    curriculum: Curriculum | None = None,
+    device: str | torch.device = "cpu",
+    weights: str = "ema",
+    fallback: Curriculum | None = None,
 ) -> LoadedGenerator:
     """A generator from any file: ours (either kind), or the published code's (state dict or whole module).
 
-    curriculum: whose camera and rendering settings to use instead of those in the file; its network must be the file's.
-        Needed for a published file, unless an ``options.txt`` lies beside it.
+    curriculum: whose camera and rendering settings to use instead of those in the file; the network of one of our files must be
+        the same, that of a published file is as its shapes and classes say. Needed for a published file, unless an
+        ``options.txt`` lies beside it.
+    fallback: whose settings to use for a published file where neither is there; without it, that is an error.
     weights: "ema" (published and recommended), "ema2" or "generator" (its own). An inference file has one set.
     Raises UserError, in one line naming the file, whatever is wrong with it.
     """
@@ -96,7 +110,10 @@ def load_generator(
     path = resolve_generator_path(path)
     notes: list[str] = []
     content = _read_generator_file(path, weights)
-    used = _reconcile_curriculum(path, content, curriculum, notes)
+    is_camera_known = bool(content.curriculum or curriculum or path.with_name("options.txt").is_file() or not fallback)
+    used = _reconcile_curriculum(path, content, curriculum if is_camera_known else fallback, notes)
+    if not is_camera_known:
+        notes.append(f"{path} does not say its curriculum: the network is the file's own, all else that of {used.name}")
     shapes = _generator_shapes(path, used, len(content.state))
     state = {name: value for name, value in content.state.items() if not name.startswith(TRUNCATION_PREFIX)}
     _check_shapes(path, state, shapes)
@@ -107,7 +124,7 @@ def load_generator(
         generator = ImplicitGenerator3d(used)
     generator.load_state_dict(state, strict=True)
     generator.truncation_mean = _truncation_mean(path, content.state, generator)
-    return LoadedGenerator(_to_device(generator, device), used, content.step, notes)
+    return LoadedGenerator(_to_device(generator, device), used, content.step, notes, is_camera_known)
 
 
 def _to_device(generator: ImplicitGenerator3d, device: str | torch.device) -> ImplicitGenerator3d:
@@ -134,7 +151,7 @@ def _read_generator_file(path: Path, weights: str) -> _Content:
         settings = curriculum_from(path, content["curriculum"])
         return _Content(check_state(path, weights, content[weights]), settings, content["step"])
     published = read_published_weights(path, content)
-    return _Content(published.state, None, published.step, published.model, is_published=True)
+    return _Content(published.state, None, published.step, published.model, True, published.is_radiance)
 
 
 def _generator_shapes(path: Path, curriculum: Curriculum, num_tensors: int) -> dict[str, tuple[int, ...]]:
@@ -156,7 +173,7 @@ def _reconcile_curriculum(path: Path, content: _Content, chosen: Curriculum | No
     if own is None and chosen is None:
         options = path.with_name("options.txt")
         if not options.is_file():
-            raise UserError(f"{path} does not say its curriculum; pass --curriculum NAME")
+            raise UserError(f"{path} does not say its curriculum; pass --curriculum NAME, or put its options.txt beside it")
         notes.append(f"settings from {options}")
         chosen = read_options_curriculum(options, notes)
     if chosen is None:
@@ -166,9 +183,26 @@ def _reconcile_curriculum(path: Path, content: _Content, chosen: Curriculum | No
         if getattr(own, key) != getattr(chosen, key):
             both = f"{key} {getattr(own, key)!r}, but curriculum {chosen.name} says {getattr(chosen, key)!r}"
             raise UserError(f"{path} was made with {both}; leave --curriculum out or pass {own.name}")
-    if content.model is not None and content.model != chosen.model:
-        raise UserError(f"{path} holds a {content.model}, but curriculum {chosen.name} says model {chosen.model!r}")
-    return chosen
+    return _as_the_file_says(path, content, chosen, notes) if content.is_published else chosen
+
+
+def _as_the_file_says(path: Path, content: _Content, chosen: Curriculum, notes: list[str]) -> Curriculum:
+    """A published file knows its own network; what ``chosen`` says otherwise is replaced, with a note."""
+    said = network_settings(content.state, content.model)
+    other = {key: value for key, value in said.items() if getattr(chosen, key) != value}
+    for key, value in other.items():
+        notes.append(f"{path} has {key} {value}, and it counts; curriculum {chosen.name} says {getattr(chosen, key)}")
+    if content.is_radiance and chosen.pred_occ:
+        other |= PIGAN_DEFAULTS | {"hollow_check_interval": 0, "init_ball_radius": 0.0}
+        other |= {"num_steps_coarse": PIGAN_NUM_STEPS, "num_steps_fine": PIGAN_NUM_STEPS}
+        notes.append(
+            f"{path} is a module of pi-GAN: read as a radiance field with {PIGAN_NUM_STEPS} + {PIGAN_NUM_STEPS} samples per ray,"
+            f" not as the occupancy of curriculum {chosen.name}"
+        )
+    try:
+        return replace(chosen, **other) if other else chosen
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _published_average(

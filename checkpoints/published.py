@@ -10,6 +10,7 @@ whose averages stand in the order of the generator's parameters. ``optimizer_*.p
 from __future__ import annotations
 
 import ast
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -25,7 +26,13 @@ from common.files import read_small_text
 from settings.checks import MODELS
 from settings.curriculum import Curriculum
 from settings.published import without_unknown_keys
+from siren.siren import EMBEDDING_RESOLUTION
 
+WRAPPER_NAMES = ("module", "_orig_mod")  # what DataParallel and torch.compile call the network inside them
+WRAPPER_CLASSES = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
+CONTAINER_KEYS = ("state_dict", "model_state_dict", "generator_state_dict", "g_ema", "G_ema", "ema", "generator", "model", "net")
+PIGAN_SIREN_MODULE = "siren.siren."  # where pi-GAN keeps its SIRENs; GOF's are in generators.siren
+MAX_NESTING, MAX_KEYS_SHOWN = 4, 6
 _MAX_ENTRIES = 100_000  # a module that holds one child many times over could otherwise unfold without end
 
 
@@ -34,11 +41,13 @@ class PublishedWeights:
     """A network's tensors by state-dict name, and what else its file says.
 
     model: the SIREN's class name, where a whole module was pickled and it is one of ours. step: the training step, likewise.
+    is_radiance: whether a whole module's class path is pi-GAN's: its last layer then gives a density, no occupancy.
     """
 
     state: OrderedDict[str, Tensor]
     model: str | None = None
     step: int | None = None
+    is_radiance: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,24 +109,51 @@ def _is_module(value: Any) -> bool:
 
 
 def _checked_state(path: Path, state: Mapping[Any, Any]) -> OrderedDict[str, Tensor]:
-    """Names to tensors and nothing else, without the prefix that DistributedDataParallel puts before each name."""
+    """Names to tensors and nothing else, without what wrappers (DataParallel, torch.compile) put into the names."""
     if not state:
         raise UserError(f"{path} holds no weights")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path} is not a network's state dict: {printable(name)} is a {type(value).__name__}, not a tensor")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return OrderedDict(state)
+            keys = ", ".join(printable(key, 40) for key in list(state)[:MAX_KEYS_SHOWN])
+            raise UserError(
+                f"{path} is not a network's state dict: {printable(name)} is a {type(value).__name__}, not a tensor; it holds"
+                f" {keys}{', ...' if len(state) > MAX_KEYS_SHOWN else ''}; save the generator's own state dict in a file"
+            )
+    names = {name: ".".join(part for part in name.split(".") if part not in WRAPPER_NAMES) for name in state}
+    if len(set(names.values())) < len(names):
+        return OrderedDict(state)
+    return OrderedDict((names[name], value) for name, value in state.items())
+
+
+def _within_container(content: Any) -> Any:
+    """The network in the dictionary that a training script saved around it, where its key is a usual one."""
+    for _ in range(MAX_NESTING):
+        if not isinstance(content, dict) or all(isinstance(value, Tensor) for value in content.values()):
+            return content
+        key = next((key for key in CONTAINER_KEYS if isinstance(content.get(key), (dict, PickledObject))), None)
+        if key is None:
+            return content
+        content = content[key]
+    return content
+
+
+def _without_wrapper(content: Any) -> Any:
+    """The module inside DataParallel and its like."""
+    for _ in range(MAX_NESTING):
+        if not _is_module(content) or content.class_name not in WRAPPER_CLASSES:
+            break
+        parts = content.state["_modules"]
+        content = next((parts[name] for name in WRAPPER_NAMES if name in parts), None)
+    return content
 
 
 def read_published_weights(path: str | Path, content: Any = None) -> PublishedWeights:
-    """A published network, from a state dict or a whole pickled module.
+    """A published network, from a state dict or a whole pickled module, as it is or within the usual wrappers.
 
     content: what :func:`torch_files.read_torch_file` gave for ``path``, if it was read already. Raises UserError.
     """
     path = Path(path)
-    content = read_torch_file(path) if content is None else content
+    content = _without_wrapper(_within_container(read_torch_file(path) if content is None else content))
     if isinstance(content, dict):
         return PublishedWeights(_checked_state(path, content))
     if not _is_module(content):
@@ -127,10 +163,33 @@ def read_published_weights(path: str | Path, content: Any = None) -> PublishedWe
         state = _checked_state(path, module_state(content))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    siren = content.state["_modules"].get("siren")
-    model = siren.class_name if isinstance(siren, PickledObject) and siren.class_name in MODELS else None
-    step = content.state.get("step")
-    return PublishedWeights(state, model, step if type(step) is int and step >= 0 else None)
+    siren, step = content.state["_modules"].get("siren"), content.state.get("step")
+    is_known = isinstance(siren, PickledObject) and siren.class_name in MODELS
+    return PublishedWeights(
+        state,
+        model=siren.class_name if is_known else None,
+        step=step if type(step) is int and step >= 0 else None,
+        is_radiance=is_known and siren.class_path.startswith(PIGAN_SIREN_MODULE),
+    )
+
+
+def network_settings(state: Mapping[str, Tensor], model: str | None) -> dict[str, Any]:
+    """What the shapes of a SIREN's tensors, and the class it was pickled as, say about its curriculum's settings.
+
+    The state dicts of SPATIALSIRENBASELINE and TALLSIREN look alike: without a class, ``model`` is left out.
+    """
+    found: dict[str, Any] = {"model": model} if model else {}
+    layers = [name for name in state if re.fullmatch(r"siren\.network\.\d+\.layer\.weight", name)]
+    first, mapping = state.get("siren.network.0.layer.weight"), state.get("siren.mapping_network.network.0.weight")
+    if first is None or mapping is None or first.dim() != 2 or mapping.dim() != 2:
+        return found
+    found |= {"num_layers": len(layers), "hidden_dim": first.shape[0], "latent_dim": mapping.shape[1]}
+    found["mapping_dim"] = mapping.shape[0] if mapping.shape[0] != first.shape[0] else None
+    grid = state.get("siren.spatial_embeddings")
+    for name, resolution in EMBEDDING_RESOLUTION.items():
+        if grid is not None and grid.dim() == 5 and grid.shape[2] == resolution:
+            found["model"] = name
+    return found
 
 
 def read_published_average(path: str | Path, order: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> PublishedAverage:

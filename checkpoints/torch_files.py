@@ -12,7 +12,7 @@ import io
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from checkpoints.safe_pickle import GlobalName, PickleRefused, Vocabulary, checked_key, printable, read_pickle
 from common.errors import UserError
+from common.file_kinds import HEAD_BYTES, describe
 from common.files import require_file
 
 ZIP_START = b"PK\x03\x04"
@@ -42,7 +43,9 @@ _STORAGE_DTYPES = {
 
 # Packages whose classes published files hold instances of. Their instances become PickledObject; their functions and
 # everything else in them is refused, hence the capital letter.
-_KNOWN_MODULE = re.compile(r"(torch\.nn\.modules|generators|siren|discriminators|torch_ema)(\.[a-z_][a-z_0-9]*)*", re.ASCII)
+_KNOWN_MODULE = re.compile(
+    r"(torch\.nn\.(modules|parallel)|generators|siren|discriminators|torch_ema)(\.[a-z_][a-z_0-9]*)*", re.ASCII
+)
 _KNOWN_CLASS = re.compile(r"_?[A-Z][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -62,6 +65,8 @@ def read_torch_file(path: str | Path) -> Any:
             return _read_zip(path)
         if start == LEGACY_START:
             return _read_legacy(path)
+        with path.open("rb") as file:
+            described = describe(file.read(HEAD_BYTES))
     except (UserError, KeyboardInterrupt):
         raise
     except PickleRefused as refusal:
@@ -70,7 +75,8 @@ def read_torch_file(path: str | Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # decoding damaged bytes fails in every way there is; none of them is a defect of ours
         raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {printable(error)})") from None
-    raise UserError(f"{path} is not a checkpoint: it begins neither as a torch file nor as a safetensors file")
+    told = f"it is {described}" if described else "it begins neither as a torch file nor as a safetensors file"
+    raise UserError(f"{path} is not a checkpoint: {told}")
 
 
 def _read_zip(path: Path) -> Any:
@@ -85,7 +91,7 @@ def _read_zip(path: Path) -> Any:
             raise PickleRefused("holds two members of one name; refused")
         pickles = [name for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(pickles) != 1:
-            raise PickleRefused("is a zip file, but not one that torch.save wrote")
+            raise PickleRefused(_what_zip(names))
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise PickleRefused("was written on a big-endian machine; save it again on a little-endian one")
@@ -98,6 +104,15 @@ def _read_zip(path: Path) -> Any:
             return _tensor_from_bytes(archive.read(name)[:num_bytes], dtype)  # read() checks the CRC
 
         return read_pickle(io.BytesIO(archive.read(pickles[0])), _vocabulary(), _Storages(load))
+
+
+def _what_zip(names: Iterable[str]) -> str:
+    """In words that complete "this file ...": a zip that is no checkpoint."""
+    inside = [name for name in names if name.endswith((".pth", ".pt", ".safetensors"))]
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "is a TorchScript program, not weights; save the generator's state dict instead"
+    what = printable(inside[0]) if inside else "the checkpoint inside, if there is one"
+    return f"is a zip file, but not one that torch.save wrote; unpack it and name {what}"
 
 
 def _read_legacy(path: Path) -> Any:

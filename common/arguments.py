@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -28,6 +29,9 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
+        surplus = message.partition("unrecognized arguments: ")[2].split()
+        if surplus and all(Path(argument).exists() for argument in surplus):
+            message = f"{len(surplus)} names too many ({surplus[0]}, ...): did the shell expand a pattern? Quote it: '*.jpg'"
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
 

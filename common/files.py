@@ -37,7 +37,7 @@ def require_file(path: str | Path) -> Path:
 
 
 def read_small_text(path: str | Path) -> str:
-    """A text file of settings, UTF-8, of at most MAX_TEXT_BYTES. Raises UserError for anything else."""
+    """A text file of settings, UTF-8, of at most MAX_TEXT_BYTES, without its byte-order mark. UserError for anything else."""
     path = require_file(path)
     try:
         with path.open("rb") as file:
@@ -47,7 +47,7 @@ def read_small_text(path: str | Path) -> str:
     if len(data) > MAX_TEXT_BYTES:
         raise UserError(f"{path} has more than {MAX_TEXT_BYTES} bytes; a file of settings is smaller")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text in UTF-8 (byte {error.start})") from None
 
@@ -61,7 +61,7 @@ def make_output_dir(path: str | Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to the output folder {path}: {error.strerror}; choose another with --output_dir") from None
+        raise UserError(f"cannot write to the output folder {path}: {error.strerror}; choose another place") from None
     return path
 
 

@@ -29,6 +29,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text that can be printed
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of common.interrupts
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except UserError as error:

@@ -5,7 +5,6 @@ docs/distributed.md says how to launch, what happens when a process dies, and wh
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import socket
@@ -189,6 +188,10 @@ def _choose_interface(first_machine: str) -> None:
     By default it takes the address of the host's own name, which is 127.0.1.1 on many systems and reaches no other machine.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    try:
+        import fcntl
+    except ImportError:  # Windows, where an interface's address is not found this way
         return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):  # no such host: joining will say so
         probe.connect((first_machine, 9))  # sends nothing

@@ -7,23 +7,53 @@ dealt with, while touching mapped memory ends the process.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from common.locks import try_lock
 from loading.decoding import decode_all
-from loading.files import DatasetSpec, ImageSource, decode
+from loading.files import FORMATS, DatasetSpec, Decoded, ImageSource, decode
 
-_VERSION = 1  # raise it when the same file gives other pixels
+_VERSION = 2  # raise it when the same file gives other pixels
 _HEADER_BYTES = 128
+CACHE_NAME = re.compile(r"[0-9a-f]{24}\.npy")
+MAX_CACHE_BYTES = 20 << 30  # of all data sets together
 MAX_NAMED = 20  # images that are gone; a disk that went away would fill the screen
+
+
+@dataclass
+class Findings:
+    """What decoding a source told. ``unreadable``: index of an image -> why, in words that complete "it is ...".
+
+    ``remarks``: what is to be known about the others -> of how many images.
+    """
+
+    unreadable: dict[int, str] = field(default_factory=dict)
+    remarks: Counter[str] = field(default_factory=Counter)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"unreadable": list(self.unreadable), "reasons": list(self.unreadable.values()), "remarks": dict(self.remarks)}
+
+    @classmethod
+    def from_json(cls, content: Any, num: int) -> Findings:
+        """From :meth:`to_json`'s output about ``num`` images. Raises ValueError, KeyError or TypeError for anything else."""
+        indices, reasons, remarks = content["unreadable"], content["reasons"], content["remarks"]
+        if not all(type(i) is int and 0 <= i < num for i in indices) or len(set(indices)) < len(indices):
+            raise ValueError("no indices of images")
+        if not all(type(text) is str for text in [*reasons, *remarks]) or not all(type(n) is int for n in remarks.values()):
+            raise ValueError("no texts about images")
+        return cls(dict(zip(indices, reasons, strict=True)), Counter(remarks))
 
 
 class CachedImages:
@@ -34,7 +64,7 @@ class CachedImages:
     """
 
     def __init__(
-        self, path: Path, offset: int, source: ImageSource, spec: DatasetSpec, size: int, unreadable: Sequence[int]
+        self, path: Path, offset: int, source: ImageSource, spec: DatasetSpec, size: int, unreadable: Iterable[int]
     ) -> None:
         skip = set(unreadable)
         self._path, self._offset = path, offset
@@ -68,9 +98,7 @@ class CachedImages:
         index %= len(self)
         num_bytes = int(np.prod(self.shape[1:]))
         try:
-            if self._open_in is None or self._open_in[0] != os.getpid():
-                self._open_in = os.getpid(), os.open(self._path, os.O_RDONLY)
-            data = os.pread(self._open_in[1], num_bytes, self._offset + index * num_bytes)
+            data = self._read(num_bytes, self._offset + index * num_bytes)
             if len(data) != num_bytes:
                 raise OSError("it was cut short")
             return np.frombuffer(data, np.uint8).reshape(self.shape[1:])
@@ -81,10 +109,20 @@ class CachedImages:
                 tell(f"the image cache {self._path} cannot be read any more ({reason}); decoding the images anew")
             return self._from_source(index)
 
+    def _read(self, num_bytes: int, place: int) -> bytes:
+        """Several threads may read at once."""
+        if not hasattr(os, "pread"):  # Windows
+            with self._path.open("rb") as file:
+                file.seek(place)
+                return file.read(num_bytes)
+        if self._open_in is None or self._open_in[0] != os.getpid():
+            self._open_in = os.getpid(), os.open(self._path, os.O_RDONLY)
+        return os.pread(self._open_in[1], num_bytes, place)
+
     def _from_source(self, index: int) -> np.ndarray:
         for place in range(len(self)):
             member = self._members[(index + place) % len(self)]
-            image = decode(self._source, member, self._spec, self._size)
+            image = decode(self._source, member, self._spec, self._size).pixels
             if image is not None:
                 return image
             if member not in self._gone:
@@ -106,32 +144,36 @@ def default_cache_dir() -> Path:
 
 
 def _cache_key(source: ImageSource, spec: DatasetSpec, size: int) -> str:
-    what = [_VERSION, source.zip_path, source.names, source.stamps, spec.resize, spec.center_crop, size]
+    what = [_VERSION, FORMATS, source.zip_path, source.names, source.stamps, spec.resize, spec.center_crop, size]
+    if spec.background or spec.nearest:  # other caches have the names that they had before
+        what += [spec.background, spec.nearest]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
 
 
-def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -> tuple[CachedImages, list[int]] | None:
-    """The images and the indices of unreadable ones; None if there is no sound cache."""
+def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -> tuple[CachedImages, Findings] | None:
+    """The images and what decoding them told; None if there is no sound cache."""
     try:
-        unreadable = json.loads(path.with_suffix(".json").read_text())["unreadable"]
-        if not all(type(i) is int and 0 <= i < len(source.names) for i in unreadable) or len(set(unreadable)) < len(unreadable):
-            return None
-        expected = (len(source.names) - len(unreadable), size, size, 3)
+        found = Findings.from_json(json.loads(path.with_suffix(".json").read_text()), len(source.names))
+        expected = (len(source.names) - len(found.unreadable), size, size, 3)
         with path.open("rb") as file:
             if np.lib.format.read_magic(file) != (1, 0):
                 return None
             shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
             offset, num_bytes = file.tell(), os.fstat(file.fileno()).st_size
         sound = shape == expected and dtype == np.uint8 and not is_fortran and num_bytes == offset + int(np.prod(shape))
-        return (CachedImages(path, offset, source, spec, size, unreadable), unreadable) if sound else None
+        if not sound:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # says that it is in use
+        return CachedImages(path, offset, source, spec, size, found.unreadable), found
     except Exception:  # whatever is wrong with a cache (numpy's reader of headers fails in many ways), it is made again
         return None
 
 
 def build_cache(
     source: ImageSource, spec: DatasetSpec, size: int, cache_dir: str | Path | None, num_workers: int | None = None
-) -> tuple[np.ndarray | CachedImages, list[int]]:
-    """Readable images (N, size, size, 3) uint8 and the indices of unreadable ones.
+) -> tuple[np.ndarray | CachedImages, Findings]:
+    """Readable images (N, size, size, 3) uint8, and what decoding them told.
 
     Read from ``cache_dir`` where a sound cache of exactly these files lies there; decoded and written there otherwise, whole
     or not at all. None, or a folder that cannot be written: decoded into memory.
@@ -145,51 +187,78 @@ def build_cache(
             return _write_cache(path, source, spec, size, num_workers)
         except OSError as error:
             print(f"notice: cannot write the image cache {path.parent} ({error.strerror or error}); decoding into memory")
-    num, unreadable = len(source.names), []
+    num, found = len(source.names), Findings()
     pixels = np.empty((num, size, size, 3), np.uint8)
-    for place, image in enumerate(_readable(decode_all(source, spec, size, num_workers), unreadable)):
+    for place, image in enumerate(_readable(decode_all(source, spec, size, num_workers), found)):
         pixels[place] = image
-    return pixels[: num - len(unreadable)], unreadable
+    return pixels[: num - len(found.unreadable)], found
 
 
-def _readable(images: Iterable[np.ndarray | None], unreadable: list[int]) -> Iterable[np.ndarray]:
-    """Those that are there; the places of the others go into ``unreadable``."""
+def _readable(images: Iterable[Decoded], found: Findings) -> Iterator[np.ndarray]:
+    """Those that are there; what there is to say about each goes into ``found``."""
     for index, image in enumerate(images):
-        if image is None:
-            unreadable.append(index)
+        if image.pixels is None:
+            found.unreadable[index] = image.remark
         else:
-            yield image
+            found.remarks.update([image.remark] if image.remark else [])
+            yield image.pixels
 
 
 def _write_cache(
     path: Path, source: ImageSource, spec: DatasetSpec, size: int, num_workers: int | None
-) -> tuple[CachedImages, list[int]]:
+) -> tuple[CachedImages, Findings]:
     """Decode into a new file beside ``path`` and rename it, so that no half-written cache is ever read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".unfinished_", suffix=".npy")
-    unfinished, unreadable, num = Path(name), [], len(source.names)
+    unfinished, found, num = Path(name), Findings(), len(source.names)
     try:
         with os.fdopen(handle, "wb") as file:
             with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says that its writer lives
+                try_lock(file)  # says that its writer lives
             file.write(bytes(_HEADER_BYTES))
-            for image in _readable(decode_all(source, spec, size, num_workers), unreadable):
+            for image in _readable(decode_all(source, spec, size, num_workers), found):
                 file.write(image.tobytes())
             file.seek(0)
-            file.write(_npy_header((num - len(unreadable), size, size, 3)))
+            file.write(_npy_header((num - len(found.unreadable), size, size, 3)))
             file.flush()
             listing = unfinished.with_suffix(".json")
-            listing.write_text(json.dumps({"path": source.path, "unreadable": unreadable}))
+            listing.write_text(json.dumps({"path": source.path, **found.to_json()}))
             listing.replace(path.with_suffix(".json"))
             unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
         unfinished.with_suffix(".json").unlink(missing_ok=True)
-    found = _read_cache(path, source, spec, size)
-    if found is None:
+    written = _read_cache(path, source, spec, size)
+    if written is None:
         raise OSError(f"{path} could not be read back")
-    return found
+    _make_room(path)
+    return written
+
+
+def _make_room(newest: Path) -> None:
+    """Remove the caches unused for longest until at most MAX_CACHE_BYTES are left beside ``newest``; say where they are.
+
+    Images that were added or removed make a new cache: without a bound, old ones would pile up.
+    """
+    caches = {}
+    for path in newest.parent.glob("*.npy"):
+        if CACHE_NAME.fullmatch(path.name) and path != newest:
+            with contextlib.suppress(OSError):  # removed by another process
+                status = path.stat()
+                caches[path] = (status.st_mtime_ns, status.st_size)
+    num_bytes = newest.stat().st_size + sum(size for _, size in caches.values())
+    for path in sorted(caches, key=lambda path: caches[path]):
+        if num_bytes <= MAX_CACHE_BYTES:
+            break
+        num_bytes -= caches[path][1]
+        for part in (path, path.with_suffix(".json")):
+            with contextlib.suppress(OSError):
+                part.unlink()
+    tell(
+        f"decoded images are kept in {newest.parent}: {num_bytes / 2**30:.2f} GiB, of which those unused for longest go at"
+        f" {MAX_CACHE_BYTES >> 30} GiB; to clear it, remove the folder (GOF_CACHE names another place)"
+    )
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
@@ -203,6 +272,6 @@ def _remove_abandoned(folder: Path) -> None:
     """Remove unfinished files whose writer was killed: nobody holds their lock."""
     for path in folder.glob(".unfinished_*.npy"):
         with contextlib.suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-            path.with_suffix(".json").unlink(missing_ok=True)
+            if try_lock(file):
+                path.unlink()
+                path.with_suffix(".json").unlink(missing_ok=True)

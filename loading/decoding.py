@@ -10,18 +10,18 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
-import numpy as np
 from tqdm import tqdm
 
-from loading.files import DatasetSpec, ImageSource, decode
+from loading.files import DatasetSpec, Decoded, ImageSource, decode
 
 MAX_WORKERS = 16
 PAYS_FROM = 2000  # images; starting processes takes seconds
 BLOCK = 64
+DEADLY = Decoded(None, "deadly: the process that decoded it died; remove it")
 
 
-def decode_all(source: ImageSource, spec: DatasetSpec, size: int, workers: int | None) -> Iterator[np.ndarray | None]:
-    """Images (size, size, 3) uint8 in order, None for an unreadable one, with progress shown.
+def decode_all(source: ImageSource, spec: DatasetSpec, size: int, workers: int | None) -> Iterator[Decoded]:
+    """Images (size, size, 3) uint8 in order, with progress shown.
 
     A worker process that dies (killed for memory, or by an image that crashes a decoder) costs time but no image, but for
     one that kills a process of its own as well.
@@ -38,11 +38,11 @@ def decode_all(source: ImageSource, spec: DatasetSpec, size: int, workers: int |
             progress.update(len(results))
 
 
-def decode_block(indices: Sequence[int], source: ImageSource, spec: DatasetSpec, size: int) -> list[np.ndarray | None]:
+def decode_block(indices: Sequence[int], source: ImageSource, spec: DatasetSpec, size: int) -> list[Decoded]:
     return [decode(source, index, spec, size) for index in indices]
 
 
-def _in_parallel(work: partial, blocks: list[range], workers: int) -> Iterator[list[np.ndarray | None]]:
+def _in_parallel(work: partial, blocks: list[range], workers: int) -> Iterator[list[Decoded]]:
     done = 0
     while done < len(blocks):
         pool = _pool(workers)
@@ -58,15 +58,15 @@ def _in_parallel(work: partial, blocks: list[range], workers: int) -> Iterator[l
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _one_by_one(work: partial, block: range) -> list[np.ndarray | None]:
+def _one_by_one(work: partial, block: range) -> list[Decoded]:
     """Each image in a process that may die of it; an image that kills its process is unreadable."""
-    results: list[np.ndarray | None] = []
+    results: list[Decoded] = []
     pool = _pool(1)
     for index in block:
         try:
             results += pool.submit(work, [index]).result()
         except BrokenProcessPool:
-            results.append(None)
+            results.append(DEADLY)
             pool.shutdown(wait=False)
             pool = _pool(1)
     pool.shutdown(wait=False)

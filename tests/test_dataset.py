@@ -15,9 +15,10 @@ from PIL import Image
 
 import dataset as dataset_module
 from common.errors import UserError
-from dataset import DATASETS, BatchStream, ImageDataset, batch_at, epoch_order
+from dataset import DATASETS, BatchStream, ImageDataset, batch_at, epoch_order, spec_over
 from loading.cache import CachedImages, build_cache
 from loading.files import DatasetSpec, Split, decode, find_images, part_of, to_rgb, to_square
+from settings.registry import CURRICULUMS
 
 
 def solid(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (20, 20)) -> Path:
@@ -144,15 +145,16 @@ def test_broken_images_are_skipped_named_and_too_many_stop(folder: Path, tmp_pat
     again = ImageDataset(folder, 8, cache_dir=tmp_path / "cache")
     assert again.unreadable_names == data.unreadable_names and reds(again) == reds(data)
     (folder / "3b.jpg").write_text("text")
-    with pytest.raises(UserError, match=r"2 of 7 images .*2b\.png, 3b\.jpg"):
+    with pytest.raises(UserError, match=r"2 of 7 images .*2b\.png: cut short .*copy or download .*\| 3b\.jpg: no image"):
         ImageDataset(folder, 8, cache_dir=None)
     assert len(ImageDataset(folder, 8, cache_dir=None, max_unreadable=0.5)) == 5
 
 
 def test_a_decompression_bomb_is_unreadable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    solid(folder / "9.png", (1, 1, 1), (200, 200))
+    solid(folder / "9.png", (1, 1, 1), (600, 600))  # 360,000 pixels in a thousand bytes
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
-    assert ImageDataset(folder, 8, cache_dir=None).unreadable_names == [str(folder / "9.png")]
+    data = ImageDataset(folder, 8, cache_dir=None)
+    assert data.unreadable_names == [str(folder / "9.png")] and "claim 600 x 600 pixels" in data.unreadable[str(folder / "9.png")]
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "only text", "text named jpg", "zip without images"])
@@ -305,11 +307,47 @@ def test_the_real_cats(cats_zip: Path, tmp_path: Path) -> None:
     assert len(source.names) == 7_939 and list(source.names) == sorted(source.names)
     data = ImageDataset(cats_zip, 32, preset="Cats", cache_dir=tmp_path, num_workers=1)
     assert len(data) == 7_939 and data.num_unreadable == 0
-    assert np.array_equal(data[777].permute(1, 2, 0).numpy(), decode(source, 777, DATASETS["Cats"], 32))
+    assert np.array_equal(data[777].permute(1, 2, 0).numpy(), decode(source, 777, DATASETS["Cats"], 32).pixels)
     assert data.gather(torch.arange(2000)).float().std() > 40
-    pixels, unreadable = build_cache(source, DATASETS["Cats"], 32, tmp_path)
-    assert isinstance(pixels, CachedImages) and not unreadable
+    pixels, found = build_cache(source, DATASETS["Cats"], 32, tmp_path)
+    assert isinstance(pixels, CachedImages) and not found.unreadable and not found.remarks
 
 
 def test_public_names() -> None:
     assert all(hasattr(dataset_module, name) for name in dataset_module.__all__)
+
+
+def test_transparent_photos_lie_over_what_free_space_renders_to(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (200, 100, 50, 128)).save(tmp_path / "half.png")
+    cache = tmp_path / "cache"
+    for _ in range(2):  # decoded, then from the cache: the two backgrounds have a cache each
+        over_black = ImageDataset(tmp_path / "half.png", 8, cache_dir=cache)[0][:, 4, 4].tolist()
+        white = spec_over("Images", CURRICULUMS["PIGAN_CARLA"])
+        over_white = ImageDataset(tmp_path / "half.png", 8, white, cache_dir=cache)[0][:, 4, 4].tolist()
+        assert np.abs(np.subtract(over_black, (100, 50, 25))).max() <= 1
+        assert np.abs(np.subtract(over_white, (227, 177, 152))).max() <= 1
+
+
+def test_resized_to_the_nearest_pixel_as_for_published_scores(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 255, (100, 100, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    spec = DatasetSpec(None, None, "", nearest=True)
+    small = np.asarray(to_square(Image.fromarray(pixels), spec, 32))
+    channels = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    expected = torch.nn.functional.interpolate(channels, size=32, mode="nearest")[0].permute(1, 2, 0)
+    assert np.array_equal(small, expected.numpy())
+    cache = tmp_path / "cache"
+    filtered = ImageDataset(tmp_path / "a.png", 32, cache_dir=cache)[0]
+    nearest = ImageDataset(tmp_path / "a.png", 32, spec, cache_dir=cache)[0]
+    assert (
+        spec_over("Images", CURRICULUMS["CelebA"], nearest=True).nearest
+        and not spec_over("Images", CURRICULUMS["CelebA"]).nearest
+    )
+    assert torch.equal(nearest, torch.from_numpy(small.copy()).permute(2, 0, 1))
+    assert filtered.float().std() < nearest.float().std()
+    celeba = DatasetSpec(320, 256, "", nearest=True)
+    ramp = np.zeros((218, 178, 3), np.uint8)
+    ramp[..., 0] = np.arange(178)[None]
+    column = np.asarray(to_square(Image.fromarray(ramp), celeba, 128))[64, :, 0].astype(float)
+    assert abs(column[0] - (89 - 71.2)) < 1.5 and abs(column[-1] - (89 + 71.2)) < 2

@@ -15,7 +15,7 @@ from PIL import Image
 
 import dying_worker
 from dataset import BatchStream, ImageDataset
-from loading.decoding import _in_parallel
+from loading.decoding import DEADLY, _in_parallel
 
 
 @pytest.fixture
@@ -83,4 +83,4 @@ def test_a_worker_that_is_killed_costs_no_image(tmp_path, capsys):
 
 def test_an_image_that_kills_every_process_is_the_only_one_lost():
     blocks = [range(4, 7), range(7, 9)]
-    assert [list(part) for part in _in_parallel(partial(dying_worker.work), blocks, 2)] == [[8, None, 12], [14, 16]]
+    assert [list(part) for part in _in_parallel(partial(dying_worker.work), blocks, 2)] == [[8, DEADLY, 12], [14, 16]]

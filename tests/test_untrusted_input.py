@@ -240,24 +240,27 @@ def test_no_program_is_started_for_an_image(tmp_path: Path, monkeypatch: pytest.
         image.load()
     assert (tmp_path / "ran").exists(), "this proves nothing where Pillow does not call it"
     (tmp_path / "ran").unlink()
-    assert decode(find_images(tmp_path / "a.png"), 0, DATASETS["Images"], 8) is None
+    found = decode(find_images(tmp_path / "a.png"), 0, DATASETS["Images"], 8)
+    assert found.pixels is None and "PostScript" in found.remark
     assert not (tmp_path / "ran").exists()
 
 
 def test_zip_members_that_unfold_without_bounds(tmp_path: Path) -> None:
-    for method, told in ((zipfile.ZIP_BZIP2, "without bounds"), (zipfile.ZIP_DEFLATED, "more than")):
+    for method, told in ((zipfile.ZIP_BZIP2, "bzip2, which is not unpacked"), (zipfile.ZIP_DEFLATED, "more than")):
         path = tmp_path / f"{method}.zip"
-        with zipfile.ZipFile(path, "w", method) as archive, archive.open("a.png", "w") as member:
-            for _ in range(300):
-                member.write(bytes(1 << 20))
+        with zipfile.ZipFile(path, "w", method) as archive:
+            with archive.open("a.png", "w") as member:
+                for _ in range(300):
+                    member.write(bytes(1 << 20))
+            archive.writestr("b.png", b"", zipfile.ZIP_STORED)  # a zip of which nothing can be unpacked is refused as a whole
         with pytest.raises(ValueError, match=told):
             open_member(find_images(path), "a.png")
 
 
 def test_a_line_of_pixels_is_not_made_320_wide(tmp_path: Path) -> None:
     image(tmp_path / "line.png", (9000, 1))  # 320 x 2,880,000 at CelebA's size
-    assert decode(find_images(tmp_path), 0, DATASETS["CelebA"], 8) is None
-    assert decode(find_images(tmp_path), 0, DATASETS["Images"], 8) is not None
+    assert decode(find_images(tmp_path), 0, DATASETS["CelebA"], 8).pixels is None
+    assert decode(find_images(tmp_path), 0, DATASETS["Images"], 8).pixels is not None
 
 
 def test_a_zip_whose_directory_is_damaged(tmp_path: Path) -> None:
@@ -271,6 +274,10 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, suffix: str) -> None:
     for name in ("a.png", "b.png"):
         image(tmp_path / name)
     damage = {".npy": [npy("{"), npy("'''"), b""], ".json": [b"[" * 100_000, b'{"unreadable": [5]}', b'{"unreadable": [0, 0]}']}
+    damage[".json"] += [
+        b'{"unreadable": [], "reasons": [1], "remarks": {}}',
+        b'{"unreadable": [], "reasons": [], "remarks": {"a": []}}',
+    ]
     for content in damage[suffix]:
         ImageDataset(tmp_path, 8, cache_dir=tmp_path / "cache")
         next((tmp_path / "cache").glob(f"*{suffix}")).write_bytes(content)

@@ -11,6 +11,9 @@ once per GPU with CUDA_VISIBLE_DEVICES and other seeds, then once more with all 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import json
 import statistics
 import subprocess
@@ -150,7 +153,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     measured = [line for line in lines if "hit_rate" in line]
     if not measured:
         return None
-    return {**measured[-1], "mirrored": [line["step"] for line in lines if "mirrored_depth" in line]}
+    return {**measured[-1], "mirrored": [line["step"] for line in lines if line.get("mirrored_depth")]}
 
 
 def is_hollow(run: dict[str, Any]) -> bool | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 from pathlib import Path
 
 import numpy as np

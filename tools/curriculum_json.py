@@ -6,6 +6,9 @@ python -m tools.curriculum_json CATS --set dataset=Images h_stddev=0.4 > mine.js
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import json
 
 from common.arguments import ArgumentParser

@@ -7,6 +7,9 @@ The descriptions and the headings are the comments in ``COMMON`` (curriculums.py
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import ast
 import io
 import tokenize

@@ -14,6 +14,9 @@ moves between -1 and 1 standard deviations, seen from the mean pose:
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import argparse
 import json
 from collections.abc import Sequence

@@ -9,6 +9,9 @@ where that cannot be seen (--precision auto: images above 60 dB PSNR from those 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import json
 import shlex
 import tempfile

@@ -10,6 +10,9 @@ docs/own_photos.md for how close both come.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace

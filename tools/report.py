@@ -8,6 +8,9 @@ folder is left out. auto_bash/quickstart.sh says what lies where in the folder.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import argparse
 import json
 from collections.abc import Sequence

@@ -18,6 +18,9 @@ interrupted run goes on where it stopped, and a set can be extended by asking fo
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.interrupts  # noqa: F401
+
 import json
 import multiprocessing
 import os

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,12 +59,13 @@ class PyrenderRenderer:
     """OpenGL without a screen. Making one proves that GL works."""
 
     def __init__(self) -> None:
-        os.environ.setdefault("PYOPENGL_PLATFORM", "egl")  # read once, when OpenGL is imported
+        if sys.platform == "linux":
+            os.environ.setdefault("PYOPENGL_PLATFORM", "egl")  # read once, when OpenGL is imported
         with suppress(ImportError):  # Mesa and triton each bring an LLVM: triton after Mesa crashes the process (torch imports
             import triton  # noqa: F401  it with the first optimizer), the other order does not
         import pyrender
 
-        self.name = f"pyrender ({os.environ['PYOPENGL_PLATFORM']})"
+        self.name = f"pyrender ({os.environ.get('PYOPENGL_PLATFORM', sys.platform)})"
         self._pyrender = pyrender
         pyrender.OffscreenRenderer(8, 8).delete()
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from checkpoints.loading import LoadedGenerator
-from common.arguments import positive_float
+from common.arguments import positive_float, positive_int
 from siren.field import Field
 from visualization.generator_scripts import render_pose, report_preview, save_raw
 from visualization.images import QUANTITIES, view_image
@@ -43,6 +43,9 @@ def add_video_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantities", nargs="+", choices=QUANTITIES, default=["image", "depth", "normals"], help="a video of each"
     )
     parser.add_argument("--fps", type=frame_rate, default=24, help="frames per second")
+    parser.add_argument(
+        "--batch_size", dest="old_batch_size", type=positive_int, help="accepted for old commands: frames come one by one"
+    )
 
 
 def render_shots(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from checkpoints.files import damage_in, list_checkpoints
 from common.errors import UserError
 from common.files import WriteError, remove_unfinished, write_atomically
+from common.locks import try_lock
 
 LOCK_NAME = ".lock"
 LAUNCHER_GRACE = 10.0  # seconds: a launcher may restart a process while the old one is still ending
@@ -49,12 +49,10 @@ class FolderLock:
 
     def _take(self, folder: Path, notice: Callable[[str], None]) -> bool:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            return try_lock(self._file)
         except OSError as error:
             notice(f"{folder} is on a file system without locks ({error.strerror}): make sure that no other run writes there")
-        return True
+            return True
 
     def release(self) -> None:
         self._file.close()

@@ -9,7 +9,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 # SIGUSR1: what Slurm can send before the time is up; SIGHUP: the terminal closed
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))  # Windows lacks the last two
 LAUNCHER_ECHO = 2.0  # seconds within which torchrun passes on a signal that its processes got themselves
 
 
