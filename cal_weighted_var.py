@@ -25,9 +25,11 @@ from common.errors import UserError
 from common.program import run_script
 from distributed.processes import Processes
 from distributed.sharding import shared_work
+from generators.cameras import CameraPoses
 from metrics import weighted_variance
 from metrics.report import add_common_arguments, load, model_record, print_table, write_json
-from metrics.weighted_variance import LatentVariance, latent_variances
+from metrics.sampling import pose_of_seed
+from metrics.weighted_variance import LatentVariance, latent_variances, mean_pose
 from settings.curriculum import Curriculum
 from visualization.generator_scripts import field_from_seed
 
@@ -39,6 +41,12 @@ def make_parser() -> ArgumentParser:
     add_common_arguments(parser, psi=0.7, image_size=128, output_json="outputs/weighted_variance.json", batches=False)
     parser.add_argument("--seeds_start", type=seed_number, default=0)
     parser.add_argument("--seeds_end", type=seed_number, default=1000, help="the first seed that is not used")
+    parser.add_argument(
+        "--pose",
+        choices=["prior", "mean"],
+        default="prior",
+        help="prior: each seed has a pose of its own, drawn from the curriculum's distribution, as published; mean: all the same",
+    )
     return parser
 
 
@@ -50,13 +58,18 @@ def _protocol(args: Any, curriculum: Curriculum, device: torch.device) -> dict[s
         "psi": args.psi,
         "image_size": args.image_size,
         "samples": f"{weighted_variance.NUM_SAMPLES} coarse samples alone, evenly spaced, not jittered",
-        "pose": {"yaw": curriculum.h_mean, "pitch": curriculum.v_mean},
+        "pose": _pose_record(args.pose, curriculum),
         "masking": masking if curriculum.pred_occ else "none (a radiance field has no surface); the last sample left out",
         "valid_rays": f"sum of weights > {weighted_variance.MIN_WEIGHT_SUM}",
         "variance": "sum w (t - mean)^2 / ((sum w + 1e-5) (n - 1) / n); mean over rays, then over seeds",
         "scale": SCALE,
         "device": str(device),
     }
+
+
+def _pose_record(pose: str, curriculum: Curriculum) -> dict[str, Any]:
+    keys = ("h_mean", "v_mean", *(("h_stddev", "v_stddev", "sample_dist") if pose == "prior" else ()))
+    return {"pose": pose, **{key: getattr(curriculum, key) for key in keys}}
 
 
 def summarize(values: dict[int, LatentVariance]) -> dict[str, float | int]:
@@ -89,11 +102,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _measure(loaded: LoadedGenerator, seeds: Sequence[int], args: Any, processes: Processes) -> dict[int, LatentVariance]:
     """Each process measures every n-th seed; the main one gets all of them."""
-    device = next(loaded.generator.parameters()).device
+    device, curriculum = next(loaded.generator.parameters()).device, loaded.curriculum
     own = torch.full((len(seeds[processes.rank :: processes.world_size]), 2), math.nan, dtype=torch.float64)
     for i, seed in enumerate(tqdm(seeds[processes.rank :: processes.world_size], unit="seed", leave=False)):
         field = field_from_seed(loaded, seed, args.psi)
-        (value,) = latent_variances(field, loaded.curriculum, args.image_size, device)
+        pose = pose_of_seed(seed, curriculum) if args.pose == "prior" else mean_pose(curriculum, 1, device)
+        pose = CameraPoses(pose.pitch.to(device), pose.yaw.to(device))
+        (value,) = latent_variances(field, pose, curriculum, args.image_size)
         own[i] = torch.tensor(value, dtype=torch.float64)
     parts = processes.gather(own)
     found = {}

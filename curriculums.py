@@ -28,7 +28,8 @@ COMMON = {
     "discriminator": "ProgressiveEncoderDiscriminator",  # or ResidualDiscriminator, whose widths are disc_widths
     "latent_dim": 256,  # size of the latent z
     "z_dist": "gaussian",  # distribution of z: gaussian, or uniform in [-1, 1]
-    "hidden_dim": 256,  # width of the field and of its mapping network
+    "hidden_dim": 256,  # width of the field
+    "mapping_dim": None,  # width of the field's mapping network; None: as hidden_dim
     "num_layers": 8,  # FiLM layers before the occupancy is read out
     "view_dependent": True,  # whether colors depend on the view direction; False: the same from all sides
     "disc_channels": (16, 32, 64, 128, 256, 400, 400, 400, 400),  # channels of the discriminator at 512, 256, ... 2 px
@@ -55,8 +56,8 @@ COMMON = {
     "decay_beta": 1e-5,  # decay of Delta per step: interval_max * exp(-decay_beta * step), not below interval_min
     "clamp_mode": "relu",  # densities of a radiance field: relu or softplus; no effect with pred_occ
     "last_back": False,  # whether the last sample takes the weight missing to 1, in training
-    "eval_last_back": True,  # the same in images of the trained generator
-    "white_back": False,  # whether missing weight is white instead of black
+    "eval_last_back": None,  # the same in images of the trained generator; None: unless white_back
+    "white_back": False,  # whether missing weight is white instead of black, and transparent photos are laid over white
     # Losses
     "gan_loss": "non_saturating",  # non_saturating, or relativistic: D judges which of a pair is real (R3GAN)
     "r1_lambda": 1.0,  # weight of R1, D's gradient penalty on real images

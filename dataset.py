@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from loading.batches import BatchStream, batch_at, epoch_order
 from loading.cache import MAX_NAMED, build_cache, default_cache_dir
 from loading.files import ALL_IMAGES, DatasetSpec, ImageSource, Split, find_images, open_member, part_of, words_left_out
 from loading.opening import open_image
+from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
 from visualization.images import png_bytes
 
@@ -46,9 +48,11 @@ __all__ = [
     "find_images",
     "get_dataset_spec",
     "part_of",
+    "spec_over",
 ]
 
 MAX_SIZE = 8192  # pixels, of a square
+MAX_UNREADABLE = 0.05  # of all images
 NUM_REASONS, NUM_NAMED = 3, 5  # in a message: of unreadable images, and of the names with each
 
 # Adding a data set is one entry here; a curriculum's `dataset` names it.
@@ -69,30 +73,39 @@ def get_dataset_spec(preset: str) -> DatasetSpec:
     return DATASETS[preset]
 
 
+def spec_over(preset: str, curriculum: Curriculum, nearest: bool = False) -> DatasetSpec:
+    """A preset whose transparent images lie over what free space renders to with ``curriculum``. Raises UserError.
+
+    ``nearest``: resized as the published code resizes real images for its scores.
+    """
+    return replace(get_dataset_spec(preset), background=255 if curriculum.white_back else 0, nearest=nearest)
+
+
 class ImageDataset(torch.utils.data.Dataset):
     """Readable images of ``path``, square at ``size`` pixels.
 
-    ``preset``: a name in DATASETS. ``cache_dir``: ``"default"``, a folder, or None to decode into memory without a file.
-    ``split``: which part of the images. Unreadable images are skipped and named in ``unreadable``, with the reason; more than
-    ``max_unreadable`` of all (and more than one) raise UserError, as does a path without images. ``remarks``: what is to be
-    known about how images were read -> of how many.
+    ``preset``: a name in DATASETS, or a spec of its own. ``cache_dir``: ``"default"``, a folder, or None to decode into memory
+    without a file. ``split``: which part of the images. Unreadable images are skipped and named in ``unreadable``, with the
+    reason; more than ``max_unreadable`` of all (and more than one) raise UserError, as does a path without images.
+    ``remarks``: what is to be known about how images were read -> of how many.
     """
 
     def __init__(
         self,
         path: str | Path,
         size: int,
-        preset: str = "Images",
+        preset: str | DatasetSpec = "Images",
         cache_dir: str | Path | None = "default",
-        max_unreadable: float = 0.05,
+        max_unreadable: float = MAX_UNREADABLE,
         num_workers: int | None = None,
         split: Split = ALL_IMAGES,
     ) -> None:
         if not 1 <= size <= MAX_SIZE:
             raise UserError(f"image size {size}: must be from 1 to {MAX_SIZE}")
-        self.source, self.size, self.preset = part_of(find_images(path), split), size, preset
+        self.source, self.size = part_of(find_images(path), split), size
+        spec = get_dataset_spec(preset) if isinstance(preset, str) else preset
         where = default_cache_dir() if cache_dir == "default" else cache_dir
-        self.pixels, found = build_cache(self.source, get_dataset_spec(preset), size, where, num_workers)
+        self.pixels, found = build_cache(self.source, spec, size, where, num_workers)
         self.unreadable = {self.source.names[i]: reason for i, reason in found.unreadable.items()}
         self.remarks = found.remarks
         self.names = [name for i, name in enumerate(self.source.names) if i not in found.unreadable]
@@ -136,11 +149,11 @@ def raise_if_unreadable(reasons: Mapping[str, str], num: int, path: str, max_unr
     raise UserError(f"{len(reasons)} of {num} images in {path} cannot be read: {told}")
 
 
-def check(path: str, preset: str, size: int, output: str | Path) -> None:
+def check(path: str, preset: str, size: int, output: str | Path, curriculum: Curriculum | None = None) -> None:
     """Print what ``path`` holds and write a sheet of up to 64 images, spread over the set, as training sees them."""
-    source, spec = find_images(path), get_dataset_spec(preset)
+    source, spec = find_images(path), spec_over(preset, curriculum) if curriculum else get_dataset_spec(preset)
     refuse_input(path, source, output)
-    dataset = ImageDataset(path, size, preset, max_unreadable=1.0)
+    dataset = ImageDataset(path, size, spec, max_unreadable=1.0)
     sizes, hashes = _survey(source)
     print(f"{path}: {len(source.names)} images, {len(dataset)} readable, {dataset.num_unreadable} not")
     for name, reason in list(dataset.unreadable.items())[:MAX_NAMED]:
@@ -214,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     curriculum = get_curriculum(args.curriculum).with_overrides(args.set) if args.curriculum else None
     if curriculum is not None:
         refuse_input(args.check, find_images(args.check), args.prior_output)
-    check(args.check, args.dataset, args.image_size, args.output)
+    check(args.check, args.dataset, args.image_size, args.output, curriculum)
     if curriculum is not None:
         print(write_camera_prior(curriculum, args.prior_output))
         print(f"  a head from its quantiles: {args.prior_output}; your images should turn about as far")

@@ -22,17 +22,25 @@ from checkpoints.loading import LoadedGenerator
 from common.arguments import ArgumentParser, int_between, positive_int, seed_number
 from common.errors import UserError, one_line
 from common.program import run_script
-from dataset import get_dataset_spec
+from dataset import get_dataset_spec, spec_over
 from distributed.sharding import shared_work
 from loading.files import PARTS, Split
 from metrics.efficientnet import INPUT_SIZE, WEIGHTS_SHA256, find_weights_file
 from metrics.fidelity import EXTRACTORS, MIN_IMAGES, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation
-from metrics.report import add_common_arguments, load, model_record, print_table, write_json
-from metrics.sampling import generated_images, real_images
+from metrics.report import add_common_arguments, load, model_record, print_table, rendering_record, write_json
+from metrics.sampling import generated_images, image_settings, real_images
 from settings.checks import MAX_COUNT
+from settings.curriculum import Curriculum
 
 FEW_IMAGES_FOR_FID = 2048  # with fewer than the feature's dimensions, its covariance is singular
+PUBLISHED_NUM_IMAGES, PUBLISHED_IMAGE_SIZE = 2048, 128
+INCEPTION = "inception-v3-compat"
+
+
+def count_or_all(text: str) -> int | str:
+    """For argparse: a positive number, or the word all."""
+    return text if text == "all" else positive_int(text)
 
 
 def make_parser() -> ArgumentParser:
@@ -44,11 +52,18 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--dataset", help="how real images are cropped: a preset of dataset.py (default: the curriculum's)")
     parser.add_argument("--split", choices=PARTS, help="which real images (default: those held out, where there are any, or all)")
     parser.add_argument("--num_holdout", type=int_between(0, MAX_COUNT), help="how many are held out (default: the curriculum's)")
-    parser.add_argument("--num_images", type=positive_int, default=2048, help="of each kind")
+    parser.add_argument("--num_images", type=positive_int, default=PUBLISHED_NUM_IMAGES, help="how many are generated")
+    parser.add_argument("--num_real", type=count_or_all, help="how many real ones, or all (default: as many as are generated)")
+    parser.add_argument(
+        "--real_resize",
+        choices=["antialiased", "nearest"],
+        default="antialiased",
+        help="how real images are made smaller: as in training, or to the nearest pixel as for published scores",
+    )
     parser.add_argument("--seed", type=seed_number, default=0, help="of latents, poses, and the choice of real images")
     described = "; ".join(f"{name}: {metric.description}" for name, metric in METRICS.items())
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=["fid", "kid", "is"], help=described)
-    parser.add_argument("--feature_extractor", default="inception-v3-compat", help=f"one of {', '.join(EXTRACTORS)}")
+    parser.add_argument("--feature_extractor", default=INCEPTION, help=f"one of {', '.join(EXTRACTORS)}")
     parser.add_argument("--feature_extractor_weights", help="a local file of its weights (default: fetched once, then kept)")
     return parser
 
@@ -65,6 +80,11 @@ def _check_arguments(args: Any) -> None:
 
 def _check_weights(args: Any) -> Path | None:
     """The weights, before any image is made: a missing network should not cost an hour of rendering."""
+    if "is" in args.metrics and args.feature_extractor != INCEPTION:
+        raise UserError(
+            f"IS is the entropy of Inception's classes, which {args.feature_extractor} does not have; leave `is` out of --metrics"
+            f" (--metrics fid kid), or use --feature_extractor {INCEPTION}"
+        )
     if any(METRICS[name].is_perceptual for name in args.metrics):
         find_weights_file()
     if not any(METRICS[name].needs_weights for name in args.metrics):
@@ -74,10 +94,49 @@ def _check_weights(args: Any) -> Path | None:
     return path
 
 
-def _notes(evaluation: Evaluation, num_images: int) -> list[str]:
-    notes = []
-    if len(evaluation.real) < num_images:
-        notes.append(f"only {len(evaluation.real)} real images for the {num_images} asked for: all of them were used")
+def departures(args: Any, num_real: int, part: str, curriculum: Curriculum) -> list[str]:
+    """How FID, KID and IS differ from the published protocol, in words. ``num_real``: real images used, ``part``: of which part.
+
+    Published: 2048 images at 128 px, psi 1, poses of the prior, against all real images, which are resized to the nearest pixel.
+    """
+    found = []
+    if args.num_images != PUBLISHED_NUM_IMAGES:
+        found.append(f"{args.num_images} generated images instead of {PUBLISHED_NUM_IMAGES}")
+    if args.image_size != PUBLISHED_IMAGE_SIZE:
+        found.append(f"{args.image_size} px instead of {PUBLISHED_IMAGE_SIZE}")
+    if args.psi != 1:
+        found.append(f"psi {args.psi:g} instead of 1")
+    if args.num_real != "all":
+        found.append(f"{num_real} real images instead of all (--num_real all)")
+    if part != "all":
+        found.append(f"real images of the part {part} instead of all (--split all)")
+    if args.real_resize != "nearest":
+        found.append("real images resized with antialiasing instead of to the nearest pixel (--real_resize nearest)")
+    if args.feature_extractor != INCEPTION:
+        found.append(f"features of {args.feature_extractor} instead of {INCEPTION}")
+    if curriculum.last_back:
+        found.append("last_back, as this generator was trained, instead of without")
+    return found
+
+
+def _standing(names: Sequence[str], departing: Sequence[str]) -> list[str]:
+    """Which of the scores can stand beside a paper's, as notes."""
+    published = [name for name in names if METRICS[name].needs_weights]
+    if not published:
+        return []
+    scores = ", ".join(name.upper() for name in published)
+    if departing:
+        return [f"not to be set beside a paper's {scores}; other than published: {'; '.join(departing)}"]
+    return [
+        f"{scores} follow the published protocol but for one thing: published images went through compressed files, these not;"
+        " they can stand beside the paper's for the same photos, with that said"
+    ]
+
+
+def _notes(evaluation: Evaluation, num_wanted: int | None, departing: Sequence[str]) -> list[str]:
+    notes = _standing(evaluation.names, departing)
+    if num_wanted is not None and len(evaluation.real) < num_wanted:
+        notes.append(f"only {len(evaluation.real)} real images for the {num_wanted} asked for: all of them were used")
     biased = [name for name in ("fid", "fd") if name in evaluation.names]
     if biased and min(len(evaluation.real), len(evaluation.fake)) < FEW_IMAGES_FOR_FID:
         few = f"from fewer than {FEW_IMAGES_FOR_FID} images"
@@ -85,24 +144,32 @@ def _notes(evaluation: Evaluation, num_images: int) -> list[str]:
     return notes
 
 
-def _protocol(args: Any, evaluation: Evaluation, preset: str, split: Split) -> dict[str, Any]:
+def _num_real(args: Any) -> int | None:
+    """How many real images are asked for; None: all there are."""
+    return None if args.num_real == "all" else args.num_real or args.num_images
+
+
+def _protocol(args: Any, evaluation: Evaluation, preset: str, curriculum: Curriculum) -> dict[str, Any]:
     import PIL
     import torchvision
 
+    split = _split(args, curriculum)
     protocol: dict[str, Any] = {
         "num_real": len(evaluation.real),
         "num_fake": len(evaluation.fake),
         "num_images_requested": args.num_images,
+        "num_real_requested": args.num_real or args.num_images,
         "image_size": args.image_size,
         "dataset_path": str(args.dataset_path),
         "dataset_preset": preset,
         "real_part": split.part,
         "num_holdout": split.num_holdout,
-        "real_resize": "dataset.py: antialiased, Pillow " + PIL.__version__,
+        "real_resize": f"dataset.py: {args.real_resize}, Pillow {PIL.__version__}",
         "seed": args.seed,
         "psi": args.psi,
         "poses": "drawn from the curriculum's distribution",
-        "rendering": "interval_min, no jitter, no density noise, last_back off; uint8, no compression",
+        "rendering": rendering_record(image_settings(curriculum)),
+        "files": "none: uint8 tensors",
         "device": str(evaluation.device),
         "torchvision": torchvision.__version__,
     }
@@ -128,16 +195,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         preset = args.dataset or loaded.curriculum.dataset
         real = None
         if processes.is_main:  # while the others render
-            where = (args.dataset_path, preset, args.num_images, args.image_size, args.seed)
-            real = real_images(*where, split=_split(args, loaded))
+            spec = spec_over(preset, loaded.curriculum, nearest=args.real_resize == "nearest")
+            where = (args.dataset_path, spec, _num_real(args), args.image_size, args.seed)
+            real = real_images(*where, split=_split(args, loaded.curriculum))
         how = {"psi": args.psi, "seed": args.seed, "batch_size": args.batch_size}
         fake = generated_images(loaded, args.num_images, args.image_size, **how, processes=processes)
     if real is not None and fake is not None:
         score(args, loaded, real, fake, weights, preset)
 
 
-def _split(args: Any, loaded: LoadedGenerator) -> Split:
-    num = loaded.curriculum.num_holdout if args.num_holdout is None else args.num_holdout
+def _split(args: Any, curriculum: Curriculum) -> Split:
+    num = curriculum.num_holdout if args.num_holdout is None else args.num_holdout
     return Split(args.split or ("holdout" if num else "all"), num)
 
 
@@ -155,10 +223,12 @@ def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weight
             failures[name] = one_line(error) or type(error).__name__
     if failures and not results:
         raise UserError(next(iter(failures.values())))
-    notes = _notes(evaluation, args.num_images)
+    curriculum = loaded.curriculum
+    departing = departures(args, len(real), _split(args, curriculum).part, curriculum)
+    notes = _notes(evaluation, _num_real(args), departing)
     for note in notes:
         print(f"note: {note}")
-    protocol = _protocol(args, evaluation, preset, _split(args, loaded))
+    protocol = {**_protocol(args, evaluation, preset, curriculum), "departures_from_published": departing}
     record = {"metrics": results, "failed": failures, "notes": notes, "protocol": protocol}
     write_json(args.output_json, {**record, "model": model_record(args, loaded)})
     print_table(f"{len(fake)} generated and {len(real)} real images at {args.image_size} px", results)

@@ -16,6 +16,7 @@ if __name__ == "__main__":
     import common.interrupts  # noqa: F401
 
 import argparse
+import math
 import os
 import shutil
 import sys
@@ -56,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     loaded, output_dir = open_generator(args, fallback=CURRICULUMS["CelebA"])
     device = next(loaded.generator.parameters()).device
+    args.level = loaded.curriculum.tau if args.level is None else args.level
     clip_radius = None if args.no_clip or not loaded.is_camera_known else visible_radius(loaded.curriculum)
+    if clip_radius is not None:
+        tell_of_cut(args.cube_size, clip_radius)
     if not loaded.is_camera_known:
         print("note: with --curriculum NAME, the mesh would end where training's cameras could not look", file=sys.stderr)
     settings = MeshSettings(args.cube_size, args.level, clip_radius, args.largest_piece)
@@ -81,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{shown}: no surface at {args.level} inside the cube; only its voxels were written", file=sys.stderr)
             continue
         refine_vertices(mesh, field, loaded.curriculum, settings, args.voxel_resolution, device)
-        mesh.visual.vertex_colors = vertex_colors(mesh, field, device)
+        mesh.visual.vertex_colors = vertex_colors(mesh, field, loaded.curriculum, device)
         paths = save_mesh(mesh, stem, suffixes)
         if not args.obj:
             stem.with_name(f"{stem.name}.obj").unlink(missing_ok=True)  # an earlier run's, of another shape perhaps
@@ -99,15 +103,27 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add_latent_arguments(parser)
     parser.add_argument("--cube_size", type=positive_float, default=0.3, help="side of the cube around the origin")
     parser.add_argument("--voxel_resolution", type=int_between(2, 4096), default=256, help="voxels along a side, at least 2")
-    parser.add_argument("--level", type=positive_float, default=0.5, help="occupancy at the surface, between 0 and 1")
+    parser.add_argument(
+        "--level", type=positive_float, help="occupancy at the surface, between 0 and 1 (default: where rays enter it, tau)"
+    )
     parser.add_argument("--largest_piece", action="store_true", help="keep only the largest connected piece of the mesh")
     parser.add_argument("--no_clip", action="store_true", help="keep what lies where training's cameras could not look")
     parser.add_argument("--dense", action="store_true", help="ask the field at every voxel, not only near the surface")
     parser.add_argument("--obj", action="store_true", help="also write the mesh as .obj")
     args = parser.parse_args(argv)
-    if args.level >= 1:
+    if args.level is not None and args.level >= 1:
         parser.error("--level must lie between 0 and 1")
     return args
+
+
+def tell_of_cut(cube_size: float, radius: float) -> None:
+    """A note on stderr where what cameras see reaches beyond the cube: a shape may too. ``radius``: world units."""
+    if cube_size / 2 < radius:
+        print(
+            f"note: what cameras see reaches {radius:.3f} from the origin, the cube's faces lie at {cube_size / 2:g}: what is"
+            f" beyond them is cut off; --cube_size {math.ceil(200 * radius) / 100:g} holds all of it",
+            file=sys.stderr,
+        )
 
 
 def write_voxels(path: Path, field: Field, curriculum: Curriculum, args: argparse.Namespace, device: torch.device) -> np.ndarray:

@@ -29,7 +29,7 @@ class Image:
         rows = torch.arange(settings.image_size**2).view(settings.image_size, -1)[row_step // 2 :: row_step].flatten()
         part = Rays(rays.origins[:, rows], rays.directions[:, rows])
         columns = view_columns(field, part, settings.render_settings(network.curriculum))
-        self.rgb, self.depth, self.surface_depth, self.hit_mask, self.normals, self.surface_rgb = columns
+        self.rgb, self.depth, _, self.surface_depth, self.hit_mask, self.normals, self.surface_rgb = columns
 
 
 def psnr_db(rgb: Tensor, truth: Tensor) -> float:

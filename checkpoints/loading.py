@@ -38,7 +38,7 @@ from settings.curriculum import Curriculum
 from settings.published import PIGAN_DEFAULTS
 
 ARCHITECTURE_KEYS = (
-    *("generator", "model", "latent_dim", "hidden_dim", "num_layers", "view_dependent"),
+    *("generator", "model", "latent_dim", "hidden_dim", "mapping_dim", "num_layers", "view_dependent"),
     *("w_dim", "backbone_channels", "plane_channels", "plane_reduce", "decoder_dim"),
 )
 PIGAN_NUM_STEPS = 12  # coarse samples per ray, and as many fine ones, in most of pi-GAN's dictionaries

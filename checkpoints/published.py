@@ -188,6 +188,7 @@ def network_settings(state: Mapping[str, Tensor], model: str | None) -> dict[str
     if first is None or mapping is None or first.dim() != 2 or mapping.dim() != 2:
         return found
     found |= {"num_layers": len(layers), "hidden_dim": first.shape[0], "latent_dim": mapping.shape[1]}
+    found["mapping_dim"] = mapping.shape[0] if mapping.shape[0] != first.shape[0] else None
     grid = state.get("siren.spatial_embeddings")
     for name, resolution in EMBEDDING_RESOLUTION.items():
         if grid is not None and grid.dim() == 5 and grid.shape[2] == resolution:

@@ -90,6 +90,13 @@ def camera_positions(poses: CameraPoses) -> Tensor:
     return torch.stack([sin_pitch * torch.cos(poses.yaw), torch.cos(pitch), sin_pitch * torch.sin(poses.yaw)], dim=-1)
 
 
+def mean_direction(h_mean: float, v_mean: float) -> Tensor:
+    """Unit direction (3,) in which a camera at the mean pose looks: straight ahead. (0, 0, -1) where both are pi/2."""
+    pose = CameraPoses(*(torch.tensor([mean], dtype=torch.float64) for mean in (v_mean, h_mean)))
+    direction = -camera_positions(pose)[0]
+    return torch.where(direction.abs() < 1e-9, 0.0, direction).float()  # the cosine of pi/2, as far as pi has digits
+
+
 def camera_to_world(poses: CameraPoses) -> Tensor:
     """cam2world (B, 4, 4): columns (-left, up', -forward, position), the camera looking at the origin."""
     position = camera_positions(poses)

@@ -70,11 +70,13 @@ class RenderSettings:
 
 @dataclass
 class RenderOutput:
-    """``rgb`` (B, R, 3) in [0, 1]; ``depth`` (B, R); composited samples ``t``, ``alphas``, ``weights`` (B, R, S) front to
-    back; ``surface`` with t and hit_mask (B, R), without gradient (no ray of a radiance field hits)."""
+    """``rgb`` (B, R, 3) in [0, 1]; ``depth`` (B, R), as published: the mean over what the ray meets, however little that is;
+    ``depth_over_far`` (B, R): the same with the missing weight at the far end; composited samples ``t``, ``alphas``, ``weights``
+    (B, R, S) front to back; ``surface`` with t and hit_mask (B, R), without gradient (no ray of a radiance field hits)."""
 
     rgb: Tensor
     depth: Tensor
+    depth_over_far: Tensor
     t: Tensor
     alphas: Tensor
     weights: Tensor
@@ -158,7 +160,8 @@ def composite(t: Tensor, alphas: Tensor, colors: Tensor, surface: Surface, setti
     rgb = volume_rendering.composite_colors(weights, colors, settings.white_back)
     # An empty ray's expected distance is 0 / 1e-5; the recorded images show such rays at the near end.
     depth = volume_rendering.composite_depth(weights, t).clamp(settings.t_near, settings.t_far)
-    return RenderOutput(rgb, depth, t, alphas, weights, surface)
+    depth_over_far = volume_rendering.composite_depth_over(weights, t, settings.t_far).clamp(settings.t_near, settings.t_far)
+    return RenderOutput(rgb, depth, depth_over_far, t, alphas, weights, surface)
 
 
 def query_logits(field: Field, rays: Rays, t: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.files import npz_bytes, write_atomically
-from generators.cameras import CameraPoses, Rays, camera_rays
+from generators.cameras import CameraPoses, Rays, camera_rays, mean_direction
 from generators.renderer import RenderOutput, RenderSettings, ray_points, render
 from settings.curriculum import Curriculum
 from siren.field import Field
@@ -35,7 +35,7 @@ class ViewSettings:
     surface_only: bool = False
 
     def render_settings(self, curriculum: Curriculum) -> RenderSettings:
-        last_back = curriculum.eval_last_back if self.last_back is None else self.last_back
+        last_back = curriculum.view_last_back if self.last_back is None else self.last_back
         settings = replace(RenderSettings.from_curriculum(curriculum, self.interval), last_back=last_back)
         settings = settings.multiply_steps(self.ray_step_multiplier)
         if self.surface_only:  # the interval shrinks to the root, and its only sample takes all of the weight
@@ -48,13 +48,15 @@ class ViewSettings:
 class View:
     """One image, on the CPU, float32. H = W = image size.
 
-    ``image`` and ``surface_image`` (3, H, W) in [-1, 1]; ``depth`` and ``surface_depth`` (H, W), distance along the ray
-    (``surface_depth`` is the curriculum's ray_end without a surface); ``hit_mask`` (H, W), True where the ray enters the
+    ``image`` and ``surface_image`` (3, H, W) in [-1, 1]; ``depth``, ``depth_over_far`` (see
+    :class:`generators.renderer.RenderOutput`) and ``surface_depth`` (H, W), distance along the ray (``surface_depth`` is the
+    curriculum's ray_end without a surface); ``hit_mask`` (H, W), True where the ray enters the
     surface; ``normals`` (3, H, W), unit, world coordinates, 0 without a surface; ``yaw`` and ``pitch`` in radians.
     """
 
     image: Tensor
     depth: Tensor
+    depth_over_far: Tensor
     surface_depth: Tensor
     hit_mask: Tensor
     normals: Tensor
@@ -79,10 +81,11 @@ def make_pose(yaw: float, pitch: float, device: torch.device | str = "cpu") -> C
 
 
 class LockedDirections:
-    """A field whose colors are those seen from straight ahead (``--lock_view_dependence``)."""
+    """A field whose colors are those seen along ``ahead`` (3,), the mean direction of view (``--lock_view_dependence``)."""
 
-    def __init__(self, field: Field) -> None:
+    def __init__(self, field: Field, ahead: Tensor) -> None:
         self._field = field
+        self._ahead = ahead
         self.batch_size = field.batch_size
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
@@ -92,9 +95,7 @@ class LockedDirections:
         return self._field.normals(points)
 
     def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        ahead = torch.zeros_like(directions)
-        ahead[..., 2] = -1
-        return self._field.logits_and_colors(points, ahead)
+        return self._field.logits_and_colors(points, self._ahead.to(directions).expand_as(directions))
 
 
 @torch.no_grad()
@@ -107,20 +108,21 @@ def render_view(field: Field, pose: CameraPoses, curriculum: Curriculum, setting
 def render_views(field: Field, poses: CameraPoses, curriculum: Curriculum, settings: ViewSettings) -> list[View]:
     """The images of a field of B latents, one from each of B poses."""
     if settings.lock_view_dependence:
-        field = LockedDirections(field)
+        field = LockedDirections(field, mean_direction(curriculum.h_mean, curriculum.v_mean))
     size = settings.image_size
     rays = camera_rays(poses, size, curriculum.fov if settings.fov_degrees is None else settings.fov_degrees)
     render_settings = settings.render_settings(curriculum)
     chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
     chunks = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)
     columns = [view_columns(field, Rays(*part), render_settings) for part in chunks]
-    image, depth, surface_depth, hit_mask, normals, surface_image = (
+    image, depth, depth_over_far, surface_depth, hit_mask, normals, surface_image = (
         torch.cat(column, dim=1).cpu().unflatten(1, (size, size)) for column in zip(*columns, strict=True)
     )
     return [
         View(
             image=image[i].permute(2, 0, 1).contiguous() * 2 - 1,
             depth=depth[i],
+            depth_over_far=depth_over_far[i],
             surface_depth=surface_depth[i],
             hit_mask=hit_mask[i],
             normals=normals[i].permute(2, 0, 1).contiguous(),
@@ -133,7 +135,8 @@ def render_views(field: Field, poses: CameraPoses, curriculum: Curriculum, setti
 
 
 def view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Tensor, ...]:
-    """What a :class:`View` holds, for rays (B, R) in a row: rgb, depth, surface depth, hit mask, normals, surface color.
+    """What a :class:`View` holds, for rays (B, R) in a row: rgb, depth, depth over far, surface depth, hit mask,
+    normals, surface color.
 
     Colors (B, R, 3) in [0, 1], normals (B, R, 3), the rest (B, R).
     """
@@ -142,7 +145,8 @@ def view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Te
         output.rgb = torch.where(output.surface.hit_mask.unsqueeze(-1), output.rgb, settings.background)
     only_the_root = settings.num_surface == 1 and settings.interval == 0
     normals, surface_colors = surface_appearance(field, rays, output, output.rgb if only_the_root else None)
-    return output.rgb, output.depth, output.surface.t, output.surface.hit_mask, normals, surface_colors
+    surface = output.surface
+    return output.rgb, output.depth, output.depth_over_far, surface.t, surface.hit_mask, normals, surface_colors
 
 
 def surface_appearance(

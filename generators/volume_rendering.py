@@ -71,3 +71,8 @@ def composite_colors(weights: Tensor, colors: Tensor, white_back: bool = False) 
 def composite_depth(weights: Tensor, t: Tensor) -> Tensor:
     """Expected distance: sum w t / (sum w + 1e-5). (B, R)"""
     return (weights * t).sum(dim=-1) / (weights.sum(dim=-1) + 1e-5)
+
+
+def composite_depth_over(weights: Tensor, t: Tensor, t_far: float) -> Tensor:
+    """Expected distance with the missing weight at ``t_far``: sum w t + (1 - sum w) t_far. (B, R)"""
+    return (weights * t).sum(dim=-1) + (1 - weights.sum(dim=-1)) * t_far

@@ -145,6 +145,8 @@ def default_cache_dir() -> Path:
 
 def _cache_key(source: ImageSource, spec: DatasetSpec, size: int) -> str:
     what = [_VERSION, FORMATS, source.zip_path, source.names, source.stamps, spec.resize, spec.center_crop, size]
+    if spec.background or spec.nearest:  # other caches have the names that they had before
+        what += [spec.background, spec.nearest]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
 
 

@@ -1,7 +1,7 @@
 """Images on disk: finding them in a folder, glob or zip, and decoding any mode and size to a square of RGB.
 
-Gray, palette, CMYK and 16-bit images become RGB; a transparent one is laid over black, which is what free space renders
-to; an image with an EXIF orientation is turned upright.
+Gray, palette, CMYK and 16-bit images become RGB; a transparent one is laid over what free space renders to, black or white;
+an image with an EXIF orientation is turned upright.
 """
 
 from __future__ import annotations
@@ -42,11 +42,15 @@ COMPRESSIONS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "x
 @dataclass(frozen=True)
 class DatasetSpec:
     """How a data set's images become squares, in this order: the short side to ``resize`` pixels (None: as it is), the
-    central square of ``center_crop`` pixels (None: the largest there is); then to the size asked for."""
+    central square of ``center_crop`` pixels (None: the largest there is); then to the size asked for. ``background``: the gray
+    level from 0 to 255 that transparent ones are laid over. ``nearest``: as the published code's real images are resized,
+    bilinear to ``resize``, then to the nearest pixel; otherwise antialiased."""
 
     resize: int | None
     center_crop: int | None
     description: str
+    background: int = 0
+    nearest: bool = False
 
 
 @dataclass(frozen=True)
@@ -249,8 +253,8 @@ def _files_matching(pattern: Path, left_out: list[tuple[str, str]]) -> list[str]
     return [str(path) for path in found if not owned.keys() & set(path.parents)]
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as upright RGB; transparency over black; more than 8 bits scaled to 8, not cut off."""
+def to_rgb(image: Image.Image, background: int = 0) -> Image.Image:
+    """Any mode as upright RGB; transparency over gray of level ``background``; more than 8 bits scaled to 8, not cut off."""
     ImageOps.exif_transpose(image, in_place=True)  # a copy would be one image more in memory
     if image.mode.startswith("I") or image.mode == "F":
         values, (top, _) = gray_values(image), value_range(image)
@@ -263,8 +267,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         laid = Image.new("RGB", image.size)
         for rows in _strips(image):
             part = image.crop((0, rows.start, image.width, rows.stop)).convert("RGBA")
-            black = Image.new("RGBA", part.size, (0, 0, 0, 255))
-            laid.paste(Image.alpha_composite(black, part).convert("RGB"), (0, rows.start))
+            below = Image.new("RGBA", part.size, (background, background, background, 255))
+            laid.paste(Image.alpha_composite(below, part).convert("RGB"), (0, rows.start))
         return laid
     return image if image.mode == "RGB" else image.convert("RGB")
 
@@ -276,7 +280,7 @@ def _strips(image: Image.Image) -> list[slice]:
 
 
 def to_square(image: Image.Image, spec: DatasetSpec, size: int) -> Image.Image:
-    """``image`` (RGB) resized and cropped as ``spec`` says, then antialiased to ``size`` pixels square."""
+    """``image`` (RGB) resized and cropped as ``spec`` says, to ``size`` pixels square."""
     if spec.resize is not None:
         scale = spec.resize / min(image.size)
         width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
@@ -284,12 +288,21 @@ def to_square(image: Image.Image, spec: DatasetSpec, size: int) -> Image.Image:
             raise Unreadable(
                 f"too long: {image.width} x {image.height} becomes {width} x {height} at a short side of {spec.resize}; crop it"
             )
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = image.resize((width, height), Image.Resampling.BILINEAR if spec.nearest else Image.Resampling.BICUBIC)
     side = min(spec.center_crop or min(image.size), *image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     if (image.width, image.height) == (size, size) == (side, side):
         return image
+    if spec.nearest:
+        return _nearest(image.crop((left, top, left + side, top + side)), size)
     return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+
+
+def _nearest(image: Image.Image, size: int) -> Image.Image:
+    """Of each output pixel, the input pixel at floor(i * side / size): torchvision's choice for tensors, not Pillow's."""
+    pixels = np.asarray(image)
+    index = np.arange(size) * pixels.shape[0] // size
+    return Image.fromarray(pixels[index][:, index])
 
 
 def open_member(source: ImageSource, name: str) -> io.BytesIO:
@@ -325,6 +338,6 @@ def decode(source: ImageSource, index: int, spec: DatasetSpec, size: int) -> Dec
         with warnings.catch_warnings(), open_image(file) as image:
             warnings.simplefilter("ignore")
             remark = value_range(image)[1] if image.mode in ("I", "F") else ""
-            return Decoded(np.asarray(to_square(to_rgb(image), spec, size)), remark)
+            return Decoded(np.asarray(to_square(to_rgb(image, spec.background), spec, size)), remark)
     except Exception as error:  # a broken file can raise anything in a decoder; the caller counts and names it
         return Decoded(None, why_unreadable(error, head))

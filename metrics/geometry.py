@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,11 +29,21 @@ def background_is_white(data: TruthSet) -> bool:
     return bool(outside.any()) and float(data.images[outside].float().mean()) > 127.5
 
 
+def over_background(curriculum: Curriculum, is_white: bool) -> Curriculum:
+    """The curriculum with the set's background behind its objects; as it is where rays end in a color of their own."""
+    return curriculum if curriculum.last_back else replace(curriculum, white_back=is_white, eval_last_back=None)
+
+
+def geometry_settings(curriculum: Curriculum, image_size: int) -> ViewSettings:
+    """How views that are scored are rendered: ``last_back`` as in training, twice the curriculum's samples per ray."""
+    return ViewSettings(image_size=image_size, last_back=curriculum.last_back)
+
+
 def generated_geometry(
     loaded: LoadedGenerator, curriculum: Curriculum, num: int, image_size: int, *, psi: float, seed: int, batch_size: int
 ) -> tuple[Tensor, Geometry]:
     """``num`` images (N, 3, H, W) uint8 and the surfaces behind them, normals in camera axes."""
-    settings = ViewSettings(image_size=image_size, last_back=curriculum.last_back)
+    settings = geometry_settings(curriculum, image_size)
     views: list[View] = []
     poses: list[CameraPoses] = []
     for field, pose in sample_fields(loaded, num, psi=psi, seed=seed, batch_size=batch_size, what="generated geometry"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 
 from checkpoints.loading import LoadedGenerator
-from common.arguments import add_device_argument, finite_float, image_side, int_between, positive_int
-from common.files import write_atomically
-from visualization.generator_scripts import open_generator
+from common.arguments import add_device_argument, finite_float, image_side, int_between, positive_int, resolve_device
+from common.files import make_output_dir, write_atomically
+from generators.renderer import RenderSettings
+from visualization.generator_scripts import load_with_notes
 
 
 def add_common_arguments(
@@ -36,15 +38,21 @@ def add_common_arguments(
 
 
 def load(args: argparse.Namespace) -> LoadedGenerator:
-    """The generator of :func:`add_common_arguments`; its folder of results is made first. Raises UserError."""
-    args.output_dir = Path(args.output_json).parent
-    return open_generator(args, owns_folder=False)[0]
+    """The generator of :func:`add_common_arguments`, whose products are float32 on every device. Raises UserError."""
+    device = resolve_device(args.device)
+    make_output_dir(Path(args.output_json).parent)  # first: a score that cannot be written costs no work
+    return load_with_notes(args.path, args.curriculum, device, precision="float32")
 
 
 def model_record(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, Any]:
     """Which generator the numbers belong to."""
     record = {"path": str(args.path), "curriculum": loaded.curriculum.name, "step": loaded.step, "notes": loaded.notes}
     return record | {"settings": loaded.curriculum.to_dict()}
+
+
+def rendering_record(settings: RenderSettings) -> dict[str, Any]:
+    """The settings that scored images were rendered with, none of which were jittered."""
+    return {**asdict(settings), "jitter": False}
 
 
 def write_json(path: str | Path, results: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from generators.cameras import CameraPoses, Rays, camera_rays, sample_camera_pos
 from generators.generator import draw_latents
 from generators.renderer import RenderSettings, render
 from generators.views import RAYS_PER_CHUNK
-from loading.files import ALL_IMAGES, Split
+from loading.files import ALL_IMAGES, DatasetSpec, Split
 from settings.curriculum import Curriculum
 from siren.field import Field
 
@@ -31,6 +31,13 @@ def draw_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> 
     settings = {name: getattr(curriculum, name) for name in names}
     poses = [sample_camera_poses(1, **settings, generator=generator) for _ in range(num)]
     return CameraPoses(torch.cat([pose.pitch for pose in poses]), torch.cat([pose.yaw for pose in poses]))
+
+
+def pose_of_seed(seed: int, curriculum: Curriculum) -> CameraPoses:
+    """The (1,) pose of the curriculum's distribution that goes with a seed's latent: drawn after it, from the same numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    draw_latents(1, curriculum.latent_dim, curriculum.z_dist, generator)
+    return draw_poses(1, curriculum, generator)
 
 
 class SharedWorkFailed(RuntimeError):
@@ -59,10 +66,15 @@ def sample_fields(
             progress.update(field.batch_size)
 
 
+def image_settings(curriculum: Curriculum) -> RenderSettings:
+    """How images that are scored are rendered: final interval, no density noise, ``last_back`` as in training."""
+    return RenderSettings.from_curriculum(curriculum)
+
+
 @torch.no_grad()
 def render_images(field: Field, poses: CameraPoses, curriculum: Curriculum, image_size: int) -> Tensor:
     """(B, 3, H, W) uint8 on the CPU: final interval, no noise, ``last_back`` as in training (the published: off)."""
-    settings = RenderSettings.from_curriculum(curriculum)
+    settings = image_settings(curriculum)
     rays = camera_rays(poses, image_size, curriculum.fov)
     chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
     chunks = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)
@@ -109,14 +121,14 @@ def generated_images(
 
 def real_images(
     path: str | Path,
-    preset: str,
-    num: int,
+    preset: str | DatasetSpec,
+    num: int | None,
     image_size: int,
     seed: int = 0,
     use_cache: bool = True,
     split: Split = ALL_IMAGES,
 ) -> Tensor:
-    """A random choice of at most ``num`` images of ``path``, or of its part ``split``; all where it holds fewer.
+    """A random choice of at most ``num`` images of ``path``, or of its part ``split``; all where it holds fewer, or num is None.
 
     Returns (N, 3, image_size, image_size) uint8.
     Raises UserError where there are none, or too many that cannot be read.

@@ -7,7 +7,7 @@ On coarse samples t_1..t_n alone, with alpha set to 0 in front of (t_surface - i
     variance = sum_i w_i (t_i - mean)^2 / ((sum_i w_i + 1e-5) (n - 1) / n),    mean = sum_i w_i t_i / (sum_i w_i + 1e-5)
 
 over rays with sum w > 0.99; a ray without a surface counts as having it at t = 1. A field whose weights sit on one sample
-scores 0. Nothing is random: a seed has one value.
+scores 0. From the poses given, nothing is random.
 
 A radiance field has no surface, so nothing in front of one is cut; and its last sample, whose alpha stands for
 everything beyond the ray's end, is left out, or rays that meet nothing would count as perfectly thin surfaces there.
@@ -88,9 +88,9 @@ def mean_pose(curriculum: Curriculum, num: int, device: torch.device) -> CameraP
 
 
 @torch.no_grad()
-def latent_variances(field: Field, curriculum: Curriculum, image_size: int, device: torch.device) -> list[LatentVariance]:
-    """One value per latent of ``field``, seen from the mean pose at ``image_size`` px."""
-    rays = camera_rays(mean_pose(curriculum, field.batch_size, device), image_size, curriculum.fov)
+def latent_variances(field: Field, poses: CameraPoses, curriculum: Curriculum, image_size: int) -> list[LatentVariance]:
+    """One value per latent of ``field``, each seen from its own of ``poses`` (B,) at ``image_size`` px."""
+    rays = camera_rays(poses, image_size, curriculum.fov)
     chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
     parts = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)
     pieces = [ray_variances(field, Rays(*part), curriculum) for part in parts]

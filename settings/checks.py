@@ -154,6 +154,10 @@ def _problems_of_values(values: Mapping[str, Any]) -> Iterator[str]:
     for key in FLAGS:
         if not isinstance(values[key], bool):
             yield f"{key} must be True or False, not {shown(values[key])}"
+    if values["eval_last_back"] is not None and not isinstance(values["eval_last_back"], bool):
+        yield f"eval_last_back must be True, False or None, not {shown(values['eval_last_back'])}"
+    if values["mapping_dim"] is not None and not is_count(values["mapping_dim"], 1, MAX_WIDTH):
+        yield f"mapping_dim must be None or a whole number from 1 to {MAX_WIDTH}, not {shown(values['mapping_dim'])}"
     yield from _out_of_range(values, NUMBERS, COUNTS)
     for key, choices in CHOICES.items():
         if values[key] not in choices:
@@ -199,9 +203,23 @@ def _contradictions(c: Any) -> Iterator[str]:
         yield f"num_steps_surface must be at least 2 with surface_sample, not {c.num_steps_surface}"
     if (c.with_opacprior or c.with_normal_loss or c.hollow_check_interval or c.init_ball_radius) and not c.pred_occ:
         yield "with_opacprior, with_normal_loss, hollow_check_interval and init_ball_radius need pred_occ"
+    if c.white_back and (c.last_back or c.eval_last_back):
+        which = "last_back" if c.last_back else "eval_last_back"
+        yield f"white_back has no effect with {which}, which gives missing weight to the last sample; set one of them to False"
+    if c.hollow_check_interval:
+        yield from _hollow_problems(c)
     room = min(1 - c.ray_start, c.ray_end - 1)
     if c.init_ball_radius and not MIN_BALL_RADIUS <= c.init_ball_radius < room:
         yield f"init_ball_radius must be 0 or at least {MIN_BALL_RADIUS} and less than {room:.4g}, where the rays begin or end"
+
+
+def _hollow_problems(c: Any) -> Iterator[str]:
+    """Why shapes cannot be watched: which way they bulge has a meaning only from the front, and a turn only about the equator."""
+    remedy = "set hollow_check_interval to 0"
+    if c.sample_dist == "spherical_uniform" or (c.sample_dist is not None and c.h_stddev >= math.pi / 2):
+        yield f"hollow_check_interval needs cameras that stay in front (h_stddev below pi/2, no spherical_uniform); {remedy}"
+    if abs(c.v_mean - math.pi / 2) > 1e-6:
+        yield f"hollow_check_interval needs v_mean = pi/2, about which alone poses mirror into poses; {remedy}"
 
 
 def _triplane_problems(c: Any) -> Iterator[str]:

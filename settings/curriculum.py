@@ -67,6 +67,7 @@ class Curriculum:
     latent_dim: int
     z_dist: str
     hidden_dim: int
+    mapping_dim: int | None
     num_layers: int
     view_dependent: bool
     disc_channels: tuple[int, ...]
@@ -93,7 +94,7 @@ class Curriculum:
     decay_beta: float
     clamp_mode: str
     last_back: bool
-    eval_last_back: bool
+    eval_last_back: bool | None
     white_back: bool
 
     # Losses
@@ -140,6 +141,11 @@ class Curriculum:
         problem = next(problems(self), None)
         if problem:
             raise UserError(f"curriculum {self.name}: {problem}")
+
+    @property
+    def view_last_back(self) -> bool:
+        """Whether views give a ray's missing weight to its last sample."""
+        return not self.white_back if self.eval_last_back is None else self.eval_last_back
 
     @property
     def disc_base_size(self) -> int:

@@ -25,6 +25,7 @@ PIGAN_DEFAULTS = {
     "topk_v": 1.0,
     "eval_last_back": False,
 }
+PUBLISHED_WIDTHS = {"EmbeddingPiGAN128": {"hidden_dim": 128, "mapping_dim": 256}}  # of classes that have their own
 # Keys of the published code that decide nothing here, and why.
 FOREIGN_KEYS = {
     "dataset_path": "the images are named by --dataset_path",
@@ -51,6 +52,8 @@ def present_form(label: str, settings: Mapping[Any, Any], notes: list[str]) -> d
     result = _with_listed_stages(label, settings, notes)
     if "num_steps" in result:
         result = _from_pigan(result, notes)
+    if "stages" not in settings and result.get("model") in PUBLISHED_WIDTHS:
+        result = PUBLISHED_WIDTHS[result["model"]] | result
     for key in [key for key in result if key in FOREIGN_KEYS]:
         notes.append(f"{key} is ignored: {FOREIGN_KEYS[key]}")
         del result[key]

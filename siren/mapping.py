@@ -33,15 +33,18 @@ class FilmParameters(NamedTuple):
 
 
 class MappingNetwork(nn.Module):
-    """Three hidden layers with LeakyReLU, then one linear layer to the FiLM parameters."""
+    """Three hidden layers of width ``mapping_dim`` with LeakyReLU, then one linear layer to the FiLM parameters.
 
-    def __init__(self, latent_dim: int, hidden_dim: int, num_film_layers: int) -> None:
+    ``num_film``: frequencies, and as many phase shifts, that the FiLM layers have in all.
+    """
+
+    def __init__(self, latent_dim: int, mapping_dim: int, num_film: int) -> None:
         super().__init__()
-        widths = [latent_dim, hidden_dim, hidden_dim, hidden_dim]
+        widths = [latent_dim, mapping_dim, mapping_dim, mapping_dim]
         layers: list[nn.Module] = []
         for num_in, num_out in itertools.pairwise(widths):
             layers += [nn.Linear(num_in, num_out), nn.LeakyReLU(LEAKY_SLOPE)]
-        self.network = nn.Sequential(*layers, nn.Linear(hidden_dim, 2 * num_film_layers * hidden_dim))
+        self.network = nn.Sequential(*layers, nn.Linear(mapping_dim, 2 * num_film))
         for module in self.network:
             if isinstance(module, nn.Linear) and not module.weight.is_meta:  # there normal_ loads torch's compiler: seconds
                 nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")

@@ -16,6 +16,8 @@ from siren.mapping import MappingNetwork
 BOX_SIDE = 0.24
 EMBEDDING_CHANNELS = 32
 EMBEDDING_RESOLUTION = {"EmbeddingPiGAN128": 96, "EmbeddingPiGAN256": 64}
+EMBEDDING_STDDEV = {"EmbeddingPiGAN128": 0.01, "EmbeddingPiGAN256": 0.1}  # of the grid's first values
+FIRST_BOUND = 1 / 3  # pi-GAN's initialisation of the first layer, whatever its number of inputs
 
 
 class FiLMLayer(nn.Module):
@@ -45,11 +47,12 @@ class Siren(nn.Module):
         num_inputs = 3
         resolution = EMBEDDING_RESOLUTION.get(curriculum.model)
         if resolution:
-            grid = torch.randn(1, EMBEDDING_CHANNELS, resolution, resolution, resolution) * 0.01
+            grid = torch.randn(1, EMBEDDING_CHANNELS, resolution, resolution, resolution)
+            grid = grid * EMBEDDING_STDDEV[curriculum.model]
             self.spatial_embeddings = nn.Parameter(grid)
             num_inputs += EMBEDDING_CHANNELS
         self.network = nn.ModuleList(
-            [FiLMLayer(num_inputs, hidden_dim, 1 / num_inputs)]
+            [FiLMLayer(num_inputs, hidden_dim, FIRST_BOUND)]
             + [FiLMLayer(hidden_dim, hidden_dim, _siren_bound(hidden_dim)) for _ in range(num_layers - 1)]
         )
         self.final_layer = nn.Linear(hidden_dim, 1)
@@ -57,7 +60,8 @@ class Siren(nn.Module):
         self.color_layer_linear = nn.Sequential(nn.Linear(hidden_dim, 3))
         for layer in (self.final_layer, self.color_layer_linear[0]):
             nn.init.uniform_(layer.weight, -_siren_bound(hidden_dim), _siren_bound(hidden_dim))
-        self.mapping_network = MappingNetwork(curriculum.latent_dim, hidden_dim, num_layers + 1)
+        mapping_dim = curriculum.mapping_dim or hidden_dim
+        self.mapping_network = MappingNetwork(curriculum.latent_dim, mapping_dim, (num_layers + 1) * hidden_dim)
         if not self.view_dependent:
             with torch.no_grad():
                 self.color_layer_sine.layer.weight[:, :3] = 0  # they get no gradient, and stay so

@@ -96,3 +96,31 @@ def test_poles_are_avoided():
     position = camera_positions(poses((0.0, 1.0), (4.0, 1.0)))
     assert torch.isfinite(camera_to_world(poses((0.0, 1.0)))).all()
     assert torch.allclose(position[:, 1].abs(), torch.ones(2, dtype=torch.float64), atol=1e-6)
+
+
+@pytest.mark.parametrize("sample_dist", ["gaussian", "uniform", "truncated_gaussian", "hybrid", "spherical_uniform", None])
+def test_every_distribution_keeps_to_its_own_means(sample_dist):
+    """Neither of them the front, and no two spreads alike."""
+    generator = torch.Generator().manual_seed(0)
+    where = {"h_mean": 0.7, "v_mean": 1.0, "h_stddev": 0.3, "v_stddev": 0.2, "sample_dist": sample_dist}
+    drawn = [sample_camera_poses(500, generator=generator, **where) for _ in range(40)]
+    yaw, pitch = torch.cat([pose.yaw for pose in drawn]), torch.cat([pose.pitch for pose in drawn])
+    assert float(yaw.mean()) == pytest.approx(0.7, abs=0.01)
+    if sample_dist == "spherical_uniform":  # uniform in (1 - cos pitch) / 2, about v_mean / pi
+        heights = (1 - torch.cos(pitch)) / 2
+        assert float(heights.mean()) == pytest.approx(1.0 / math.pi, abs=0.002)
+        assert float(heights.std()) == pytest.approx(0.2 / math.pi / math.sqrt(3), abs=0.002)
+    else:
+        assert float(pitch.mean()) == pytest.approx(1.0, abs=0.01)
+        assert float(pitch.std()) == pytest.approx(float(yaw.std()) * 2 / 3, rel=0.03, abs=1e-6)
+
+
+def test_the_uniform_half_of_hybrid_is_twice_as_wide_in_both_angles():
+    generator = torch.Generator().manual_seed(0)
+    where = {"h_mean": 0.7, "v_mean": 1.0, "h_stddev": 0.02, "v_stddev": 0.01, "sample_dist": "hybrid"}
+    drawn = [sample_camera_poses(2000, generator=generator, **where) for _ in range(20)]
+    reaches = [(float((pose.yaw - 0.7).abs().max()), float((pose.pitch - 1.0).abs().max())) for pose in drawn]
+    uniform = [(yaw, pitch) for yaw, pitch in reaches if yaw <= 0.04 + 1e-6]
+    assert 5 <= len(uniform) <= 15
+    for yaw, pitch in uniform:
+        assert yaw == pytest.approx(0.04, rel=0.02) and pitch == pytest.approx(0.02, rel=0.02)

@@ -4,11 +4,13 @@ tests/test_triton_occupancy.py go as far as a CPU can."""
 from __future__ import annotations
 
 import contextlib
+import importlib
 from dataclasses import replace
 
 import pytest
 import torch
 
+from common.errors import UserError
 from distributed.processes import Processes
 from generators.cameras import CameraPoses, camera_rays
 from generators.extraction import LatticeSpec, surface_slabs
@@ -164,3 +166,76 @@ def test_extraction_through_the_kernel_has_the_signs_of_the_dense_lattice():
     axis = spec.axis(1, CUDA)
     dense = field.occupancy_logits(torch.cartesian_prod(axis, axis, axis).unsqueeze(0))[0].view(64, 64, 64)
     assert ((sparse >= 0) != (dense >= 0)).sum() <= 64**3 * 1e-4
+
+
+SMALL_VIEWS = ("--image_size", "16", "--ray_step_multiplier", "1", "--output_dir", "OUT")
+SCRIPTS = {  # by module: arguments, and a file that it leaves
+    "cal_weighted_var": (("GENERATOR", "--seeds_end", "2", "--image_size", "16", "--output_json", "OUT/x.json"), "x.json"),
+    "eval_metrics": (
+        ("GENERATOR", "--dataset_path", "PHOTOS", "--metrics", "swd", "--image_size", "16", "--output_json", "OUT/x.json"),
+        "x.json",
+    ),
+    "extract_shapes": (("GENERATOR", "--seeds", "0", "--voxel_resolution", "32", "--output_dir", "OUT"), "0_32.glb"),
+    "invert": (
+        (
+            "PHOTOS",
+            "--generator",
+            "GENERATOR",
+            "--num_images",
+            "1",
+            "--num_steps",
+            "2",
+            "--view_size",
+            "16",
+            "--output_dir",
+            "OUT",
+        ),
+        "*",
+    ),
+    "render_multiview_images": (("GENERATOR", "--seeds_end", "1", *SMALL_VIEWS), "grid_0.png"),
+    "render_video": (("GENERATOR", *SMALL_VIEWS), "0.mp4"),
+    "render_video_interpolation": (("GENERATOR", *SMALL_VIEWS), "*.mp4"),
+    "style_mixing": (("GENERATOR", "--rows", "0", "--columns", "1", "--image_size", "16", "--output_dir", "OUT"), "*.png"),
+    "tools.directions": (
+        ("GENERATOR", "--num_directions", "1", "--image_size", "16", "--output_dir", "OUT"),
+        "*_directions.safetensors",
+    ),
+    "tools.eval_geometry": (
+        ("GENERATOR", "--dataset_path", "TRUTH", "--num_images", "8", "--predictor_steps", "80", "--output_json", "OUT/x.json"),
+        "x.json",
+    ),
+    "tools.pose_spread": (
+        ("PHOTOS", "--num_heads", "64", "--readout_steps", "4", "--readout_cache", "OUT", "--json", "OUT/x.json"),
+        "x.json",
+    ),
+    "tools.sheet": (("GENERATOR", "--output", "OUT/sheet.png", "--num", "4"), "sheet.png"),
+    "train": (
+        (
+            *("--curriculum", "SYNTH_TINY", "--dataset_path", "PHOTOS", "--output_dir", "OUT", "--max_steps", "2", "--no-cache"),
+            *("--set", "init_ball_radius=0"),
+        ),
+        "generator.safetensors",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    from tools.synthetic_heads import main
+
+    folder = tmp_path_factory.mktemp("heads")
+    main(["--output_dir", str(folder), "--num_images", "64", "--image_size", "32"])
+    return folder
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_on_a_gpu(name, heads, tiny_generator_path, tmp_path):
+    arguments, leaves = SCRIPTS[name]
+    words = {"PHOTOS": heads / "images", "TRUTH": heads, "GENERATOR": tiny_generator_path, "OUT": tmp_path}
+    for word, value in words.items():
+        arguments = tuple(argument.replace(word, str(value)) for argument in arguments)
+    try:
+        importlib.import_module(name).main(["--device", "cuda", *arguments])
+    except UserError as refusal:  # what it read may be too little to tell anything by
+        assert name == "tools.pose_spread" and "can be told" in str(refusal)
+    assert list(tmp_path.glob(leaves))

@@ -85,7 +85,8 @@ def test_published_values(place, name):
     for key, values in PUBLISHED_VALUES.items():
         assert getattr(curriculum, key) == values[place], key
     for key, value in PUBLISHED_COMMON.items():
-        assert getattr(curriculum, key) == value, key
+        own = "view_last_back" if key == "eval_last_back" else key  # where it is None, it follows from white_back
+        assert getattr(curriculum, own) == value, key
 
 
 def test_stage_at():
@@ -122,6 +123,8 @@ def test_every_setting_has_its_common_value_and_its_check():
         "disc_channels",
         "disc_widths",
         "backbone_channels",
+        "eval_last_back",
+        "mapping_dim",
     ]
     assert sorted(checked) == sorted([*COMMON, "end_step"])
 
@@ -367,3 +370,33 @@ def test_missing_settings_are_named():
 def test_unknown_names_get_a_hint():
     with pytest.raises(UserError, match="did you mean CelebA"):
         get_curriculum("celeba")
+
+
+def test_the_background_of_views_follows_white_back():
+    published = CURRICULUMS["CelebA"]
+    assert published.view_last_back and not published.last_back
+    white = published.with_overrides(["white_back=True"])
+    assert not white.view_last_back
+    assert not published.with_overrides(["eval_last_back=False"]).view_last_back
+    for contradiction in ("last_back=True", "eval_last_back=True"):
+        with pytest.raises(UserError, match=f"white_back has no effect with {contradiction.partition('=')[0]}"):
+            white.with_overrides([contradiction])
+    with pytest.raises(UserError, match="eval_last_back must be True, False or None"):
+        published.with_overrides(["eval_last_back=1"])
+
+
+@pytest.mark.parametrize(
+    "changes", [["sample_dist=spherical_uniform"], ["h_stddev=3.14", "sample_dist=uniform"], ["v_mean=0.785"]]
+)
+def test_no_watch_where_the_front_has_no_meaning(changes):
+    with pytest.raises(UserError, match="set hollow_check_interval to 0"):
+        CURRICULUMS["CelebA"].with_overrides(changes)
+    assert CURRICULUMS["CelebA"].with_overrides([*changes, "hollow_check_interval=0"])
+
+
+def test_the_published_class_has_its_own_widths():
+    settings = {0: {"batch_size": 4, "img_size": 32, "gen_lr": 1e-4, "disc_lr": 1e-4}, 10: {}, "dataset": "Images"}
+    small = Curriculum.from_dict({**settings, "model": "EmbeddingPiGAN128"}, "small")
+    assert (small.hidden_dim, small.mapping_dim) == (128, 256)
+    large = Curriculum.from_dict({**settings, "model": "EmbeddingPiGAN256"}, "large")
+    assert (large.hidden_dim, large.mapping_dim) == (256, None)

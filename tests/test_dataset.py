@@ -15,9 +15,10 @@ from PIL import Image
 
 import dataset as dataset_module
 from common.errors import UserError
-from dataset import DATASETS, BatchStream, ImageDataset, batch_at, epoch_order
+from dataset import DATASETS, BatchStream, ImageDataset, batch_at, epoch_order, spec_over
 from loading.cache import CachedImages, build_cache
 from loading.files import DatasetSpec, Split, decode, find_images, part_of, to_rgb, to_square
+from settings.registry import CURRICULUMS
 
 
 def solid(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (20, 20)) -> Path:
@@ -314,3 +315,39 @@ def test_the_real_cats(cats_zip: Path, tmp_path: Path) -> None:
 
 def test_public_names() -> None:
     assert all(hasattr(dataset_module, name) for name in dataset_module.__all__)
+
+
+def test_transparent_photos_lie_over_what_free_space_renders_to(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (200, 100, 50, 128)).save(tmp_path / "half.png")
+    cache = tmp_path / "cache"
+    for _ in range(2):  # decoded, then from the cache: the two backgrounds have a cache each
+        over_black = ImageDataset(tmp_path / "half.png", 8, cache_dir=cache)[0][:, 4, 4].tolist()
+        white = spec_over("Images", CURRICULUMS["PIGAN_CARLA"])
+        over_white = ImageDataset(tmp_path / "half.png", 8, white, cache_dir=cache)[0][:, 4, 4].tolist()
+        assert np.abs(np.subtract(over_black, (100, 50, 25))).max() <= 1
+        assert np.abs(np.subtract(over_white, (227, 177, 152))).max() <= 1
+
+
+def test_resized_to_the_nearest_pixel_as_for_published_scores(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 255, (100, 100, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    spec = DatasetSpec(None, None, "", nearest=True)
+    small = np.asarray(to_square(Image.fromarray(pixels), spec, 32))
+    channels = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    expected = torch.nn.functional.interpolate(channels, size=32, mode="nearest")[0].permute(1, 2, 0)
+    assert np.array_equal(small, expected.numpy())
+    cache = tmp_path / "cache"
+    filtered = ImageDataset(tmp_path / "a.png", 32, cache_dir=cache)[0]
+    nearest = ImageDataset(tmp_path / "a.png", 32, spec, cache_dir=cache)[0]
+    assert (
+        spec_over("Images", CURRICULUMS["CelebA"], nearest=True).nearest
+        and not spec_over("Images", CURRICULUMS["CelebA"]).nearest
+    )
+    assert torch.equal(nearest, torch.from_numpy(small.copy()).permute(2, 0, 1))
+    assert filtered.float().std() < nearest.float().std()
+    celeba = DatasetSpec(320, 256, "", nearest=True)
+    ramp = np.zeros((218, 178, 3), np.uint8)
+    ramp[..., 0] = np.arange(178)[None]
+    column = np.asarray(to_square(Image.fromarray(ramp), celeba, 128))[64, :, 0].astype(float)
+    assert abs(column[0] - (89 - 71.2)) < 1.5 and abs(column[-1] - (89 + 71.2)) < 2

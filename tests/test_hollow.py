@@ -15,8 +15,8 @@ from generators.generator import ImplicitGenerator3d
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
 from train import main as train
-from training.hollow import PATIENCE, Bulge, measure_bulge
-from training.mirror import reflection
+from training.hollow import MIN_TURN_PSNR_DB, PATIENCE, Bulge, measure_bulge
+from training.mirror import Turn, reflection
 from training.run.run_state import RunState
 
 SETTINGS = [
@@ -104,7 +104,7 @@ def test_a_run_turns_hollow_shapes_outward_once(states, photos, tmp_path, shape:
     start.mkdir()
     states[shape].save(start, 1)
     train(command(photos, output, start, "--max_steps", "6", "--eval_freq", "6", "--eval_images", "0"))
-    turned = [line for line in lines(output) if "mirrored_depth" in line]
+    turned = [line for line in lines(output) if line.get("mirrored_depth")]
     assert [line["step"] for line in turned] == ([PATIENCE] if shape == "bowl" else [])
     assert lines(output)[-1]["bulge"] > 0.01 and lines(output)[-1]["hit_rate"] > 0.3
     assert all(line["inverted"] for line in turned), "the block before which the bowl lay is free now"
@@ -137,3 +137,15 @@ def test_depth_is_reversed_along_the_mean_direction_of_view() -> None:
 def test_radiance_fields_have_no_surface_to_watch() -> None:
     with pytest.raises(Exception, match="hollow_check_interval and init_ball_radius need pred_occ"):
         CURRICULUMS["PIGAN_CelebA"].with_overrides(["hollow_check_interval=100"])
+
+
+def test_a_truly_concave_object_is_left_as_it_is(states, photos, tmp_path, monkeypatch) -> None:
+    """Whose mirrored images would not be those before, however hollow it is."""
+    start, output = tmp_path / "start", tmp_path / "run"
+    start.mkdir()
+    states["bowl"].save(start, 1)
+    monkeypatch.setattr("training.trainer.best_turn", lambda generator, size: Turn(True, MIN_TURN_PSNR_DB - 0.1))
+    train(command(photos, output, start, "--max_steps", "5", "--eval_freq", "5", "--eval_images", "0"))
+    (line,) = [line for line in lines(output) if "mirrored_depth" in line]
+    assert line["mirrored_depth"] is False and line["step"] == PATIENCE
+    assert lines(output)[-1]["bulge"] < -0.01

@@ -24,6 +24,7 @@ def make_view(size: int = 4) -> View:
     return View(
         image=torch.full((3, size, size), -0.5),
         depth=torch.full((size, size), 1.0),
+        depth_over_far=torch.full((size, size), 1.1),
         surface_depth=torch.full((size, size), 0.9),
         hit_mask=hit_mask,
         normals=normals,

@@ -146,7 +146,7 @@ def test_files_hold_the_mesh_and_its_colors_and_the_same_bytes_each_time(tmp_pat
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         mesh = extract_mesh(voxels_of(field, 24), MeshSettings())
-        mesh.visual.vertex_colors = vertex_colors(mesh, field)
+        mesh.visual.vertex_colors = vertex_colors(mesh, field, CURRICULUMS["BFM"])
         save_mesh(mesh, tmp_path / folder / "m", (".ply", ".glb", ".obj"))
     for suffix in ("ply", "glb", "obj"):
         loaded = trimesh.load(tmp_path / "a" / f"m.{suffix}", force="mesh", process=False)
@@ -258,6 +258,9 @@ def test_without_pyrender_auto_says_so_and_casts_rays(monkeypatch: pytest.Monkey
 
 def test_training_still_works_after_rendering_with_gl() -> None:
     """In a fresh process: GL first, then an optimizer, which makes torch import triton, whose LLVM is not Mesa's."""
-    code = "from visualization.mesh_rendering import open_renderer; open_renderer('auto'); import torch; torch.optim.Adam([torch.zeros(1)])"
+    code = (
+        "from visualization.mesh_rendering import open_renderer; open_renderer('auto');"
+        " import torch; torch.optim.Adam([torch.zeros(1)])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -21,6 +21,7 @@ from metrics.fidelity import FidelitySettings, calculate, find_weights, read_sta
 from metrics.registry import METRICS, Evaluation, Metric
 from metrics.sampling import ALONE, draw_poses, generated_images
 from metrics.swd import laplacian_pyramid, sliced_distance, sliced_wasserstein
+from settings.registry import CURRICULUMS
 from training.evaluation import EvaluationOptions, Evaluator
 
 
@@ -252,3 +253,55 @@ def test_bad_arguments(changes, photo_dir, tiny_generator_path, capsys):
     with pytest.raises(SystemExit) as caught:
         eval_metrics.main([str(tiny_generator_path), "--dataset_path", str(photo_dir), *changes])
     assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_protocol_records_the_settings_that_were_used(photo_dir, tiny_generator_path, tmp_path):
+    curriculum = load_generator(tiny_generator_path).curriculum
+    args = [str(tiny_generator_path), "--dataset_path", str(photo_dir), "--metrics", "swd", "--num_images", "4"]
+    for changes in (["last_back=True"], ["interval_min=0.05", "num_steps_fine=2"]):
+        used = curriculum.with_overrides(changes)
+        (tmp_path / "c.json").write_text(json.dumps(used.to_dict()))
+        args_used = [*args, "--curriculum", str(tmp_path / "c.json"), "--image_size", "16"]
+        eval_metrics.main([*args_used, "--output_json", str(tmp_path / "x.json")])
+        rendering = json.loads((tmp_path / "x.json").read_text())["protocol"]["rendering"]
+        assert rendering["last_back"] is used.last_back and rendering["interval"] == used.interval_min
+        assert rendering["num_fine"] == used.num_steps_fine and rendering["jitter"] is False
+
+
+def parsed(*changes):
+    return eval_metrics.make_parser().parse_args(["g.safetensors", "--dataset_path", "photos", *changes])
+
+
+def test_departures_from_the_published_protocol_are_named():
+    celeba = CURRICULUMS["CelebA"]
+    as_published = parsed("--num_real", "all", "--real_resize", "nearest")
+    assert eval_metrics.departures(as_published, 5000, "all", celeba) == []
+    found = "; ".join(eval_metrics.departures(parsed(), 2048, "all", celeba))
+    assert "2048 real images instead of all" in found and "antialiasing" in found
+    for changes, named in (
+        (["--psi", "0.7"], "psi 0.7"),
+        (["--image_size", "64"], "64 px instead of 128"),
+        (["--num_images", "500"], "500 generated"),
+        (["--feature_extractor", "vgg16"], "vgg16"),
+    ):
+        (only,) = eval_metrics.departures(parsed("--num_real", "all", "--real_resize", "nearest", *changes), 5000, "all", celeba)
+        assert named in only
+    (only,) = eval_metrics.departures(as_published, 5000, "all", celeba.with_overrides(["last_back=True"]))
+    assert "last_back" in only
+    (only,) = eval_metrics.departures(as_published, 500, "holdout", celeba)
+    assert "the part holdout" in only
+
+
+def test_real_images_are_counted_apart_from_generated_ones(photo_dir, tiny_generator_path, tmp_path):
+    args = [str(tiny_generator_path), "--dataset_path", str(photo_dir), "--dataset", "Images", "--metrics", "swd"]
+    for num_real, expected in (([], 4), (["--num_real", "9"], 9), (["--num_real", "all"], 12)):
+        output = ["--output_json", str(tmp_path / "x.json")]
+        eval_metrics.main([*args, "--num_images", "4", "--image_size", "16", "--real_resize", "nearest", *num_real, *output])
+        protocol = json.loads((tmp_path / "x.json").read_text())["protocol"]
+        assert (protocol["num_real"], protocol["num_fake"]) == (expected, 4) and "nearest" in protocol["real_resize"]
+
+
+def test_inception_scores_need_inceptions_classes(photo_dir, tiny_generator_path, tmp_path):
+    args = [str(tiny_generator_path), "--dataset_path", str(photo_dir), "--feature_extractor", "vgg16"]
+    with pytest.raises(UserError, match="IS is the entropy of Inception's classes"):
+        eval_metrics.main([*args, "--output_json", str(tmp_path / "x.json")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -71,10 +73,10 @@ def test_the_best_of_bad_attempts_is_kept(monkeypatch):
 def test_the_hold_asks_for_what_is_missing_of_the_ball_and_for_no_more():
     points = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.0, 0.079], [0.1, 0.0, 0.0], [0.0, 0.2, 0.0]]])  # two inside, two outside
     depth = torch.tensor([[6.0, 0.15, -3.0, -6.0]])  # 150 a unit, at most 6
-    assert float(ball_hold_loss(depth, points, RADIUS)) == pytest.approx(0, abs=1e-8)
-    assert float(ball_hold_loss(2 * depth, points, RADIUS)) == 0  # a harder ball is free
+    assert float(ball_hold_loss(depth, points, RADIUS, 0.5)) == pytest.approx(0, abs=1e-8)
+    assert float(ball_hold_loss(2 * depth, points, RADIUS, 0.5)) == 0  # a harder ball is free
     logits = torch.tensor([[1.0, 0.05, 2.0, -9.0]], requires_grad=True)
-    loss = ball_hold_loss(logits, points, RADIUS)
+    loss = ball_hold_loss(logits, points, RADIUS, 0.5)
     assert float(loss.detach()) == pytest.approx((5**2 + 0.1**2 + 5**2) / 4, rel=1e-4)
     loss.backward()
     assert logits.grad[0, 0] < 0 and logits.grad[0, 2] > 0 and logits.grad[0, 3] == 0
@@ -89,7 +91,17 @@ def test_the_hold_brings_a_dissolved_field_back():
         points = draw_points(4, 256, generator.curriculum, random)
         logits = generator.field(generator.film(torch.randn(4, 64, generator=random))).occupancy_logits(points)
         optimizer.zero_grad()
-        ball_hold_loss(logits, points, RADIUS).backward()
+        ball_hold_loss(logits, points, RADIUS, 0.5).backward()
         optimizer.step()
     assert float(points.abs().max()) <= generator.curriculum.ray_end - 1 + 1e-6
     assert share_right(generator) > 0.95
+
+
+def test_the_balls_surface_is_where_rays_enter_it():
+    on_it = torch.tensor([[[0.0, RADIUS, 0.0], [0.0, 0.0, 0.5]]])
+    for tau in (0.5, 0.2, 0.9):
+        surface = math.log(tau / (1 - tau))
+        assert float(ball_hold_loss(torch.tensor([[surface, surface - 6]]), on_it, RADIUS, tau)) == pytest.approx(0, abs=1e-6)
+        assert float(ball_hold_loss(torch.tensor([[surface, surface - 4]]), on_it, RADIUS, tau)) == pytest.approx(
+            2**2 / 2, rel=1e-4
+        )

@@ -47,7 +47,7 @@ def check_raw(path: Path, seed: int, size: int) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as content:
         raw = dict(content)
     shapes = {name: (3, size, size) for name in ("image", "normals", "surface_image")}
-    shapes |= {name: (size, size) for name in ("depth", "surface_depth", "hit_mask")}
+    shapes |= {name: (size, size) for name in ("depth", "depth_over_far", "surface_depth", "hit_mask")}
     assert set(raw) == {*shapes, "yaw", "pitch", "seed"}
     for name, shape in shapes.items():
         assert raw[name].shape == shape

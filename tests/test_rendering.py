@@ -207,3 +207,43 @@ def test_view_of_a_sphere():
 def test_a_field_without_a_surface_renders():
     view = render_view(SphereField(-1.0), make_pose(1.5, 1.5), CURRICULUMS["BFM"], ViewSettings(image_size=8))
     assert not view.hit_mask.any() and torch.isfinite(view.image).all() and (view.normals == 0).all()
+
+
+@pytest.mark.parametrize(("white", "value"), [(False, -1.0), (True, 1.0)])
+def test_views_of_an_empty_field_show_the_background_that_training_shows(white, value):
+    curriculum = CURRICULUMS["CelebA"].with_overrides([f"white_back={white}", "eval_last_back=False"])
+    empty = SphereField(-1.0)
+    training = render(empty, frontal_rays(8), RenderSettings.from_curriculum(curriculum)).rgb * 2 - 1
+    view = render_view(empty, make_pose(math.pi / 2, math.pi / 2), curriculum, ViewSettings(8))
+    assert torch.allclose(view.image, torch.full((3, 8, 8), value), atol=1e-4)
+    assert torch.allclose(training, torch.full_like(training, value), atol=1e-4)
+    by_default = CURRICULUMS["CelebA"].with_overrides(["white_back=True"])
+    assert torch.allclose(
+        render_view(empty, make_pose(1.5, 1.5), by_default, ViewSettings(8)).image, torch.ones(3, 8, 8), atol=1e-4
+    )
+
+
+def test_what_a_ray_does_not_meet_is_far():
+    """A faint cloud: the published depth is where the cloud is, however faint; for display most of the ray goes on."""
+    t, alphas = torch.tensor([[[0.9, 1.0, 1.1]]]), torch.tensor([[[0.02, 0.0, 0.0]]])
+    weights = volume_rendering.compute_weights(alphas)
+    assert float(volume_rendering.composite_depth(weights, t)) == pytest.approx(0.9, rel=1e-3)
+    assert float(volume_rendering.composite_depth_over(weights, t, 1.12)) == pytest.approx(0.02 * 0.9 + 0.98 * 1.12)
+    view = render_view(SphereField(-0.02), make_pose(1.5, 1.5), CURRICULUMS["SYNTH"], ViewSettings(8))  # eval_last_back off
+    assert (not view.hit_mask.any() and view.depth.std() > 1e-3) or view.depth.mean() < 1.11
+    assert view.depth_over_far.min() > 1.1
+
+
+def test_straight_ahead_is_the_mean_direction_of_view():
+    class Directed(SphereField):
+        def logits_and_colors(self, points, directions):
+            return self.occupancy_logits(points), (directions + 1) / 2
+
+    curriculum = CURRICULUMS["CelebA"].with_overrides(["h_mean=0.3", "v_mean=1.2", "hollow_check_interval=0"])
+    settings = ViewSettings(9, lock_view_dependence=True)
+    for yaw, pitch in ((0.3, 1.2), (0.8, 1.4)):
+        view = render_view(Directed(0.08), make_pose(yaw, pitch), curriculum, settings)
+        ahead = torch.tensor([math.sin(1.2) * math.cos(0.3), math.cos(1.2), math.sin(1.2) * math.sin(0.3)])
+        assert torch.allclose(view.surface_image[:, 4, 4], -ahead, atol=1e-5)
+    usual = render_view(Directed(0.08), make_pose(1.8, 1.4), CURRICULUMS["CelebA"], settings)
+    assert torch.allclose(usual.surface_image[:, 4, 4], torch.tensor([0.0, 0.0, -1.0]), atol=1e-6)

@@ -42,6 +42,10 @@ class DensityField(BallField):
         return torch.where(points.norm(dim=-1) < self.radius, self.sharpness, 0.0)
 
 
+def front(curriculum):
+    return mean_pose(curriculum, 1, torch.device("cpu"))
+
+
 def test_formula_by_hand():
     t, weights = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0.5, 0.25, 0.25]])
     mean = 0.5 * 1 + 0.25 * 2 + 0.25 * 4
@@ -51,8 +55,7 @@ def test_formula_by_hand():
 
 
 def test_sharp_surfaces_are_thin_and_soft_ones_thick():
-    device = torch.device("cpu")
-    sharp, soft = (latent_variances(BallField(s), BFM, 16, device)[0] for s in (20000.0, 200.0))
+    sharp, soft = (latent_variances(BallField(s), front(BFM), BFM, 16)[0] for s in (20000.0, 200.0))
     spacing = (BFM.ray_end - BFM.ray_start) / (NUM_SAMPLES - 1)
     assert sharp.variance < (spacing / 2) ** 2
     assert soft.variance > 4 * sharp.variance
@@ -62,12 +65,11 @@ def test_sharp_surfaces_are_thin_and_soft_ones_thick():
 
 
 def test_haze_far_in_front_is_cut_and_haze_near_the_surface_is_not():
-    device = torch.device("cpu")
-    plain = latent_variances(BallField(), BFM, 8, device)[0].variance
+    plain = latent_variances(BallField(), front(BFM), BFM, 8)[0].variance
     # the ball's front is at z = 0.08; interval_max / 2 = 0.06, so haze is cut beyond z = 0.14 (behind the camera's near end)
     narrow = CURRICULUMS["BFM"].with_overrides(["interval_max=0.03"])
-    assert latent_variances(BallField(haze_z=0.11), narrow, 8, device)[0].variance == pytest.approx(plain, rel=0.05)
-    assert latent_variances(BallField(haze_z=0.11), BFM, 8, device)[0].variance > 2 * plain
+    assert latent_variances(BallField(haze_z=0.11), front(narrow), narrow, 8)[0].variance == pytest.approx(plain, rel=0.05)
+    assert latent_variances(BallField(haze_z=0.11), front(BFM), BFM, 8)[0].variance > 2 * plain
 
 
 def test_radiance_field_is_not_masked_and_empty_rays_do_not_count():
@@ -85,7 +87,7 @@ def test_radiance_field_is_not_masked_and_empty_rays_do_not_count():
 def test_recorded_value():
     outputs = load_outputs()
     field = load_reference_generator().field(FilmParameters(outputs["frequencies"], outputs["phase_shifts"]))
-    values = latent_variances(field, BFM, 64, torch.device("cpu"))
+    values = latent_variances(field, mean_pose(BFM, 2, torch.device("cpu")), BFM, 64)
     for value, expected in zip(values, outputs["weighted_variance"], strict=True):
         assert value.variance == pytest.approx(float(expected), rel=1e-4)
 
@@ -113,3 +115,32 @@ def test_bad_input(tiny_generator_path, empty_generator_path, tmp_path):
         cal_weighted_var.main([str(tiny_generator_path), "--seeds_start", "5", "--seeds_end", "5", *output])
     with pytest.raises(UserError, match="there is no generator file"):
         cal_weighted_var.main([str(tmp_path / "absent.pth"), "--seeds_end", "2", *output])
+
+
+def test_each_seed_has_a_pose_of_the_prior_of_its_own(tiny_generator_path, tmp_path):
+    from checkpoints.loading import load_generator
+    from metrics.sampling import pose_of_seed
+    from visualization.generator_scripts import field_from_seed
+
+    args = [str(tiny_generator_path), "--seeds_start", "3", "--seeds_end", "6", "--image_size", "12"]
+    records = {}
+    for pose in ("prior", "mean"):
+        cal_weighted_var.main([*args, "--pose", pose, "--output_json", str(tmp_path / f"{pose}.json")])
+        records[pose] = json.loads((tmp_path / f"{pose}.json").read_text())
+        assert records[pose]["protocol"]["pose"]["pose"] == pose
+    loaded = load_generator(tiny_generator_path)
+    curriculum = loaded.curriculum
+    assert records["prior"]["protocol"]["pose"]["sample_dist"] == curriculum.sample_dist
+    poses = [pose_of_seed(seed, curriculum) for seed in range(400)]
+    yaws = torch.cat([pose.yaw for pose in poses])
+    assert yaws.std() == pytest.approx(curriculum.h_stddev / 3**0.5, rel=0.1)  # uniform
+    assert torch.cat([pose.pitch for pose in poses]).std() == pytest.approx(curriculum.v_stddev / 3**0.5, rel=0.1)
+    for seed in (3, 5):
+        field = field_from_seed(loaded, seed, 0.7)
+        for pose, seen_from in (
+            ("prior", pose_of_seed(seed, curriculum)),
+            ("mean", mean_pose(curriculum, 1, torch.device("cpu"))),
+        ):
+            value = latent_variances(field, seen_from, curriculum, 12)[0].variance
+            assert records[pose]["per_seed_1e4"][str(seed)] == pytest.approx(1e4 * value, rel=1e-4)
+    assert records["prior"]["per_seed_1e4"]["3"] != pytest.approx(records["mean"]["per_seed_1e4"]["3"], rel=1e-3)

@@ -153,7 +153,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     measured = [line for line in lines if "hit_rate" in line]
     if not measured:
         return None
-    return {**measured[-1], "mirrored": [line["step"] for line in lines if "mirrored_depth" in line]}
+    return {**measured[-1], "mirrored": [line["step"] for line in lines if line.get("mirrored_depth")]}
 
 
 def is_hollow(run: dict[str, Any]) -> bool | None:

@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from common.arguments import ArgumentParser, positive_int, seed_number
 from common.errors import UserError
 from common.program import run_script
 from loading.cache import default_cache_dir
-from metrics.geometry import background_is_white, generated_geometry, score
+from metrics.geometry import background_is_white, generated_geometry, geometry_settings, over_background, score
 from metrics.predictor import PredictorSettings, get_predictor
-from metrics.report import add_common_arguments, load, model_record, print_table, write_json
+from metrics.report import add_common_arguments, load, model_record, print_table, rendering_record, write_json
 from metrics.shape_variety import generated_variety, true_variety
 from metrics.shapes import compare_statistics
 from metrics.truth import camera_fov, find_truth, read_truth
@@ -64,7 +64,7 @@ def _protocol(args: Any, curriculum: Curriculum, size: int, num_truth: int, sett
         "predictor": asdict(settings),
         "normals": "camera axes (x right, y up, z toward the camera)",
         "depth": "distance along the unit ray, world units; aligned: each view's mean difference removed",
-        "rendering": "interval_min, no jitter, no density noise, last_back off, twice the curriculum's samples per ray",
+        "rendering": rendering_record(geometry_settings(curriculum, size).render_settings(curriculum)),
     }
 
 
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cache_dir = Path(args.predictor_cache) if args.predictor_cache else default_cache_dir()
     data = read_truth(files)
     predictor, floor, predictor_path = get_predictor(files, settings, cache_dir, device, lambda: data)
-    curriculum = replace(loaded.curriculum, white_back=background_is_white(data))
+    curriculum = over_background(loaded.curriculum, background_is_white(data))
     size = data.images.shape[-1]
     images, generated = generated_geometry(
         loaded, curriculum, args.num_images, size, psi=args.psi, seed=args.seed, batch_size=args.batch_size

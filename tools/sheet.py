@@ -23,6 +23,7 @@ from torch import Tensor
 from common.arguments import ArgumentParser, add_device_argument, finite_float, int_between, resolve_device, seed_number
 from common.errors import UserError
 from common.program import run_script
+from dataset import spec_over
 from metrics.sampling import generated_images, real_images
 from visualization.generator_scripts import load_with_notes
 from visualization.images import image_grid, save_image
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     real = []
     if args.dataset_path:  # looked at first: rendering takes longer
         preset = args.dataset or opened[0].curriculum.dataset
-        real = [real_images(args.dataset_path, preset, args.num, args.image_size, args.seed)]
+        spec = spec_over(preset, opened[0].curriculum)
+        real = [real_images(args.dataset_path, spec, args.num, args.image_size, args.seed)]
     groups = [generated_images(g, args.num, args.image_size, psi=args.psi, seed=args.seed, batch_size=16) for g in opened]
     save_image(output, sheet([*groups, *real], args.columns))
     below = f"; below, {len(real[0])} real ones" if real else ""

@@ -8,7 +8,7 @@ import time
 from torch import Tensor
 
 from common.errors import UserError
-from dataset import ImageDataset, Split
+from dataset import ImageDataset, Split, spec_over
 from distributed.processes import Processes
 from loading.batches import BatchStream
 from settings.curriculum import Stage
@@ -35,7 +35,8 @@ class StageBatches:
             if is_my_turn:
                 limit = {"max_unreadable": 1.0} if is_under_way else {}
                 split = Split("train", state.curriculum.num_holdout)
-                self.dataset = ImageDataset(path, stage.img_size, preset, "default" if use_cache else None, split=split, **limit)
+                spec = spec_over(preset, state.curriculum)
+                self.dataset = ImageDataset(path, stage.img_size, spec, "default" if use_cache else None, split=split, **limit)
 
         # One process of each machine decodes the images, the others read its cache.
         processes.all_or_none(lambda: read(processes.is_first_on_machine))

@@ -7,7 +7,7 @@ without the extractor's weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from checkpoints.loading import LoadedGenerator
 from common.errors import UserError
+from dataset import spec_over
 from distributed.processes import Processes
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
@@ -24,7 +25,7 @@ from loading.files import Split
 from metrics.consistency import view_consistency
 from metrics.efficientnet import is_at_hand
 from metrics.fidelity import weights_at_hand
-from metrics.geometry import background_is_white, generated_geometry, surfaces_of
+from metrics.geometry import background_is_white, generated_geometry, over_background, surfaces_of
 from metrics.perceptual import MIN_IMAGES
 from metrics.predictor import GeometryPredictor, PredictorSettings, get_predictor
 from metrics.registry import METRICS, Evaluation
@@ -144,7 +145,7 @@ class Evaluator:
 
     def _shape_error(self, loaded: LoadedGenerator) -> dict[str, float]:
         predictor, size, is_white = self._ruler
-        curriculum = replace(loaded.curriculum, white_back=is_white)
+        curriculum = over_background(loaded.curriculum, is_white)
         images, generated = generated_geometry(loaded, curriculum, NUM_SHAPES, size, psi=1.0, seed=0, batch_size=BATCH_SIZE)
         scores = compare(predictor.predict(images), generated)
         names = {
@@ -160,7 +161,8 @@ class Evaluator:
     def _image_metrics(self, fake: Tensor, image_size: int, generator: ImplicitGenerator3d) -> dict[str, float]:
         options, weights = self._options, weights_at_hand(EXTRACTOR, self._options.weights)
         if image_size not in self._real:
-            where = (options.dataset_path, options.dataset_preset, options.num_images, image_size)
+            spec = spec_over(options.dataset_preset, generator.curriculum)
+            where = (options.dataset_path, spec, options.num_images, image_size)
             num = generator.curriculum.num_holdout
             split = Split("holdout" if num else "all", num)
             self._real = {image_size: real_images(*where, use_cache=options.use_cache, split=split)}
@@ -198,7 +200,8 @@ def surface_metrics(generator: ImplicitGenerator3d, image_size: int) -> dict[str
     hit = torch.stack([view.hit_mask for view in views])
     scalars = {"hit_rate": float(hit.float().mean())}
     if curriculum.pred_occ:
-        variances = [v.variance for v in latent_variances(field, curriculum, image_size, device) if v.num_rays]
+        poses = mean_pose(curriculum, NUM_SEEDS, device)
+        variances = [v.variance for v in latent_variances(field, poses, curriculum, image_size) if v.num_rays]
         if variances:
             scalars["weighted_variance_1e4"] = 1e4 * sum(variances) / len(variances)
     bulges = shape_statistics(surfaces_of(views))["bulge"]

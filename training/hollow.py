@@ -1,7 +1,7 @@
 """The watch against hollow shapes: look now and then which way the shapes bulge, and turn them outward where they don't.
 
 From unposed images a shape and its hollow twin look the same (training/mirror.py), so which of them a run finds is chance. Its
-shapes say which it was: seen from the front, the middle of an object is nearer than its rim; of its mould, farther.
+shapes say which it was: seen from the front, the middle of an object is nearer than its rim; of its mold, farther.
 The rest of the run is as good either way: mirroring keeps what both networks have learned. It disturbs fog, though, which
 may bulge either way before it takes shape: so only what stays hollow is turned.
 """
@@ -22,6 +22,7 @@ NUM_SEEDS = 16
 FEWEST_SHAPES = 8  # with a surface; fewer say nothing about the generator
 MAX_SIZE = 32  # pixels; more see no more of a bulge
 HOLLOW = 0.05  # of a ray's length
+MIN_TURN_PSNR_DB = 14.0  # of images after a turn against those before: a mold leaves 16 and more, a truly concave object 10
 PATIENCE = 4  # looks in a row: fog that is still to take shape goes inward for a while, and comes out again
 
 

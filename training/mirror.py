@@ -1,11 +1,14 @@
 """The way out of a hollow shape: mirror the field in depth and train on.
 
 Through a narrow lens, a shape mirrored in depth and seen from the mirrored pose gives nearly the same image, so unposed
-images cannot tell a face from its hollow mould, and training may settle on the mould. Mirroring the field along the mean
+images cannot tell a face from its hollow mold, and training may settle on the mold. Mirroring the field along the mean
 direction of view, and the pose read-outs of D about the mean pose, turns one into the other with everything else as it was.
 
-Where the mould is a solid block, its mirror image is solid up to the camera, and solid has to become free: then the
+Where the mold is a solid block, its mirror image is solid up to the camera, and solid has to become free: then the
 occupancy is inverted too. Where it is a shell before empty space, it must not be. :func:`best_turn` finds out by looking.
+
+The mirrored pose of (pitch, yaw) is (2 v_mean - pitch, 2 h_mean - yaw) where cameras look along the equator, v_mean = pi/2. About
+another mean the mirrored camera would also be rolled, which no pose is: there nothing is mirrored.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 
 from common.errors import UserError
 from discriminators.base import NUM_POSE, Discriminator
-from generators.cameras import CameraPoses, camera_positions
+from generators.cameras import CameraPoses, mean_direction
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
 from settings.curriculum import Curriculum
@@ -35,10 +38,13 @@ class Turn(NamedTuple):
 
 
 def reflection(curriculum: Curriculum) -> torch.Tensor:
-    """(3, 3), float64: reverses the mean direction of view and leaves what is across it; diag(1, 1, -1) for the usual means."""
-    pose = CameraPoses(*(torch.tensor([mean], dtype=torch.float64) for mean in (curriculum.v_mean, curriculum.h_mean)))
-    axis = camera_positions(pose)[0]
-    axis = torch.where(axis.abs() < 1e-9, 0.0, axis)  # the cosine of pi/2, as far as pi has digits
+    """(3, 3), float64: reverses the mean direction of view and leaves what is across it; diag(1, 1, -1) for the usual means.
+
+    Raises UserError where v_mean is not pi/2.
+    """
+    if abs(curriculum.v_mean - math.pi / 2) > 1e-6:
+        raise UserError(f"a run can be mirrored in depth only where v_mean is pi/2, not {curriculum.v_mean:.6g}")
+    axis = mean_direction(curriculum.h_mean, curriculum.v_mean).double()
     return torch.eye(3, dtype=torch.float64) - 2 * torch.outer(axis, axis) / axis.square().sum()
 
 
@@ -91,6 +97,44 @@ def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
     if invert:
         siren.final_layer.weight.neg_()
         siren.final_layer.bias.neg_().add_(double_level)
+
+
+@torch.no_grad()
+def mirror_moments(generator: ImplicitGenerator3d, optimizer: torch.optim.Optimizer, invert: bool = False) -> None:
+    """Adam's moments for the mirrored field, in place: a gradient turns as its weights do.
+
+    Second moments, of squares, stay; that is exact where the :func:`reflection` changes signs alone.
+    """
+    if generator.curriculum.model == "TRIPLANE":  # its weights are not turned, only where they are looked up
+        decoder = generator.triplane.decoder
+        for moment in (m for p in (decoder.output_weight, decoder.output_bias) for m in _moments(optimizer, p, "exp_avg")):
+            moment[0].mul_(-1 if invert else 1)
+        return
+    siren, matrix = generator.siren, reflection(generator.curriculum)
+    first, colors = siren.network[0].layer.weight, siren.color_layer_sine.layer.weight
+    for weight, part in ((first, slice(-3, None)), (colors, slice(0, 3))):
+        for moment in _moments(optimizer, weight, "exp_avg"):
+            moment[:, part] = (moment[:, part].double() @ matrix.to(moment.device)).to(moment.dtype)
+    for moment in _moments(optimizer, siren.embedding_grid, "exp_avg", "exp_avg_sq"):
+        moment.copy_(moment.flip(2))
+    if invert:
+        for parameter in (siren.final_layer.weight, siren.final_layer.bias):
+            for moment in _moments(optimizer, parameter, "exp_avg"):
+                moment.neg_()
+
+
+@torch.no_grad()
+def mirror_readout_moments(discriminator: Discriminator, optimizer: torch.optim.Optimizer) -> None:
+    """Adam's first moments for D's mirrored read-outs of the pose, in place."""
+    for parameter in (discriminator.final_layer.weight, discriminator.final_layer.bias):
+        for moment in _moments(optimizer, parameter, "exp_avg"):
+            moment[-NUM_POSE:].neg_()
+
+
+def _moments(optimizer: torch.optim.Optimizer, parameter: torch.Tensor | None, *names: str) -> list[torch.Tensor]:
+    """The parameter's moments of these names; none before its first step."""
+    state = optimizer.state.get(parameter, {}) if parameter is not None else {}
+    return [state[name] for name in names if name in state]
 
 
 @torch.no_grad()

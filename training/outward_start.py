@@ -18,6 +18,7 @@ and what takes shape from that fog may face either way. So G's loss holds the fi
 from __future__ import annotations
 
 import copy
+import math
 from typing import NamedTuple
 
 import torch
@@ -100,7 +101,7 @@ def _losses(generator: ImplicitGenerator3d, radius: float, color_of: Tensor, ran
     logits, colors = generator.field(generator.film(z.to(device))).logits_and_colors(points, directions)
     at_center, along_axes = (z @ color_of).to(device).view(NUM_LATENTS, 1, 3, 4).split([1, 3], dim=-1)
     own = (at_center.squeeze(-1) + (along_axes * (points / radius).unsqueeze(2)).sum(dim=-1)).sigmoid()
-    return (logits - _ball_logits(points, radius)).square().mean(), (colors - own).square().mean()
+    return (logits - _ball_logits(points, radius, curriculum.tau)).square().mean(), (colors - own).square().mean()
 
 
 def draw_points(batch: int, num: int, curriculum: Curriculum, random: torch.Generator) -> Tensor:
@@ -109,14 +110,17 @@ def draw_points(batch: int, num: int, curriculum: Curriculum, random: torch.Gene
     return (uniform * 2 - 1) * (curriculum.ray_end - 1)
 
 
-def ball_hold_loss(logits: Tensor, points: Tensor, radius: float) -> Tensor:
+def ball_hold_loss(logits: Tensor, points: Tensor, radius: float, tau: float) -> Tensor:
     """How far logits (B, N) at points (B, N, 3) fall short of a ball's: the mean square of what is missing, over images.
 
     Inside they should be at least the ball's, outside at most; beyond that they are free. Near its surface that asks for little.
     """
-    target = _ball_logits(points, radius)
-    return F.relu((target - logits) * target.sign()).square().mean()
+    target = _ball_logits(points, radius, tau)
+    outward = (points.norm(dim=-1) - radius).sign()  # 1 outside
+    return F.relu((logits - target) * outward).square().mean()
 
 
-def _ball_logits(points: Tensor, radius: float) -> Tensor:
-    return ((radius - points.norm(dim=-1)) * LOGIT_PER_UNIT).clamp(-MAX_LOGIT, MAX_LOGIT)
+def _ball_logits(points: Tensor, radius: float, tau: float) -> Tensor:
+    """logit(tau) at ``radius``: what rays enter is the ball."""
+    depth = radius - points.norm(dim=-1)
+    return (depth * LOGIT_PER_UNIT).clamp(-MAX_LOGIT, MAX_LOGIT) + math.log(tau / (1 - tau))

@@ -185,7 +185,7 @@ def generator_losses(
     if inputs.neighbors is not None:
         weighted["normal"] = (c.normal_lambda, _normal_loss(field, rays, output, inputs.neighbors, c.h_sample))
     if inputs.ball_points is not None:
-        held = ball_hold_loss(field.occupancy_logits(inputs.ball_points), inputs.ball_points, c.init_ball_radius)
+        held = ball_hold_loss(field.occupancy_logits(inputs.ball_points), inputs.ball_points, c.init_ball_radius, c.tau)
         weighted["ball_hold"] = (settings.lambda_ball_hold, held)
     return _result(weighted, {"hit_rate": output.surface.hit_mask.float().mean()})
 

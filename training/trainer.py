@@ -17,7 +17,7 @@ from settings.curriculum import Curriculum, Stage
 from training.augmentation import GENERATED, adapted
 from training.batches import StageBatches
 from training.evaluation import EvaluationOptions, Evaluator
-from training.hollow import PATIENCE, measure_bulge
+from training.hollow import MIN_TURN_PSNR_DB, PATIENCE, measure_bulge
 from training.inputs import draw_inputs
 from training.losses import topk_image_weights
 from training.mirror import best_turn
@@ -278,9 +278,11 @@ class Trainer:
         if state.hollow_looks == PATIENCE:
             state.hollow_looks = 0
             turn = best_turn(average, stage.img_size) if self.processes.is_main else None
-            state.mirror_depth(self.processes.any(turn is not None and turn.invert))
+            is_mold = self.processes.any(turn is not None and turn.psnr_db >= MIN_TURN_PSNR_DB)
+            if is_mold:
+                state.mirror_depth(self.processes.any(turn is not None and turn.invert))
             if recorder is not None:
-                recorder.log_turn(state.step, bulge.mean, turn)
+                recorder.log_turn(state.step, bulge.mean, turn, is_mold)
 
     # -- around the steps ------------------------------------------------------------------------------------------
 

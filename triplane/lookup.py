@@ -6,8 +6,8 @@ prod(1 + value) - 1 ("product", the same to first order); then
 
     logit = clamp(slope (radius - |x|), -limit, limit) + decoder_0(features),    color = sigmoid(decoder_123(features)).
 
-On a CPU, lookup.c does that in one pass and keeps nothing for the backward pass. Elsewhere, where there is no C compiler, or
-where points want a gradient, it is plain PyTorch.
+On a CPU, lookup.c does that in one pass and keeps nothing for the backward pass. Elsewhere, where there is no C compiler or
+GOF_NATIVE_LOOKUP=0 is set, or where points want a gradient, it is plain PyTorch.
 """
 
 from __future__ import annotations

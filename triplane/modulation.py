@@ -1,6 +1,7 @@
 """What stands between the backbone's convolutions: demodulation, bias, LeakyReLU and the next layer's modulation.
 
-On a CPU, modulation.c does them in one pass over the image, forward and backward; PyTorch makes four and seven of it.
+On a CPU, modulation.c does them in one pass over the image, forward and backward; PyTorch makes four and seven of it. It is
+used elsewhere, where there is no C compiler, and with GOF_NATIVE_LOOKUP=0.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,8 @@ IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # torch.eye on t
 
 
 class Triplane(nn.Module):
-    """logit(x) = clamp(slope (radius - |x|)) + g(features at x), g = 0 at the start: a ball for every latent, without a fit.
+    """logit(x) = clamp(slope (radius - |x|)) + g(features at x), g = logit(tau) at the start: a ball for every latent, without a
+    fit.
 
     Buffers: ``orientation`` (3, 3), applied to points before they are looked up (training/mirror.py); ``extent`` (), the half
     side of the cube that the planes cover; ``ball_radius`` () in world units and ``ball_slope`` () in logits per unit.
@@ -37,6 +40,8 @@ class Triplane(nn.Module):
         self.mapping_network = TriplaneMapping(curriculum.latent_dim, w_dim, Backbone.num_layers(len(channels)))
         self.backbone = Backbone(channels, curriculum.plane_channels, w_dim)
         self.decoder = Decoder(curriculum.plane_channels, curriculum.decoder_dim)
+        with torch.no_grad():
+            self.decoder.output_bias[0] = math.log(curriculum.tau / (1 - curriculum.tau))
         reach = max(1 - curriculum.ray_start, curriculum.ray_end - 1)
         self.register_buffer("orientation", torch.tensor(IDENTITY))
         self.register_buffer("extent", torch.tensor(curriculum.plane_extent or reach))

@@ -19,7 +19,7 @@ from common.arguments import add_device_argument, finite_float, image_side, int_
 from common.errors import UserError
 from common.files import make_output_dir
 from common.output_folders import claim_folder
-from generators.cameras import CameraPoses
+from generators.cameras import CameraPoses, mean_direction
 from generators.generator import Styles, latent_from_seed
 from generators.styles import flatten_styles, unflatten_styles, with_weights
 from generators.view_cache import CachedField, build_cache, view_rays
@@ -34,7 +34,7 @@ MIN_RAYS_TO_CACHE = 1 << 17  # what all views together must have: building a cac
 MIN_CACHE_PSNR_DB = 47.0  # of pixels tried out; whole images were up to 2 dB worse. A cache further off is not used
 
 
-# What a GPU rounds the inputs of the field's products to, in PyTorch's words; siren/backends/fused.py shows the errors.
+# What the inputs of the field's products on a GPU are rounded to, in PyTorch's words; siren/backends/fused.py shows the errors.
 PRECISIONS = {"float32": "highest", "tf32": "high", "bf16": "medium"}
 
 
@@ -85,12 +85,10 @@ def open_generator(
     fallback: as for :func:`checkpoints.loading.load_generator`. owns_folder: whether the folder is for one generator alone.
     """
     device = resolve_device(args.device)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision(PRECISIONS[args.precision])
     for option in ("max_batch_size", "old_batch_size"):
         if getattr(args, option, None) is not None:
             print(f"note: --{option.removeprefix('old_')} has no effect: memory is bounded as it is", file=sys.stderr)
-    loaded = load_with_notes(args.path, args.curriculum, device, fallback)
+    loaded = load_with_notes(args.path, args.curriculum, device, fallback, args.precision)
     output_dir = make_output_dir(args.output_dir)
     if owns_folder:
         path = resolve_generator_path(args.path).resolve()
@@ -102,13 +100,19 @@ def open_generator(
 
 
 def load_with_notes(
-    path: Path | str, curriculum: str | None, device: torch.device, fallback: Curriculum | None = None
+    path: Path | str,
+    curriculum: str | None,
+    device: torch.device,
+    fallback: Curriculum | None = None,
+    precision: str = "float32",
 ) -> LoadedGenerator:
     """The generator of a file or a shipped name; ``curriculum``: a name or .json file, where it does not carry its own.
 
-    ``fallback``: as for :func:`checkpoints.loading.load_generator`. What the user should know about the weights goes to stderr.
-    Raises UserError.
+    ``fallback``: as for :func:`checkpoints.loading.load_generator`. ``precision``, a key of :data:`PRECISIONS`: of all products
+    on a GPU from here on; on a CPU they are float32 whatever it says. What the user should know about the weights goes to
+    stderr. Raises UserError.
     """
+    torch.set_float32_matmul_precision(PRECISIONS[precision] if device.type == "cuda" else "highest")
     loaded = load_generator(path, get_curriculum(curriculum) if curriculum else None, device, fallback=fallback)
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -219,7 +223,7 @@ def share_between_views(
     if args.plain or not curriculum.pred_occ or num_rays < MIN_RAYS_TO_CACHE or num_products < MIN_PRODUCTS_TO_CACHE:
         return field
     if args.lock_view_dependence:
-        field = LockedDirections(field)
+        field = LockedDirections(field, mean_direction(curriculum.h_mean, curriculum.v_mean))
     device = next(loaded.generator.parameters()).device
     pitches, yaws = (torch.tensor([getattr(pose, name) for pose in poses], device=device) for name in ("pitch", "yaw"))
     rays = view_rays(CameraPoses(pitches, yaws), [pose.fov_degrees for pose in poses])

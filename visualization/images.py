@@ -4,7 +4,8 @@ How quantities are colored, the same for every view and frame, so that images co
 
 - image, surface image: as they are; a surface image is white where the ray has no surface.
 - depth, surface depth: near is bright yellow, far is dark violet, linear over the curriculum's [ray_start, ray_end];
-  a surface depth is white where the ray has no surface.
+  a surface depth is white where the ray has no surface. What a ray does not meet counts as far: the expected distance of a
+  ray that meets hardly anything is noise.
 - normals: (n + 1) / 2 as red, green, blue, in world axes (a face toward the frontal camera is blue); white without surface.
 - mask: white where the ray enters the surface, else black.
 """
@@ -37,7 +38,7 @@ def view_image(view: View, quantity: str, t_near: float, t_far: float) -> Tensor
     if quantity == "image":
         return view.image.clamp(-1, 1)
     if quantity == "depth":
-        return depth_image(view.depth, t_near, t_far)
+        return depth_image(view.depth_over_far, t_near, t_far)
     if quantity == "surface_depth":
         return _on_white(depth_image(view.surface_depth, t_near, t_far), view.hit_mask)
     if quantity == "mask":

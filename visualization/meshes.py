@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from checkpoints.safe_pickle import printable
 from common.errors import UserError
 from common.files import read_small_text, require_file, write_atomically
+from generators.cameras import mean_direction
 from generators.extraction import LatticeSpec, surface_slabs
 from generators.root_finding import find_surface
 from settings.curriculum import Curriculum
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 CPU_POINTS, GPU_POINTS = 1 << 16, 1 << 20  # per query: enough to keep the device busy, few enough to see progress
 NUM_REFINE_STEPS = 7
 LOGIT_LIMIT = 16.0  # about where float32 can no longer tell an occupancy from 1
-AHEAD = (0.0, 0.0, -1.0)
 MIN_LENGTH, MAX_LENGTH = 1e-6, 1e6  # of a cube's side, and of the clip radius; world units
 MAX_MESH_BYTES = 1 << 30
 MIN_LEVEL = 1e-6  # of the occupancy at the surface; its logit is then near LOGIT_LIMIT
@@ -289,13 +289,13 @@ def largest_piece(mesh: Trimesh) -> Trimesh:
 
 
 @torch.no_grad()
-def vertex_colors(mesh: Trimesh, field: Field, device: torch.device | str = "cpu") -> np.ndarray:
-    """(V, 4) uint8: the field's color at each vertex as seen from straight ahead (direction (0, 0, -1)), opaque.
+def vertex_colors(mesh: Trimesh, field: Field, curriculum: Curriculum, device: torch.device | str = "cpu") -> np.ndarray:
+    """(V, 4) uint8: the field's color at each vertex as seen along the curriculum's mean direction of view, opaque.
 
     One direction for all keeps the colors free of seams, and it is one that training has seen, which -normal is not.
     """
     points = torch.from_numpy(np.array(mesh.vertices, dtype=np.float32)).to(device).unsqueeze(0)
-    directions = torch.tensor(AHEAD, device=device).expand_as(points)
+    directions = mean_direction(curriculum.h_mean, curriculum.v_mean).to(device).expand_as(points)
     rgb = field.logits_and_colors(points, directions)[1][0].cpu().numpy()
     opaque = np.ones((len(rgb), 1), dtype=rgb.dtype)
     return np.round(np.concatenate([rgb, opaque], axis=1).clip(0, 1) * 255).astype(np.uint8)

@@ -68,12 +68,14 @@ class Recorder:
             self.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scalars.items()))
             self._write(self._metrics_path, step, scalars, prefix="eval/")
 
-    def log_turn(self, step: int, bulge: float, turn: Turn) -> None:
-        """The shapes were hollow (``bulge`` below 0) and were mirrored in depth. A line of metrics.jsonl."""
+    def log_turn(self, step: int, bulge: float, turn: Turn, is_done: bool) -> None:
+        """The shapes are hollow (``bulge`` below 0) and were mirrored in depth, or left. A line of metrics.jsonl."""
         how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
+        if not is_done:
+            how = "an object, not a mold, for its images would not be the same when " + how + "; left as it is"
         self.note(f"step {step}: the shapes are hollow (bulge {bulge:.4g}): {how}, {turn.psnr_db:.1f} dB from before")
         numbers = {"bulge_before": float(f"{bulge:.6g}"), "turn_psnr_db": float(f"{turn.psnr_db:.6g}")}
-        self._append(self._metrics_path, {"step": step, "mirrored_depth": True, "inverted": turn.invert, **numbers})
+        self._append(self._metrics_path, {"step": step, "mirrored_depth": is_done, "inverted": turn.invert, **numbers})
 
     def event(self, step: int, name: str, **details: str | int | float) -> None:
         """Write an event, such as a recovery, as a line of log.jsonl."""

@@ -20,11 +20,12 @@ from generators.generator import ImplicitGenerator3d
 from settings.curriculum import Curriculum
 from settings.schedules import ball_hold_weight_at, learning_rates_at
 from training.ema import MovingAverage
-from training.mirror import mirror_field, mirror_pose_readout
+from training.mirror import mirror_field, mirror_moments, mirror_pose_readout, mirror_readout_moments
 from training.outward_start import fit_to_ball
 from training.run.nonfinite import BadSteps, are_finite
 
 EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
+WARMED_UP = 10**6  # updates, after which the warm-up of every average is over
 RESUME_KEYS = ("seed", "images_seen", "optimizer_G", "optimizer_D", "scaler_G", "scaler_D")
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 FREE_KEYS = ("eval_last_back", "num_eval_imgs", "unique_lr", "get_normal_with_pred_depth")  # may differ when a run is resumed
@@ -207,11 +208,10 @@ class RunState:
                 notes.append(f"{name} does not fit this run's parameters; it starts afresh")
 
     def mirror_depth(self, invert: bool) -> None:
-        """Turn a hollow shape outward (training/mirror.py).
-
-        Adam's moments stay: the second are even, and at beta_1 = 0 a step makes the first anew.
-        """
+        """Turn a hollow shape outward (training/mirror.py), with Adam's first moments."""
         mirror_pose_readout(self.discriminator, self.curriculum)
+        mirror_readout_moments(self.discriminator, self.optimizer_D)
+        mirror_moments(self.generator, self.optimizer_G, invert)
         for generator in (self.generator, *(average.generator for average in self.averages.values())):
             mirror_field(generator, invert)
 
@@ -331,7 +331,8 @@ def _published_state(folder: Path) -> tuple[dict[str, Any], list[str]]:
     for name in EMA_DECAYS:
         average = getattr(found, name)
         state[name] = average.state if average else None
-        state[f"{name}_num_updates"] = average.num_updates if average else 0
+        # an average that does not say how often it was updated is a finished one: its warm-up is over
+        state[f"{name}_num_updates"] = (average.num_updates if average.num_updates is not None else WARMED_UP) if average else 0
     state["optimizer_G"], state["optimizer_D"] = found.optimizer_G, found.optimizer_D
     return state, found.notes
 
