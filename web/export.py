@@ -88,8 +88,8 @@ def _check_triplane(name: str, curriculum: Curriculum) -> None:
     size = FIRST_SIZE << (len(c.backbone_channels) - 1)
     if size > MAX_PLANE_SIZE or c.decoder_dim > MAX_HIDDEN_DIM or c.decoder_dim % 4 or c.plane_channels % 4:
         raise UserError(
-            f"{name} has planes of {size} texels, {c.plane_channels} channels and a decoder of {c.decoder_dim}; a page holds at most "
-            f"{MAX_PLANE_SIZE} texels and a decoder of {MAX_HIDDEN_DIM}, channels in fours: look at it with view.py"
+            f"{name} has planes of {size} texels, {c.plane_channels} channels and a decoder of {c.decoder_dim}; a page holds at"
+            f" most {MAX_PLANE_SIZE} texels and a decoder of {MAX_HIDDEN_DIM}, channels in fours: look at it with view.py"
         )
 
 
