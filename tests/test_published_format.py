@@ -505,7 +505,17 @@ def test_a_module_of_pigan_is_read_as_a_radiance_field(pickled_module: Callable[
     ]
 
 
-WRAPPED = ("module.module.", "_orig_mod.", "inner _orig_mod", "DataParallel", "state_dict", "nested", "g_ema", "generator")
+WRAPPED = (
+    "module.module.",
+    "_orig_mod.",
+    "inner _orig_mod",
+    "DataParallel",
+    "state_dict",
+    "nested",
+    "g_ema",
+    "generator",
+    "trainer",
+)
 
 
 @pytest.mark.parametrize("kind", WRAPPED)
@@ -519,6 +529,7 @@ def test_wrappers_around_a_generator_are_taken_off(tmp_path: Path, pickled_modul
         "nested": {"model": {"state_dict": {f"module.{name}": value for name, value in weights.items()}}, "args": {"lr": 1}},
         "g_ema": {"g_ema": weights, "g": {}, "d": {}},
         "generator": {"step": 1, "generator": weights, "discriminator": {}},
+        "trainer": {f"model.generator.{name}": value for name, value in weights.items()} | {"model.disc.0": torch.zeros(1)},
     }
     if kind == "DataParallel":
         pickled_module("generators.siren", "SPATIALSIRENBASELINE", wrapper=True)
