@@ -45,6 +45,7 @@ def preload() -> None:
     import numpy  # noqa: F401
     import PIL.Image  # noqa: F401
     import pytest  # noqa: F401
+    import torch._dynamo  # which the first optimizer imports, for seconds
     import torch.distributed
     import torch.utils.data  # noqa: F401
 
