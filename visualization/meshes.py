@@ -32,6 +32,7 @@ from generators.extraction import LatticeSpec, surface_slabs
 from generators.root_finding import find_surface
 from settings.curriculum import Curriculum
 from siren.field import Field
+from visualization.gltf import Material, glb_bytes, linear_colors
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
@@ -301,13 +302,36 @@ def vertex_colors(mesh: Trimesh, field: Field, curriculum: Curriculum, device: t
     return np.round(np.concatenate([rgb, opaque], axis=1).clip(0, 1) * 255).astype(np.uint8)
 
 
+def smooth_normals(mesh: Trimesh) -> np.ndarray:
+    """Unit normals (V, 3) of the vertices: means over their faces, weighted by area; of a vertex without area, up.
+
+    Weighted by angle, as trimesh does, a sliver of marching cubes counts as much as a whole face, and shows as a speck.
+    """
+    corners = np.asarray(mesh.vertices)[mesh.faces]
+    weighted = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])  # twice the area long
+    sums = np.stack([np.bincount(mesh.faces.ravel(), np.repeat(w, 3), len(mesh.vertices)) for w in weighted.T], axis=1)
+    length = np.linalg.norm(sums, axis=1, keepdims=True)
+    return np.where(length > 0, sums / np.maximum(length, 1e-300), (0.0, 1.0, 0.0))
+
+
 def save_mesh(mesh: Trimesh, stem: Path, suffixes: tuple[str, ...] = (".ply", ".glb")) -> list[Path]:
-    """Write ``stem`` + suffix for each of .ply, .glb, .obj. Raises UserError where a file cannot be written."""
+    """Write ``stem`` + suffix for each of .ply, .glb, .obj. Raises UserError where a file cannot be written.
+
+    Vertex colors are sRGB in .ply and .obj, linear in .glb, which also holds normals and a matt material.
+    """
     paths = [stem.with_name(stem.name + suffix) for suffix in suffixes]
     for path in paths:
-        content = mesh.export(file_type=path.suffix[1:])
+        content = glb_of_mesh(mesh) if path.suffix == ".glb" else mesh.export(file_type=path.suffix[1:])
         write_atomically(path, content.encode() if isinstance(content, str) else content)
     return paths
+
+
+def glb_of_mesh(mesh: Trimesh) -> bytes:
+    """A .glb file of a mesh with vertex colors, or with none; lit, as the colors alone show little of a shape."""
+    attributes = {"POSITION": np.asarray(mesh.vertices), "NORMAL": smooth_normals(mesh)}
+    if mesh.visual.kind == "vertex":
+        attributes["COLOR_0"] = linear_colors(np.asarray(mesh.visual.vertex_colors)[:, :3])
+    return glb_bytes(attributes, np.asarray(mesh.faces), Material(is_lit=True))
 
 
 def load_voxels(path: Path) -> np.ndarray:
