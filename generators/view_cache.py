@@ -162,7 +162,7 @@ def _worth_asking(alphas: Tensor, num: int) -> Tensor:
 
     Weight that no sample takes counts as the last one's, to which ``last_back`` gives it.
     """
-    weights = volume_rendering.give_rest_to_last(volume_rendering.compute_weights(alphas))
+    weights = volume_rendering.add_remainder_to_last(volume_rendering.compute_weights(alphas))
     quantiles = (torch.arange(num, device=alphas.device, dtype=alphas.dtype) + 0.5) / num
     index = torch.searchsorted(weights.cumsum(dim=-1), quantiles.expand(len(alphas), -1).contiguous())
     return torch.zeros_like(alphas, dtype=torch.bool).scatter_(1, index.clamp(max=alphas.shape[1] - 1), True)
@@ -174,7 +174,7 @@ def _depth_slopes(alphas: Tensor, t: Tensor) -> Tensor:
     d depth / d alpha_i = transmittance_i (t_i - depth of what lies behind i); d alpha / d logit = alpha (1 - alpha).
     """
     transmittance = volume_rendering.compute_transmittance(alphas)
-    weights = volume_rendering.give_rest_to_last(alphas * transmittance)
+    weights = volume_rendering.add_remainder_to_last(alphas * transmittance)
     weighted = weights * t
     behind = (weighted.flip(1).cumsum(dim=1).flip(1) - weighted) / (transmittance * (1 - alphas)).clamp_min(1e-9)
     slopes = (transmittance * alphas * (1 - alphas) * (t - behind)).abs()

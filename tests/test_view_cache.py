@@ -160,7 +160,7 @@ def test_depth_slopes_are_those_of_autograd() -> None:
     random = torch.Generator().manual_seed(0)
     logits = (torch.randn(5, 7, generator=random) * 3).double().requires_grad_(True)
     t = torch.rand(5, 7, generator=random).double().sort(dim=1).values
-    weights = volume_rendering.give_rest_to_last(volume_rendering.compute_weights(torch.sigmoid(logits)))
+    weights = volume_rendering.add_remainder_to_last(volume_rendering.compute_weights(torch.sigmoid(logits)))
     (slopes,) = torch.autograd.grad((weights * t).sum(), logits)
     assert torch.allclose(view_cache._depth_slopes(torch.sigmoid(logits.detach()), t), slopes.abs(), atol=1e-6)
 
