@@ -206,11 +206,11 @@ def test_resume_never_auto_and_path(photos, tmp_path, capsys):
     path = output / "checkpoint_0000001.pt"
     capsys.readouterr()
     train(command(photos, output, "--resume", str(path), "--max_steps", "2"))
-    assert "2 checkpoints beyond step 1 are in" in capsys.readouterr().err
+    assert "moved 2 checkpoints after step 1 to" in capsys.readouterr().err
     assert steps_in(output) == [1, 2] and steps_in(output / "superseded") == [2, 3] and logged_steps(output) == [1, 2]
     assert checkpoint(output, 2) == before[2]
     path.write_bytes(before[1][:-9])
-    with pytest.raises(UserError, match=r"--resume .*checkpoint_0000001\.pt: it is damaged"):
+    with pytest.raises(UserError, match=r"--resume .*checkpoint_0000001\.pt: the file is damaged"):
         train(command(photos, output, "--resume", str(path)))
     with pytest.raises(UserError, match="No such file"):
         train(command(photos, output, "--resume", str(output / "nowhere.pt")))

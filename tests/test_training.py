@@ -324,7 +324,7 @@ def test_stages_to_come_may_change_and_those_gone_by_may_not(photos, tmp_path, c
     train([*arguments(photos, in_one_go, "--max_steps", "3"), stages % (first + second)])
     train([*arguments(photos, cut, "--max_steps", "2"), stages % first])
     train([*arguments(photos, cut, "--max_steps", "3"), stages % (first + second), "end_step=30000"])
-    assert "step 2; changed from here on: stages, end_step" in "".join(capfd.readouterr())
+    assert "step 2; changed settings: stages, end_step" in "".join(capfd.readouterr())
     whole, continued = (load_training_checkpoint(folder / "checkpoint_0000003.pt") for folder in (in_one_go, cut))
     assert all(torch.equal(continued["generator"][name], tensor) for name, tensor in whole["generator"].items())
     with pytest.raises(UserError, match=r"with stages\[1\]\.img_size = 16, this run asks for 32; only stages from step 3 on may"):
