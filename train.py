@@ -42,7 +42,7 @@ from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
 from siren.backends import compiled
 from training.mirror import best_turn
-from training.run.console import steady_output, tell
+from training.run.console import steady_output, print_notice
 from training.run.recorder import Recorder
 from training.run.run_folder import FolderLock, clean_up, room_warning, set_aside_newer
 from training.run.run_state import RunState
@@ -199,7 +199,7 @@ def checkpoint_to_resume(arguments: argparse.Namespace, output_dir: Path) -> Pat
                 f"--resume {path}: the file is damaged or not a checkpoint ({damage}); give another, or use --resume auto"
             )
         return path
-    newest = latest_checkpoint(output_dir, notice=tell)
+    newest = latest_checkpoint(output_dir, notice=print_notice)
     if present and newest is None:
         raise UserError(
             f"none of the {len(present)} checkpoints in {output_dir} is intact; give another one with --resume PATH,"
@@ -241,7 +241,7 @@ def prepare_state(
             moved = set_aside_newer(output_dir, state.step)
             notes += [f"moved {len(moved)} checkpoints after step {state.step} to {moved[0].parent}"] if moved else []
         for note in notes:
-            tell(note)
+            print_notice(note)
     return state
 
 
@@ -278,7 +278,7 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
     if state.is_fresh and curriculum.init_ball_radius:
         fitting = "the field is" if curriculum.model == "TRIPLANE" else "fitting the field to"
         if processes.is_main:
-            tell(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
+            print_notice(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
         state.start_outward()
     processes.share(state.weights())
     recorder = None
@@ -288,7 +288,7 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
         write_atomically(output_dir / "run.json", json.dumps(record, indent=1).encode())
         warning = room_warning(output_dir, state.num_bytes(), options.num_kept)
         if warning:
-            tell(warning)
+            print_notice(warning)
         recorder = Recorder(output_dir, state.step, curriculum.end_step, options.use_tensorboard)
     try:
         reason = trainer.run(recorder)
@@ -334,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _take_folder(output_dir: Path, stack: contextlib.ExitStack) -> None:
-    stack.callback(FolderLock(output_dir, tell).release)
+    stack.callback(FolderLock(output_dir, print_notice).release)
     clean_up(output_dir)
 
 
