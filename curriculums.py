@@ -168,6 +168,7 @@ PIGAN_CelebA = {
     "num_steps_coarse": 12,
     "num_steps_surface": 0,
     "num_steps_fine": 12,
+    "eval_last_back": True,
     # Losses
     "r1_lambda": 0.2,
     "with_opacprior": False,
