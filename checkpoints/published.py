@@ -30,7 +30,9 @@ from siren.siren import EMBEDDING_RESOLUTION
 
 WRAPPER_NAMES = ("module", "_orig_mod")  # what DataParallel and torch.compile call the network inside them
 WRAPPER_CLASSES = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
-CONTAINER_KEYS = ("state_dict", "model_state_dict", "generator_state_dict", "g_ema", "G_ema", "ema", "generator", "model", "net")
+CONTAINER_KEYS = ("state_dict", "model_state_dict", "generator_state_dict", "params_ema", "g_ema", "G_ema", "ema")
+CONTAINER_KEYS += ("generator", "netG", "net_g", "G", "model", "net", "params")
+SIREN_NAME = "siren.network."  # what stands before it is the generator's name in a trainer, whose other networks are left out
 PIGAN_SIREN_MODULE = "siren.siren."  # where pi-GAN keeps its SIRENs; GOF's are in generators.siren
 MAX_NESTING, MAX_KEYS_SHOWN = 4, 6
 _MAX_ENTRIES = 100_000  # a module that holds one child many times over could otherwise unfold without end
@@ -109,7 +111,7 @@ def _is_module(value: Any) -> bool:
 
 
 def _checked_state(path: Path, state: Mapping[Any, Any]) -> OrderedDict[str, Tensor]:
-    """Names to tensors and nothing else, without what wrappers (DataParallel, torch.compile) put into the names."""
+    """Names to tensors and nothing else, without what wrappers (DataParallel, torch.compile, a trainer) put into the names."""
     if not state:
         raise UserError(f"{path} holds no weights")
     for name, value in state.items():
@@ -120,9 +122,11 @@ def _checked_state(path: Path, state: Mapping[Any, Any]) -> OrderedDict[str, Ten
                 f" {keys}{', ...' if len(state) > MAX_KEYS_SHOWN else ''}; save the generator's own state dict in a file"
             )
     names = {name: ".".join(part for part in name.split(".") if part not in WRAPPER_NAMES) for name in state}
+    outer = next((short.partition(SIREN_NAME)[0] for short in names.values() if f".{SIREN_NAME}" in short), "")
+    names = {name: short.removeprefix(outer) for name, short in names.items() if short.startswith(outer)}
     if len(set(names.values())) < len(names):
         return OrderedDict(state)
-    return OrderedDict((names[name], value) for name, value in state.items())
+    return OrderedDict((short, state[name]) for name, short in names.items())
 
 
 def _within_container(content: Any) -> Any:

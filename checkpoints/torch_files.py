@@ -73,6 +73,8 @@ def read_torch_file(path: str | Path) -> Any:
         raise UserError(f"{path} {refusal}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path} is damaged or was cut short ({printable(error)}); download or copy it again") from None
     except Exception as error:  # decoding damaged bytes fails in every way there is; none of them is a defect of ours
         raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {printable(error)})") from None
     told = f"it is {described}" if described else "it begins neither as a torch file nor as a safetensors file"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from generators.cameras import CameraPoses, Rays, camera_positions, camera_rays
-from generators.renderer import RenderSettings, ray_points, render
+from generators.renderer import RenderSettings, draw_noise, ray_points, render
 from inversion.camera import photo_rays
 from inversion.losses import psnr_db
 from inversion.search import Candidates, Progress, Scene, SearchSettings, falling_rate, image_loss
@@ -38,7 +38,7 @@ class TuneSettings:
     """``num_points``: of each hold, per step."""
 
     num_steps: int = 100
-    rate: float = 1e-3
+    rate: float = 5e-4
     num_points: int = 1024
     lambda_occupancy: float = 1.0
     lambda_normal: float = 0.02
@@ -80,10 +80,13 @@ class Tuning:
         optimizer = torch.optim.Adam(tuned.values(), lr=settings.rate, betas=(0.9, 0.99))
         best = math.inf
         pitch, yaw = self.pivot.angles[0].tolist()
+        rendering = RenderSettings.from_curriculum(scene.curriculum)
         for step in range(settings.num_steps):
             optimizer.param_groups[0]["lr"] = settings.rate * falling_rate(step, settings.num_steps)
             field = generator.field(self._styles)
-            image = render(field, rays, RenderSettings.from_curriculum(scene.curriculum)).rgb
+            # Jittered as in training: weights fitted to fixed samples show between them, by 2 dB with twice as many samples.
+            noise = draw_noise(1, size * size, rendering, scene.device, self._random)
+            image = render(field, rays, rendering, noise).rgb
             image = image.transpose(1, 2).unflatten(2, (size, size))
             loss = image_loss(image, self.photo, scene.features, self.search).sum() + self._hold(field, pivot_field, pool)
             if float(loss.detach()) < best:

@@ -137,4 +137,4 @@ def load_efficientnet() -> EfficientNetLite0:
     with torch.device("meta"):
         network = EfficientNetLite0()
     network.load_state_dict({re.sub(r"(^|\.)_", r"\1", name): value for name, value in state.items()}, strict=True, assign=True)
-    return network.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # the faster layout, on CPUs too

@@ -116,8 +116,6 @@ NEEDS: dict[str, tuple[str, str | bool]] = {  # settings without effect unless a
     "opacprior_growth_rate": ("with_opacprior", True),
     "normal_lambda": ("with_normal_loss", True),
     "h_sample": ("with_normal_loss", True),
-    "num_steps_surface": ("surface_sample", True),
-    "num_steps_fine": ("hierarchical_sample", True),
     "ball_hold_steps": ("init_ball_radius", True),
     "ball_hold_lambda": ("init_ball_radius", True),
     "ball_hold_floor": ("init_ball_radius", True),

@@ -284,7 +284,6 @@ def test_files_from_before_mapping_lr_factor(unique_lr, factor):
         (["init_ball_radius=0", "ball_hold_steps=10"], "ball_hold_steps has no effect, since init_ball_radius is 0.0"),
         (["init_ball_radius=0", "ball_hold_floor=0.1"], "ball_hold_floor"),
         (["with_normal_loss=False", "normal_lambda=0.1"], "normal_lambda has no effect, since with_normal_loss is False"),
-        (["surface_sample=False", "num_steps_surface=4"], "num_steps_surface"),
         (["fov=12", "w_dim=64"], "w_dim has no effect, since model is 'SPATIALSIRENBASELINE'"),
         (["fov=12", "disc_widths=(8,8)"], "set discriminator"),
     ],

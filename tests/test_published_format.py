@@ -12,6 +12,7 @@ import struct
 import sys
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from checkpoints.safe_pickle import PickledObject
 from checkpoints.torch_files import read_torch_file
 from common.errors import UserError
 from reference import load_meta, load_weights
+from reference import published_files as published
 from settings.registry import CURRICULUMS
 
 # ------------------------------------------------------------------------------------------------ files made by hand
@@ -456,11 +458,121 @@ def test_published_generator_loads(published_files: Path) -> None:
     assert any("ema.pth" in note and "own weights" in note for note in whole.notes)
     with pytest.raises(UserError, match="--curriculum"):
         load_generator(folder / "whole_module/generator.pth")  # no options.txt beside it
-    with pytest.raises(UserError, match=r"siren\.network\.0\.layer\.weight has shape \(256, 3\), the generator needs \(64, 3\)"):
-        load_generator(folder / "generator.pth", CURRICULUMS["SYNTH_TINY"])
+    # what the file says about its network counts, whatever the curriculum says
+    narrow = load_generator(folder / "generator.pth", CURRICULUMS["SYNTH_TINY"])
+    assert narrow.curriculum.hidden_dim == 256 and narrow.curriculum.fov == CURRICULUMS["SYNTH_TINY"].fov
+    assert any("has hidden_dim 256, and it counts; curriculum SYNTH_TINY says 64" in note for note in narrow.notes)
     tall = CURRICULUMS["BFM"].with_overrides(["model=TALLSIREN"])
-    with pytest.raises(UserError, match="SPATIALSIRENBASELINE"):  # the same shapes, another scale
-        load_generator(folder / "whole_module/generator.pth", tall)
+    spatial = load_generator(folder / "whole_module/generator.pth", tall)
+    assert spatial.curriculum.model == "SPATIALSIRENBASELINE"  # the same shapes, another scale
+    assert any("has model SPATIALSIRENBASELINE" in note and "says TALLSIREN" in note for note in spatial.notes)
+    without = load_generator(folder / "whole_module/generator.pth", fallback=CURRICULUMS["CelebA"])
+    assert not without.is_camera_known and averaged.is_camera_known
+    assert any("does not say its curriculum" in note for note in without.notes)
+
+
+@pytest.fixture
+def pickled_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a whole module whose SIREN has a class path of our choice; within DataParallel if ``wrapper``."""
+
+    def write(siren_module: str, siren_class: str, wrapper: bool = False) -> Path:
+        module = published.ImplicitGenerator3d()
+        module.load_state_dict(load_weights())
+        with published.published_class_paths(), monkeypatch.context() as patch:
+            renamed = type(siren_class, (published.SPATIALSIRENBASELINE,), {"__module__": siren_module})
+            patch.setattr(sys.modules[siren_module], siren_class, renamed, raising=False)
+            module.siren.__class__ = renamed
+            torch.save(nn.DataParallel(module) if wrapper else module, tmp_path / "generator.pth")
+        return tmp_path / "generator.pth"
+
+    return write
+
+
+def test_a_module_of_pigan_is_read_as_a_radiance_field(pickled_module: Callable[..., Path]) -> None:
+    import siren.siren  # noqa: F401  the module whose name pi-GAN's classes have
+
+    path = pickled_module("siren.siren", "TALLSIREN")
+    for name in ("CelebA", "CATS64"):
+        loaded = load_generator(path, CURRICULUMS[name])
+        c = loaded.curriculum
+        assert not c.pred_occ and not c.surface_sample and (c.num_steps_coarse, c.num_steps_fine) == (12, 12)
+        assert c.model == "TALLSIREN" and c.h_stddev == CURRICULUMS[name].h_stddev
+        assert any("module of pi-GAN: read as a radiance field" in note for note in loaded.notes)
+    own = load_generator(path, CURRICULUMS["PIGAN_CelebA"])
+    assert own.curriculum == replace(CURRICULUMS["PIGAN_CelebA"], model="TALLSIREN")
+    assert [note for note in own.notes if "it counts" in note] == [
+        f"{path} has model TALLSIREN, and it counts; curriculum PIGAN_CelebA says SPATIALSIRENBASELINE"
+    ]
+
+
+WRAPPED = (
+    "module.module.",
+    "_orig_mod.",
+    "inner _orig_mod",
+    "DataParallel",
+    "state_dict",
+    "nested",
+    "g_ema",
+    "generator",
+    "trainer",
+)
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrappers_around_a_generator_are_taken_off(tmp_path: Path, pickled_module: Callable[..., Path], kind: str) -> None:
+    weights, path = load_weights(), tmp_path / "generator.pth"
+    contents = {
+        "module.module.": {f"module.module.{name}": value for name, value in weights.items()},
+        "_orig_mod.": {f"_orig_mod.{name}": value for name, value in weights.items()},
+        "inner _orig_mod": {name.replace("siren.", "siren._orig_mod.", 1): value for name, value in weights.items()},
+        "state_dict": {"state_dict": weights, "epoch": 3},
+        "nested": {"model": {"state_dict": {f"module.{name}": value for name, value in weights.items()}}, "args": {"lr": 1}},
+        "g_ema": {"g_ema": weights, "g": {}, "d": {}},
+        "generator": {"step": 1, "generator": weights, "discriminator": {}},
+        "trainer": {f"model.generator.{name}": value for name, value in weights.items()} | {"model.disc.0": torch.zeros(1)},
+    }
+    if kind == "DataParallel":
+        pickled_module("generators.siren", "SPATIALSIRENBASELINE", wrapper=True)
+    else:
+        torch.save(contents[kind], path)
+    loaded = load_generator(path, CURRICULUMS["BFM"])
+    for name, value in weights.items():
+        assert torch.equal(loaded.generator.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page: the download was refused or needs a log-in"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer.* git lfs pull"),
+        (b"\x1f\x8b" + bytes(30), "gzip; unpack it"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(30), "a 7z archive"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(30), "an HDF5 file"),
+        (b"\x93NUMPY" + bytes(30), "a NumPy array"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(30), "a PNG image"),
+        (bytes(400), "nothing but zeros"),
+    ],
+)
+def test_what_was_saved_under_the_name_of_a_checkpoint(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "generator.pth").write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        load_generator(tmp_path / "generator.pth", CURRICULUMS["BFM"])
+
+
+def test_zips_that_are_no_checkpoints_say_what_to_do(tmp_path: Path) -> None:
+    for members, told in (
+        ({"CelebA/generator.pth": b"x", "CelebA/ema.pth": b"x"}, r"unpack it and name CelebA/generator\.pth"),
+        ({"a.txt": b"x"}, "unpack it and name the checkpoint inside"),
+        ({"m/constants.pkl": b"x", "m/code/a.py": b"x"}, "a TorchScript program"),
+    ):
+        with zipfile.ZipFile(tmp_path / "generator.pth", "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        with pytest.raises(UserError, match=told):
+            load_generator(tmp_path / "generator.pth", CURRICULUMS["BFM"])
+    torch.save({"optimizer": {}, "epoch": 3}, tmp_path / "generator.pth")
+    with pytest.raises(UserError, match=r"it holds optimizer, epoch; save the generator's own state dict"):
+        load_generator(tmp_path / "generator.pth", CURRICULUMS["BFM"])
 
 
 def test_average_that_does_not_fit(tmp_path: Path) -> None:

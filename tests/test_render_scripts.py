@@ -67,7 +67,7 @@ def test_multiview_images(repo: Path, tiny_generator_path: Path, tmp_path: Path)
     done = run_script(repo, "render_multiview_images.py", *arguments, "--output_dir", tmp_path / "a")
     assert done.returncode == 0, done.stderr
     expected = {f"{quantity}_{seed}_{i}.png" for quantity in QUANTITIES for seed in (3, 4) for i in range(5)}
-    expected |= {f"raw_{seed}_{i}.npz" for seed in (3, 4) for i in range(5)} | {"grid_3.png", "grid_4.png"}
+    expected |= {f"raw_{seed}_{i}.npz" for seed in (3, 4) for i in range(5)} | {"grid_3.png", "grid_4.png", "generator.json"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == expected
     assert Image.open(tmp_path / "a" / "grid_3.png").size == (5 * 26 - 2, len(QUANTITIES) * 26 - 2)
     for i, offset in enumerate((-0.5, -0.25, 0, 0.25, 0.5)):
@@ -87,7 +87,8 @@ def test_video(repo: Path, tiny_generator_path: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     names = {path.name for path in (tmp_path / "a").iterdir()}
     videos = {"2.mp4", "2_depth.mp4", "2_normals.mp4"}
-    assert names == videos | {f"{name[:-4]}_frames" for name in videos} | {f"raw_2_{i}.npz" for i in range(4)}
+    raws = {f"raw_2_{i}.npz" for i in range(4)}
+    assert names == videos | {f"{name[:-4]}_frames" for name in videos} | raws | {"generator.json"}
     assert len(list((tmp_path / "a" / "2_frames").iterdir())) == 4
     yaws = [float(check_raw(tmp_path / "a" / f"raw_2_{i}.npz", 2, 16)["yaw"]) for i in range(4)]
     assert yaws == pytest.approx([np.pi / 2 + offset for offset in (0.5, 0, -0.5, 0)], abs=1e-6)
@@ -102,7 +103,7 @@ def test_video_interpolation(repo: Path, tiny_generator_path: Path, tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("interpolation_5_1_orbit.mp4", "interpolation_5_1_orbit_frames"),
+        *("interpolation_5_1_orbit.mp4", "interpolation_5_1_orbit_frames", "generator.json"),
         *("raw_5_0.npz", "raw_5_1.npz", "raw_1_2.npz", "raw_1_3.npz"),
     }
     assert float(check_raw(tmp_path / "out" / "raw_1_2.npz", 1, 16)["yaw"]) == pytest.approx(np.pi, abs=1e-6)
@@ -116,13 +117,19 @@ def test_shapes_and_their_images(repo: Path, tiny_generator_path: Path, tmp_path
     done = run_script(repo, "extract_shapes.py", tiny_generator_path, *arguments, "--output_dir", shapes)
     assert done.returncode == 0, done.stderr
     endings = ("_voxel.npy", ".json", ".ply", ".glb", ".obj")
-    assert {path.name for path in shapes.iterdir()} == {f"{seed}_32{ending}" for seed in (0, 7) for ending in endings}
+    names = {f"{seed}_32{ending}" for seed in (0, 7) for ending in endings}
+    assert {path.name for path in shapes.iterdir()} == {*names, "generator.json"}
     check_voxels_are_the_field(shapes / "7_32_voxel.npy", tiny_generator_path, seed=7)
     for ending in ("ply", "glb", "obj"):
         mesh = trimesh.load(shapes / f"7_32.{ending}", force="mesh")
         assert mesh.is_watertight and mesh.volume == pytest.approx(4 / 3 * np.pi * 0.07**3, rel=0.15)
-        assert mesh.visual.kind == "vertex" and np.ptp(mesh.visual.vertex_colors[:, :3], axis=0).max() > 30
         assert np.linalg.norm(mesh.vertices, axis=1) == pytest.approx(0.07, abs=0.006)
+        if ending == "glb":
+            (mesh,) = trimesh.load(shapes / "7_32.glb").geometry.values()
+            colors = mesh.visual.vertex_attributes["color"] / 257
+        else:
+            colors = mesh.visual.vertex_colors
+        assert np.ptp(colors[:, :3], axis=0).max() > 30
     extract_shapes.main([str(tiny_generator_path), *map(str, arguments), "--output_dir", str(tmp_path / "again")])
     assert files_of(shapes) == files_of(tmp_path / "again")
 
@@ -135,7 +142,7 @@ def test_shapes_and_their_images(repo: Path, tiny_generator_path: Path, tmp_path
     assert "rendering with ray casting, as pyrender does not work here" in done.stdout
     names = [*(f"{stem}_{i}.png" for stem in ("0_32", "7_32") for i in range(5))]
     names += [f"{stem}_{ending}" for stem in ("0_32", "7_32") for ending in ("mesh.ply", "views.png")]
-    assert {path.name for path in (tmp_path / "images").iterdir()} == set(names)
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {*names, "generator.json"}
     image = np.array(Image.open(tmp_path / "images" / "7_32_2.png"))
     assert (image < 250).any(axis=2).mean() == pytest.approx(np.pi * 0.07**2 / 0.2102**2, rel=0.15)
 

@@ -36,7 +36,7 @@ class StageBatches:
                 limit = {"max_unreadable": 1.0} if is_under_way else {}
                 split = Split("train", state.curriculum.num_holdout)
                 spec = spec_over(preset, state.curriculum)
-            self.dataset = ImageDataset(path, stage.img_size, spec, "default" if use_cache else None, split=split, **limit)
+                self.dataset = ImageDataset(path, stage.img_size, spec, "default" if use_cache else None, split=split, **limit)
 
         # One process of each machine decodes the images, the others read its cache.
         processes.all_or_none(lambda: read(processes.is_first_on_machine))

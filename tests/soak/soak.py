@@ -113,7 +113,7 @@ def soak_curriculum(size: Size) -> Curriculum:
         {"start_step": size.num_steps * 2 // 3, "batch_size": 2, "img_size": 16, "gen_lr": 5e-4, "disc_lr": 1e-3},
     ]
     schedules = [f"end_step={size.num_steps}", f"fade_steps={size.num_steps // 6}", f"topk_interval={size.num_steps // 24}"]
-    schedules.append(f"ball_hold_steps={size.num_steps // 2}")
+    schedules.append(f"ball_hold_steps={size.num_steps // 2 if size.ball_radius else 0}")
     settings = [*NETWORK, *schedules, f"init_ball_radius={size.ball_radius}"]
     curriculum = get_curriculum("SYNTH_TINY").to_dict()
     return Curriculum.from_dict({**curriculum, "stages": stages, "end_step": size.num_steps}, "SOAK").with_overrides(settings)

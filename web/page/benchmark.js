@@ -22,10 +22,8 @@ async function runBenchmark(viewer, onProgress) {
       last = await viewer.capture(size);
       times.push(last.ms);
     }
-    const { hiddenDim } = viewer.generator.settings;
-    const cost = viewer.renderer.field.program.evaluationCost;
-    const colorCost = cost + hiddenDim ** 2 + 6 * hiddenDim;
-    const gflop = (2 * (last.numPoints * cost + size ** 2 * colorCost)) / 1e9;
+    const { evaluationCost, colorCost } = viewer.renderer.field.program;
+    const gflop = (2 * (last.numPoints * evaluationCost + size ** 2 * colorCost)) / 1e9;
     const medianMs = median(times);
     results.push({
       size,
