@@ -128,13 +128,13 @@ def test_what_was_solid_at_tau_is_free_when_inverted(tau):
     curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides([f"tau={tau}", "hidden_dim=12"])
     torch.manual_seed(0)
     generator = ImplicitGenerator3d(curriculum)
-    generator.siren.final_layer.weight.mul_(10)
+    generator.siren.final_layer.weight.mul_(60)
     z, points = torch.randn(2, 64), (torch.rand(2, 200, 3) - 0.5) * 0.2
     before = generator.field(generator.film(z)).occupancy_logits(points * FLIP_Z)
     mirror_field(generator, invert=True)
     after = generator.field(generator.film(z)).occupancy_logits(points)
     level = math.log(tau / (1 - tau))
-    assert torch.allclose(after - level, level - before, atol=1e-4)
+    assert torch.allclose(after - level, level - before, atol=1e-3)
     assert 0.02 < float((before > level).float().mean()) < 0.98
 
 
