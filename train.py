@@ -42,9 +42,9 @@ from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
 from siren.backends import compiled
 from training.mirror import best_turn
-from training.run.console import steady_output, print_notice
+from training.run.console import print_notice, steady_output
 from training.run.recorder import Recorder
-from training.run.run_folder import FolderLock, clean_up, room_warning, set_aside_newer
+from training.run.run_folder import FolderLock, clean_up, disk_space_warning, set_aside_newer
 from training.run.run_state import RunState
 from training.trainer import RunOptions, Trainer
 
@@ -286,7 +286,7 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
         record = {"arguments": vars(arguments), "curriculum": curriculum.to_dict(), "world_size": processes.world_size}
         record["machine"] = {"device": device_name(processes.device), "torch": torch.__version__}
         write_atomically(output_dir / "run.json", json.dumps(record, indent=1).encode())
-        warning = room_warning(output_dir, state.num_bytes(), options.num_kept)
+        warning = disk_space_warning(output_dir, state.num_bytes(), options.num_kept)
         if warning:
             print_notice(warning)
         recorder = Recorder(output_dir, state.step, curriculum.end_step, options.use_tensorboard)

@@ -275,7 +275,7 @@ def test_a_full_disk_costs_no_run_and_no_checkpoint(photos, tmp_path, small_disk
 
     with monkeypatch.context() as patch:
         patch.setattr(training.trainer.Trainer, "_record", full_after_step_2)
-        with pytest.raises(NotSaved, match=r"newest whole checkpoint is .*checkpoint_0000001\.pt") as end:
+        with pytest.raises(NotSaved, match=r"newest intact checkpoint is .*checkpoint_0000001\.pt") as end:
             train(command(photos, output, *on, "--use_logger", "--sample_interval", "2"))
     assert end.value.exit_status == 3
     errors = capsys.readouterr().err
@@ -366,7 +366,7 @@ def test_images_that_vanish_on_the_way_are_left_out_and_counted(photos, tmp_path
     monkeypatch.setattr(training.trainer.Trainer, "_record", lose_some)
     train(command(photos, tmp_path / "out", "--max_steps", "5", settings=two_stages()))
     errors = capsys.readouterr().err
-    assert "2 images in" in errors and "2.png" in errors and "has 3 images, it had 6" in errors
+    assert "2 unreadable images in" in errors and "2.png" in errors and "has 3 images, but had 6" in errors
     assert load_training_checkpoint(tmp_path / "out" / "checkpoint_0000005.pt")["num_images"] == 3
 
 
@@ -400,11 +400,11 @@ def test_a_reader_that_fails_is_started_again_at_its_place(photos, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(ImageDataset, "gather", lambda self, indices: fails(self, indices, lambda call: call == 3))
         train(command(photos, tmp_path / "out", "--max_steps", "8"))
-    assert capsys.readouterr().err.count("the share went away); starting the reader again") == 1
+    assert capsys.readouterr().err.count("the share went away); restarting the reader") == 1
     assert checkpoint(tmp_path / "out", 8) == checkpoint(tmp_path / "whole", 8)
     calls.clear()
     with monkeypatch.context() as patch:
         patch.setattr(ImageDataset, "gather", lambda self, indices: fails(self, indices, lambda call: call > 6))
-        with pytest.raises(UserError, match="cannot be read any more"):
+        with pytest.raises(UserError, match="can no longer be read"):
             train(command(photos, tmp_path / "ended", "--max_steps", "80"))
     assert steps_in(tmp_path / "ended")

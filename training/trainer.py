@@ -238,7 +238,7 @@ class Trainer:
         state = self.state
         if self.processes.device.type != "cpu" and state.step % self.options.log_interval:
             return True
-        state.bad_steps = self.guard.look()
+        state.bad_steps = self.guard.read()
         if state.bad_steps.in_a_row >= self.options.max_bad_steps:
             self._go_back(recorder, state.bad_steps)
             return False
@@ -321,7 +321,7 @@ class Trainer:
         if options.eval_interval and step % options.eval_interval == 0:
             self._evaluate(recorder, stage)
         if recorder is not None and self.checkpoint_manager.is_due():
-            self.state.bad_steps = self.guard.look()
+            self.state.bad_steps = self.guard.read()
             self.checkpoint_manager.save(recorder.warn)
 
     def _evaluate(self, recorder: Recorder | None, stage: Stage) -> None:
@@ -356,5 +356,5 @@ class Trainer:
 
     def _save_last(self, recorder: Recorder | None) -> None:
         if recorder is not None:
-            self.state.bad_steps = self.guard.look()
+            self.state.bad_steps = self.guard.read()
             self.checkpoint_manager.save_last(recorder.warn)

@@ -45,9 +45,9 @@ class Recovery:
         if self._count > MAX_RECOVERIES:
             stage = state.curriculum.stage_at(state.step)
             raise Diverged(
-                f"the run diverged: {what}, even after going back {MAX_RECOVERIES} times with different random numbers; the newest"
-                f" intact checkpoint is {newest}. Start a run from it or an earlier one with lower rates: --load_dir {newest}"
-                f" --set_step STEP --output_dir NEW --set gen_lr={stage.gen_lr / 2:g} disc_lr={stage.disc_lr / 2:g}"
+                f"the run diverged: {what}, even after going back {MAX_RECOVERIES} times with different random numbers; the"
+                f" newest intact checkpoint is {newest}. Start a run from it or an earlier one with lower rates: --load_dir"
+                f" {newest} --set_step STEP --output_dir NEW --set gen_lr={stage.gen_lr / 2:g} disc_lr={stage.disc_lr / 2:g}"
             )
         self._processes.all_or_none(lambda: state.resume(Path(target), self._processes.world_size))
         state.attempt, state.bad_steps = attempt, BadSteps(skipped=bad.skipped)
