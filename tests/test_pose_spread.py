@@ -240,7 +240,7 @@ def test_bad_input_in_one_line(photos, run_dir, tmp_path, repo):
     broken.write_bytes(next(run_dir.glob("*.pt")).read_bytes()[:-1000])
     for args, words in (
         ([tmp_path / "empty"], "holds no images"),
-        ([photos, "--checkpoint", tmp_path / "empty"], "no whole training checkpoint"),
+        ([photos, "--checkpoint", tmp_path / "empty"], "no intact training checkpoint"),
         ([photos, "--checkpoint", tmp_path / "nowhere.pt"], "nowhere.pt"),
         ([photos, "--checkpoint", broken], "checkpoint_0000001.pt"),
     ):
