@@ -23,9 +23,9 @@ COMMON = {
     # Images
     "num_holdout": 0,  # held-out images, which training never sees and scores are computed against
     # Networks
-    "model": "SPATIALSIRENBASELINE",  # or TALLSIREN, EmbeddingPiGAN128, EmbeddingPiGAN256, TRIPLANE: the kind of field
+    "model": "SPATIALSIRENBASELINE",  # kind of field; also TALLSIREN, EmbeddingPiGAN128, EmbeddingPiGAN256 or TRIPLANE
     "generator": "ImplicitGenerator3d",  # class of the generator; the only choice
-    "discriminator": "ProgressiveEncoderDiscriminator",  # or ResidualDiscriminator, whose widths are disc_widths
+    "discriminator": "ProgressiveEncoderDiscriminator",  # kind of discriminator; also ResidualDiscriminator, with disc_widths
     "latent_dim": 256,  # size of the latent z
     "z_dist": "gaussian",  # distribution of z: gaussian, or uniform in [-1, 1]
     "hidden_dim": 256,  # width of the field
@@ -93,7 +93,7 @@ COMMON = {
     "ball_hold_floor": 0.0,  # minimum of that weight, for the rest of the run; needs init_ball_radius
     "hollow_check_interval": 0,  # steps between checks for hollow shapes, which are then turned outward; 0: never
     # Evaluation
-    "num_eval_imgs": 8000,  # number of images in the published evaluation, for reference; eval_metrics.py takes --num_images
+    "num_eval_imgs": 8000,  # images in the published evaluation, for reference only; eval_metrics.py takes --num_images
 }
 
 # -- Published ---------------------------------------------------------------------------------------------------------
