@@ -49,7 +49,7 @@ def test_pose_is_read_about_the_front():
 def test_nothing_is_mirrored_where_mirrored_cameras_are_rolled():
     for changes in (["v_mean=1.2"], ["v_mean=0.785398", "h_mean=0.0"]):
         generator = ImplicitGenerator3d(CURRICULUMS["SYNTH_TINY"].with_overrides([*changes, "hollow_check_interval=0"]))
-        with pytest.raises(UserError, match="only where v_mean is pi/2"):
+        with pytest.raises(UserError, match="only if v_mean is pi/2"):
             mirror_field(generator)
 
 
