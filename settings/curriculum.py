@@ -144,7 +144,7 @@ class Curriculum:
 
     @property
     def view_last_back(self) -> bool:
-        """Whether views give a ray's remaining weight to its last sample."""
+        """True if views give a ray's remaining weight to its last sample."""
         return not self.white_back if self.eval_last_back is None else self.eval_last_back
 
     @property

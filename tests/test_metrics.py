@@ -172,7 +172,7 @@ def test_weights_of_another_kind(tmp_path):
     other = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(3)}, other)
     settings = FidelitySettings.for_counts(8, 8, "inception-v3-compat", 0, 4)
-    with pytest.raises(UserError, match="another network"):
+    with pytest.raises(UserError, match="not a weights file of inception"):
         calculate(random_images(8), random_images(8), {"fid"}, settings, other, torch.device("cpu"))
     torch.save([1, 2], other)
     with pytest.raises(UserError, match="named tensors"):
