@@ -287,7 +287,7 @@ class Trainer:
             if recorder is not None:
                 recorder.log_turn(state.step, bulge.mean, turn, is_mold)
 
-    # -- stopping, logging and saving ------------------------------------------------------------------------------------------
+    # -- stopping, logging and saving -----------------------------------------------------------------------------
 
     def _stop_reason(self, first_step: int) -> str | None:
         options, step = self.options, self.state.step
