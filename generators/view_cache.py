@@ -75,7 +75,7 @@ class CachedField:
         self.trial_psnr_db = math.inf
 
     def lookup(self, points: Tensor, cubic: bool = True) -> tuple[Tensor, Tensor]:
-        """Return interpolated logits and their quality, (N,), at points (1, N, 3). ``cubic``: tricubic values where FINE."""
+        """Return interpolated logits and their quality, (N,) each, at points (1, N, 3). ``cubic``: tricubic values where FINE."""
         logits = _interpolate(self._values, self._spec.low, self._spec.spacing * (self._spec.num - 1), points)[0]
         position = (points[0] - self._spec.low) / self._spec.spacing
         last = self._spec.num - 2.001
