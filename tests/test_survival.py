@@ -239,7 +239,7 @@ def test_another_number_of_processes_is_refused_by_name(photos, tmp_path):
     from training.run.run_state import RunState
 
     state = RunState(CURRICULUMS["SYNTH_TINY"].with_overrides(ONE_STAGE), 0, torch.device("cpu"), None)
-    with pytest.raises(UserError, match=r"1 process\(es\), 1 x 2 images a step; this run has 4, 4 x 2"):
+    with pytest.raises(UserError, match=r"1 process\(es\), 1 x 2 images per step, but this run has 4, 4 x 2"):
         state.resume(tmp_path / "checkpoint_0000001.pt", world_size=4)
 
 
