@@ -20,7 +20,7 @@ from tqdm import tqdm
 from generators.cameras import CameraPoses
 from heads.parameters import sample_heads
 from heads.render import render_heads
-from metrics.small_networks import random_mask, conv_block, degrade, save_network, cache_path, load_cached, train_network
+from metrics.small_networks import cache_path, conv_block, degrade, load_cached, random_mask, save_network, train_network
 
 FORMAT = "gof-pose-readout-1"
 INPUT_SIZE = 32  # pixels

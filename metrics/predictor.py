@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metrics.shapes import Geometry, compare
-from metrics.small_networks import random_mask, conv_block, degrade, save_network, cache_path, load_cached, train_network
+from metrics.small_networks import cache_path, conv_block, degrade, load_cached, random_mask, save_network, train_network
 from metrics.truth import TruthFiles, TruthSet, read_truth
 
 FORMAT = "gof-geometry-predictor-1"

@@ -59,7 +59,7 @@ def train_network(network: nn.Module, batch_loss: Callable[[], Tensor], num_step
 
 
 def cache_path(cache_dir: Path, name: str, depends_on: Any) -> Path:
-    """Return the file in ``cache_dir`` of the network ``name``. ``depends_on``: its dependencies, any value that JSON can hold."""
+    """Return the file in ``cache_dir`` of the network ``name``. ``depends_on``: its dependencies, as JSON values."""
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
     return cache_dir / f"{name}_{key}.safetensors"
 
