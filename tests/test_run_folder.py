@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints.files import damage_in, load_training_checkpoint, save_training_checkpoint, whole_checkpoints
+from checkpoints.files import damage_in, load_training_checkpoint, save_training_checkpoint, intact_checkpoints
 from common.errors import UserError
 from common.files import WriteError, remove_unfinished
 from training.run.console import print_notice, steady_output
@@ -79,7 +79,7 @@ def test_files_from_before_the_checksum_still_load(tmp_path):
     data[data.index(torch.tensor([9.0]).numpy().tobytes())] ^= 1
     path.write_bytes(data)
     notices: list[str] = []
-    assert [p.name for p in whole_checkpoints(tmp_path, notices.append)] == ["checkpoint_0000007.pt"]
+    assert [p.name for p in intact_checkpoints(tmp_path, notices.append)] == ["checkpoint_0000007.pt"]
     assert len(notices) == 1 and "checkpoint_0000008.pt is damaged" in notices[0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from checkpoints.files import whole_checkpoints
+from checkpoints.files import intact_checkpoints
 from distributed.processes import Processes
 from settings.schedules import learning_rates_at
 from training.run.console import print_notice
@@ -34,7 +34,7 @@ class Recovery:
         """
         state, attempt = self._state, self._state.attempt + 1
         self._count, self._failed_step = self._count + 1, state.step
-        found = itertools.islice(whole_checkpoints(self._folder, print_notice), self._count) if self._processes.is_main else ()
+        found = itertools.islice(intact_checkpoints(self._folder, print_notice), self._count) if self._processes.is_main else ()
         paths = [str(path) for path in found] or [""]
         newest, target = self._processes.text_of_main(f"{paths[0]}\n{paths[-1]}").split("\n")
         what = self.diagnosis(bad)
