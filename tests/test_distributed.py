@@ -628,7 +628,7 @@ def test_ssh_stops_all_machines_when_one_fails(photos, tmp_path, repo, monkeypat
     words = ["SYNTH_TINY", str(photos), str(output), *arguments(photos, output)[6:]]
     job = launch("ssh.sh", "127.0.0.1 broken", *words, env=cluster, log=log)
     assert job.wait(DEADLINE) == 7, log.read_text()  # and not after the hours for which the other would wait
-    assert "broken ended first, with status 7" in log.read_text()
+    assert "broken failed first, with status 7" in log.read_text()
     wait_for(lambda: pids_of(output) == [], log.read_text)
 
 
