@@ -561,8 +561,8 @@ def test_what_was_saved_under_the_name_of_a_checkpoint(tmp_path: Path, content: 
 
 def test_zips_that_are_no_checkpoints_say_what_to_do(tmp_path: Path) -> None:
     for members, told in (
-        ({"CelebA/generator.pth": b"x", "CelebA/ema.pth": b"x"}, r"unpack it and name CelebA/generator\.pth"),
-        ({"a.txt": b"x"}, "unpack it and name the checkpoint inside"),
+        ({"CelebA/generator.pth": b"x", "CelebA/ema.pth": b"x"}, r"unpack it and pass CelebA/generator\.pth"),
+        ({"a.txt": b"x"}, "unpack it and pass the checkpoint inside"),
         ({"m/constants.pkl": b"x", "m/code/a.py": b"x"}, "a TorchScript program"),
     ):
         with zipfile.ZipFile(tmp_path / "generator.pth", "w") as archive:

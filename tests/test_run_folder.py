@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints.files import damage_in, load_training_checkpoint, save_training_checkpoint, intact_checkpoints
+from checkpoints.files import damage_in, intact_checkpoints, load_training_checkpoint, save_training_checkpoint
 from common.errors import UserError
 from common.files import WriteError, remove_unfinished
 from training.run.console import print_notice, steady_output
