@@ -289,7 +289,7 @@ def test_departures_from_the_published_protocol_are_named():
     (only,) = eval_metrics.departures(as_published, 5000, "all", celeba.with_overrides(["last_back=True"]))
     assert "last_back" in only
     (only,) = eval_metrics.departures(as_published, 500, "holdout", celeba)
-    assert "the part holdout" in only
+    assert "the holdout split" in only
 
 
 def test_real_images_are_counted_apart_from_generated_ones(photo_dir, tiny_generator_path, tmp_path):
