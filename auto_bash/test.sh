@@ -14,6 +14,11 @@ if ! command -v chromedriver >/dev/null; then
     echo "Note: Chromium is not installed (Debian: chromium chromium-driver); the tests of HTML pages will be skipped."
   fi
 fi
+# Independent readers of meshes (tests/readers.py): Khronos' validator and three.js.
+if [ ! -d tests/node/node_modules ]; then
+  { command -v npm >/dev/null && timeout 120 npm install --silent --no-audit --no-fund --prefix tests/node >/dev/null 2>&1; } ||
+    echo "Note: npm could not install tests/node; the tests that read meshes with its packages will be skipped."
+fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # more threads would compete for the cores
