@@ -6,6 +6,8 @@ file, and files for download are made in memory.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import threading
 import time
@@ -41,7 +43,8 @@ class Viewer:
     def __init__(self, worker: Worker, name: str, host: str, port: int, look: Look, settings: FrameSettings) -> None:
         self._worker, self._look, self._settings = worker, look, settings
         self._pages: dict[int, Page] = {}
-        self._server = LocalServer(host=host, port=port, label=name, verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # viser's own banner
+            self._server = LocalServer(host=host, port=port, label=name)
         self._name = name
         curriculum = worker.loaded.curriculum
         fov = math.radians(curriculum.fov) * 1.25

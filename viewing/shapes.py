@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,12 +21,15 @@ from visualization.meshes import (
     visible_radius,
 )
 
+if TYPE_CHECKING:
+    from trimesh import Trimesh
+
 RESOLUTION = 128  # voxels along a side
 NUM_CAMERAS = 60
 
 
-def colored_mesh(loaded: LoadedGenerator, field: Field, device: torch.device):
-    """The surface where rays enter it, with vertex colors, as a trimesh.Trimesh in world coordinates; None where there is none."""
+def colored_mesh(loaded: LoadedGenerator, field: Field, device: torch.device) -> Trimesh | None:
+    """The surface where rays enter it, with vertex colors: a Trimesh in world coordinates, or None where there is none."""
     curriculum = loaded.curriculum
     radius = visible_radius(curriculum)
     settings = MeshSettings(2.05 * radius, curriculum.tau, radius, largest_piece=True)
