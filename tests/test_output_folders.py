@@ -28,7 +28,7 @@ def test_a_folder_holds_the_files_of_one_generator(tmp_path: Path) -> None:
     assert read_claim(tmp_path) is None and claim_folder(tmp_path, "a/heads.safetensors", "01") is None
     assert claim_folder(tmp_path, "b/copy.safetensors", "01") is None  # the same weights in another file
     assert read_claim(tmp_path) == {"generator": "a/heads.safetensors", "sha256": "01"}
-    with pytest.raises(UserError, match=r"of the generator a/heads\.safetensors .* c/cats\.safetensors is another; choose"):
+    with pytest.raises(UserError, match=r"of the generator a/heads\.safetensors .* not of c/cats\.safetensors; choose"):
         claim_folder(tmp_path, "c/cats.safetensors", "02")
     assert "earlier state of a/heads.safetensors" in claim_folder(tmp_path, "a/heads.safetensors", "03")  # its run went on
     assert read_claim(tmp_path)["sha256"] == "03" and output_folder(tmp_path) == "made by a generator"

@@ -543,14 +543,14 @@ def test_wrappers_around_a_generator_are_taken_off(tmp_path: Path, pickled_modul
 @pytest.mark.parametrize(
     "content, told",
     [
-        (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page: the download was refused or needs a log-in"),
+        (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page: the download was denied or requires a login"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer.* git lfs pull"),
         (b"\x1f\x8b" + bytes(30), "gzip; unpack it"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(30), "a 7z archive"),
         (b"\x89HDF\r\n\x1a\n" + bytes(30), "an HDF5 file"),
         (b"\x93NUMPY" + bytes(30), "a NumPy array"),
         (b"\x89PNG\r\n\x1a\n" + bytes(30), "a PNG image"),
-        (bytes(400), "nothing but zeros"),
+        (bytes(400), "all zeros"),
     ],
 )
 def test_what_was_saved_under_the_name_of_a_checkpoint(tmp_path: Path, content: bytes, told: str) -> None:
