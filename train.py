@@ -41,7 +41,7 @@ from metrics.fidelity import read_state_dict
 from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
 from siren.backends import compiled
-from training.mirror import best_turn
+from training.mirror import best_mirroring
 from training.run.console import print_notice, steady_output
 from training.run.recorder import Recorder
 from training.run.run_folder import FolderLock, clean_up, disk_space_warning, set_aside_newer
@@ -218,7 +218,7 @@ def prepare_state(
     state = RunState(curriculum, arguments.seed, processes.device, amp_dtype)
     notes: list[str] = []
     chosen = processes.all_or_none(lambda: checkpoint_to_resume(arguments, output_dir), only_main=True)
-    path = processes.text_of_main(str(chosen or ""))
+    path = processes.broadcast_text(str(chosen or ""))
 
     def load() -> None:
         if path:
@@ -230,10 +230,10 @@ def prepare_state(
             state.start_from(Path(arguments.load_dir), notes)
             state.step = arguments.set_step or 0
             if arguments.mirror_depth:
-                turn = best_turn(state.averages["ema"].generator, curriculum.stage_at(state.step).img_size)
-                state.mirror_depth(turn.invert)
-                how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
-                notes.append(f"{how}: PSNR {turn.psnr_db:.1f} dB between the images before and after")
+                mirroring = best_mirroring(state.averages["ema"].generator, curriculum.stage_at(state.step).img_size)
+                state.mirror_depth(mirroring.invert)
+                how = "mirrored in depth, inverted" if mirroring.invert else "mirrored in depth"
+                notes.append(f"{how}: PSNR {mirroring.psnr_db:.1f} dB between the images before and after")
 
     processes.all_or_none(load)
     if processes.is_main:
@@ -280,7 +280,7 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
         if processes.is_main:
             print_notice(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
         state.start_outward()
-    processes.share(state.weights())
+    processes.broadcast(state.weights())
     recorder = None
     if processes.is_main:
         record = {"arguments": vars(arguments), "curriculum": curriculum.to_dict(), "world_size": processes.world_size}
@@ -323,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = run_options(arguments, curriculum, output_dir, started)
     with contextlib.ExitStack() as stack:
         stack.enter_context(steady_output())
-        stack.enter_context(processes.together())
+        stack.enter_context(processes.handle_failures())
         stack.enter_context(deterministic(arguments.deterministic))
         processes.all_or_none(lambda: _take_folder(output_dir, stack), only_main=True)
         trainer = train(arguments, curriculum, options, processes)

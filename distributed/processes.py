@@ -63,7 +63,7 @@ class Processes:
             raise failure or UserError("another process of this run failed; see its error message")
         return result
 
-    def text_of_main(self, text: str) -> str:
+    def broadcast_text(self, text: str) -> str:
         """Return the main process's ``text``, of at most MAX_TEXT_BYTES, in every process."""
         if self.world_size == 1:
             return text
@@ -115,7 +115,7 @@ class Processes:
         dist.gather(padded, parts)
         return [part[: int(count)].cpu() for part, count in zip(parts or [], counts, strict=False)]
 
-    def share(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite ``tensors`` with the main process's values, as separately computed ones may differ by rounding."""
         if self.world_size > 1:
             for tensor in tensors:
@@ -126,7 +126,7 @@ class Processes:
             dist.barrier()
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def handle_failures(self) -> Iterator[None]:
         """Handle failures in this context: raise PeerLost for a lost peer, and announce other errors to the peers."""
         try:
             yield

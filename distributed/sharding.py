@@ -25,7 +25,7 @@ def shared_work(args: argparse.Namespace) -> Iterator[Processes]:
     processes = join_processes(resolve_device(args.device), backend="gloo")  # exchanged tensors are in main memory
     args.device = str(processes.device)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(processes.together())
+        stack.enter_context(processes.handle_failures())
         if not processes.is_main:
             devnull = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(devnull))

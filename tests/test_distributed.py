@@ -331,7 +331,7 @@ def test_when_the_main_process_is_killed_the_others_end_with_one_word(photos, tm
 def _wait_at_barrier(folder: str) -> None:
     processes = join_processes(CPU)
     Path(folder, f"pid_{processes.rank}").write_text(str(os.getpid()))
-    with processes.together():
+    with processes.handle_failures():
         if processes.is_main:
             time.sleep(6)  # slow, as when it decodes a large set: twice the timeout, and no reason for the others to go
         processes.barrier()
@@ -498,7 +498,7 @@ def _share(folder: str) -> None:
     processes = join_processes(CPU)
     layer = torch.nn.Linear(2, 2)
     torch.nn.init.constant_(layer.weight, float(processes.rank + 1))
-    processes.share(layer.state_dict().values())
+    processes.broadcast(layer.state_dict().values())
     torch.save(layer.state_dict(), f"{folder}/{processes.rank}.pt")
     processes.close()
 

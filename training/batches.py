@@ -31,8 +31,8 @@ class StageBatches:
         self.stream: BatchStream | None = None
         self._state, self._processes = state, processes
 
-        def read(is_my_turn: bool) -> None:
-            if is_my_turn:
+        def read(is_reading: bool) -> None:
+            if is_reading:
                 limit = {"max_unreadable": 1.0} if is_under_way else {}
                 split = Split("train", state.curriculum.num_holdout)
                 spec = spec_over(preset, state.curriculum)
@@ -41,19 +41,19 @@ class StageBatches:
         # One process per machine decodes the images; the others read its cache.
         processes.all_or_none(lambda: read(processes.is_first_on_machine))
         processes.all_or_none(lambda: read(not processes.is_first_on_machine))
-        num_of_main = int(processes.text_of_main(str(len(self.dataset))))
-        processes.all_or_none(lambda: self._check_number(path, num_of_main))
+        num_on_main = int(processes.broadcast_text(str(len(self.dataset))))
+        processes.all_or_none(lambda: self._check_num_images(path, num_on_main))
         if processes.is_main:
             self._report_changes(path)
         state.num_images = len(self.dataset)
         self.restart()
 
-    def _check_number(self, path: str, num_of_main: int) -> None:
+    def _check_num_images(self, path: str, num_on_main: int) -> None:
         """Check that all processes see the same number of images, which sets their order and the length of an epoch."""
-        if len(self.dataset) != num_of_main:
+        if len(self.dataset) != num_on_main:
             where = f"rank {self._processes.rank} on {socket.gethostname()}"
             raise UserError(
-                f"{path} has {len(self.dataset)} images for {where}, but {num_of_main} for rank 0;"
+                f"{path} has {len(self.dataset)} images for {where}, but {num_on_main} for rank 0;"
                 " make the same files available to all processes"
             )
 

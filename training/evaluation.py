@@ -158,7 +158,7 @@ class Evaluator:
             "normal_median_degrees": "normal_median_degrees",
             "mask_iou": "mask_iou",
         }
-        return {ours: scores[theirs] for ours, theirs in names.items()}
+        return {name: scores[key] for name, key in names.items()}
 
     # -- images ----------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ NUM_SEEDS = 16
 MIN_SHAPES = 8  # with a surface; fewer are too few to judge the generator
 MAX_SIZE = 32  # pixels; more do not improve the measurement
 HOLLOW = 0.05  # fraction of a ray's length
-MIN_TURN_PSNR_DB = 14.0  # of images after mirroring against those before: 16 or more for a mold, 10 for a concave object
+MIN_MIRROR_PSNR_DB = 14.0  # of images after mirroring against those before: 16 or more for a mold, 10 for a concave object
 PATIENCE = 4  # consecutive checks: shapes that are still forming may be hollow for a while
 
 

@@ -2,10 +2,10 @@
 
 With a narrow field of view, a shape mirrored in depth gives nearly the same image from the mirrored pose. So unposed images
 cannot distinguish a face from its hollow mold, and training may converge to the mold. Reflecting the field along the mean
-viewing direction, and D's pose head about the mean pose, turns one into the other and leaves everything else unchanged.
+viewing direction, and D's pose head about the mean pose, results one into the other and leaves everything else unchanged.
 
 If the mold is a solid block, its mirror image is solid up to the camera, so the occupancy must be inverted too. If it is a
-shell in front of empty space, it must not be. :func:`best_turn` compares both by rendering.
+shell in front of empty space, it must not be. :func:`best_mirroring` compares both by rendering.
 
 For v_mean = pi/2, where cameras look along the equator, the mirrored pose of (pitch, yaw) is (2 v_mean - pitch, 2 h_mean - yaw).
 For another mean, the mirrored camera would also be rolled, which no pose can express, so mirroring is rejected.
@@ -30,7 +30,7 @@ NUM_SEEDS = 8
 MAX_SIZE = 32  # pixels; more do not improve the comparison
 
 
-class Turn(NamedTuple):
+class Mirroring(NamedTuple):
     """``invert``: whether solid and free space are exchanged. ``psnr_db``: PSNR between the images before and after."""
 
     invert: bool
@@ -49,7 +49,7 @@ def reflection(curriculum: Curriculum) -> torch.Tensor:
 
 
 @torch.no_grad()
-def best_turn(generator: ImplicitGenerator3d, image_size: int) -> Turn:
+def best_mirroring(generator: ImplicitGenerator3d, image_size: int) -> Mirroring:
     """Return the mirroring, with or without inversion, that best preserves colors and silhouettes from the mirrored poses."""
     c = generator.curriculum
     device = next(generator.parameters()).device
@@ -63,13 +63,13 @@ def best_turn(generator: ImplicitGenerator3d, image_size: int) -> Turn:
         views = render_views(of.field(of.film(z)), poses, c, settings)
         return torch.stack([torch.cat([view.image, view.hit_mask[None] * 2.0 - 1]) for view in views])
 
-    before, turns = images(generator, 1), {}
+    before, results = images(generator, 1), {}
     for invert in (False, True):
         other = copy.deepcopy(generator)
         mirror_field(other, invert)
         errors = (images(other, -1) - before).square().mean(dim=(0, 2, 3)).clamp_min(1e-12)
-        turns[float(errors.mean())] = Turn(invert, float(10 * torch.log10(4 / errors[:3].mean())))
-    return turns[min(turns)]
+        results[float(errors.mean())] = Mirroring(invert, float(10 * torch.log10(4 / errors[:3].mean())))
+    return results[min(results)]
 
 
 @torch.no_grad()

@@ -17,10 +17,10 @@ from settings.curriculum import Curriculum, Stage
 from training.augmentation import GENERATED, adapted
 from training.batches import StageBatches
 from training.evaluation import EvaluationOptions, Evaluator
-from training.hollow import MIN_TURN_PSNR_DB, PATIENCE, measure_bulge
+from training.hollow import MIN_MIRROR_PSNR_DB, PATIENCE, measure_bulge
 from training.inputs import draw_inputs
 from training.losses import topk_image_weights
-from training.mirror import best_turn
+from training.mirror import best_mirroring
 from training.run.checkpoint_manager import CheckpointManager
 from training.run.nonfinite import BadSteps, Diverged, Guard, are_finite, nan_unless_finite, step_if_finite
 from training.run.recorder import Recorder
@@ -250,7 +250,7 @@ class Trainer:
 
     def _go_back(self, recorder: Recorder | None, bad: BadSteps) -> None:
         """Recover from ``bad`` steps. Raises Diverged if recovery fails."""
-        state, from_step, what = self.state, self.state.step, self.recovery.diagnosis(bad)
+        state, from_step, diagnosis = self.state, self.state.step, self.recovery.diagnosis(bad)
         try:
             path = self.recovery.go_back(bad)
         except Diverged as error:
@@ -264,8 +264,8 @@ class Trainer:
         if recorder is not None:
             recorder.go_back(state.step)
             attempt, skipped = state.attempt, bad.skipped
-            recorder.event(state.step, "went back", reason=what, from_step=from_step, attempt=attempt, skipped_steps=skipped)
-            recorder.warn(f"{what}: going back to {path} with different random numbers (attempt {attempt})")
+            recorder.event(state.step, "went back", reason=diagnosis, from_step=from_step, attempt=attempt, skipped_steps=skipped)
+            recorder.warn(f"{diagnosis}: going back to {path} with different random numbers (attempt {attempt})")
 
     # -- hollow shapes ---------------------------------------------------------------------------------------------
 
@@ -280,12 +280,12 @@ class Trainer:
         state.hollow_looks = state.hollow_looks + 1 if is_hollow else 0
         if state.hollow_looks == PATIENCE:
             state.hollow_looks = 0
-            turn = best_turn(average, stage.img_size) if self.processes.is_main else None
-            is_mold = self.processes.any(turn is not None and turn.psnr_db >= MIN_TURN_PSNR_DB)
+            mirroring = best_mirroring(average, stage.img_size) if self.processes.is_main else None
+            is_mold = self.processes.any(mirroring is not None and mirroring.psnr_db >= MIN_MIRROR_PSNR_DB)
             if is_mold:
-                state.mirror_depth(self.processes.any(turn is not None and turn.invert))
+                state.mirror_depth(self.processes.any(mirroring is not None and mirroring.invert))
             if recorder is not None:
-                recorder.log_turn(state.step, bulge.mean, turn, is_mold)
+                recorder.log_mirroring(state.step, bulge.mean, mirroring, is_mold)
 
     # -- stopping, logging and saving -----------------------------------------------------------------------------
 

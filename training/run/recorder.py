@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from common.files import append_line, write_atomically
 from generators.generator import ImplicitGenerator3d
-from training.mirror import Turn
+from training.mirror import Mirroring
 from training.run.run_folder import truncate_log
 from training.sample_grid import sample_grid
 from visualization.images import png_bytes, to_uint8
@@ -68,16 +68,16 @@ class Recorder:
             self.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scalars.items()))
             self._write(self._metrics_path, step, scalars, prefix="eval/")
 
-    def log_turn(self, step: int, bulge: float, turn: Turn, is_done: bool) -> None:
+    def log_mirroring(self, step: int, bulge: float, mirroring: Mirroring, is_done: bool) -> None:
         """Log that hollow shapes (``bulge`` below 0) were mirrored in depth, or left unchanged, in metrics.jsonl."""
-        how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
+        how = "mirrored in depth, inverted" if mirroring.invert else "mirrored in depth"
         if not is_done:
             how = f"concave objects, not molds, because their images would change when {how}; left unchanged"
         self.note(
-            f"step {step}: the shapes are hollow (bulge {bulge:.4g}): {how}, PSNR {turn.psnr_db:.1f} dB to the images before"
+            f"step {step}: the shapes are hollow (bulge {bulge:.4g}): {how}, PSNR {mirroring.psnr_db:.1f} dB to the images before"
         )
-        numbers = {"bulge_before": float(f"{bulge:.6g}"), "turn_psnr_db": float(f"{turn.psnr_db:.6g}")}
-        self._append(self._metrics_path, {"step": step, "mirrored_depth": is_done, "inverted": turn.invert, **numbers})
+        numbers = {"bulge_before": float(f"{bulge:.6g}"), "turn_psnr_db": float(f"{mirroring.psnr_db:.6g}")}
+        self._append(self._metrics_path, {"step": step, "mirrored_depth": is_done, "inverted": mirroring.invert, **numbers})
 
     def event(self, step: int, name: str, **details: str | int | float) -> None:
         """Write an event, such as a recovery, to log.jsonl."""

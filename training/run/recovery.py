@@ -36,16 +36,16 @@ class Recovery:
         self._count, self._failed_step = self._count + 1, state.step
         found = itertools.islice(intact_checkpoints(self._folder, print_notice), self._count) if self._processes.is_main else ()
         paths = [str(path) for path in found] or [""]
-        newest, target = self._processes.text_of_main(f"{paths[0]}\n{paths[-1]}").split("\n")
-        what = self.diagnosis(bad)
+        newest, target = self._processes.broadcast_text(f"{paths[0]}\n{paths[-1]}").split("\n")
+        diagnosis = self.diagnosis(bad)
         if not target:
             raise Diverged(
-                f"{what}; there is no checkpoint to go back to. Lower the learning rates: --set gen_lr=... disc_lr=..."
+                f"{diagnosis}; there is no checkpoint to go back to. Lower the learning rates: --set gen_lr=... disc_lr=..."
             )
         if self._count > MAX_RECOVERIES:
             stage = state.curriculum.stage_at(state.step)
             raise Diverged(
-                f"the run diverged: {what}, even after going back {MAX_RECOVERIES} times with different random numbers; the"
+                f"the run diverged: {diagnosis}, even after going back {MAX_RECOVERIES} times with different random numbers; the"
                 f" newest intact checkpoint is {newest}. Start a run from it or an earlier one with lower rates: --load_dir"
                 f" {newest} --set_step STEP --output_dir NEW --set gen_lr={stage.gen_lr / 2:g} disc_lr={stage.disc_lr / 2:g}"
             )

@@ -139,8 +139,8 @@ class RunState:
             raise UserError(
                 f"{path} lacks {missing[0]}, so a run cannot resume from it; use --load_dir to start from its weights"
             )
-        their_curriculum = Curriculum.from_dict(state["curriculum"])
-        self._check_same_run(path, state, their_curriculum, world_size)
+        saved_curriculum = Curriculum.from_dict(state["curriculum"])
+        self._check_same_run(path, state, saved_curriculum, world_size)
         self.step = state["step"]
         self.images_seen = _count(path, state, "images_seen")
         self.hollow_looks = _count(path, state, "hollow_looks")
@@ -158,7 +158,7 @@ class RunState:
                 except (KeyError, TypeError, ValueError, RuntimeError):
                     raise UserError(f"{path}: {name} is invalid; use --load_dir to start from its weights") from None
         self.set_learning_rates(max(self.step - 1, 0))  # saving again without a step must give the same file
-        before = their_curriculum.to_dict()
+        before = saved_curriculum.to_dict()
         return [key for key, value in self.curriculum.to_dict().items() if before.get(key) != value]
 
     def _check_same_run(self, path: Path, state: dict[str, Any], curriculum: Curriculum, world_size: int) -> None:
@@ -167,10 +167,10 @@ class RunState:
         The batch size is per process, so the number of processes changes the global batch. Old files do not record it.
         """
         step = state["step"]
-        theirs, ours = (_settings_until(c, step) for c in (curriculum, self.curriculum))
-        differing = [key for key in ours if key in theirs and theirs[key] != ours[key]]
+        saved, current = (_settings_until(c, step) for c in (curriculum, self.curriculum))
+        differing = [key for key in current if key in saved and saved[key] != current[key]]
         if differing:
-            name, was, wanted = _first_difference(differing[0], theirs[differing[0]], ours[differing[0]])
+            name, was, wanted = _first_difference(differing[0], saved[differing[0]], current[differing[0]])
             others = f" (also different: {', '.join(differing[1:])})" if differing[1:] else ""
             record = path.parent / "run.json"
             own = f"use its own settings (--curriculum {record})," if record.is_file() else "use its settings,"
@@ -243,14 +243,14 @@ class RunState:
             average.num_updates = _count(path, state, f"{source}_num_updates")
 
 
-def _first_difference(name: str, theirs: Any, ours: Any) -> tuple[str, Any, Any]:
+def _first_difference(name: str, saved: Any, current: Any) -> tuple[str, Any, Any]:
     """Return the name of the innermost setting that differs, and both values."""
-    if isinstance(theirs, list) and isinstance(ours, list):  # a missing element counts as None
-        pairs = [(f"{name}[{i}]", *both) for i, both in enumerate(itertools.zip_longest(theirs, ours))]
-    elif isinstance(theirs, dict) and isinstance(ours, dict) and theirs.keys() == ours.keys():
-        pairs = [(f"{name}.{key}", theirs[key], ours[key]) for key in ours]
+    if isinstance(saved, list) and isinstance(current, list):  # a missing element counts as None
+        pairs = [(f"{name}[{i}]", *both) for i, both in enumerate(itertools.zip_longest(saved, current))]
+    elif isinstance(saved, dict) and isinstance(current, dict) and saved.keys() == current.keys():
+        pairs = [(f"{name}.{key}", saved[key], current[key]) for key in current]
     else:
-        return name, theirs, ours
+        return name, saved, current
     return next(_first_difference(*pair) for pair in pairs if pair[1] != pair[2])
 
 
@@ -316,10 +316,10 @@ def _generator_groups(generator: ImplicitGenerator3d) -> list[dict[str, Any]]:
 def _load_network(network: nn.Module, weights: Any, path: Path, what: str) -> None:
     """Load ``weights``. Raises UserError, naming the first parameter whose shape does not match."""
     weights = check_state(path, what, weights)
-    ours, theirs = ({name: tuple(value.shape) for name, value in part.items()} for part in (network.state_dict(), weights))
-    for name in [*ours, *theirs]:
-        if ours.get(name) != theirs.get(name):
-            found, needed = (shapes.get(name, "missing") for shapes in (theirs, ours))
+    current, saved = ({name: tuple(value.shape) for name, value in part.items()} for part in (network.state_dict(), weights))
+    for name in [*current, *saved]:
+        if current.get(name) != saved.get(name):
+            found, needed = (shapes.get(name, "missing") for shapes in (saved, current))
             raise UserError(
                 f"{path}: {printable(name)} of its {what} is {found}, but this curriculum's model needs {needed};"
                 " use the curriculum of that run"
