@@ -127,6 +127,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def resolve_amp(choice: str, device: torch.device) -> torch.dtype | None:
+    """Return the autocast dtype for --amp ``choice``, or None for float32. Always None on a CPU."""
     if device.type == "cpu":
         return None
     if choice == "auto":
@@ -246,6 +247,7 @@ def prepare_state(
 
 
 def run_options(arguments: argparse.Namespace, curriculum: Curriculum, output_dir: Path, started: float) -> RunOptions:
+    """Return the options of the trainer. ``started``: start of the command, by the monotonic clock."""
     return RunOptions(
         output_dir=output_dir,
         dataset_path=arguments.dataset_path,

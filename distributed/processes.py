@@ -122,6 +122,7 @@ class Processes:
                 dist.broadcast(tensor.detach(), src=0)
 
     def barrier(self) -> None:
+        """Wait for all processes."""
         if self.world_size > 1:
             dist.barrier()
 

@@ -97,5 +97,6 @@ class StageBatches:
             self.restart()
 
     def close(self) -> None:
+        """Stop the reader."""
         if self.stream is not None:
             self.stream.close()

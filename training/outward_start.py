@@ -30,6 +30,8 @@ from settings.curriculum import Curriculum
 
 
 class Attempt(NamedTuple):
+    """Settings of one attempt to fit the ball."""
+
     latent_influence: float  # factor on the weights of the mapping network's last layer
     learning_rate: float
 

@@ -45,6 +45,7 @@ class GeneratorInputs(NamedTuple):
         return [self.part(slice(i * size, (i + 1) * size)) for i in range(num_parts)]
 
     def part(self, s: slice) -> GeneratorInputs:
+        """Return the inputs of the images in slice ``s``."""
         poses = CameraPoses(self.poses.pitch[s], self.poses.yaw[s])
         rest = (None if tensor is None else tensor[s] for tensor in (self.neighbors, self.ball_points, self.augmentation))
         return GeneratorInputs(self.z[s], poses, self.noise[s], *rest)
@@ -70,6 +71,7 @@ class StepSettings:
 
     @classmethod
     def at(cls, curriculum: Curriculum, step: int) -> StepSettings:
+        """Evaluate the curriculum's schedules at ``step``."""
         noise = schedules.density_noise_at(curriculum, step)
         settings = RenderSettings.from_curriculum(curriculum, schedules.interval_at(curriculum, step))
         penalties = schedules.penalty_weights_at(curriculum, step)

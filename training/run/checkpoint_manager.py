@@ -43,6 +43,7 @@ class CheckpointManager:
         self._retry_after = FIRST_RETRY
 
     def is_due(self) -> bool:
+        """Return whether to save at the current step."""
         step = self._state.step
         if self._retry_at is not None and time.monotonic() >= self._retry_at:
             return True

@@ -169,6 +169,7 @@ class Recorder:
         self._bar.write(" ".join(text.split()), file=sys.stderr)
 
     def close(self) -> None:
+        """Write pending log lines, and close the progress bar and TensorBoard's writer."""
         self._write_logs()
         self._bar.close()
         self._close_writer()

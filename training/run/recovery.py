@@ -23,6 +23,7 @@ class Recovery:
         self._count, self._failed_step = 0, 0
 
     def note_good_step(self) -> None:
+        """Reset the count of recoveries if the run is far enough beyond the last failure."""
         if self._state.step > self._failed_step + self._reset_after:
             self._count = 0
 

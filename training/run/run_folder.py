@@ -55,6 +55,7 @@ class FolderLock:
             return True
 
     def release(self) -> None:
+        """Release the lock."""
         self._file.close()
 
 
