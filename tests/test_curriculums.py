@@ -156,7 +156,7 @@ def test_the_page_of_all_curricula_is_current():
 
 def test_a_setting_without_a_description_is_named():
     source = 'COMMON = {\n    # Cameras\n    "fov": 1,  # degrees\n    "tau": 0.5,\n}\n'
-    with pytest.raises(UserError, match="line 4: say in a comment what tau does"):
+    with pytest.raises(UserError, match="line 4: tau has no comment"):
         described_settings(source)
 
 
