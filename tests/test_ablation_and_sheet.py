@@ -158,8 +158,8 @@ def test_a_sheet_shows_the_images_that_are_scored(run: Path, photos: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["heads", "--output", "sheet.jpg"], "name a .png"),
-        (["heads", "--output", "nowhere/sheet.png"], "there is no folder nowhere"),
+        (["heads", "--output", "sheet.jpg"], "must end in .png"),
+        (["heads", "--output", "nowhere/sheet.png"], "the folder nowhere does not exist"),
         (["nothing", "--output", "sheet.png"], "there is no generator file nothing"),
     ],
 )

@@ -228,7 +228,7 @@ def test_script_with_a_discriminator(photos, tmp_path, capsys, monkeypatch):
     record = json.loads((tmp_path / "x.json").read_text())
     assert record["reader"]["step"] == 200 and record["reader"]["image_size"] == 8
     assert record["reader"]["prior"] == {"h_stddev": 0.7, "v_stddev": 0.25, "sample_dist": "uniform"}
-    assert record["yaw"]["calibration"]["num"] >= 10 and any("leans toward the prior" in note for note in record["notes"])
+    assert record["yaw"]["calibration"]["num"] >= 10 and any("biased toward the prior" in note for note in record["notes"])
     head = load_pose_head(tmp_path, CPU)
     images = pose_spread.real_images(photos, "Images", 30, 8).float() / 127.5 - 1
     assert record["yaw"]["median"] == pytest.approx(float(head.read(images)[:, 0].median()), abs=1e-6)
