@@ -16,7 +16,7 @@ from checkpoints.loading import LoadedGenerator
 from common.arguments import add_device_argument, finite_float, image_side, int_between, positive_int, resolve_device
 from common.files import make_output_dir, write_atomically
 from generators.renderer import RenderSettings
-from visualization.generator_scripts import load_with_notes
+from visualization.generator_scripts import load_with_notes, note_ignored_options
 
 
 def add_common_arguments(
@@ -43,6 +43,7 @@ def load(args: argparse.Namespace) -> LoadedGenerator:
     """Load the generator of :func:`add_common_arguments`, with float32 matrix products on every device. Raises UserError."""
     device = resolve_device(args.device)
     make_output_dir(Path(args.output_json).parent)  # first: fail before any work if the score cannot be written
+    note_ignored_options(args)
     return load_with_notes(args.path, args.curriculum, device, precision="float32")
 
 

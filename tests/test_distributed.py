@@ -286,7 +286,7 @@ def test_processes_that_see_other_images_are_refused(photos, tmp_path):
     ranks = Ranks(_train_on_own_photos, 2, tmp_path, command, str(photos), str(tmp_path))
     assert ranks.finish() == [2, 2], ranks.texts()
     num = len(list(photos.glob("*.png")))
-    assert f"holds {num - 1} images for rank 1 on " in ranks.texts()[1] and f", {num} for rank 0" in ranks.texts()[1]
+    assert f"has {num - 1} images for rank 1 on " in ranks.texts()[1] and f"but {num} for rank 0" in ranks.texts()[1]
     assert not list((tmp_path / "out").glob("checkpoint_*"))
 
 

@@ -168,7 +168,7 @@ def test_the_network_has_the_published_size():
 @torch.no_grad()
 def test_it_calls_cats_cats(cats_zip):
     source = find_images(cats_zip)
-    photos = [decode(source, index, DatasetSpec(None, None, ""), 64) for index in range(0, 1600, 100)]
+    photos = [decode(source, index, DatasetSpec(None, None, ""), 64).pixels for index in range(0, 1600, 100)]
     images = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2)
     network = load_efficientnet()
     probabilities = network.logits(network(images)).softmax(dim=1)
