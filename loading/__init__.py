@@ -1,1 +1,1 @@
-"""From image files to batches: files -> cache -> batches."""
+"""Data loading: image files -> decoded cache -> batches."""

@@ -1,8 +1,8 @@
-"""An endless stream of batches whose place is one number: how many images were seen.
+"""An endless stream of training batches. Its position is a single number, the count of images seen.
 
-Images come in freshly shuffled epochs, each flipped with probability 1/2. Which ones, in which order, flipped or not, is
-a pure function of (seed, position), so a run resumes bit for bit from ``images_seen`` alone, and any number of processes
-together read what one process with the whole batch would.
+Each epoch is shuffled anew, and each image is flipped with probability 1/2. Selection, order and flips are a pure function
+of (seed, position). A run therefore resumes bit for bit from ``images_seen`` alone, and any number of processes together
+read the same images as one process with the whole batch.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from torch import Tensor
 
 
 class Gatherable(Protocol):
-    """What a stream reads from: :class:`dataset.ImageDataset`, or anything like it."""
+    """Interface of a stream's source, such as :class:`dataset.ImageDataset`."""
 
     def __len__(self) -> int: ...
 
     def gather(self, indices: Tensor) -> Tensor:
-        """(B,) -> (B, 3, H, W) uint8."""
+        """Return images (B, 3, H, W) uint8 at indices (B,)."""
         ...
 
 
 def epoch_order(num: int, epoch: int, seed: int) -> Tensor:
-    """The order (num,) int64 in which epoch ``epoch`` reads ``num`` images."""
+    """Return the order (num,) int64 in which epoch ``epoch`` reads ``num`` images."""
     return torch.from_numpy(np.random.default_rng([seed, epoch, 0]).permutation(num))
 
 
 def _epoch_flips(num: int, epoch: int, seed: int) -> Tensor:
-    """(num,) bool, one per place in the epoch."""
+    """Return flips (num,) bool, one per position in the epoch."""
     return torch.from_numpy(np.random.default_rng([seed, epoch, 1]).integers(0, 2, num, dtype=np.int8).astype(bool))
 
 
 def batch_at(
     dataset_len: int, images_seen: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """The batch after ``images_seen`` images: indices (B,) int64 and flips (B,) bool.
+    """Return the batch after ``images_seen`` images: indices (B,) int64 and flips (B,) bool.
 
-    ``batch_size`` and the result are per process; ``images_seen`` counts those of all ``world_size`` processes. A batch
-    of batch_size * world_size is cut into consecutive parts, one per rank.
+    ``batch_size`` and the result are per process; ``images_seen`` is the total of all ``world_size`` processes. A global
+    batch of batch_size * world_size is split into consecutive parts, one per rank.
     """
     if dataset_len < 1 or batch_size < 1 or images_seen < 0 or not 0 <= rank < world_size:
         raise ValueError(f"no batch of {batch_size} at {images_seen} from {dataset_len} images for rank {rank}/{world_size}")
@@ -53,7 +53,7 @@ def batch_at(
 def _slice_of_stream(
     num: int, start: int, count: int, seed: int, epochs: dict[int, tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """Places ``start`` to ``start + count`` of the stream; ``epochs`` keeps the shuffles that are in use."""
+    """Return positions ``start`` to ``start + count`` of the stream; ``epochs`` caches the shuffles in use."""
     indices, flips = [], []
     while count > 0:
         epoch, offset = divmod(start, num)
@@ -69,11 +69,11 @@ def _slice_of_stream(
 
 
 class BatchStream(Iterator[Tensor]):
-    """Batches (B, 3, H, W) float32 in [-1, 1] on ``device``, without end, from place ``images_seen`` on.
+    """Endless batches (B, 3, H, W) float32 in [-1, 1] on ``device``, starting at position ``images_seen``.
 
-    A background thread gathers ahead (and pins memory for a GPU). ``next`` raises what went wrong in the thread, and
-    RuntimeError where it ended without a word.
-    ``images_seen`` is the place after the last batch handed out: what a checkpoint keeps. ``close`` ends the thread.
+    A background thread prefetches batches (and pins memory for a GPU). ``next`` raises the thread's exception, or
+    RuntimeError if the thread ended without one.
+    ``images_seen`` is the position after the last batch returned; store it in checkpoints. ``close`` stops the thread.
     """
 
     def __init__(
@@ -90,29 +90,29 @@ class BatchStream(Iterator[Tensor]):
     ) -> None:
         batch_at(
             len(dataset), images_seen, batch_size, seed, rank, world_size
-        )  # refuses impossible arguments here, not in the thread
+        )  # raises on invalid arguments here rather than in the thread
         self.images_seen = images_seen
         self._dataset, self._batch_size, self._seed, self._flip = dataset, batch_size, seed, flip
         self._device, self._rank, self._world_size = torch.device(device), rank, world_size
         self._queue: queue.Queue[Tensor | BaseException] = queue.Queue(maxsize=num_ahead)
         self._closed = threading.Event()
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._read_ahead, args=(images_seen,), name="BatchStream", daemon=True)
+        self._thread = threading.Thread(target=self._prefetch, args=(images_seen,), name="BatchStream", daemon=True)
         self._thread.start()
 
-    def _read_ahead(self, place: int) -> None:
+    def _prefetch(self, position: int) -> None:
         epochs: dict[int, tuple[Tensor, Tensor]] = {}
         try:
             while not self._closed.is_set():
-                start = place + self._rank * self._batch_size
+                start = position + self._rank * self._batch_size
                 indices, flips = _slice_of_stream(len(self._dataset), start, self._batch_size, self._seed, epochs)
                 images = self._dataset.gather(indices)
                 if self._flip:
                     images = torch.where(flips[:, None, None, None], images.flip(-1), images)
                 images = images.contiguous()
                 self._put(images.pin_memory() if self._device.type == "cuda" else images)
-                place += self._batch_size * self._world_size
-        except BaseException as error:  # next() raises it
+                position += self._batch_size * self._world_size
+        except BaseException as error:  # raised again by next()
             self._put(error)
 
     def _put(self, item: Tensor | BaseException) -> None:
@@ -147,7 +147,7 @@ class BatchStream(Iterator[Tensor]):
                     raise RuntimeError("the thread that reads images ended") from None
 
     def close(self) -> None:
-        """End the thread; what it read ahead is dropped."""
+        """Stop the thread and drop prefetched batches."""
         self._closed.set()
         while not self._queue.empty():
             try:

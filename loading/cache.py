@@ -1,7 +1,7 @@
-"""The decoded cache: every image of a source once, at one size, in an .npy file that is read image by image.
+"""Cache of decoded images: all images of a source at one size, in an .npy file that is read image by image.
 
-The file is read, not mapped into memory: where a disk or a network share goes away, reading raises an error that can be
-dealt with, while touching mapped memory ends the process.
+The file is read rather than memory-mapped. If a disk or a network share disappears, reading raises an error that can be
+handled, whereas accessing mapped memory crashes the process.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from common.locks import try_lock
 from loading.decoding import decode_all
 from loading.files import FORMATS, DatasetSpec, Decoded, ImageSource, decode
 
-_VERSION = 2  # raise it when the same file gives other pixels
+_VERSION = 2  # increment it when the same file decodes to different pixels
 _HEADER_BYTES = 128
 CACHE_NAME = re.compile(r"[0-9a-f]{24}\.npy")
 MAX_CACHE_BYTES = 20 << 30  # of all data sets together
-MAX_NAMED = 20  # images that are gone; a disk that went away would fill the screen
+MAX_NAMED = 20  # missing images named in messages; a lost disk would flood the terminal
 
 
 @dataclass
 class Findings:
-    """What decoding a source told. ``unreadable``: index of an image -> why, in words that complete "it is ...".
+    """Results of decoding a source. ``unreadable``: image index -> reason, a text that completes "it is ...".
 
-    ``remarks``: what is to be known about the others -> of how many images.
+    ``remarks``: remark on readable images -> number of images that it applies to.
     """
 
     unreadable: dict[int, str] = field(default_factory=dict)
@@ -47,20 +47,20 @@ class Findings:
 
     @classmethod
     def from_json(cls, content: Any, num: int) -> Findings:
-        """From :meth:`to_json`'s output about ``num`` images. Raises ValueError, KeyError or TypeError for anything else."""
+        """Parse the output of :meth:`to_json` for ``num`` images. Raises ValueError, KeyError or TypeError if invalid."""
         indices, reasons, remarks = content["unreadable"], content["reasons"], content["remarks"]
         if not all(type(i) is int and 0 <= i < num for i in indices) or len(set(indices)) < len(indices):
-            raise ValueError("no indices of images")
+            raise ValueError("invalid image indices")
         if not all(type(text) is str for text in [*reasons, *remarks]) or not all(type(n) is int for n in remarks.values()):
-            raise ValueError("no texts about images")
+            raise ValueError("invalid remarks on images")
         return cls(dict(zip(indices, reasons, strict=True)), Counter(remarks))
 
 
 class CachedImages:
     """Images (N, size, size, 3) uint8 in an .npy file: ``images[i]``, or ``images[indices]`` for several.
 
-    An image that cannot be read from the file any more is decoded anew from its source; one whose source is gone as well is
-    replaced by the next that is there. Each is told of in one line. OSError where there is none left.
+    An image that can no longer be read from the file is decoded again from its source. If its source is missing too, it is
+    replaced by the next available image. Each case prints a one-line notice. Raises OSError if no image is left.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class CachedImages:
         self._source, self._spec, self._size = source, spec, size
         self._members = [i for i in range(len(source.names)) if i not in skip]
         self.shape = (len(self._members), size, size, 3)
-        self._is_lost = False  # the file could not be read, and that was said
-        self._gone: set[int] = set()  # members that could not be decoded any more
-        self._open_in: tuple[int, int] | None = None  # process and descriptor
+        self._is_lost = False  # True once the file could not be read and a notice was printed
+        self._missing: set[int] = set()  # members that can no longer be decoded
+        self._open_in: tuple[int, int] | None = None  # process ID and file descriptor
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -100,24 +100,24 @@ class CachedImages:
         try:
             data = self._read(num_bytes, self._offset + index * num_bytes)
             if len(data) != num_bytes:
-                raise OSError("it was cut short")
+                raise OSError("it is truncated")
             return np.frombuffer(data, np.uint8).reshape(self.shape[1:])
         except OSError as error:
             if not self._is_lost:
                 self._is_lost = True
                 reason = error.strerror or error
-                tell(f"the image cache {self._path} cannot be read any more ({reason}); decoding the images anew")
+                print_notice(f"the image cache {self._path} can no longer be read ({reason}); decoding the images again")
             return self._from_source(index)
 
-    def _read(self, num_bytes: int, place: int) -> bytes:
-        """Several threads may read at once."""
+    def _read(self, num_bytes: int, offset: int) -> bytes:
+        """Read ``num_bytes`` at ``offset``. Thread-safe."""
         if not hasattr(os, "pread"):  # Windows
             with self._path.open("rb") as file:
-                file.seek(place)
+                file.seek(offset)
                 return file.read(num_bytes)
         if self._open_in is None or self._open_in[0] != os.getpid():
             self._open_in = os.getpid(), os.open(self._path, os.O_RDONLY)
-        return os.pread(self._open_in[1], num_bytes, place)
+        return os.pread(self._open_in[1], num_bytes, offset)
 
     def _from_source(self, index: int) -> np.ndarray:
         for place in range(len(self)):
@@ -125,33 +125,33 @@ class CachedImages:
             image = decode(self._source, member, self._spec, self._size).pixels
             if image is not None:
                 return image
-            if member not in self._gone:
-                self._gone.add(member)
-                if len(self._gone) <= MAX_NAMED:
-                    name, silence = self._source.names[member], "; no more will be named" * (len(self._gone) == MAX_NAMED)
-                    tell(f"{name} is gone or unreadable ({len(self._gone)} so far), the next takes its place{silence}")
-        raise OSError(f"no image of {self._source.path} can be read any more")
+            if member not in self._missing:
+                self._missing.add(member)
+                if len(self._missing) <= MAX_NAMED:
+                    name, silence = self._source.names[member], "; the rest is not listed" * (len(self._missing) == MAX_NAMED)
+                    print_notice(f"{name} is missing or unreadable ({len(self._missing)} so far); using the next image{silence}")
+        raise OSError(f"no image of {self._source.path} can be read any longer")
 
 
-def tell(text: str) -> None:
+def print_notice(text: str) -> None:
     print(f"notice: {text}", file=sys.stderr)
 
 
 def default_cache_dir() -> Path:
-    """$GOF_CACHE, or gof in the user's cache folder."""
+    """Return $GOF_CACHE, or the folder gof in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(os.environ.get("GOF_CACHE") or os.path.join(base, "gof"))
 
 
 def _cache_key(source: ImageSource, spec: DatasetSpec, size: int) -> str:
     what = [_VERSION, FORMATS, source.zip_path, source.names, source.stamps, spec.resize, spec.center_crop, size]
-    if spec.background or spec.nearest:  # other caches have the names that they had before
+    if spec.background or spec.nearest:  # keeps the keys of existing caches without these settings
         what += [spec.background, spec.nearest]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
 
 
 def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -> tuple[CachedImages, Findings] | None:
-    """The images and what decoding them told; None if there is no sound cache."""
+    """Open the cached images and findings; None if there is no valid cache."""
     try:
         found = Findings.from_json(json.loads(path.with_suffix(".json").read_text()), len(source.names))
         expected = (len(source.names) - len(found.unreadable), size, size, 3)
@@ -164,19 +164,19 @@ def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -
         if not sound:
             return None
         with contextlib.suppress(OSError):
-            os.utime(path)  # says that it is in use
+            os.utime(path)  # marks it as recently used
         return CachedImages(path, offset, source, spec, size, found.unreadable), found
-    except Exception:  # whatever is wrong with a cache (numpy's reader of headers fails in many ways), it is made again
+    except Exception:  # an invalid cache is rebuilt; numpy's header parser raises many types of exceptions
         return None
 
 
 def build_cache(
     source: ImageSource, spec: DatasetSpec, size: int, cache_dir: str | Path | None, num_workers: int | None = None
 ) -> tuple[np.ndarray | CachedImages, Findings]:
-    """Readable images (N, size, size, 3) uint8, and what decoding them told.
+    """Return the readable images (N, size, size, 3) uint8, and the findings of decoding them.
 
-    Read from ``cache_dir`` where a sound cache of exactly these files lies there; decoded and written there otherwise, whole
-    or not at all. None, or a folder that cannot be written: decoded into memory.
+    Read them from ``cache_dir`` if it has a valid cache of exactly these files. Otherwise, decode them and write the cache
+    atomically. If ``cache_dir`` is None or not writable, decode into memory.
     """
     path = Path(cache_dir).expanduser() / f"{_cache_key(source, spec, size)}.npy" if cache_dir is not None else None
     if path is not None:
@@ -195,7 +195,7 @@ def build_cache(
 
 
 def _readable(images: Iterable[Decoded], found: Findings) -> Iterator[np.ndarray]:
-    """Those that are there; what there is to say about each goes into ``found``."""
+    """Yield the readable images; record reasons and remarks in ``found``."""
     for index, image in enumerate(images):
         if image.pixels is None:
             found.unreadable[index] = image.remark
@@ -207,7 +207,7 @@ def _readable(images: Iterable[Decoded], found: Findings) -> Iterator[np.ndarray
 def _write_cache(
     path: Path, source: ImageSource, spec: DatasetSpec, size: int, num_workers: int | None
 ) -> tuple[CachedImages, Findings]:
-    """Decode into a new file beside ``path`` and rename it, so that no half-written cache is ever read."""
+    """Decode into a new file next to ``path`` and rename it, so that no partial cache is ever read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".unfinished_", suffix=".npy")
@@ -215,7 +215,7 @@ def _write_cache(
     try:
         with os.fdopen(handle, "wb") as file:
             with contextlib.suppress(OSError):
-                try_lock(file)  # says that its writer lives
+                try_lock(file)  # shows that its writer is alive
             file.write(bytes(_HEADER_BYTES))
             for image in _readable(decode_all(source, spec, size, num_workers), found):
                 file.write(image.tobytes())
@@ -232,14 +232,14 @@ def _write_cache(
     written = _read_cache(path, source, spec, size)
     if written is None:
         raise OSError(f"{path} could not be read back")
-    _make_room(path)
+    _evict_caches(path)
     return written
 
 
-def _make_room(newest: Path) -> None:
-    """Remove the caches unused for longest until at most MAX_CACHE_BYTES are left beside ``newest``; say where they are.
+def _evict_caches(newest: Path) -> None:
+    """Evict the least recently used caches, except ``newest``, down to MAX_CACHE_BYTES in total; print where they are.
 
-    Images that were added or removed make a new cache: without a bound, old ones would pile up.
+    Adding or removing images creates a new cache. Without a limit, old ones would accumulate.
     """
     caches = {}
     for path in newest.parent.glob("*.npy"):
@@ -255,21 +255,21 @@ def _make_room(newest: Path) -> None:
         for part in (path, path.with_suffix(".json")):
             with contextlib.suppress(OSError):
                 part.unlink()
-    tell(
-        f"decoded images are kept in {newest.parent}: {num_bytes / 2**30:.2f} GiB, of which those unused for longest go at"
-        f" {MAX_CACHE_BYTES >> 30} GiB; to clear it, remove the folder (GOF_CACHE names another place)"
+    print_notice(
+        f"decoded images are cached in {newest.parent}: {num_bytes / 2**30:.2f} GiB; the least recently used are removed above"
+        f" {MAX_CACHE_BYTES >> 30} GiB; to clear the cache, remove the folder (set GOF_CACHE to use another folder)"
     )
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """Of uint8 values in C order, version 1.0, always :data:`_HEADER_BYTES` long: it is written when the number is known."""
+    """Return the header of a C-ordered uint8 array, version 1.0, padded to :data:`_HEADER_BYTES`: it is written last."""
     text = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).encode()
     start = np.lib.format.magic(1, 0) + (_HEADER_BYTES - 10).to_bytes(2, "little")
     return start + text.ljust(_HEADER_BYTES - 11) + b"\n"
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove unfinished files whose writer was killed: nobody holds their lock."""
+    """Remove partial files of killed writers: files whose lock is free."""
     for path in folder.glob(".unfinished_*.npy"):
         with contextlib.suppress(OSError), path.open("rb") as file:
             if try_lock(file):

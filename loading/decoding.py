@@ -1,4 +1,4 @@
-"""Every image of a source, decoded in order, by several processes where that pays."""
+"""Decode all images of a source in order, in parallel processes for large sets."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from tqdm import tqdm
 from loading.files import DatasetSpec, Decoded, ImageSource, decode
 
 MAX_WORKERS = 16
-PAYS_FROM = 2000  # images; starting processes takes seconds
+MIN_PARALLEL_IMAGES = 2000  # starting processes takes seconds
 BLOCK = 64
-DEADLY = Decoded(None, "deadly: the process that decoded it died; remove it")
+CRASHED = Decoded(None, "crashing the decoder: the process that decoded it died; remove it")
 
 
 def decode_all(source: ImageSource, spec: DatasetSpec, size: int, workers: int | None) -> Iterator[Decoded]:
-    """Images (size, size, 3) uint8 in order, with progress shown.
+    """Yield images (size, size, 3) uint8 in order and show progress.
 
-    A worker process that dies (killed for memory, or by an image that crashes a decoder) costs time but no image, but for
-    one that kills a process of its own as well.
+    If a worker process dies (out of memory, or an image that crashes the decoder), its images are decoded again one by one.
+    Only an image that also crashes its own process is lost.
     """
     num = len(source.names)
     blocks = [range(start, min(start + BLOCK, num)) for start in range(0, num, BLOCK)]
     work = partial(decode_block, source=source, spec=spec, size=size)
     workers = min(workers if workers is not None else (os.cpu_count() or 1), MAX_WORKERS, len(blocks))
-    is_worker = multiprocessing.current_process().daemon  # a loader's workers may start no processes
-    pays = workers > 1 and num >= PAYS_FROM and not is_worker
+    is_worker = multiprocessing.current_process().daemon  # data loader workers cannot start processes
+    is_parallel = workers > 1 and num >= MIN_PARALLEL_IMAGES and not is_worker
     with tqdm(total=num, desc=f"decoding to {size} px", unit="image", disable=num < 500) as progress:
-        for results in _in_parallel(work, blocks, workers) if pays else map(work, blocks):
+        for results in _in_parallel(work, blocks, workers) if is_parallel else map(work, blocks):
             yield from results
             progress.update(len(results))
 
@@ -51,7 +51,7 @@ def _in_parallel(work: partial, blocks: list[range], workers: int) -> Iterator[l
                 yield results
                 done += 1
         except BrokenProcessPool:
-            print("notice: a process that decodes images died; decoding some one by one, then going on", file=sys.stderr)
+            print("notice: a decoding process died; decoding its images one by one, then continuing", file=sys.stderr)
             yield _one_by_one(work, blocks[done])
             done += 1
         finally:
@@ -59,14 +59,14 @@ def _in_parallel(work: partial, blocks: list[range], workers: int) -> Iterator[l
 
 
 def _one_by_one(work: partial, block: range) -> list[Decoded]:
-    """Each image in a process that may die of it; an image that kills its process is unreadable."""
+    """Decode each image in a disposable process; an image that crashes it is unreadable."""
     results: list[Decoded] = []
     pool = _pool(1)
     for index in block:
         try:
             results += pool.submit(work, [index]).result()
         except BrokenProcessPool:
-            results.append(DEADLY)
+            results.append(CRASHED)
             pool.shutdown(wait=False)
             pool = _pool(1)
     pool.shutdown(wait=False)

@@ -1,7 +1,7 @@
-"""Images on disk: finding them in a folder, glob or zip, and decoding any mode and size to a square of RGB.
+"""Find images in a folder, glob or zip, and decode any mode and size to a square RGB image.
 
-Gray, palette, CMYK and 16-bit images become RGB; a transparent one is laid over what free space renders to, black or white;
-an image with an EXIF orientation is turned upright.
+Gray, palette, CMYK and 16-bit images are converted to RGB. Transparent images are composited over the background color of
+free space, black or white. The EXIF orientation is applied.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ __all__ = ["EXTENSIONS", "FORMATS", "DatasetSpec", "Decoded", "ImageSource", "Sp
 MAX_FILE_BYTES = 1 << 28
 MAX_RESIZED_PIXELS = 1 << 26
 NUM_NAMED = 3
-ENCRYPTED = 1  # of a zip member's flags
+ENCRYPTED = 1  # flag bit of a zip member
 COMPRESSIONS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz", 98: "PPMd", 99: "AES encryption"}
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """How a data set's images become squares, in this order: the short side to ``resize`` pixels (None: as it is), the
-    central square of ``center_crop`` pixels (None: the largest there is); then to the size asked for. ``background``: the gray
-    level from 0 to 255 that transparent ones are laid over. ``nearest``: as the published code's real images are resized,
-    bilinear to ``resize``, then to the nearest pixel; otherwise antialiased."""
+    """Preprocessing of a data set: resize the short side to ``resize`` pixels (None: keep it), crop the central square of
+    ``center_crop`` pixels (None: the largest possible), then resize to the requested size. ``background``: gray level, 0 to
+    255, behind transparent images. ``nearest``: resize as the published code resizes real images, bilinear to ``resize``,
+    then nearest neighbor; otherwise antialiased."""
 
     resize: int | None
     center_crop: int | None
@@ -55,9 +55,9 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where images lie. ``names``: sorted member names of ``zip_path``, or file paths where that is None.
+    """Location of images. ``names``: sorted member names of ``zip_path``, or file paths if it is None.
 
-    ``left_out``: names of what else lies there, and why it is not among the images.
+    ``left_out``: names of all other files there, each with the reason why it is excluded.
     """
 
     path: str
@@ -68,9 +68,9 @@ class ImageSource:
 
 
 class Decoded(NamedTuple):
-    """One image: ``pixels`` (size, size, 3) uint8, or None where it cannot be read.
+    """One decoded image: ``pixels`` (size, size, 3) uint8, or None if it cannot be read.
 
-    ``remark``: then why, in words that complete "it is ..."; else what the user should know about how it was read, or "".
+    ``remark``: the reason if it cannot be read, a text that completes "it is ..."; otherwise a remark on how it was read, or "".
     """
 
     pixels: np.ndarray | None
@@ -78,7 +78,7 @@ class Decoded(NamedTuple):
 
 
 class Split(NamedTuple):
-    """``part`` of a data set of which ``num_holdout`` images are held out: one of PARTS."""
+    """One ``part`` (of PARTS) of a data set with ``num_holdout`` held-out images."""
 
     part: str = "all"
     num_holdout: int = 0
@@ -89,15 +89,15 @@ ALL_IMAGES = Split()
 
 
 def part_of(source: ImageSource, split: Split) -> ImageSource:
-    """The images of one part, in the order of ``source``.
+    """Return the images of one part, in the order of ``source``.
 
-    Held out are those whose file names have the smallest SHA-256: a choice that hangs neither on the folder or zip around them
-    nor on a seed, and hardly changes when images are added. Raises UserError where no images would be left.
+    The held-out images are those with the smallest SHA-256 of the file name. This choice is independent of the folder or zip
+    and of any seed, and hardly changes when images are added. Raises UserError if no images would be left.
     """
     if split.part == "all":
         return source
     if not 0 <= split.num_holdout < len(source.names):
-        raise UserError(f"{source.path} holds {len(source.names)} images; of them {split.num_holdout} cannot be held out")
+        raise UserError(f"{source.path} holds {len(source.names)} images; {split.num_holdout} cannot be held out; use fewer")
     if split.part == "holdout" and not split.num_holdout:
         raise UserError("no images are held out: num_holdout is 0; hold some out, or use all images")
 
@@ -111,18 +111,18 @@ def part_of(source: ImageSource, split: Split) -> ImageSource:
 
 
 def find_images(path: str | Path) -> ImageSource:
-    """Images in a folder (recursively), a glob, a zip, or a single file. Raises UserError where there are none.
+    """Find images in a folder (recursively), a glob, a zip, or a single file. Raises UserError if there are none.
 
-    What this project itself wrote into a folder below (a run's sample grids, a generator's images) is left out.
+    Subfolders that this project wrote (a run's sample grids, a generator's images) are excluded.
     """
     text = str(path)
     try:
         place = Path(text).expanduser()
         source = _in_zip(text, place) if place.is_file() and zipfile.is_zipfile(place) else _in_files(text, place)
-    except Exception as error:  # a name too long, a home that is nobody's, a zip whose directory is damaged
+    except Exception as error:  # name too long, unknown home folder, damaged zip directory
         if isinstance(error, UserError):
             raise
-        raise UserError(f"cannot read {text} ({type(error).__name__}: {error}); name another") from None
+        raise UserError(f"cannot read {text} ({type(error).__name__}: {error}); pass another path") from None
     if not source.names:
         found = "; ".join(words_left_out(source.left_out))
         raise UserError(f"{text} holds no images (such as {', '.join(EXTENSIONS[:4])})" + (f": {found}" if found else ""))
@@ -130,17 +130,17 @@ def find_images(path: str | Path) -> ImageSource:
 
 
 def words_left_out(left_out: Iterable[tuple[str, str]], also_no_images: bool = True) -> list[str]:
-    """A line for each reason: how many files, which (the first few), and what they are. Hidden files are not worth one.
+    """Return a line per reason: the number of files, the first few names, and the reason. Hidden files are not listed.
 
-    also_no_images: False leaves out texts, tables and the like, which nobody would take for images.
+    also_no_images: False also skips text files, tables and the like, which are obviously not images.
     """
     names_by_reason: dict[str, list[str]] = defaultdict(list)
     for name, reason in left_out:
         names_by_reason[reason].append(one_line(Path(name).name))
-    unworthy = (HIDDEN,) if also_no_images else (HIDDEN, NO_IMAGE)
+    unlisted = (HIDDEN,) if also_no_images else (HIDDEN, NO_IMAGE)
     lines = []
     for reason, names in names_by_reason.items():
-        if reason not in unworthy:
+        if reason not in unlisted:
             named = ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
             lines.append(f"{len(names)} left out ({named}): {reason}")
     return lines
@@ -156,7 +156,7 @@ def _in_zip(text: str, place: Path) -> ImageSource:
                 names.append(name)
             else:
                 left_out.append((name, reason))
-    locked = [reason for reason in (_why_locked(infos[name]) for name in names) if reason]
+    locked = [reason for reason in (_why_unsupported(infos[name]) for name in names) if reason]
     if locked and len(locked) == len(names):
         raise UserError(f"the images in {text} are {locked[0]}")
     stamps = tuple((infos[name].file_size, infos[name].CRC) for name in names)
@@ -164,23 +164,23 @@ def _in_zip(text: str, place: Path) -> ImageSource:
 
 
 def _head_in_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """The first bytes of a member; none where it cannot be opened."""
-    if _why_locked(info):
+    """Return the first bytes of a member; empty if it cannot be opened."""
+    if _why_unsupported(info):
         return b""
     try:
         with archive.open(info) as file:
             return file.read(HEAD_BYTES)
-    except Exception:  # damaged: zipfile fails in many ways
+    except Exception:  # zipfile raises many types of exceptions on damaged data
         return b""
 
 
-def _why_locked(info: zipfile.ZipInfo) -> str | None:
-    """Why a zip's member cannot be unpacked here, in words that complete "it is ..."; None where it can."""
+def _why_unsupported(info: zipfile.ZipInfo) -> str | None:
+    """Return why a zip member cannot be unpacked here, completing "it is ..."; None if it can."""
     if info.flag_bits & ENCRYPTED:
-        return "encrypted; unpack the zip with its password and name the folder"
+        return "encrypted; unpack the zip with its password and pass the folder"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         method = COMPRESSIONS.get(info.compress_type, f"method {info.compress_type}")
-        return f"compressed with {method}, which is not unpacked here within bounds; unpack the zip and name the folder"
+        return f"compressed with {method}, which is not supported here; unpack the zip and pass the folder"
     return None
 
 
@@ -193,12 +193,12 @@ def _in_files(text: str, place: Path) -> ImageSource:
     else:
         files = _files_matching(place, left_out)
         if not files and not left_out:
-            raise UserError(f"there is no folder, zip or image at {text}; name one that exists")
+            raise UserError(f"there is no folder, zip or image at {text}; pass an existing path")
     stamps = {}
     for name in sorted(files):
-        with contextlib.suppress(OSError):  # gone since it was listed, or a link to nowhere
+        with contextlib.suppress(OSError):  # removed since it was listed, or a broken link
             status = os.stat(name)
-            if stat.S_ISREG(status.st_mode):  # a pipe or a device would be read without end
+            if stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
                 reason = reason_left_out(name, lambda: _head_of(name))  # noqa: B023 (called at once)
                 if reason is None:
                     stamps[name] = (status.st_size, status.st_mtime_ns)
@@ -210,11 +210,11 @@ def _in_files(text: str, place: Path) -> ImageSource:
 
 
 def _refuse_file(text: str, head: bytes) -> None:
-    """UserError for a single file that is neither an image nor a zip."""
+    """Raise UserError for a single file that is neither an image nor a zip."""
     if head.startswith(b"PK"):
-        raise UserError(f"{text} is a zip archive that was cut short: its directory, at the end, is missing; fetch it again")
+        raise UserError(f"{text} is a truncated zip archive: its directory, at the end, is missing; download it again")
     described = describe(head)
-    raise UserError(f"{text} is {described or 'no image, no zip and no folder'}; name a folder, a glob, a zip or an image")
+    raise UserError(f"{text} is {described or 'not an image, a zip or a folder'}; pass a folder, a glob, a zip or an image")
 
 
 def _head_of(name: str) -> bytes:
@@ -223,7 +223,7 @@ def _head_of(name: str) -> bytes:
 
 
 def _files_below(folder: Path, left_out: list[tuple[str, str]]) -> list[str]:
-    """Links to folders are followed, but each folder is entered once: links can lead round in circles."""
+    """Return all files below ``folder``. Links to folders are followed, but each folder is visited once: links can be cyclic."""
     files: list[str] = []
     seen: set[tuple[int, int]] = set()
     for here, folders, names in os.walk(folder, followlinks=True):
@@ -241,7 +241,7 @@ def _files_below(folder: Path, left_out: list[tuple[str, str]]) -> list[str]:
 
 
 def _files_matching(pattern: Path, left_out: list[tuple[str, str]]) -> list[str]:
-    """Files that a pattern names; ``**`` does not follow links."""
+    """Return the files that match a pattern; ``**`` does not follow links."""
     relative = pattern.relative_to(pattern.anchor)
     if relative.name == "**":
         relative = relative / "*"
@@ -254,8 +254,8 @@ def _files_matching(pattern: Path, left_out: list[tuple[str, str]]) -> list[str]
 
 
 def to_rgb(image: Image.Image, background: int = 0) -> Image.Image:
-    """Any mode as upright RGB; transparency over gray of level ``background``; more than 8 bits scaled to 8, not cut off."""
-    ImageOps.exif_transpose(image, in_place=True)  # a copy would be one image more in memory
+    """Convert any mode to upright RGB. Composite transparency over gray level ``background``; rescale more than 8 bits to 8."""
+    ImageOps.exif_transpose(image, in_place=True)  # a copy would double the memory
     if image.mode.startswith("I") or image.mode == "F":
         values, (top, _) = gray_values(image), value_range(image)
         scaled = np.empty(values.shape, np.uint8)
@@ -274,17 +274,17 @@ def to_rgb(image: Image.Image, background: int = 0) -> Image.Image:
 
 
 def _strips(image: Image.Image) -> list[slice]:
-    """Rows of about a million pixels each."""
+    """Split the rows into strips of about a million pixels."""
     step = max(1, (1 << 20) // max(1, image.width))
     return [slice(start, min(start + step, image.height)) for start in range(0, image.height, step)]
 
 
 def to_square(image: Image.Image, spec: DatasetSpec, size: int) -> Image.Image:
-    """``image`` (RGB) resized and cropped as ``spec`` says, to ``size`` pixels square."""
+    """Resize and crop an RGB ``image`` as specified by ``spec``, to ``size`` pixels square."""
     if spec.resize is not None:
         scale = spec.resize / min(image.size)
         width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        if width * height > MAX_RESIZED_PIXELS:  # a line of pixels, made 320 wide
+        if width * height > MAX_RESIZED_PIXELS:  # for example an image one pixel wide
             raise Unreadable(
                 f"too long: {image.width} x {image.height} becomes {width} x {height} at a short side of {spec.resize}; crop it"
             )
@@ -299,21 +299,21 @@ def to_square(image: Image.Image, spec: DatasetSpec, size: int) -> Image.Image:
 
 
 def _nearest(image: Image.Image, size: int) -> Image.Image:
-    """Of each output pixel, the input pixel at floor(i * side / size): torchvision's choice for tensors, not Pillow's."""
+    """Resize by nearest neighbor, taking input pixel floor(i * side / size), as torchvision does for tensors (not Pillow)."""
     pixels = np.asarray(image)
     index = np.arange(size) * pixels.shape[0] // size
     return Image.fromarray(pixels[index][:, index])
 
 
 def open_member(source: ImageSource, name: str) -> io.BytesIO:
-    """The bytes of one image. A zip is opened anew in every process that reads it."""
+    """Read the bytes of one image. Each process opens a zip separately."""
     if source.zip_path is None:
         with open(name, "rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     else:
         archive = _open_zip(os.getpid(), source.zip_path, os.stat(source.zip_path).st_mtime_ns)
         info = archive.getinfo(name)
-        locked = _why_locked(info)
+        locked = _why_unsupported(info)
         if locked:
             raise Unreadable(locked)
         with archive.open(info) as file:
@@ -325,12 +325,12 @@ def open_member(source: ImageSource, name: str) -> io.BytesIO:
 
 @functools.lru_cache(maxsize=1)
 def _open_zip(process: int, path: str, modified_ns: int) -> zipfile.ZipFile:
-    """Kept open between images; anew in another process, or when the file has changed."""
+    """Open a zip and keep it open between images; reopen it in another process or when the file has changed."""
     return zipfile.ZipFile(path)
 
 
 def decode(source: ImageSource, index: int, spec: DatasetSpec, size: int) -> Decoded:
-    """Image ``index``, or why it cannot be read."""
+    """Decode image ``index``. If it cannot be read, the result holds the reason."""
     head = b""
     try:
         file = open_member(source, source.names[index])
@@ -339,5 +339,5 @@ def decode(source: ImageSource, index: int, spec: DatasetSpec, size: int) -> Dec
             warnings.simplefilter("ignore")
             remark = value_range(image)[1] if image.mode in ("I", "F") else ""
             return Decoded(np.asarray(to_square(to_rgb(image, spec.background), spec, size)), remark)
-    except Exception as error:  # a broken file can raise anything in a decoder; the caller counts and names it
+    except Exception as error:  # decoders can raise any exception on a damaged file; the caller counts and reports it
         return Decoded(None, why_unreadable(error, head))

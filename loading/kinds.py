@@ -1,7 +1,7 @@
-"""Which files among photos are images that are read, and which are left out, with the reason.
+"""Decide which files are images to read, and give the reason for each excluded file.
 
-The formats are a fixed list of Pillow's that are decoded in this process: never one that Pillow hands to another program
-(EPS: Ghostscript). A file with an image's name is taken for one; any other is judged by its first bytes.
+The formats are a fixed list of Pillow formats that are decoded in this process, never by an external program (EPS:
+Ghostscript). A file with an image extension is treated as an image; any other is classified by its first bytes.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _STARTS = (
 )
 _RAW_EXTENSIONS = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw")
 _UNREAD_EXTENSIONS = (".ico", ".cur", ".icns", ".dds", ".xbm", ".xpm", ".fits", ".hdr", ".wmf", ".emf", ".ai", ".xcf", ".djvu")
-NO_IMAGE = "no image"
+NO_IMAGE = "not an image"
 HIDDEN = "hidden"
 
 
 def _registered_formats() -> tuple[str, ...]:
-    """Those of the safe formats that this Pillow and its plugins read."""
+    """Return the safe formats that the installed Pillow and its plugins can read."""
     try:
         import pillow_heif
     except ImportError:
@@ -55,9 +55,9 @@ EXTENSIONS += (_AVIF_NAMES if "AVIF" in FORMATS else ()) + (_HEIC_NAMES if "HEIF
 
 
 def reason_left_out(name: str, head: Callable[[], bytes]) -> str | None:
-    """Why the file ``name`` is not among the images, in words that complete "it is ..."; None where it is one of them.
+    """Return why the file ``name`` is excluded, completing "it is ..."; None if it is an image.
 
-    ``head`` gives its first bytes; it is called only where the name does not tell.
+    ``head`` returns its first bytes; it is called only if the name does not decide.
     """
     base = name.rsplit("/", 1)[-1]
     if base.startswith(".") or name.startswith("__MACOSX/"):
@@ -68,7 +68,7 @@ def reason_left_out(name: str, head: Callable[[], bytes]) -> str | None:
     if extension in _RAW_EXTENSIONS:
         return "a camera's raw file; convert it to JPEG or PNG"
     if extension in _UNREAD_EXTENSIONS:
-        return "an image of a kind that is not read here; convert it to PNG"
+        return "an image in an unsupported format; convert it to PNG"
     start = head()
     if is_image(start):
         return None
@@ -76,7 +76,7 @@ def reason_left_out(name: str, head: Callable[[], bytes]) -> str | None:
 
 
 def is_image(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` is an image in one of FORMATS; TGA and PCX have no beginning that tells."""
+    """Return whether a file that begins with ``head`` is an image in one of FORMATS. TGA and PCX cannot be recognized."""
     if head[4:8] == b"ftyp":
         kind = "AVIF" if b"avif" in head[8:32] or b"avis" in head[8:32] else "HEIF" if head[8:12] in HEIC_BRANDS else None
         return kind in FORMATS

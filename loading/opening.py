@@ -1,4 +1,4 @@
-"""Opening one image, however large, and saying in words why one cannot be read."""
+"""Open one image of any size, and explain why an image cannot be read."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from loading.kinds import FORMATS, is_image
 
 LARGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # the last two up to twice Pillow's limit, which they check themselves
 MAX_LARGE_PIXELS = 1 << 29
-MAX_PIXELS_PER_BYTE = 100  # of a large file; one that unfolds further is made to fill the memory
-BYTES_PER_PIXEL = 12  # while one is decoded: itself, its conversion to RGB, and a copy of either
-SHARE_OF_MEMORY = 4  # one image may take a quarter of what is free: several processes decode
+MAX_PIXELS_PER_BYTE = 100  # of a large file; a higher ratio indicates a decompression bomb
+BYTES_PER_PIXEL = 12  # while decoding: the image, its conversion to RGB, and a copy of either
+SHARE_OF_MEMORY = 4  # one image may take a quarter of the free memory, because several processes decode
 UNDERSIZED_MAX = 2.0  # floats up to here mean [0, 1]: resampling overshoots, highlights exceed 1
 
 
 class Unreadable(ValueError):
-    """An image that is not read; the message says why, and what to do."""
+    """An image cannot be read; the message gives the reason and the fix."""
 
 
 def open_image(file: io.BytesIO) -> Image.Image:
-    """The image in ``file``, not yet decoded. Raises whatever Pillow raises, and Unreadable for one too large.
+    """Open the image in ``file`` without decoding it. Raises Pillow's exceptions, and Unreadable if it is too large.
 
-    Beyond Pillow's limit of pixels a JPEG is decoded at a half, a quarter or an eighth of its size; another format whole, if
-    there is the memory.
+    Above Pillow's pixel limit, a JPEG is decoded at a half, a quarter or an eighth of its size; other formats at full size
+    if there is enough memory.
     """
     try:
         with warnings.catch_warnings():
@@ -42,19 +42,19 @@ def open_image(file: io.BytesIO) -> Image.Image:
 
 
 def _open_large(file: io.BytesIO, reason: str) -> Image.Image:
-    """Image.open compares sizes with its limit; the formats' own classes do not."""
+    """Open an image with its format's class, which does not check Pillow's pixel limit as Image.open does."""
     start = file.getvalue()[:16]
     for name in LARGE_FORMATS:
         kind, accepts = Image.OPEN[name]
         if accepts is not None and accepts(start) is True:
             file.seek(0)
             image = kind(file, "")
-            _make_fit(image, len(file.getvalue()))
+            _reduce_to_fit(image, len(file.getvalue()))
             return image
     raise Unreadable(f"too large ({reason}); make it smaller")
 
 
-def _make_fit(image: Image.Image, file_bytes: int) -> None:
+def _reduce_to_fit(image: Image.Image, file_bytes: int) -> None:
     limit, (width, height) = Image.MAX_IMAGE_PIXELS or MAX_LARGE_PIXELS, image.size
     if image.format == "JPEG":
         factor = next((n for n in (2, 4, 8) if width * height <= limit * n * n), 8)
@@ -70,7 +70,7 @@ def _make_fit(image: Image.Image, file_bytes: int) -> None:
 
 
 def free_memory() -> int | None:
-    """Bytes that this machine has left; None where the system does not tell."""
+    """Return the available memory in bytes; None if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -79,16 +79,16 @@ def free_memory() -> int | None:
 
 
 def gray_values(image: Image.Image) -> np.ndarray:
-    """The values (H, W) of an image of one channel of more than 8 bits. Pillow takes unsigned 32-bit ones for signed."""
+    """Return the values (H, W) of a single-channel image of more than 8 bits. Pillow misreads unsigned 32-bit as signed."""
     values = np.asarray(image)
     return values.view(np.uint32) if image.mode == "I" and _tiff_integers(image) == (32, False) else values
 
 
 def value_range(image: Image.Image) -> tuple[float, str]:
-    """The value that means white in an image of one channel of more than 8 bits, and what the user should know about it.
+    """Return the value of white in a single-channel image of more than 8 bits, and a remark for the user.
 
-    16-bit integers have a range by their format. 32-bit ones and floats have not: the least of the usual ranges [0, 1], [0, 255],
-    [0, 65535] that holds the image, or else its own maximum.
+    The format defines the range of 16-bit integers. For 32-bit integers and floats, the range is the smallest of [0, 1],
+    [0, 255] and [0, 65535] that contains the image, or up to its maximum if none does.
     """
     if image.mode.startswith("I;16"):
         return 65535.0, ""
@@ -102,11 +102,11 @@ def value_range(image: Image.Image) -> tuple[float, str]:
     usual = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
     top = next((end for end in usual if most <= (UNDERSIZED_MAX if end == 1 else end)), most)
     kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
-    return top, f"{kind}, which have no range of their own; read as [0, {top:g}]"
+    return top, f"{kind}, which have no defined range; read as [0, {top:g}]"
 
 
 def _tiff_integers(image: Image.Image) -> tuple[int | None, bool]:
-    """Bits per value and whether they are signed, where a TIFF says so."""
+    """Return a TIFF's bits per value (None if unknown) and whether they are signed."""
     tags = getattr(image, "tag_v2", None)
     if tags is None:
         return None, False
@@ -115,25 +115,25 @@ def _tiff_integers(image: Image.Image) -> tuple[int | None, bool]:
 
 
 def why_unreadable(error: Exception, head: bytes) -> str:
-    """In words that complete "it is ...": why reading an image that begins with ``head`` ended in ``error``."""
+    """Explain ``error``, raised on reading an image that begins with ``head``; the text completes "it is ..."."""
     described = describe(head[:HEAD_BYTES])
     if isinstance(error, UnidentifiedImageError) and is_image(head):
-        return "damaged where it begins, or of a variant that is not read here; copy it again, or convert it to PNG"
+        return "damaged at the beginning, or an unsupported variant; copy it again, or convert it to PNG"
     if isinstance(error, UnidentifiedImageError):
-        return described or "no image of a kind that is read here; remove it, or convert it to PNG"
+        return described or "not an image in a supported format; remove it, or convert it to PNG"
     if isinstance(error, Unreadable):
         return str(error)
     if isinstance(error, FileNotFoundError):
-        return "gone; it was moved or removed meanwhile"
+        return "missing; it was moved or removed in the meantime"
     if isinstance(error, zipfile.BadZipFile):
-        return f"damaged inside its zip ({one_line(error)[:100]}); make the zip anew"
+        return f"damaged inside its zip ({one_line(error)[:100]}); create the zip again"
     if isinstance(error, PermissionError):
-        return "not yours to read; change its permissions"
+        return "not readable by you; change its permissions"
     if isinstance(error, MemoryError):
-        return "too large for the memory there is; make it smaller"
+        return "too large for the available memory; make it smaller"
     if isinstance(error, Image.DecompressionBombError):
         size = one_line(error).split(",")[0]
         return f"too large ({size}); make it smaller, or a JPEG, which can be read at a fraction of its size"
     if "truncated" in str(error).lower() or isinstance(error, EOFError):
-        return f"cut short ({one_line(error)[:100]}); copy or download it again"
+        return f"truncated ({one_line(error)[:100]}); copy or download it again"
     return f"damaged ({type(error).__name__}: {one_line(error)[:100]}); repair or remove it"

@@ -76,7 +76,7 @@ def test_held_out_images_are_apart_and_hang_on_their_names_alone(tmp_path: Path)
 
 def test_impossible_parts_are_refused(folder: Path) -> None:
     assert numbers(folder, "train", 0) == numbers(folder, "all", 3) == [0, 1, 2, 3, 4]
-    with pytest.raises(UserError, match="5 images; of them 5 cannot be held out"):
+    with pytest.raises(UserError, match="5 images; 5 cannot be held out"):
         numbers(folder, "train", 5)
     with pytest.raises(UserError, match="no images are held out"):
         numbers(folder, "holdout", 0)
@@ -145,7 +145,7 @@ def test_broken_images_are_skipped_named_and_too_many_stop(folder: Path, tmp_pat
     again = ImageDataset(folder, 8, cache_dir=tmp_path / "cache")
     assert again.unreadable_names == data.unreadable_names and reds(again) == reds(data)
     (folder / "3b.jpg").write_text("text")
-    with pytest.raises(UserError, match=r"2 of 7 images .*2b\.png: damaged where it begins.*copy it again.*\| 3b\.jpg: no image"):
+    with pytest.raises(UserError, match=r"2 of 7 images .*2b\.png: damaged at the beginning.*copy it again.*\| 3b\.jpg: not an image"):
         ImageDataset(folder, 8, cache_dir=None)
     assert len(ImageDataset(folder, 8, cache_dir=None, max_unreadable=0.5)) == 5
 

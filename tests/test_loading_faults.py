@@ -15,7 +15,7 @@ from PIL import Image
 
 import dying_worker
 from dataset import BatchStream, ImageDataset
-from loading.decoding import DEADLY, _in_parallel
+from loading.decoding import CRASHED, _in_parallel
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_cache_that_is_cut_short_while_in_use_is_decoded_anew(folder, tmp_path
     assert grays(data) == [0, 10, 20, 30]
     os.truncate(next((tmp_path / "cache").glob("*.npy")), 300)  # memory mapped to it would end the process
     assert grays(data) == [0, 10, 20, 30] == grays(pickle.loads(pickle.dumps(data)))
-    assert capsys.readouterr().err.count("cannot be read any more") == 1
+    assert capsys.readouterr().err.count("can no longer be read") == 1
 
 
 def test_an_image_that_is_gone_as_well_is_replaced_and_named(folder, tmp_path, capsys):
@@ -48,10 +48,10 @@ def test_an_image_that_is_gone_as_well_is_replaced_and_named(folder, tmp_path, c
     for _ in range(2):
         assert grays(data) == [0, 20, 20, 0]
     errors = capsys.readouterr().err
-    assert errors.count("1.png is gone or unreadable") == 1 and errors.count("3.png is gone or unreadable (2 so far)") == 1
+    assert errors.count("1.png is missing or unreadable") == 1 and errors.count("3.png is missing or unreadable (2 so far)") == 1
     for path in folder.iterdir():
         path.unlink()
-    with BatchStream(data, 2) as stream, pytest.raises(OSError, match=r"no image of .*images can be read any more"):
+    with BatchStream(data, 2) as stream, pytest.raises(OSError, match=r"no image of .*images can be read any longer"):
         next(stream)
 
 
@@ -83,4 +83,4 @@ def test_a_worker_that_is_killed_costs_no_image(tmp_path, capsys):
 
 def test_an_image_that_kills_every_process_is_the_only_one_lost():
     blocks = [range(4, 7), range(7, 9)]
-    assert [list(part) for part in _in_parallel(partial(dying_worker.work), blocks, 2)] == [[8, DEADLY, 12], [14, 16]]
+    assert [list(part) for part in _in_parallel(partial(dying_worker.work), blocks, 2)] == [[8, CRASHED, 12], [14, 16]]

@@ -80,7 +80,7 @@ def test_what_is_left_out_is_counted_named_and_given_a_reason(tmp_path: Path, ca
         "5 left out (0.heic, 1.heic, 2.heic, ...): a HEIC image; install support with python -m pip" in told
     )
     assert "1 left out (shot.nef): a camera's raw file; convert it" in told
-    assert "1 left out (more.zip): a zip archive; unpack it" in told and "1 left out (labels.csv): no image" in told
+    assert "1 left out (more.zip): a zip archive; unpack it" in told and "1 left out (labels.csv): not an image" in told
     assert "DS_Store" not in told
     assert len(ImageDataset(tmp_path / "photos", 8, cache_dir=None).notes()) == 3  # training is told nothing of tables
     (tmp_path / "photos" / "0.jpg").unlink()
@@ -159,9 +159,9 @@ def test_archives_that_cannot_be_read_say_what_they_are_and_what_to_do(tmp_path:
         "a.tar": "is a tar archive; unpack it",
         "a.tar.gz": "gzip; unpack it",
         "a.tar.xz": "xz; unpack it",
-        "cut.zip": "cut short: its directory.* fetch it again",
+        "cut.zip": "truncated zip archive: its directory.* download it again",
         "secret.zip": "encrypted; unpack the zip with its password",
-        "deflate64.zip": "Deflate64, which.*unpack the zip and name the folder",
+        "deflate64.zip": "Deflate64, which.*unpack the zip and pass the folder",
         "aes.zip": "AES encryption",
         "nested.zip": r"2 left out \(a\.zip, b\.zip\): a zip archive; unpack it",
     }.items():
@@ -174,14 +174,14 @@ def test_why_an_image_cannot_be_read(tmp_path: Path) -> None:
     jpeg = encoded("JPEG", (64, 64), quality=100)
     contents = {
         "empty": (b"", "empty"),
-        "cut": (jpeg[: len(jpeg) // 2], "cut short"),
+        "cut": (jpeg[: len(jpeg) // 2], "truncated"),
         "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
         "page": (b"<!DOCTYPE html><html>403</html>", "a web page"),
         "heic": (HEIC, "pillow-heif"),
         "zeros": (bytes(300), "all zeros"),
         "video": (b"\0\0\0\x18ftypmp42" + bytes(50), "extract its frames"),
         "pdf": (b"%PDF-1.4", "PDF"),
-        "text": (b"hello", "no image of a kind that is read here"),
+        "text": (b"hello", "not an image in a supported format"),
     }
     for name, (content, words) in contents.items():
         (tmp_path / f"{name}.jpg").write_bytes(content)
@@ -292,4 +292,4 @@ def test_caches_are_bounded_and_the_longest_unused_go_first(
     assert {path.stem for path in cache.glob("*.json")} == {path.stem for path in cache.glob("*.npy")}
     assert (cache / "lookup_0123456789abcdef.so").exists() and (cache / "other").exists()
     told = capsys.readouterr().err
-    assert f"decoded images are kept in {cache}" in told and "to clear it, remove the folder" in told
+    assert f"decoded images are cached in {cache}" in told and "to clear the cache, remove the folder" in told

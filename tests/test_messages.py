@@ -50,7 +50,7 @@ def test_a_table_with_names_of_several_lines(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "photos" / "notes\n.txt").write_bytes(b"x")
     check(str(tmp_path / "photos"), "Images", 8, tmp_path / "sheet.png")
     lines = capsys.readouterr().out.splitlines()
-    broken = "photos/broken 1 left out.png: it is no image of a kind that is read here; remove it, or convert it to PNG"
+    broken = "photos/broken 1 left out.png: it is not an image in a supported format; remove it, or convert it to PNG"
     assert any(line.endswith(broken) for line in lines)
     assert any(" = " in line and "a b.png" in line for line in lines)
     assert all(line.startswith((str(tmp_path), "  ")) for line in lines)
