@@ -5,6 +5,7 @@
 Writes for each seed, with N the voxel resolution:
 - ``{seed}_{N}_voxel.npy``: float32 occupancy in [0, 1], index [ix, iy, iz], coordinate -cube_size/2 + i cube_size/(N-1).
 - ``{seed}_{N}.ply``, ``.glb`` (and ``.obj`` with --obj): the surface in world coordinates with vertex colors.
+  With --texture, .glb (and .obj, with its .mtl and _texture.png) has a texture of the field's colors instead.
 - ``{seed}_{N}.json``: how the mesh was cut, which render_meshimg.py reads.
 Only voxels near the surface are asked of the field; further off, values are interpolated (--dense asks for all of them).
 The mesh ends where training's cameras could not look (--no_clip keeps what is beyond); voxels are not cut.
@@ -22,12 +23,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.arguments import ArgumentParser, int_between, positive_float, seed_number
+from common.arguments import ArgumentParser, int_between, positive_float, resolve_device, seed_number
 from common.errors import UserError
 from common.program import run_script
 from settings.curriculum import Curriculum
@@ -51,6 +53,12 @@ from visualization.meshes import (
     vertex_colors,
     visible_radius,
 )
+from visualization.textures import DEFAULT_FACES, decimate, save_textured_mesh, texture_mesh
+
+if TYPE_CHECKING:
+    from trimesh import Trimesh
+
+MESH_ENDINGS = (".ply", ".glb", ".obj", ".mtl", "_texture.png", "_normals.png")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,7 +74,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = MeshSettings(args.cube_size, args.level, clip_radius, args.largest_piece)
     if not settings.are_possible():
         raise UserError("--cube_size or --level is too small or too large for a mesh")
-    suffixes = (".ply", ".glb", ".obj") if args.obj else (".ply", ".glb")
 
     subjects = open_subjects(loaded, given_seeds(args, args.seeds, [0, 1, 2, 3]), args)
     labels, num_meshes = [], 0
@@ -80,15 +87,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings.save(stem.with_name(f"{stem.name}.json"))
         mesh = extract_mesh(voxels, settings)
         if mesh is None:
-            for suffix in (".ply", ".glb", ".obj"):  # an earlier run's mesh would pass for this one's
-                stem.with_name(stem.name + suffix).unlink(missing_ok=True)
+            remove_others(stem, [])
             print(f"{shown}: no surface at {args.level} inside the cube; only its voxels were written", file=sys.stderr)
             continue
         refine_vertices(mesh, field, loaded.curriculum, settings, args.voxel_resolution, device)
-        mesh.visual.vertex_colors = vertex_colors(mesh, field, loaded.curriculum, device)
-        paths = save_mesh(mesh, stem, suffixes)
-        if not args.obj:
-            stem.with_name(f"{stem.name}.obj").unlink(missing_ok=True)  # an earlier run's, of another shape perhaps
+        mesh, paths = write_meshes(mesh, stem, field, loaded.curriculum, settings, args)
+        remove_others(stem, paths)
         num_meshes += 1
         print(f"{shown}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces: {', '.join(map(str, paths))}")
     if num_meshes == 0:
@@ -110,10 +114,49 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no_clip", action="store_true", help="keep what lies where training's cameras could not look")
     parser.add_argument("--dense", action="store_true", help="ask the field at every voxel, not only near the surface")
     parser.add_argument("--obj", action="store_true", help="also write the mesh as .obj")
+    parser.add_argument(
+        "--faces",
+        type=int_between(16, 1 << 30),
+        help=f"decimate to so many (default: {DEFAULT_FACES} with --texture, else all)",
+    )
+    parser.add_argument(
+        "--texture", type=int_between(16, 16384), metavar="SIDE", help="bake the field's colors into SIDE x SIDE texels"
+    )
+    parser.add_argument(
+        "--normal_map", action="store_true", help="with --texture: also bake normals; the mesh is then lit, not shown as rendered"
+    )
     args = parser.parse_args(argv)
+    if args.normal_map and args.texture is None:
+        parser.error("--normal_map needs --texture, which makes the charts that it lies on")
+    if args.texture is not None and args.faces is None:
+        args.faces = DEFAULT_FACES
     if args.level is not None and args.level >= 1:
         parser.error("--level must lie between 0 and 1")
     return args
+
+
+def write_meshes(
+    mesh: Trimesh, stem: Path, field: Field, curriculum: Curriculum, settings: MeshSettings, args: argparse.Namespace
+) -> tuple[Trimesh, list[Path]]:
+    """Decimate, color and texture the mesh as the arguments say, and write it. Returns what was written, and where."""
+    spacing = settings.cube_size / (args.voxel_resolution - 1)
+    device = resolve_device(args.device)
+    if args.faces is not None:
+        mesh = decimate(mesh, args.faces, field, curriculum, settings, spacing, device)
+    mesh.visual.vertex_colors = vertex_colors(mesh, field, curriculum, device)
+    others = (".glb", ".obj") if args.obj else (".glb",)
+    if args.texture is None:
+        return mesh, save_mesh(mesh, stem, (".ply", *others))
+    textured = texture_mesh(mesh, args.texture, field, curriculum, settings, spacing, device, args.normal_map)
+    return mesh, [*save_mesh(mesh, stem, (".ply",)), *save_textured_mesh(textured, stem, others)]
+
+
+def remove_others(stem: Path, written: Sequence[Path]) -> None:
+    """Remove an earlier run's meshes and textures: they would pass for this one's, and may be of another shape."""
+    for ending in MESH_ENDINGS:
+        path = stem.with_name(stem.name + ending)
+        if path not in written:
+            path.unlink(missing_ok=True)
 
 
 def tell_of_cut(cube_size: float, radius: float) -> None:

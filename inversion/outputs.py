@@ -65,14 +65,14 @@ def write_all(
 def mesh_of(field: Field, scene: Scene) -> Trimesh | None:
     """The largest piece of the surface with vertex colors; None where there is no surface."""
     curriculum, device = scene.curriculum, scene.device
-    settings = MeshSettings(clip_radius=visible_radius(curriculum), largest_piece=True)
+    settings = MeshSettings(level=curriculum.tau, clip_radius=visible_radius(curriculum), largest_piece=True)
     voxels = np.empty((MESH_RESOLUTION,) * 3, dtype=np.float32)
     fill_occupancy_near_surface(voxels, field, curriculum, settings.cube_size, settings.level, device)
     mesh = extract_mesh(voxels, settings)
     if mesh is None:
         return None
     refine_vertices(mesh, field, curriculum, settings, MESH_RESOLUTION, device)
-    mesh.visual.vertex_colors = vertex_colors(mesh, field, device)
+    mesh.visual.vertex_colors = vertex_colors(mesh, field, curriculum, device)
     return mesh
 
 

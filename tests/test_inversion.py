@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -505,7 +506,10 @@ def test_ctrl_c_keeps_the_best_so_far(repo: Path, scene: Scene, tiny_generator_p
     command = [sys.executable, "invert.py", *map(str, photos), "--generator", str(tiny_generator_path), *QUICK]
     command += ["--num_steps", "100000", "--output_dir", str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=repo, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment) as process:
+    heed_ctrl_c = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in the background ignores it, children too
+    with subprocess.Popen(
+        command, cwd=repo, env=environment, preexec_fn=heed_ctrl_c, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
         assert process.stderr is not None
         seen = b""
         while b" dB at 16 px" not in seen:

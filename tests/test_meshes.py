@@ -15,7 +15,8 @@ from torch import Tensor
 
 from common.errors import UserError
 from settings.registry import CURRICULUMS
-from visualization.mesh_rendering import RaycastRenderer, open_renderer, pose_matrix, smooth_normals
+from visualization.gltf import linear_to_srgb, srgb_to_linear
+from visualization.mesh_rendering import RaycastRenderer, open_renderer, pose_matrix
 from visualization.meshes import (
     MeshSettings,
     extract_mesh,
@@ -25,6 +26,7 @@ from visualization.meshes import (
     occupancy_of,
     refine_vertices,
     save_mesh,
+    smooth_normals,
     vertex_colors,
     visible_radius,
 )
@@ -152,7 +154,13 @@ def test_files_hold_the_mesh_and_its_colors_and_the_same_bytes_each_time(tmp_pat
         loaded = trimesh.load(tmp_path / "a" / f"m.{suffix}", force="mesh", process=False)
         assert np.allclose(loaded.bounds, mesh.bounds, atol=1e-6)
         expected = np.round((loaded.vertices * 4 + 0.5).clip(0, 1) * 255)
-        assert np.abs(loaded.visual.vertex_colors[:, :3] - expected).max() <= 1
+        if suffix == "glb":  # glTF's vertex colors are linear, here uint16
+            (loaded,) = trimesh.load(tmp_path / "a" / "m.glb", process=False).geometry.values()
+            linear = loaded.visual.vertex_attributes["color"][:, :3] / 65535
+            assert np.abs(linear - srgb_to_linear(expected / 255)).max() < 0.01
+            assert np.abs(linear_to_srgb(linear) * 255 - expected).max() <= 1
+        else:
+            assert np.abs(loaded.visual.vertex_colors[:, :3] - expected).max() <= 1
         assert (tmp_path / "a" / f"m.{suffix}").read_bytes() == (tmp_path / "b" / f"m.{suffix}").read_bytes()
 
 

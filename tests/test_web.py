@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import web.export
 from browser import Browser
 from checkpoints.latents import PHOTO_KEYS, GeneratorName, Latent
 from checkpoints.loading import LoadedGenerator, load_generator
@@ -24,7 +25,7 @@ from generators.views import View, ViewSettings, make_pose, render_view
 from settings.registry import CURRICULUMS
 from visualization.generator_scripts import field_from_seed, styles_from_seed
 from visualization.images import to_uint8, view_image
-from web.export import check_exportable, export_page, pack_tensors
+from web.export import check_exportable, export_page, generator_tensors, pack_tensors, page_script, page_style
 
 SIZE = 32
 PSI = 0.7
@@ -50,8 +51,15 @@ def generators() -> dict[str, LoadedGenerator]:
 @pytest.fixture(scope="module")
 def page(generators: dict[str, LoadedGenerator], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("web") / "page.html"
-    path.write_text(export_page(generators))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(web.export, "TURNTABLE_FRAMES", 2)  # it is the slow part
+        path.write_text(export_page(generators))
     return path
+
+
+@pytest.fixture
+def short_turntable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web.export, "TURNTABLE_FRAMES", 2)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +250,7 @@ def test_says_nothing_on_the_console_and_asks_nothing_of_the_network(opened: Bro
 
 
 def test_a_photos_latent_stands_beside_the_generator(
-    browser: Browser, generators: dict[str, LoadedGenerator], tmp_path: Path
+    browser: Browser, generators: dict[str, LoadedGenerator], tmp_path: Path, short_turntable: None
 ) -> None:
     """Its styles are those of seed 3, in another color: weights tuned to the photo."""
     loaded = generators["heads"]
@@ -275,7 +283,7 @@ def make_triplane(*overrides: str) -> LoadedGenerator:
     return LoadedGenerator(generator, curriculum)
 
 
-def test_triplanes_show_what_python_shows(browser: Browser, tmp_path: Path) -> None:
+def test_triplanes_show_what_python_shows(browser: Browser, tmp_path: Path, short_turntable: None) -> None:
     generators = {"sum": make_triplane(), "product": make_triplane("plane_reduce=product")}
     page = tmp_path / "planes.html"
     page.write_text(export_page(generators))
@@ -289,10 +297,10 @@ def test_triplanes_show_what_python_shows(browser: Browser, tmp_path: Path) -> N
         shown = show(browser, mode="normals")
         normals = view.normals.permute(1, 2, 0).numpy()
         assert np.median(direction_errors_degrees(shown.pixels[both], normals[both])) < MAX_NORMAL_DEGREES
-    second = show(browser, **{**START, "seed": 1})
-    mixed = show(browser, **{**START, "shape": 1, "color": 1})
-    assert (mixed.pixels == second.pixels).all()
-    assert (show(browser, **{**START, "shape": 1}).pixels != second.pixels).any()
+    start = {**START, "model": "product"}
+    second = show(browser, **{**start, "seed": 1})
+    assert (show(browser, **{**start, "shape": 1, "color": 1}).pixels == second.pixels).all()
+    assert (show(browser, **{**start, "shape": 1}).pixels != second.pixels).any()
 
 
 def test_other_ways_to_hold_and_multiply_weights_agree(
@@ -361,5 +369,13 @@ def test_refuses_what_it_cannot_hold(overrides: list[str], words: str) -> None:
     assert "view.py" in str(refusal.value)
 
 
-def test_pages_of_shipped_models_are_small(page: Path) -> None:
+def test_the_shipped_page_is_small_and_up_to_date(repo: Path) -> None:
+    """If this fails: python export_web.py heads cats --output docs/demo.html"""
+    page = repo / "docs" / "demo.html"
+    text = page.read_text()
     assert page.stat().st_size < MAX_PAGE_BYTES
+    assert page_script() in text and page_style() in text
+    for name in ("heads", "cats"):
+        loaded = load_generator(name)
+        data = pack_tensors(generator_tensors(loaded.generator)).data
+        assert f'id="weights-{name}">{base64.b64encode(data).decode()}</script>' in text

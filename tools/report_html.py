@@ -1,4 +1,4 @@
-"""The pieces of tools/report.py's page: figures with their file inside, tables, small line charts, the frame with its style."""
+"""HTML parts of tools/report.py's page: figures with embedded files, tables, line charts, and the page with its style."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ figcaption { margin-top: .35rem; } .pixelated { image-rendering: pixelated; }
 .hero { display: flex; gap: .5rem; margin-top: 1.5rem; }
 .hero video { flex: 1; min-width: 0; max-width: 360px; border-radius: 14px; }
 .live { display: block; width: 100%; height: 46rem; margin-top: 1.5rem; border: 0; }
-@media (max-width: 52rem) { .live { height: 72rem; } }
+@media (max-width: 52rem) { .live { height: 68rem; } }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 1rem 1.5rem; }
 .chart b { font-size: .9rem; font-weight: 600; } .chart svg { width: 100%; height: auto; display: block; }
 .chart text { fill: var(--soft); font-size: 11px; } .chart .frame { stroke: var(--line); fill: none; }
@@ -61,24 +61,24 @@ class Curve(NamedTuple):
 
 
 def inline(path: Path) -> str:
-    """The file as a data: URL."""
+    """Return the file as a data: URL."""
     return f"data:{MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def figure(path: Path, caption: str, pixelated: bool = False) -> str:
-    """An image over the full width. ``pixelated``: enlarged without blur, for images of few pixels."""
+    """Return a full-width image. ``pixelated``: enlarge without smoothing, for low resolutions."""
     kind = ' class="pixelated"' if pixelated else ""
     return f'<figure><img{kind} src="{inline(path)}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def video_figure(path: Path, caption: str) -> str:
-    """A video that plays on repeat."""
+    """Return a looping video."""
     video = f'<video autoplay loop muted playsinline controls src="{inline(path)}"></video>'
     return f"<figure>{video}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """``rows``: HTML, not text."""
+    """Return a table. ``head`` is text; ``rows`` are HTML."""
     header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -93,7 +93,7 @@ def anchor(title: str) -> str:
 
 
 def chart(title: str, curves: Sequence[Curve], mark: float | None = None) -> str:
-    """Lines over steps as SVG, with the extremes of both axes; empty without curves. ``mark``: a step to point out."""
+    """Return an SVG line chart over steps, labeled with the axes' extremes; empty without points. ``mark``: a step to mark."""
     points = [(x, y) for curve in curves for x, y in curve.points if math.isfinite(y)]
     if not points:
         return ""
@@ -126,7 +126,7 @@ def chart(title: str, curves: Sequence[Curve], mark: float | None = None) -> str
 
 
 def page(title: str, introduction: str, sections: Sequence[str]) -> str:
-    """The whole document. Each section's heading is linked at the top."""
+    """Return the whole document, with links to the sections at the top."""
     titles = [part.split("<h2>", 1)[1].split("</h2>", 1)[0] for part in sections]
     links = "".join(f'<a href="#{anchor(name)}">{name}</a>' for name in titles)
     return (

@@ -17,6 +17,7 @@ import torch
 
 from common.errors import UserError
 from generators.cameras import camera_ray_directions
+from visualization.meshes import smooth_normals
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
@@ -121,16 +122,6 @@ class RaycastRenderer:
             image[start + ray_index] = albedo * _shade(normal)[:, None]
         pixels = image.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean(axis=(1, 3))
         return np.round(_to_srgb(pixels.clip(0, 1)) * 255).astype(np.uint8)
-
-
-def smooth_normals(mesh: Trimesh) -> np.ndarray:
-    """Unit normals (V, 3) of the vertices: means over their faces, weighted by area.
-
-    Weighted by angle, as trimesh does, a sliver of marching cubes counts as much as a whole face, and shows as a speck.
-    """
-    from trimesh.geometry import mean_vertex_normals
-
-    return mean_vertex_normals(len(mesh.vertices), mesh.faces, mesh.face_normals * mesh.area_faces[:, None])
 
 
 def surface_colors(mesh: Trimesh) -> np.ndarray:

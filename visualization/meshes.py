@@ -32,6 +32,7 @@ from generators.extraction import LatticeSpec, surface_slabs
 from generators.root_finding import find_surface
 from settings.curriculum import Curriculum
 from siren.field import Field
+from visualization.gltf import Material, glb_bytes, linear_colors
 
 if TYPE_CHECKING:
     from trimesh import Trimesh
@@ -228,6 +229,22 @@ def _slab_levels(occupancy: np.ndarray, ix: int, axis: np.ndarray, settings: Mes
     return levels
 
 
+def surface_level(field: Field, curriculum: Curriculum, settings: MeshSettings, spacing: float) -> Callable[[Tensor], Tensor]:
+    """What passes 0 at the mesh's surface: points (N, 3) -> (N,), positive in the solid, negative beyond the clip ball.
+
+    ``spacing``: of the voxels, world units.
+    """
+
+    def level_at(points: Tensor) -> Tensor:
+        occupancy = occupancy_of(field.occupancy_logits(points.unsqueeze(0))[0], curriculum, spacing)
+        levels = torch.logit(occupancy, eps=1e-7) - math.log(settings.level / (1 - settings.level))
+        if settings.clip_radius is not None:
+            levels = torch.minimum(levels, (settings.clip_radius - points.norm(dim=-1)) / spacing * LOGIT_LIMIT)
+        return levels
+
+    return level_at
+
+
 @torch.no_grad()
 def refine_vertices(
     mesh: Trimesh,
@@ -251,13 +268,7 @@ def refine_vertices(
     inside = ((ends >= 0) & (ends <= resolution - 1)).all(axis=(0, 2))
     positions = torch.from_numpy((ends * spacing - settings.cube_size / 2).astype(np.float32)).to(device)
 
-    def level_at(points: Tensor) -> Tensor:
-        occupancy = occupancy_of(field.occupancy_logits(points.unsqueeze(0))[0], curriculum, spacing)
-        levels = torch.logit(occupancy, eps=1e-7) - math.log(settings.level / (1 - settings.level))
-        if settings.clip_radius is not None:
-            levels = torch.minimum(levels, (settings.clip_radius - points.norm(dim=-1)) / spacing * LOGIT_LIMIT)
-        return levels
-
+    level_at = surface_level(field, curriculum, settings, spacing)
     levels = torch.stack([level_at(positions[0]), level_at(positions[1])])
     swap = levels[0] > levels[1]
     free = torch.where(swap.unsqueeze(-1), positions[1], positions[0])
@@ -290,24 +301,52 @@ def largest_piece(mesh: Trimesh) -> Trimesh:
 
 @torch.no_grad()
 def vertex_colors(mesh: Trimesh, field: Field, curriculum: Curriculum, device: torch.device | str = "cpu") -> np.ndarray:
-    """(V, 4) uint8: the field's color at each vertex as seen along the curriculum's mean direction of view, opaque.
+    """(V, 4) uint8: :func:`surface_colors` at each vertex, opaque."""
+    points = torch.from_numpy(np.array(mesh.vertices, dtype=np.float32)).to(device)
+    rgb = surface_colors(points, field, curriculum)
+    return np.concatenate([rgb, np.full((len(rgb), 1), 255, dtype=np.uint8)], axis=1)
+
+
+def surface_colors(points: Tensor, field: Field, curriculum: Curriculum) -> np.ndarray:
+    """(N, 3) uint8, sRGB: the field's colors at points (N, 3) as seen along the curriculum's mean direction of view.
 
     One direction for all keeps the colors free of seams, and it is one that training has seen, which -normal is not.
     """
-    points = torch.from_numpy(np.array(mesh.vertices, dtype=np.float32)).to(device).unsqueeze(0)
-    directions = mean_direction(curriculum.h_mean, curriculum.v_mean).to(device).expand_as(points)
-    rgb = field.logits_and_colors(points, directions)[1][0].cpu().numpy()
-    opaque = np.ones((len(rgb), 1), dtype=rgb.dtype)
-    return np.round(np.concatenate([rgb, opaque], axis=1).clip(0, 1) * 255).astype(np.uint8)
+    directions = mean_direction(curriculum.h_mean, curriculum.v_mean).to(points).expand_as(points)
+    rgb = field.logits_and_colors(points.unsqueeze(0), directions.unsqueeze(0))[1][0].cpu().numpy()
+    return np.round(rgb.clip(0, 1) * 255).astype(np.uint8)
+
+
+def smooth_normals(mesh: Trimesh) -> np.ndarray:
+    """Unit normals (V, 3) of the vertices: means over their faces, weighted by area; of a vertex without area, up.
+
+    Weighted by angle, as trimesh does, a sliver of marching cubes counts as much as a whole face, and shows as a speck.
+    """
+    corners = np.asarray(mesh.vertices)[mesh.faces]
+    weighted = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])  # twice the area long
+    sums = np.stack([np.bincount(mesh.faces.ravel(), np.repeat(w, 3), len(mesh.vertices)) for w in weighted.T], axis=1)
+    length = np.linalg.norm(sums, axis=1, keepdims=True)
+    return np.where(length > 0, sums / np.maximum(length, 1e-300), (0.0, 1.0, 0.0))
 
 
 def save_mesh(mesh: Trimesh, stem: Path, suffixes: tuple[str, ...] = (".ply", ".glb")) -> list[Path]:
-    """Write ``stem`` + suffix for each of .ply, .glb, .obj. Raises UserError where a file cannot be written."""
+    """Write ``stem`` + suffix for each of .ply, .glb, .obj. Raises UserError where a file cannot be written.
+
+    Vertex colors are sRGB in .ply and .obj, linear in .glb, which also holds normals and a matt material.
+    """
     paths = [stem.with_name(stem.name + suffix) for suffix in suffixes]
     for path in paths:
-        content = mesh.export(file_type=path.suffix[1:])
+        content = glb_of_mesh(mesh) if path.suffix == ".glb" else mesh.export(file_type=path.suffix[1:])
         write_atomically(path, content.encode() if isinstance(content, str) else content)
     return paths
+
+
+def glb_of_mesh(mesh: Trimesh) -> bytes:
+    """A .glb file of a mesh with vertex colors, or with none; lit, as the colors alone show little of a shape."""
+    attributes = {"POSITION": np.asarray(mesh.vertices), "NORMAL": smooth_normals(mesh)}
+    if mesh.visual.kind == "vertex":
+        attributes["COLOR_0"] = linear_colors(np.asarray(mesh.visual.vertex_colors)[:, :3])
+    return glb_bytes(attributes, np.asarray(mesh.faces), Material(is_lit=True))
 
 
 def load_voxels(path: Path) -> np.ndarray:

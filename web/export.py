@@ -88,8 +88,8 @@ def _check_triplane(name: str, curriculum: Curriculum) -> None:
     size = FIRST_SIZE << (len(c.backbone_channels) - 1)
     if size > MAX_PLANE_SIZE or c.decoder_dim > MAX_HIDDEN_DIM or c.decoder_dim % 4 or c.plane_channels % 4:
         raise UserError(
-            f"{name} has planes of {size} texels, {c.plane_channels} channels and a decoder of {c.decoder_dim}; a page holds at"
-            f" most {MAX_PLANE_SIZE} texels and a decoder of {MAX_HIDDEN_DIM}, channels in fours: look at it with view.py"
+            f"{name} has planes of {size} texels, {c.plane_channels} channels and a decoder of {c.decoder_dim}; a page holds "
+            f"at most {MAX_PLANE_SIZE} texels and a decoder of {MAX_HIDDEN_DIM}, channels in fours: look at it with view.py"
         )
 
 
@@ -215,10 +215,18 @@ class _Entry(NamedTuple):
     tensors: dict[str, Tensor]
 
 
+def page_script() -> str:
+    """All scripts of the page, as one."""
+    return '"use strict";\n' + "\n".join((PAGE_DIR / name).read_text() for name in SCRIPTS)
+
+
+def page_style() -> str:
+    return (PAGE_DIR / "page.css").read_text()
+
+
 def fill_page(*, title: str, data: str, weights: str, turntable_url: str) -> str:
     """The template with its parts put in. ``data``: JSON; ``weights``: HTML."""
-    style = (PAGE_DIR / "page.css").read_text()
-    script = '"use strict";\n' + "\n".join((PAGE_DIR / name).read_text() for name in SCRIPTS)
+    style, script = page_style(), page_script()
     page = (PAGE_DIR / "page.html").read_text()
     parts = {
         "policy": content_security_policy(script, style),

@@ -45,6 +45,7 @@ def preload() -> None:
     import numpy  # noqa: F401
     import PIL.Image  # noqa: F401
     import pytest  # noqa: F401
+    import torch._dynamo  # which the first optimizer imports, for seconds
     import torch.distributed
     import torch.utils.data  # noqa: F401
 
@@ -60,6 +61,7 @@ def run_tests(tree: Path, names: Sequence[str], log: Path) -> int:
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.chdir(tree)
+            os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they import for seconds what no test here uses
             sys.path[:] = [str(tree), *(entry for entry in sys.path if entry not in (str(REPO), str(Path(__file__).parent)))]
             import pytest
 
