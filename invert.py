@@ -124,13 +124,13 @@ def read_photos(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, 
     for text in args.photos:
         source = part_of(find_images(text), Split(args.split, num_holdout))
         source = replace(source, names=source.names[: args.num_images], stamps=source.stamps[: args.num_images])
-        pixels = decode_block(range(len(source.names)), source, spec, args.image_size)
-        for name, image in zip(source.names, pixels, strict=True):
-            if image is None:
-                print(f"note: {name} cannot be read; left out", file=sys.stderr)
+        decoded = decode_block(range(len(source.names)), source, spec, args.image_size)
+        for name, (pixels, remark) in zip(source.names, decoded, strict=True):
+            if pixels is None:
+                print(f"note: {name} is left out: it is {remark}", file=sys.stderr)
                 continue
             stem = _free_name(Path(name).stem, photos)
-            photos[stem] = torch.tensor(image).permute(2, 0, 1).float() / 255
+            photos[stem] = torch.tensor(pixels).permute(2, 0, 1).float() / 255
     if not photos:
         raise UserError("none of the photos can be read; name others")
     return photos

@@ -43,16 +43,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = make_output_dir(args.output_dir)
     renderer = open_renderer(args.renderer)
     print(f"rendering with {renderer.name}")
-    num_rendered, failures = 0, []
+    num_rendered, failures = 0, {}
     for path in paths:
         try:
             num_rendered += render_file(path, output_dir, renderer, args)
         except UserError as error:  # the others are not to suffer from it
-            failures.append(path)
+            failures[path] = error
             print(f"{path}: left out: {error}", file=sys.stderr)
     if failures:
-        named = ", ".join(map(str, failures[:MAX_NAMED])) + (", ..." if len(failures) > MAX_NAMED else "")
-        raise UserError(f"{len(failures)} of {len(paths)} voxel files failed ({named}); {num_rendered} are rendered")
+        named = ", ".join(map(str, list(failures)[:MAX_NAMED])) + (", ..." if len(failures) > MAX_NAMED else "")
+        first = next(iter(failures.values()))
+        raise UserError(
+            f"{len(failures)} of {len(paths)} voxel files failed ({named}); {num_rendered} are rendered; first: {first}"
+        )
     if num_rendered == 0:
         raise UserError(f"none of the {len(paths)} voxel files has a surface; is the generator trained?")
 

@@ -29,6 +29,7 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"ply\n", "a PLY mesh"),
     (b"\x1aE\xdf\xa3", "a video; extract its frames as images"),
 )
+PICKLE_PROTOCOLS = range(2, 6)
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -51,6 +52,8 @@ def describe(head: bytes) -> str | None:
         return "a web page: the download was refused or needs a log-in; download it again"
     if text.startswith((b"<svg", b"<?xml")) and b"svg" in text:
         return "a drawing (SVG); convert it to PNG"
+    if head[:1] == b"\x80" and head[1:2] and head[1] in PICKLE_PROTOCOLS:
+        return "a Python pickle, which is a program; save its tensors with torch.save"
     if not head.strip(b"\0"):
         return "nothing but zeros; its download or copy was broken off, so fetch it again"
     return None

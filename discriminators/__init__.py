@@ -1,1 +1,1 @@
-"""Discriminators: a backbone with read-outs for realness, pose and latent."""
+"""Discriminators: a backbone with outputs for realness, pose and latent."""

@@ -1,4 +1,4 @@
-"""What every discriminator offers, whatever its layers."""
+"""The interface that all discriminators share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ NUM_POSE = 2
 
 
 class DiscriminatorOutput(NamedTuple):
-    """``score`` (B,), ``latent`` (B, latent_dim), ``pose`` (B, 2) as (pitch, yaw) in radians.
+    """Outputs: ``score`` (B,), ``latent`` (B, latent_dim), ``pose`` (B, 2) as (pitch, yaw) in radians.
 
-    ``latent`` is None for a discriminator without that read-out.
+    ``latent`` is None for a discriminator without a latent output.
     """
 
     score: Tensor
@@ -22,14 +22,14 @@ class DiscriminatorOutput(NamedTuple):
 
 
 class Discriminator(nn.Module):
-    """Scores images and reads their poses. The last ``NUM_POSE`` outputs of ``final_layer`` are (pitch, yaw)."""
+    """Network that scores images and predicts poses. The last ``NUM_POSE`` outputs of ``final_layer`` are (pitch, yaw)."""
 
     final_layer: nn.Conv2d | nn.Linear
 
     def used_parameters(self, size: int, fade_alpha: float) -> list[nn.Parameter]:
-        """Those that images of ``size`` px meet; the rest belongs to other sizes and gets no gradient."""
+        """Return the parameters that images of ``size`` px use. The others get no gradient."""
         raise NotImplementedError
 
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
-        """images: (B, 3, H, H) in [-1, 1]. ``fade_alpha`` in [0, 1]: how far the layers of a new size have faded in."""
+        """Score images (B, 3, H, H) in [-1, 1]. ``fade_alpha`` in [0, 1]: blend weight of the layers of a new size."""
         raise NotImplementedError

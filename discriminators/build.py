@@ -1,4 +1,4 @@
-"""The discriminator that a curriculum names."""
+"""Construction of the discriminator that a curriculum names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from settings.curriculum import Curriculum
 
 
 def build_discriminator(curriculum: Curriculum) -> Discriminator:
-    """A fresh one, its initial weights drawn from the global random numbers."""
+    """Return a new discriminator, with initial weights drawn from the global random number generator."""
     if curriculum.discriminator == "ResidualDiscriminator":
         return ResidualDiscriminator(curriculum)
     return ProgressiveEncoderDiscriminator(curriculum)

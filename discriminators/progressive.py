@@ -17,7 +17,7 @@ from settings.curriculum import Curriculum
 
 
 class CoordConv(nn.Module):
-    """A 3x3 convolution that also sees where it is: two extra channels with coordinates in [-1, 1]."""
+    """A 3x3 convolution with two extra input channels: pixel coordinates in [-1, 1]."""
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class CoordConv(nn.Module):
 
 
 class ResidualCoordConvBlock(nn.Module):
-    """Two CoordConvs, then halved; the skip goes through a 1x1 convolution where the width changes."""
+    """Two CoordConvs with a skip connection, then average pooling by 2. A 1x1 convolution adapts the skip to a new width."""
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()
@@ -51,6 +51,8 @@ class ResidualCoordConvBlock(nn.Module):
 
 
 class FromRGB(nn.Module):
+    """Input layer for one image size: (B, 3, H, H) to (B, num_out, H, H)."""
+
     def __init__(self, num_out: int) -> None:
         super().__init__()
         self.model = nn.Sequential(nn.Conv2d(3, num_out, kernel_size=1), nn.LeakyReLU(LEAKY_SLOPE))
@@ -60,7 +62,7 @@ class FromRGB(nn.Module):
 
 
 class ProgressiveEncoderDiscriminator(Discriminator):
-    """Eight residual blocks; an image enters at the block of its size (512 px: block 0, ... 4 px: block 7)."""
+    """Eight residual blocks. An image enters at the block of its size (512 px: block 0, ..., 4 px: block 7)."""
 
     def __init__(self, curriculum: Curriculum) -> None:
         super().__init__()
@@ -71,9 +73,9 @@ class ProgressiveEncoderDiscriminator(Discriminator):
         self.final_layer = nn.Conv2d(channels[-1], 1 + self.latent_dim + NUM_POSE, kernel_size=2)
 
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
-        """images: (B, 3, H, H) in [-1, 1], H a power of two from 4 to 512.
+        """Score images (B, 3, H, H) in [-1, 1], H a power of two from 4 to 512.
 
-        ``fade_alpha`` below 1 mixes in the next block's view of the image halved by nearest neighbor.
+        ``fade_alpha`` below 1 blends with the image at half the size (nearest neighbor), which enters at the next block.
         """
         start = entry_block(images.shape[-1])
         x = self.fromRGB[start](images)
@@ -89,7 +91,7 @@ class ProgressiveEncoderDiscriminator(Discriminator):
 
 
 def entry_block(size: int) -> int:
-    """The block where an image of this size enters. Raises ValueError for a size without one."""
+    """Return the index of the block where an image of ``size`` px enters. Raises ValueError for a size without one."""
     if size < 4 or size > MAX_DISC_SIZE or size & (size - 1):
         raise ValueError(f"no discriminator block for {size} px; use a power of two from 4 to {MAX_DISC_SIZE}")
     return int(math.log2(MAX_DISC_SIZE // size))

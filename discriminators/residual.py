@@ -1,7 +1,8 @@
-"""ResidualDiscriminator: residual blocks without normalization that keep the identity path, started by fix-up.
+"""ResidualDiscriminator: residual blocks without normalization, with an identity path and Fixup initialization.
 
-Every image is judged at one base resolution. A larger one enters through pixel-unshuffled stems, which start at zero beside
-the stem of the averaged image: when the images grow, the outputs stay, and nothing has to fade in.
+All images are processed at one base resolution. Larger images enter through an additional pixel-unshuffled stem for each size,
+which is added to the stem of the downsampled image and starts at zero. When the image size grows, the outputs therefore do not
+change, and nothing has to fade in.
 
 Source: Huang et al., "The GAN is dead; long live the GAN!", NeurIPS 2024 (R3GAN); Zhang et al., "Fixup initialization", ICLR
 2019; docs/method.md.
@@ -22,9 +23,10 @@ from settings.curriculum import Curriculum
 
 
 class ResidualBlock(nn.Module):
-    """``x + conv(act(conv(act(x))))``, (B, C, H, W) to the same. The second convolution starts at 0: the block, as the identity.
+    """Residual block ``x + conv(act(conv(act(x))))``, (B, C, H, W) to the same shape.
 
-    ``num_blocks``: in the whole network; the first convolution starts smaller the more there are (Fixup, section 3).
+    The second convolution starts at 0, so the block starts as the identity. ``num_blocks``: number of blocks in the network, by
+    whose square root the first convolution's initial weights are divided (Fixup, section 3).
     """
 
     def __init__(self, width: int, num_blocks: int) -> None:
@@ -41,10 +43,10 @@ class ResidualBlock(nn.Module):
 
 
 class Stem(nn.Module):
-    """Images (B, 3, H, H), H the base size times a power of two, to (B, width, base, base).
+    """Input layer: images (B, 3, H, H), H the base size times a power of two, to (B, width, base, base).
 
-    The image averaged down to the base size passes a 3x3 convolution. ``details[k]`` adds what the pixels say at
-    base * 2^(k + 1) px: a 1x1 convolution of that image, its pixels unshuffled into channels. It starts at 0.
+    A 3x3 convolution processes the image averaged down to the base size. ``details[k]`` adds the details at
+    base * 2^(k + 1) px: a 1x1 convolution of that image after a pixel unshuffle. It starts at 0.
     """
 
     def __init__(self, base_size: int, width: int) -> None:
@@ -58,13 +60,13 @@ class Stem(nn.Module):
             nn.init.zeros_(detail.weight)
 
     def level(self, size: int) -> int:
-        """How often ``size`` px are halved down to the base size. Raises ValueError where that does not come out."""
+        """Return how often ``size`` px must be halved to reach the base size. Raises ValueError for an unsupported size."""
         if size < self.base_size or size > MAX_DISC_SIZE or size & (size - 1):
             raise ValueError(f"no discriminator stem for {size} px; use a power of two from {self.base_size} to {MAX_DISC_SIZE}")
         return int(math.log2(size // self.base_size))
 
     def used_parameters(self, size: int) -> list[nn.Parameter]:
-        """Those that images of ``size`` px meet."""
+        """Return the parameters that images of ``size`` px use."""
         return [*self.conv.parameters(), *self.details[: self.level(size)].parameters()]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -76,10 +78,10 @@ class Stem(nn.Module):
 
 
 class ResidualDiscriminator(Discriminator):
-    """A stem, a residual block for each of ``disc_widths`` with halved resolution in between, and a read-out at 4 px.
+    """A stem, a residual block for each of ``disc_widths`` at successively halved resolutions, and an output layer at 4 px.
 
-    The last width is that of 4 px, the first that of the base size, which they imply: four widths begin at 32 px.
-    A latent is read off only where the curriculum has a latent loss.
+    The last width is at 4 px and the first at the base size, so the number of widths determines the base size: four widths
+    start at 32 px. The latent is predicted only if the curriculum has a latent loss.
     """
 
     def __init__(self, curriculum: Curriculum) -> None:
@@ -92,19 +94,19 @@ class ResidualDiscriminator(Discriminator):
         self.basis = nn.Linear(widths[-1] * LAST_DISC_SIZE**2, widths[-1])
         self.final_layer = nn.Linear(widths[-1], 1 + self.latent_dim + NUM_POSE)
         _kaiming(self.basis)
-        _start_at_the_mean_pose(self.final_layer, curriculum)
+        _init_at_mean_pose(self.final_layer, curriculum)
 
     def used_parameters(self, size: int, fade_alpha: float) -> list[nn.Parameter]:
-        """Those that images of ``size`` px meet; the rest belongs to larger sizes and gets no gradient."""
+        """Return the parameters that images of ``size`` px use. Those of larger sizes get no gradient."""
         parts = (self.blocks, self.transitions, self.basis, self.final_layer)
         return [*self.stem.used_parameters(size), *(parameter for part in parts for parameter in part.parameters())]
 
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
-        """images: (B, 3, H, H) in [-1, 1], H the base size times a power of two, up to 512. ``fade_alpha`` has no effect.
+        """Score images (B, 3, H, H) in [-1, 1], H the base size times a power of two, up to 512. ``fade_alpha`` has no effect.
 
         Raises ValueError for other sizes.
         """
-        x = self.stem(images).contiguous(memory_format=torch.channels_last)  # the faster layout, on CPUs too
+        x = self.stem(images).contiguous(memory_format=torch.channels_last)  # the faster layout on GPUs and CPUs
         x = self.blocks[0](x)
         for transition, block in zip(self.transitions, self.blocks[1:], strict=True):
             x = block(transition(F.avg_pool2d(x, 2)))
@@ -115,7 +117,7 @@ class ResidualDiscriminator(Discriminator):
 
 
 def _transition(num_in: int, num_out: int) -> nn.Module:
-    """Channels changed by an orthogonal matrix, which keeps the length of what it widens; nothing where they stay."""
+    """Return an orthogonal 1x1 convolution, which preserves norms when it widens, or the identity for equal widths."""
     if num_in == num_out:
         return nn.Identity()
     conv = nn.Conv2d(num_in, num_out, kernel_size=1, bias=False)
@@ -131,8 +133,8 @@ def _kaiming(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> None:
 
 
 @torch.no_grad()
-def _start_at_the_mean_pose(layer: nn.Linear, curriculum: Curriculum) -> None:
-    """Small weights, so that the read-outs begin near 0 and the poses near the mean of the curriculum's prior."""
+def _init_at_mean_pose(layer: nn.Linear, curriculum: Curriculum) -> None:
+    """Initialize small weights, so that outputs start near 0 and poses near the mean of the curriculum's prior."""
     nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
     nn.init.zeros_(layer.bias)
     layer.bias[-2], layer.bias[-1] = curriculum.v_mean, curriculum.h_mean

@@ -1,1 +1,1 @@
-"""Cameras, samplers, root finding, volume rendering, and the one render path that joins them."""
+"""Cameras, samplers, root finding, volume rendering, and the single render path that combines them."""

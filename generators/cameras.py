@@ -1,7 +1,7 @@
 """Cameras and rays.
 
-World axes: +y up. A camera looks at the origin along its own -z, its +x to the right of the image, its +y up; at
-yaw = pitch = pi/2 it sits at (0, 0, 1) with its axes parallel to the world's. Angles are radians:
+World axes: +y up. A camera looks at the origin along its own -z. Its +x points to the right of the image, and its +y up. At
+yaw = pitch = pi/2 it is at (0, 0, 1) with its axes parallel to the world's. Angles are radians:
 
     position = (sin pitch cos yaw, cos pitch, sin pitch sin yaw)        on the unit sphere
 
@@ -21,14 +21,14 @@ PITCH_EPS = 1e-5
 
 
 class CameraPoses(NamedTuple):
-    """``pitch`` and ``yaw``: (B,) each, radians."""
+    """Camera poses: ``pitch`` and ``yaw``, (B,) each, radians."""
 
     pitch: Tensor
     yaw: Tensor
 
 
 class Rays(NamedTuple):
-    """``origins`` and unit ``directions``: (B, R, 3) each, world coordinates, pixels row-major from the top left."""
+    """Rays: ``origins`` and unit ``directions``, (B, R, 3) each, world coordinates, pixels row-major from the top left."""
 
     origins: Tensor
     directions: Tensor
@@ -44,9 +44,9 @@ def sample_camera_poses(
     sample_dist: str | None,
     generator: torch.Generator | None = None,
 ) -> CameraPoses:
-    """Draw ``num`` poses on the CPU. Returns pitch (B,) and yaw (B,), radians.
+    """Sample ``num`` poses on the CPU. Returns pitch (B,) and yaw (B,), radians. Raises ValueError for an unknown distribution.
 
-    ``sample_dist``: ``gaussian``; ``uniform`` (half width = stddev); ``truncated_gaussian`` (cut at 2 sigma);
+    ``sample_dist``: ``gaussian``; ``uniform`` (half width = stddev); ``truncated_gaussian`` (truncated at 2 sigma);
     ``hybrid`` (half of the batches uniform with twice the stddev as half width, half gaussian);
     ``spherical_uniform`` (uniform area on the sphere, within +-stddev of the mean in yaw and in (1 - cos pitch) / 2
     measured as pitch/pi); None (the mean). Source: docs/method.md, "Cameras and rays".
@@ -77,32 +77,32 @@ def sample_camera_poses(
 
 
 def _truncated_normal(num: int, generator: torch.Generator | None) -> Tensor:
-    """Standard normal cut at 2 sigma, by the inverse of its distribution function. (num,)"""
+    """Sample the standard normal distribution truncated at 2 sigma by inverse transform sampling. Returns (num,)."""
     edge = math.erf(2 / math.sqrt(2))
     uniform = torch.rand(num, generator=generator, dtype=torch.float64) * 2 - 1
     return (torch.erfinv(uniform * edge) * math.sqrt(2)).float()
 
 
 def camera_positions(poses: CameraPoses) -> Tensor:
-    """Positions on the unit sphere, (B, 3)."""
+    """Return camera positions on the unit sphere, (B, 3)."""
     pitch = poses.pitch.clamp(PITCH_EPS, math.pi - PITCH_EPS)
     sin_pitch = torch.sin(pitch)
     return torch.stack([sin_pitch * torch.cos(poses.yaw), torch.cos(pitch), sin_pitch * torch.sin(poses.yaw)], dim=-1)
 
 
 def mean_direction(h_mean: float, v_mean: float) -> Tensor:
-    """Unit direction (3,) in which a camera at the mean pose looks: straight ahead. (0, 0, -1) where both are pi/2."""
+    """Return the unit view direction (3,) of a camera at the mean pose. (0, 0, -1) if both means are pi/2."""
     pose = CameraPoses(*(torch.tensor([mean], dtype=torch.float64) for mean in (v_mean, h_mean)))
     direction = -camera_positions(pose)[0]
-    return torch.where(direction.abs() < 1e-9, 0.0, direction).float()  # the cosine of pi/2, as far as pi has digits
+    return torch.where(direction.abs() < 1e-9, 0.0, direction).float()  # cos(pi/2) is not exactly 0 in floating point
 
 
 def camera_to_world(poses: CameraPoses) -> Tensor:
-    """cam2world (B, 4, 4): columns (-left, up', -forward, position), the camera looking at the origin."""
+    """Return cam2world (B, 4, 4) of cameras that look at the origin: columns (-left, true_up, -forward, position)."""
     position = camera_positions(poses)
     forward = -position / position.norm(dim=-1, keepdim=True)
     up = torch.zeros_like(forward)
-    up[..., 1].fill_(1)  # an assigned number may become a tensor of the host's first, and a GPU would be waited for
+    up[..., 1].fill_(1)  # unlike assignment, fill_ makes no host tensor, so it does not synchronize with a GPU
     left = torch.nn.functional.normalize(torch.linalg.cross(up, forward), dim=-1)
     true_up = torch.nn.functional.normalize(torch.linalg.cross(forward, left), dim=-1)
     cam2world = torch.zeros(*position.shape[:-1], 4, 4, dtype=position.dtype, device=position.device)
@@ -115,7 +115,7 @@ def camera_to_world(poses: CameraPoses) -> Tensor:
 
 
 def camera_ray_directions(size: int, fov_degrees: float, device: torch.device | str = "cpu") -> Tensor:
-    """Unit directions in the camera's frame, (size * size, 3), pixels row-major from the top left."""
+    """Return unit directions in the camera's frame, (size * size, 3), pixels row-major from the top left."""
     x = torch.linspace(-1, 1, size, device=device)
     y = torch.linspace(1, -1, size, device=device)
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
@@ -124,10 +124,10 @@ def camera_ray_directions(size: int, fov_degrees: float, device: torch.device | 
 
 
 def camera_rays(poses: CameraPoses, size: int, fov_degrees: float) -> Rays:
-    """Rays through every pixel of a (size, size) image: (B, size * size, 3) each."""
+    """Return rays through every pixel of a (size, size) image: (B, size * size, 3) each."""
     cam2world = camera_to_world(poses)
     directions = camera_ray_directions(size, fov_degrees, cam2world.device).to(cam2world.dtype)
-    # Not as a matrix product: with TF32 a GPU would round both to 11 bits, which moves an image by part of a pixel.
+    # Not a matrix product: with TF32 a GPU would round both factors to 11 bits, which shifts an image by a fraction of a pixel.
     world_directions = (directions.unsqueeze(-2) * cam2world[:, None, :3, :3]).sum(dim=-1)
     origins = cam2world[:, None, :3, 3].expand_as(world_directions)
     return Rays(origins, world_directions)

@@ -1,19 +1,22 @@
-"""A field on a regular lattice, asked only where its surface can be: the cost grows with the surface, not the volume.
+"""Sampling of a field on a regular lattice near its surface only. The cost grows with the surface, not the volume.
 
-Coarse to fine. A lattice of stride s is halved until s = 1. At each level a cell is *open* where the criterion says that
-the field, known at its corners, may do something of interest inside; only the new points of open cells are asked. All
-other points take the trilinear value of the coarser level: right in sign, approximate in size.
+The search is coarse to fine: the stride s of the lattice is halved until s = 1. At each level, a criterion on the corner values
+marks the cells that may contain the surface as *open*. Only the new points of open cells are queried. All other points take the
+trilinear value of the coarser level, which has the right sign and an approximate magnitude.
 
-What may happen inside a cell follows from curvature. Trilinear interpolation in a cell of side s is off by at most
-s^2/8 (|f_xx| + |f_yy| + |f_zz|), which second differences of the lattice estimate; each node takes the largest estimate
-of its 27 neighbors. So a cell whose corners agree in sign and lie further from the level than this bound holds no
-surface, however thin, as far as the coarse lattice can see the curvature at all. COARSE_SPACING is what makes it see it:
-features of solids much thinner than that can be missed, and are, as with any lattice, a matter of measured rates: on the
-recorded reference generator and on generators halfway through training, at psi 0.7, no sign in 256^3 differs from the dense
-lattice. At psi 1 fields are rougher: of six seeds of the reference generator two had wrong signs, 5 and 2 of 64^3, and one lost
-2 of 15 small pieces at 128^3 (extract_shapes.py --dense misses none). Of
-balls beside a larger one (logit 200 times the signed distance; 30 random places each) it missed 5 of radius 0.002, 1 of 0.003
-and none of 0.004 to 0.006; of a shell 0.001 thick, 156 signs of 128^3.
+The criterion is based on curvature. The error of trilinear interpolation in a cell of side s is at most
+s^2/8 (|f_xx| + |f_yy| + |f_zz|), which second differences on the lattice estimate. Each node takes the largest estimate in its
+3 x 3 x 3 neighborhood. A cell whose corners agree in sign, and differ from the level by more than this bound, contains no
+surface, however thin, provided that the coarse lattice resolves the curvature. COARSE_SPACING is chosen so that it does. Solids
+much thinner than that can be missed, as with any lattice. Measured error rates:
+
+- The recorded reference generator and generators halfway through training, at psi 0.7: no sign in 256^3 differs from the dense
+  lattice.
+- At psi 1, where fields are rougher: of six seeds of the reference generator, two had wrong signs (5 and 2 of 64^3), and one
+  lost 2 of 15 small pieces at 128^3. extract_shapes.py --dense misses none.
+- Small balls next to a larger one (logit = 200 times the signed distance, 30 random positions each): missed 5 of radius 0.002,
+  1 of 0.003 and none of 0.004 to 0.006.
+- A shell 0.001 thick: 156 wrong signs of 128^3.
 
 Notation: n nodes per axis at some stride; arrays (n, n, n) are indexed [ix, iy, iz].
 """
@@ -27,10 +30,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-COARSE_SPACING = 0.01  # world units; heads are about 0.2 across and their fields bend over 0.02 or more
-MAX_DENSE = 130  # nodes per axis up to which a lattice is kept whole
+COARSE_SPACING = 0.01  # world units; heads are about 0.2 across, and their fields curve over distances of at least 0.02
+MAX_DENSE = 130  # nodes per axis up to which a lattice is stored densely
 AXES = (-3, -2, -1)
-SLAB_VALUES = 1 << 20  # fine values made at a time: the working memory beyond the next coarser level
+SLAB_VALUES = 1 << 20  # fine values computed at a time; bounds the memory beyond that of the next coarser level
 
 Query = Callable[[Tensor], Tensor]
 """points (K, 3), world coordinates -> values (K,)."""
@@ -38,7 +41,7 @@ Query = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LatticeSpec:
-    """``num`` points per axis; index i lies at ``low + i spacing``, the same on the three axes."""
+    """A cubic lattice: ``num`` points per axis; index i is at ``low + i spacing`` on all three axes."""
 
     low: float
     spacing: float
@@ -46,20 +49,20 @@ class LatticeSpec:
 
     @classmethod
     def of_cube(cls, cube_size: float, num: int) -> LatticeSpec:
-        """A cube around the origin with both faces sampled, num >= 2."""
+        """Return the lattice of a cube centered at the origin, faces included; num >= 2."""
         return cls(-cube_size / 2, cube_size / (num - 1), num)
 
     def num_nodes(self, stride: int) -> int:
-        """Nodes of the coarser lattice: as many as cover all points, so its last node may lie beyond the cube."""
+        """Return the nodes per axis of a coarser lattice that covers all points. Its last node may be outside the cube."""
         return -(-(self.num - 1) // stride) + 1
 
     def axis(self, stride: int, device: torch.device | str = "cpu") -> Tensor:
-        """Coordinates (num_nodes,) of every ``stride``-th point, computed in float64 and rounded once."""
+        """Return the coordinates (num_nodes,) of every ``stride``-th point, computed in float64 and rounded once."""
         i = torch.arange(self.num_nodes(stride), dtype=torch.float64) * stride
         return (self.low + i * self.spacing).float().to(device)
 
     def coarsest_stride(self, max_spacing: float = COARSE_SPACING) -> int:
-        """The largest power of two whose spacing does not exceed ``max_spacing``, at least 1, with 4 nodes per axis."""
+        """Return the largest power of two with spacing <= ``max_spacing`` and at least 4 nodes per axis; at least 1."""
         stride = 1
         while 2 * stride * self.spacing <= max_spacing and self.num_nodes(2 * stride) >= 4:
             stride *= 2
@@ -67,20 +70,21 @@ class LatticeSpec:
 
 
 class Level(NamedTuple):
-    """One lattice. ``exact``: True where the field was asked. ``bound``: estimated error of interpolating the cells around.
+    """A lattice of one stride. All arrays are (n, n, n).
 
-    All are (n, n, n); ``num_asked`` counts the points asked so far, this level's included.
+    ``exact``: True where the field was queried. ``bound``: estimated interpolation error in the adjacent cells. ``num_queried``:
+    number of points queried so far, including this level.
     """
 
     stride: int
     values: Tensor
     exact: Tensor
     bound: Tensor
-    num_asked: int
+    num_queried: int
 
 
 def surface_cells(lattice: Level, level: float = 0.0) -> Tensor:
-    """(n-1, n-1, n-1), True where the field may pass ``level``: corners on both sides of it, or nearer than the error bound."""
+    """Return a mask (n-1, n-1, n-1) of the cells that may cross ``level``: corners on both sides, or within the error bound."""
     return _surface_cells(lattice.values, lattice.bound, level)
 
 
@@ -93,7 +97,7 @@ def _surface_cells(values: Tensor, bound: Tensor, level: float) -> Tensor:
 
 @torch.no_grad()
 def coarsest_level(query: Query, spec: LatticeSpec, device: torch.device | str, max_spacing: float = COARSE_SPACING) -> Level:
-    """Every node of the coarsest lattice, asked."""
+    """Query every node of the coarsest lattice."""
     stride = spec.coarsest_stride(max_spacing)
     axis = spec.axis(stride, device)
     values = query(torch.cartesian_prod(axis, axis, axis)).view((len(axis),) * 3)
@@ -102,37 +106,37 @@ def coarsest_level(query: Query, spec: LatticeSpec, device: torch.device | str, 
 
 @torch.no_grad()
 def refine(level: Level, query: Query, spec: LatticeSpec, open_cells: Tensor, cubic: bool = False) -> Level:
-    """The lattice of half the stride. ``cubic``: new points that are not asked are interpolated from four per axis, not two."""
+    """Halve the stride of a lattice. ``cubic``: interpolate other new points from four points per axis instead of two."""
     stride = level.stride // 2
     num = spec.num_nodes(stride)
     values = level.values.new_empty((num,) * 3)
     exact = torch.empty_like(values, dtype=torch.bool)
-    num_asked = level.num_asked
-    for start, slab, asked, known in refine_in_slabs(level, query, spec, open_cells, cubic=cubic):
+    num_queried = level.num_queried
+    for start, slab, count, known in refine_in_slabs(level, query, spec, open_cells, cubic=cubic):
         values[start : start + len(slab)] = slab
         exact[start : start + len(slab)] = known
-        num_asked += asked
-    # Second differences mean something where all of their points were asked; elsewhere a quarter of the coarser ones.
+        num_queried += count
+    # Second differences are valid only if all of their points were queried. Elsewhere, use a quarter of the coarser bound.
     inherited = _upsample(level.bound, num) / 4
     measured = dilate(~exact, torch.logical_or).logical_not_()
     bound = torch.where(measured, dilate(_curvature(values)), inherited)
-    return Level(stride, values, exact, bound, num_asked)
+    return Level(stride, values, exact, bound, num_queried)
 
 
 @torch.no_grad()
 def refine_in_slabs(
     level: Level, query: Query, spec: LatticeSpec, open_cells: Tensor, cubic: bool = False
 ) -> Iterator[tuple[int, Tensor, int, Tensor]]:
-    """Walk the lattice of half the stride in slabs of ix, asking the new points of open cells.
+    """Halve the stride of a lattice in slabs of ix, querying the new points of open cells.
 
-    Yields (first ix, values (k, n, n), number of points asked, exact (k, n, n)).
+    Yields (first ix, values (k, n, n), number of points queried, exact (k, n, n)).
     """
     stride = level.stride // 2
     axis = spec.axis(stride, level.values.device)
     num = len(axis)
     num_cells = max(1, SLAB_VALUES // (2 * num * num))
     for first in range(0, level.values.shape[0] - 1, num_cells):
-        last = min(first + num_cells, level.values.shape[0] - 1)  # parents first..last; the next slab begins with last
+        last = min(first + num_cells, level.values.shape[0] - 1)  # parents first..last; the next slab starts at last
         start, end = 2 * first, min(2 * last, num) if last < level.values.shape[0] - 1 else num
         low = max(0, first - 1) if cubic else first
         parents = level.values[low : last + 2 if cubic else last + 1]
@@ -150,13 +154,13 @@ def refine_in_slabs(
         yield start, values, len(index), exact
 
 
-# -- the surface alone -----------------------------------------------------------------------------------------------------
+# -- surface cells only ----------------------------------------------------------------------------------------------------
 
 
 class Bricks(NamedTuple):
-    """What refinement makes of K cells of a lattice of stride ``parent_stride``: n^3 nodes each, at stride ``stride``.
+    """Refinement of K cells of a lattice of stride ``parent_stride``: n^3 nodes each, at stride ``stride``.
 
-    ``cells`` (K, 3): their indices, rising. ``values``, ``exact``, ``bound``: (K, n, n, n), as in :class:`Level`.
+    ``cells`` (K, 3): cell indices, in increasing order. ``values``, ``exact``, ``bound``: (K, n, n, n), as in :class:`Level`.
     """
 
     parent_stride: int
@@ -165,19 +169,19 @@ class Bricks(NamedTuple):
     values: Tensor
     exact: Tensor
     bound: Tensor
-    num_asked: int
+    num_queried: int
 
     @classmethod
     def of_cells(cls, lattice: Level, cells: Tensor) -> Bricks:
-        """The cells marked in ``cells`` (n-1, n-1, n-1), with their corners."""
+        """Return the cells marked in ``cells`` (n-1, n-1, n-1), with their corners."""
         values, exact, bound = (
             nodes.unfold(0, 2, 1).unfold(1, 2, 1).unfold(2, 2, 1)[cells]
             for nodes in (lattice.values, lattice.exact, lattice.bound)
         )
-        return cls(lattice.stride, lattice.stride, cells.nonzero(), values, exact, bound, lattice.num_asked)
+        return cls(lattice.stride, lattice.stride, cells.nonzero(), values, exact, bound, lattice.num_queried)
 
     def refined(self, query: Query, spec: LatticeSpec, level: float) -> Bricks:
-        """Half the stride; asked are new nodes of cells that may pass ``level``, of the last lattice only those next to it."""
+        """Halve the stride. Queries new nodes of cells that may cross ``level``; at stride 1, only nodes close to it."""
         stride, size = self.stride // 2, 2 * self.values.shape[-1] - 1
         values = _upsample(self.values, size)
         exact = torch.zeros_like(values, dtype=torch.bool)
@@ -187,29 +191,29 @@ class Bricks(NamedTuple):
             reach = dilate(_steepest_step(self.values)) / 2 + self.bound
             wanted &= (values - level).abs() <= _nearest(reach, size)
         bound = _upsample(self.bound, size) / 4
-        num_asked = self._ask(values, wanted, stride, query, spec)
+        num_queried = self._query_nodes(values, wanted, stride, query, spec)
         exact |= wanted
         if stride > 1:
             measured = dilate(~exact, torch.logical_or).logical_not_()
             bound = torch.where(measured, dilate(_curvature(values)), bound)
-        return Bricks(self.parent_stride, stride, self.cells, values, exact, bound, self.num_asked + num_asked)
+        return Bricks(self.parent_stride, stride, self.cells, values, exact, bound, self.num_queried + num_queried)
 
-    def _ask(self, values: Tensor, wanted: Tensor, stride: int, query: Query, spec: LatticeSpec) -> int:
-        """Replace wanted values, asking for each node of the lattice of ``stride`` once. Returns how many points that is."""
+    def _query_nodes(self, values: Tensor, wanted: Tensor, stride: int, query: Query, spec: LatticeSpec) -> int:
+        """Query wanted values in place, each node of the lattice of ``stride`` once. Returns the number of points."""
         num = spec.num_nodes(stride)
         brick, *local = wanted.nonzero().unbind(dim=-1)
         scale = self.parent_stride // stride
         ix, iy, iz = (self.cells[brick, axis] * scale + local[axis] for axis in range(3))
-        outside = (ix >= num) | (iy >= num) | (iz >= num)  # the coarser lattice's last nodes lie beyond the cube
+        outside = (ix >= num) | (iy >= num) | (iz >= num)  # the coarser lattice's last nodes may be outside the cube
         index, place = torch.unique((ix * num + iy).mul_(num).add_(iz).masked_fill_(outside, -1), return_inverse=True)
         if not len(index):
             return 0
         axis = spec.axis(stride, values.device)
         points = torch.stack([axis[index // num**2], axis[index // num % num], axis[index % num]], dim=-1)
         first = int(index[0] < 0)
-        asked = torch.cat([points.new_zeros(first), query(points[first:])])
+        queried = torch.cat([points.new_zeros(first), query(points[first:])])
         wanted[brick[outside], local[0][outside], local[1][outside], local[2][outside]] = False
-        values[wanted] = asked[place[~outside]]
+        values[wanted] = queried[place[~outside]]
         return len(index) - first
 
 
@@ -217,31 +221,31 @@ class Bricks(NamedTuple):
 def surface_slabs(
     query: Query, spec: LatticeSpec, level: float = 0.0, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[int, Tensor, int]]:
-    """The whole lattice ``spec``, in slabs of rising ix, right in sign about ``level`` everywhere.
+    """Sample the full lattice ``spec`` in slabs of increasing ix, with the correct sign relative to ``level`` everywhere.
 
-    Points next to the surface hold the field's own values (all but 1 in 1000, as measured), the others interpolated ones.
-    Lattices of up to MAX_DENSE nodes per axis are kept whole; of finer ones, the cells that the surface passes.
-    Yields (first ix, values (k, num, num), number of points asked since the last slab).
+    Points next to the surface hold exact field values (all but 1 in 1000, as measured). The others are interpolated. Lattices of
+    up to MAX_DENSE nodes per axis are stored densely. Finer ones store only the cells that the surface crosses.
+    Yields (first ix, values (k, num, num), number of points queried since the last slab).
     """
     lattice = coarsest_level(query, spec, device)
     while lattice.stride > 2 and spec.num_nodes(lattice.stride // 2) <= MAX_DENSE:
         lattice = refine(lattice, query, spec, surface_cells(lattice, level))
     if lattice.stride == 1:
-        yield 0, lattice.values, lattice.num_asked
+        yield 0, lattice.values, lattice.num_queried
         return
     bricks = Bricks.of_cells(lattice, surface_cells(lattice, level))
     while bricks.stride > 1:
         bricks = bricks.refined(query, spec, level)
-    asked = bricks.num_asked
+    count = bricks.num_queried
     for start, values in _filled_slabs(lattice, bricks, spec):
-        yield start, values, asked
-        asked = 0
+        yield start, values, count
+        count = 0
 
 
 def _filled_slabs(lattice: Level, bricks: Bricks, spec: LatticeSpec) -> Iterator[tuple[int, Tensor]]:
-    """Slabs of ``lattice.stride`` planes: trilinear, and what the bricks know in its place."""
+    """Yield slabs of ``lattice.stride`` planes: trilinear values, overwritten by those of the bricks."""
     stride, num_coarse = lattice.stride, lattice.values.shape[0]
-    num = (num_coarse - 1) * stride + 1  # nodes that lie beyond the cube are cut at the end
+    num = (num_coarse - 1) * stride + 1  # nodes outside the cube are removed at the end
     position = torch.arange(num, device=lattice.values.device)
     fraction = (position % stride).to(lattice.values.dtype) / stride
     hat = torch.zeros(num, num_coarse + 1, dtype=lattice.values.dtype, device=lattice.values.device)
@@ -260,7 +264,7 @@ def _filled_slabs(lattice: Level, bricks: Bricks, spec: LatticeSpec) -> Iterator
         parts = [(slice(layers[first], layers[first + 1]), slice(0, stride + is_last))]
         if first:
             parts.append((slice(layers[first - 1], layers[first]), slice(stride, stride + 1)))
-        for which_exact in (False, True):  # what was asked for in one brick may be interpolated in the next
+        for which_exact in (False, True):  # a node queried in one brick may be interpolated in an adjacent one
             for which, planes in parts:
                 index = origins[which, None, None, None] + offsets[: planes.stop - planes.start]
                 values, exact = bricks.values[which, planes], bricks.exact[which, planes]
@@ -276,7 +280,7 @@ def _filled_slabs(lattice: Level, bricks: Bricks, spec: LatticeSpec) -> Iterator
 
 
 def over_corners(nodes: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """(..., n, n, n) at nodes -> (..., n-1, n-1, n-1): ``combine`` over each cell's eight corners."""
+    """Reduce each cell's eight corners with ``combine``: nodes (..., n, n, n) -> cells (..., n-1, n-1, n-1)."""
     for dim in AXES:
         size = nodes.shape[dim]
         nodes = combine(nodes.narrow(dim, 0, size - 1), nodes.narrow(dim, 1, size - 1))
@@ -284,7 +288,7 @@ def over_corners(nodes: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> 
 
 
 def dilate(nodes: Tensor, combine: Callable[..., Tensor] = torch.maximum) -> Tensor:
-    """``combine`` over each node and its 26 neighbors."""
+    """Reduce each node and its 26 neighbors with ``combine``."""
     for dim in AXES:
         size = nodes.shape[dim]
         wide = nodes.clone()
@@ -296,7 +300,7 @@ def dilate(nodes: Tensor, combine: Callable[..., Tensor] = torch.maximum) -> Ten
 
 
 def _curvature(nodes: Tensor) -> Tensor:
-    """sum over axes |f(i-1) - 2 f(i) + f(i+1)| / 8, the bound on trilinear interpolation's error; ends copy their neighbor."""
+    """Return the bound on the trilinear error: sum over axes |f(i-1) - 2 f(i) + f(i+1)| / 8. End nodes copy their neighbor."""
     total = torch.zeros_like(nodes)
     for dim in AXES:
         size = nodes.shape[dim]
@@ -311,7 +315,7 @@ def _curvature(nodes: Tensor) -> Tensor:
 
 
 def _steepest_step(nodes: Tensor) -> Tensor:
-    """The largest change from each node to its next along an axis; 0 from the last ones."""
+    """Return the largest change from each node to the next along any axis; 0 for the last nodes."""
     largest = torch.zeros_like(nodes)
     for dim in AXES:
         size = nodes.shape[dim]
@@ -322,7 +326,7 @@ def _steepest_step(nodes: Tensor) -> Tensor:
 
 
 def _upsample(nodes: Tensor, num: int, cubic: bool = False) -> Tensor:
-    """One new node between any two, cut to ``num`` along iy and iz: the mean of two, or the cubic through four, per axis."""
+    """Insert a node between neighbors along each axis, linearly from two or cubically from four; cut to ``num`` nodes."""
     for dim in reversed(AXES):
         size = nodes.shape[dim]
         fine = nodes.new_empty(_with_size(nodes, dim, 2 * size - 1))
@@ -337,7 +341,7 @@ def _upsample(nodes: Tensor, num: int, cubic: bool = False) -> Tensor:
 
 
 def nodes_of_cells(cells: Tensor, num: int) -> Tensor:
-    """True at the finer nodes inside and on the faces of marked cells: (..., a, b, c) -> (..., 2a+1, num, num)."""
+    """Mark the finer nodes inside and on the faces of marked cells: (..., a, b, c) -> (..., 2a+1, num, num)."""
     for dim in reversed(AXES):
         size = cells.shape[dim]
         fine = cells.new_zeros(_with_size(cells, dim, 2 * size + 1))
@@ -349,14 +353,14 @@ def nodes_of_cells(cells: Tensor, num: int) -> Tensor:
 
 
 def children_of_cells(cells: Tensor, num: int) -> Tensor:
-    """Cells of half the side take their parent's mark: (n, n, n) -> (num, num, num), num <= 2n."""
+    """Copy each cell's mark to its children of half the side: (n, n, n) -> (num, num, num), num <= 2n."""
     for dim in AXES:
         cells = cells.repeat_interleave(2, dim=dim).narrow(dim, 0, num)
     return cells
 
 
 def _nearest(nodes: Tensor, size: int) -> Tensor:
-    """(K, n, n, n) -> (K, size, size, size): each new node takes the value of the one before it, per axis."""
+    """Upsample (K, n, n, n) to (K, size, size, size): each new node copies the node before it along each axis."""
     index = torch.arange(size, device=nodes.device) // 2
     return nodes[:, index[:, None, None], index[:, None], index]
 
@@ -366,7 +370,7 @@ def _every_second(nodes: Tensor, dim: int, first: int) -> Tensor:
 
 
 def _with_size(nodes: Tensor, dim: int, size: int) -> list[int]:
-    """The shape of ``nodes`` with another size along ``dim``."""
+    """Return the shape of ``nodes`` with ``size`` along ``dim``."""
     shape = list(nodes.shape)
     shape[dim] = size
     return shape

@@ -1,4 +1,4 @@
-"""The generator: a latent in, a field out."""
+"""The generator, which maps a latent to a field."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ NUM_TRUNCATION_LATENTS = 10_000
 
 
 def latent_from_seed(seed: int, latent_dim: int, z_dist: str = "gaussian") -> Tensor:
-    """The latent of a seed, (1, latent_dim), drawn on the CPU so that it is the same whatever the device."""
+    """Return the latent of a seed, (1, latent_dim). It is drawn on the CPU, so it does not depend on the device."""
     generator = torch.Generator().manual_seed(seed)
     return draw_latents(1, latent_dim, z_dist, generator)
 
 
 def latents_of_first_seeds(num: int, curriculum: Curriculum) -> Tensor:
-    """(num, latent_dim): the latents of seeds 0, 1, ..., num - 1."""
+    """Return the latents of seeds 0, 1, ..., num - 1: (num, latent_dim)."""
     return torch.cat([latent_from_seed(seed, curriculum.latent_dim, curriculum.z_dist) for seed in range(num)])
 
 
 def draw_latents(num: int, latent_dim: int, z_dist: str, generator: torch.Generator) -> Tensor:
-    """(num, latent_dim): standard normal, or uniform in [-1, 1]."""
+    """Sample latents (num, latent_dim): standard normal if ``z_dist`` is ``gaussian``, else uniform in [-1, 1]."""
     if z_dist == "gaussian":
         return torch.randn(num, latent_dim, generator=generator)
     return torch.rand(num, latent_dim, generator=generator) * 2 - 1
 
 
-Styles = FilmParameters | TriplaneStyles  # what the mapping network makes of latents, by the curriculum's model
+Styles = FilmParameters | TriplaneStyles  # output of the mapping network, depending on the curriculum's model
 
 
 class ImplicitGenerator3d(nn.Module):
-    """Mapping network and field: ``siren``, with parameter names as in published files (``siren.network.0.layer.weight``, ...),
-    or ``triplane``.
+    """A mapping network and a field.
 
-    The mapping network of either makes :data:`Styles` of latents, and those a :class:`siren.field.Field`.
+    The mapping network turns latents into :data:`Styles`, and the styles define a :class:`siren.field.Field`. The weights are in
+    ``siren``, under the names of published files (``siren.network.0.layer.weight``, ...), or in ``triplane``.
     """
 
     def __init__(self, curriculum: Curriculum) -> None:
@@ -54,11 +54,11 @@ class ImplicitGenerator3d(nn.Module):
 
     @property
     def network(self) -> Siren | Triplane:
-        """All of the weights, of whichever kind."""
+        """The module that holds all weights: ``siren`` or ``triplane``."""
         return self.triplane if self.curriculum.model == "TRIPLANE" else self.siren
 
     def film(self, z: Tensor, psi: float = 1.0) -> Styles:
-        """The styles of z (B, latent_dim), pulled toward their mean over latents: mean + psi * (styles - mean).
+        """Return the styles of z (B, latent_dim), truncated toward their mean over latents: mean + psi * (styles - mean).
 
         Source: docs/method.md, "Truncation".
         """
@@ -71,14 +71,14 @@ class ImplicitGenerator3d(nn.Module):
         return self.truncation_mean.to(z.device).lerp(film, psi)
 
     def field(self, film: Styles) -> Field:
-        """The field of B latents. What depends on the latents alone is computed here, once."""
+        """Return the field of B latents. Everything that does not depend on points is computed here, once."""
         return self.triplane.bind(film) if self.curriculum.model == "TRIPLANE" else SirenField(self.siren, film)
 
     @torch.no_grad()
     def compute_truncation_mean(self, num: int = NUM_TRUNCATION_LATENTS, seed: int = 0) -> Styles:
-        """Mean styles over ``num`` latents from a fixed seed, (1, ...); kept here and with saved weights.
+        """Compute the mean styles (1, ...) over ``num`` latents from a fixed seed, and store them in ``truncation_mean``.
 
-        The published code draws them afresh at every call, so that its images change from call to call.
+        Checkpoints save the mean too. The published code draws new latents on every call, so its images vary between calls.
         """
         device = next(self.parameters()).device
         z = draw_latents(num, self.curriculum.latent_dim, self.curriculum.z_dist, torch.Generator().manual_seed(seed))

@@ -1,7 +1,7 @@
-"""The one render path: coarse samples -> surface -> samples -> field -> weights -> color and depth.
+"""The single render path: coarse samples -> surface -> samples -> field -> weights -> color and depth.
 
-Training, evaluation and every script come through :func:`render`. It knows the field only through
-:class:`siren.field.Field`, so anything that answers points can be rendered.
+Training, evaluation and all scripts use :func:`render`. It only depends on the interface :class:`siren.field.Field`, so it can
+render anything that implements it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from siren.field import Field, RayField
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """How a batch is rendered. ``interval`` is Delta, the half width around the surface; others as in the curriculum."""
+    """Settings for rendering a batch. ``interval`` is Delta, the half width around the surface; others as in the curriculum."""
 
     t_near: float
     t_far: float
@@ -39,11 +39,11 @@ class RenderSettings:
     density_noise: float = 0.0
     last_back: bool = False
     white_back: bool = False
-    background: float | None = None  # of images: what rays without a surface show; None: what is composited
+    background: float | None = None  # color of rays without a surface in images; None: the composited color
 
     @classmethod
     def from_curriculum(cls, curriculum: Curriculum, interval: float | None = None) -> RenderSettings:
-        """The curriculum's settings; ``interval`` None is the final, narrowest one."""
+        """Return the curriculum's settings. ``interval`` None means the final, narrowest interval."""
         return cls(
             t_near=curriculum.ray_start,
             t_far=curriculum.ray_end,
@@ -62,7 +62,7 @@ class RenderSettings:
         )
 
     def multiply_steps(self, factor: int) -> RenderSettings:
-        """``ray_step_multiplier``: all sample counts times ``factor``."""
+        """Return settings with all sample counts multiplied by ``factor`` (``ray_step_multiplier``)."""
         return replace(
             self, num_coarse=self.num_coarse * factor, num_surface=self.num_surface * factor, num_fine=self.num_fine * factor
         )
@@ -70,9 +70,13 @@ class RenderSettings:
 
 @dataclass
 class RenderOutput:
-    """``rgb`` (B, R, 3) in [0, 1]; ``depth`` (B, R), as published: the mean over what the ray meets, however little that is;
-    ``depth_over_far`` (B, R): the same with the missing weight at the far end; composited samples ``t``, ``alphas``, ``weights``
-    (B, R, S) front to back; ``surface`` with t and hit_mask (B, R), without gradient (no ray of a radiance field hits)."""
+    """A rendered batch of rays.
+
+    ``rgb`` (B, R, 3) in [0, 1]; ``depth`` (B, R), as published: the weighted mean distance, normalized by the total weight
+    however small that is; ``depth_over_far`` (B, R): the weighted mean distance with the remaining weight at the far end;
+    composited samples ``t``, ``alphas``, ``weights`` (B, R, S), front to back; ``surface`` with t and hit_mask (B, R), without
+    gradient (rays of a radiance field never hit a surface).
+    """
 
     rgb: Tensor
     depth: Tensor
@@ -86,7 +90,7 @@ class RenderOutput:
 def draw_noise(
     batch: int, rays: int, settings: RenderSettings, device: torch.device, generator: torch.Generator | None = None
 ) -> RenderNoise:
-    """The random numbers that :func:`render` uses for a batch, drawn on the generator's device and moved to ``device``."""
+    """Draw the random numbers of :func:`render` for a batch on the generator's device, and move them to ``device``."""
     source = generator.device if generator is not None else device
 
     def uniform(num: int) -> Tensor | None:
@@ -108,15 +112,15 @@ def draw_noise(
 
 
 def ray_points(rays: Rays, t: Tensor) -> Tensor:
-    """Points (B, R * S, 3) at distances t (B, R, S)."""
+    """Return the points (B, R * S, 3) at distances t (B, R, S)."""
     points = torch.addcmul(rays.origins.unsqueeze(2), rays.directions.unsqueeze(2), t.unsqueeze(-1))
     return points.flatten(1, 2)
 
 
 def render(field: Field, rays: Rays, settings: RenderSettings, noise: RenderNoise | None = None) -> RenderOutput:
-    """Render rays (B, R) of a field of B latents. Without ``noise`` the result is deterministic: nothing is jittered.
+    """Render rays (B, R) of a field of B latents. Without ``noise``, samples are not jittered and the result is deterministic.
 
-    With ``surface_sample`` the coarse queries carry no gradient and are not composited; without it (pi-GAN) they are
+    With ``surface_sample``, the coarse samples carry no gradient and are not composited. Without it (pi-GAN), they are
     composited together with the importance samples. Source: docs/method.md, "Rendering".
     """
     noise = noise or RenderNoise()
@@ -156,23 +160,23 @@ def composite(t: Tensor, alphas: Tensor, colors: Tensor, surface: Surface, setti
     """Composite sorted samples: t, alphas (B, R, S), colors (B, R, S, 3) in [0, 1]."""
     weights = volume_rendering.compute_weights(alphas)
     if settings.last_back:
-        weights = volume_rendering.give_rest_to_last(weights)
+        weights = volume_rendering.add_remainder_to_last(weights)
     rgb = volume_rendering.composite_colors(weights, colors, settings.white_back)
-    # An empty ray's expected distance is 0 / 1e-5; the recorded images show such rays at the near end.
+    # An empty ray's expected distance is 0 / 1e-5. The recorded reference images show such rays at the near end.
     depth = volume_rendering.composite_depth(weights, t).clamp(settings.t_near, settings.t_far)
     depth_over_far = volume_rendering.composite_depth_over(weights, t, settings.t_far).clamp(settings.t_near, settings.t_far)
     return RenderOutput(rgb, depth, depth_over_far, t, alphas, weights, surface)
 
 
 def query_logits(field: Field, rays: Rays, t: Tensor) -> Tensor:
-    """Occupancy logits at rising t (B, R, S), no color work. (B, R, S)"""
+    """Query occupancy logits (B, R, S) at increasing t (B, R, S), without computing colors."""
     if isinstance(field, RayField):
         return field.occupancy_logits_on_rays(rays.origins, rays.directions, t)
     return field.occupancy_logits(ray_points(rays, t)).view(t.shape)
 
 
 def query_logits_and_colors(field: Field, rays: Rays, t: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, R, S) and (B, R, S, 3) at t (B, R, S), front to back."""
+    """Query logits (B, R, S) and colors (B, R, S, 3) at t (B, R, S), front to back."""
     if isinstance(field, RayField):
         return field.logits_and_colors_on_rays(rays.origins, rays.directions, t)
     directions = rays.directions.unsqueeze(2).expand(*t.shape, 3).flatten(1, 2)
@@ -190,7 +194,7 @@ def _alphas(logits: Tensor, t: Tensor, settings: RenderSettings, normal: Tensor 
 
 @torch.no_grad()
 def _surface(field: Field, rays: Rays, settings: RenderSettings, t: Tensor, logits: Tensor) -> Surface:
-    if not settings.pred_occ:  # a density has no level at which it turns solid
+    if not settings.pred_occ:  # a density has no surface level
         far = torch.full_like(t[..., 0], settings.t_far)
         return Surface(far, torch.zeros_like(far, dtype=torch.bool))
     threshold = math.log(settings.tau / (1 - settings.tau))

@@ -1,4 +1,4 @@
-"""Where a ray enters the surface. Source: docs/method.md, "Finding the surface"; GOF, section 3."""
+"""Intersection of rays with the surface. Source: docs/method.md, "Finding the surface"; GOF, section 3."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Surface(NamedTuple):
-    """``t``: (B, R) distance of the root; ``far`` where there is none. ``hit_mask``: (B, R), True where the ray enters."""
+    """Surface on rays. ``t``: (B, R), distance of the root, or the far end without one. ``hit_mask``: (B, R), True for a hit."""
 
     t: Tensor
     hit_mask: Tensor
@@ -24,17 +24,17 @@ def find_surface(
     num_steps: int,
     method: str = "secant",
 ) -> Surface:
-    """The first crossing from free (level < 0) to solid, refined inside its bracket.
+    """Find the first crossing from free (level < 0) to solid, and refine it inside its bracket.
 
     Args:
-        t_coarse: (B, R, S), rising along S.
+        t_coarse: (B, R, S), increasing along S.
         levels: (B, R, S), occupancy logits minus logit(tau) at t_coarse.
-        evaluate: t (B, R) -> level (B, R). Rays without a bracket are asked too, at any t on the ray: static shapes
-            need no synchronisation with a GPU.
-        num_steps: evaluations spent on the refinement.
-        method: ``secant`` (with the bracket kept, so it cannot leave) or ``bisection``.
+        evaluate: t (B, R) -> level (B, R). Rays without a bracket are evaluated too, at an arbitrary t on the ray, because
+            static shapes need no synchronization with a GPU.
+        num_steps: number of refinement steps, with one evaluation each.
+        method: ``secant`` (safeguarded: it stays inside the bracket) or ``bisection``.
 
-    A ray whose first sample is solid, or that never turns solid, has no surface.
+    A ray has no surface if its first sample is solid or none of its samples is.
     """
     solid = levels >= 0
     crosses = ~solid[..., :-1] & solid[..., 1:]

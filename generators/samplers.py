@@ -1,9 +1,9 @@
-"""Where to sample along rays. t: (B, R, S), distance along the unit ray.
+"""Samplers along rays. t: (B, R, S), distance along the unit ray.
 
 Source: docs/method.md, "Surface-aware sampling and the shrinking interval"; GOF, section 3; NeRF, section 5.2.
 
-Every sampler is deterministic given its random numbers, which :func:`draw_noise` draws for a whole batch at once. So a
-batch that is split, or spread over processes, sees the same numbers as the whole.
+Every sampler is deterministic given its random numbers, which :func:`generators.renderer.draw_noise` draws for a whole batch.
+A batch that is split, or sharded over processes, therefore uses the same numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class RenderNoise(NamedTuple):
-    """Random numbers of one rendered batch; a part may be None where the settings have no use for it.
+    """Random numbers for one rendered batch. Parts that the settings do not need are None.
 
     ``surface_jitter`` (B, R, S_surface), ``coarse_jitter`` (B, R, S_coarse) and ``importance`` (B, R, S_fine) are
     uniform in [0, 1); ``coarse_density`` and ``density`` (B, R, S) are normal, for radiance fields.
@@ -28,17 +28,17 @@ class RenderNoise(NamedTuple):
     density: Tensor | None = None
 
     def __getitem__(self, key: slice) -> RenderNoise:  # type: ignore[override]
-        """The numbers of some images of the batch."""
+        """Return the random numbers of some images of the batch."""
         return RenderNoise(*(None if part is None else part[key] for part in tuple(self)))
 
 
 def coarse_samples(t_near: float, t_far: float, num: int, batch: int, rays: int, device: torch.device) -> Tensor:
-    """(B, R, num), evenly spaced, ends included, the same for all rays."""
+    """Return evenly spaced samples (B, R, num), endpoints included, the same for all rays."""
     return torch.linspace(t_near, t_far, num, device=device).expand(batch, rays, num)
 
 
 def jitter(t: Tensor, uniform: Tensor | None) -> Tensor:
-    """Move each of evenly spaced samples by +-half a spacing. ``uniform``: like t, in [0, 1); None leaves t as it is."""
+    """Jitter evenly spaced samples by up to half a spacing. ``uniform``: in [0, 1), shaped like t; None leaves t unchanged."""
     if uniform is None:
         return t
     return t + (uniform - 0.5) * (t[..., 1:2] - t[..., 0:1])
@@ -47,20 +47,20 @@ def jitter(t: Tensor, uniform: Tensor | None) -> Tensor:
 def surface_interval(
     t_surface: Tensor, hit_mask: Tensor, half_width: float | Tensor, t_near: float, t_far: float
 ) -> tuple[Tensor, Tensor]:
-    """Ends (B, R) of [t - Delta, t + Delta], moved inside [near, far] at full length; [near, far] without a surface."""
+    """Return the ends (B, R) of [t - Delta, t + Delta], shifted into [near, far]; [near, far] itself without a surface."""
     low = (t_surface - half_width).clamp(max=t_far - 2 * half_width).clamp(min=t_near)
     high = (low + 2 * half_width).clamp(max=t_far)
     return torch.where(hit_mask, low, t_near), torch.where(hit_mask, high, t_far)
 
 
 def surface_samples(t_low: Tensor, t_high: Tensor, num: int, uniform: Tensor | None = None) -> Tensor:
-    """(B, R, num): evenly spaced from t_low to t_high (B, R), ends included, then jittered. A single one lies at t_high."""
+    """Return jittered samples (B, R, num), evenly spaced from t_low to t_high (B, R) inclusive. A single sample is at t_high."""
     fractions = torch.linspace(0, 1, num, device=t_low.device) if num > 1 else torch.ones(num, device=t_low.device)
     return jitter(t_low.unsqueeze(-1) + (t_high - t_low).unsqueeze(-1) * fractions, uniform)
 
 
 def importance_samples(t: Tensor, weights: Tensor, num: int, uniform: Tensor | None = None) -> Tensor:
-    """Inverse-CDF sampling of the piecewise-constant density that ``weights`` put between midpoints (NeRF, section 5.2).
+    """Sample the piecewise-constant density that ``weights`` define between midpoints, by inverse CDF (NeRF, section 5.2).
 
     t, weights: (B, R, S). uniform: (B, R, num) in [0, 1), or None for evenly spaced quantiles. Returns (B, R, num).
     """

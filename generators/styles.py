@@ -1,7 +1,7 @@
 """Styles of any generator as vectors, and their distribution over latents.
 
-Styles are what a mapping network makes of latents: a NamedTuple of tensors (B, ...), by the curriculum's model.
-B batch, D numbers per latent in all parts together, K principal directions.
+Styles are the output of a mapping network: a NamedTuple of tensors (B, ...) that depends on the curriculum's model.
+B batch, D numbers per latent in all parts combined, K principal directions.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ from settings.curriculum import Curriculum
 from siren.mapping import FilmParameters
 from triplane.mapping import TriplaneStyles
 
-MIN_VARIANCE_SHARE = 1e-8  # of the largest component; below it there is rounding and no direction
+MIN_VARIANCE_SHARE = 1e-8  # of the largest component; anything smaller is rounding error
 
 
 def flatten_styles(styles: Styles) -> Tensor:
-    """All parts of a NamedTuple of tensors (B, ...), one after the other: (B, D)."""
+    """Concatenate all parts of a NamedTuple of tensors (B, ...) into (B, D)."""
     return torch.cat([part.flatten(1) for part in styles], dim=1)
 
 
 def unflatten_styles(vectors: Tensor, like: Styles) -> Styles:
-    """The inverse of :func:`flatten_styles`: vectors (B, D) as a NamedTuple with the shapes of ``like`` (1, ...)."""
+    """Invert :func:`flatten_styles`: vectors (B, D) become a NamedTuple with the shapes of ``like`` (1, ...)."""
     parts = vectors.split([math.prod(part.shape[1:]) for part in like], dim=1)
     return type(like)(*(part.unflatten(1, template.shape[1:]) for part, template in zip(parts, like, strict=True)))
 
 
 class StyleDistribution(NamedTuple):
-    """Mean (1, D), orthonormal ``directions`` (K, D) of falling standard deviation ``sigma`` (K,), and of each number alone,
-    ``spread`` (D,). ``like``: the mean as the generator's NamedTuple. Source of the coordinates: GANSpace, section 3."""
+    """Principal components of the styles. Source: GANSpace, section 3.
+
+    ``mean`` (1, D); orthonormal ``directions`` (K, D), sorted by decreasing standard deviation ``sigma`` (K,); ``spread`` (D,),
+    the standard deviation of each number; ``like``, the mean as the generator's NamedTuple.
+    """
 
     mean: Tensor
     directions: Tensor
@@ -44,11 +47,11 @@ class StyleDistribution(NamedTuple):
     like: Styles
 
     def coordinates(self, styles: Styles) -> Tensor:
-        """Styles of B latents -> (B, K), standard normal coordinates along the directions."""
+        """Return the coordinates (B, K) of styles along the directions, in standard deviations."""
         return (flatten_styles(styles) - self.mean) @ self.directions.t() / self.sigma
 
     def styles(self, coordinates: Tensor, offsets: Tensor | None = None) -> Styles:
-        """(B, K) -> styles. ``offsets`` (B, D): what is added beside the directions, in units of ``spread``."""
+        """Return the styles of coordinates (B, K). ``offsets`` (B, D), in units of ``spread``, are added to the flat styles."""
         vectors = self.mean + (coordinates * self.sigma) @ self.directions
         if offsets is not None:
             vectors = vectors + offsets * self.spread
@@ -61,7 +64,7 @@ def style_distribution(
 ) -> StyleDistribution:
     """Measure the distribution of the styles of ``num`` latents drawn from ``seed``, on the generator's device.
 
-    At most ``max_directions`` are found; a mapping network's styles span no more than the width of its last hidden layer.
+    Finds at most ``max_directions``. A mapping network's styles span no more dimensions than its last hidden layer is wide.
     """
     device = next(generator.parameters()).device
     curriculum = generator.curriculum
@@ -82,10 +85,10 @@ def style_distribution(
 
 
 def _principal_directions(centered: Tensor, max_directions: int) -> tuple[Tensor, Tensor]:
-    """Directions (K, D) and variances (K,), largest first, of centered vectors (N, D). Signs: the largest entry is positive.
+    """Return principal directions (K, D) and variances (K,) of centered vectors (N, D), in decreasing order.
 
-    Wide vectors are first projected on a random basis of twice the directions (Halko et al., 2011), exact where their rank is
-    no larger, which is the case for a linear last layer.
+    The sign of each direction makes its largest entry positive. Wide vectors are first projected onto a random basis with twice
+    as many directions (Halko et al., 2011). This is exact if their rank is no larger, as with a linear last layer.
     """
     num, width = centered.shape
     basis = None
@@ -104,14 +107,20 @@ def _principal_directions(centered: Tensor, max_directions: int) -> tuple[Tensor
 
 
 def num_style_layers(styles: Styles, curriculum: Curriculum) -> int:
-    """Layers that styles steer, one after the other: of a SIREN its FiLM layers, the color layer last."""
+    """Return the number of layers that styles control. A SIREN's are its FiLM layers, with the color layer last."""
     return styles.styles.shape[1] if isinstance(styles, TriplaneStyles) else curriculum.num_layers + 1
 
 
-def mix_styles(geometry: Styles, appearance: Styles, split: int, curriculum: Curriculum) -> Styles:
-    """The first ``split`` layers of ``geometry``, the others of ``appearance``. Source: StyleGAN, section 3.1.
+def geometry_layers(styles: Styles, curriculum: Curriculum) -> int:
+    """How many layers steer the shape where mixing is to keep it: all but a SIREN's color layer, half of other networks'."""
+    num_layers = num_style_layers(styles, curriculum)
+    return num_layers - 1 if isinstance(styles, FilmParameters) else num_layers // 2
 
-    With all but a SIREN's color layer from ``geometry``, its occupancy is that of ``geometry``, to the bit.
+
+def mix_styles(geometry: Styles, appearance: Styles, split: int, curriculum: Curriculum) -> Styles:
+    """Combine the first ``split`` layers of ``geometry`` with the others of ``appearance``. Source: StyleGAN, section 3.1.
+
+    For a SIREN with all layers but the color layer from ``geometry``, the occupancy is bit-identical to that of ``geometry``.
     """
     if isinstance(geometry, TriplaneStyles):
         return geometry.mix(appearance, split)
@@ -121,7 +130,7 @@ def mix_styles(geometry: Styles, appearance: Styles, split: int, curriculum: Cur
 
 
 def with_weights(generator: ImplicitGenerator3d, weights: Mapping[str, Tensor]) -> ImplicitGenerator3d:
-    """A copy of the generator that has ``weights`` in place of its own parameters of these names."""
+    """Return a copy of the generator whose parameters named in ``weights`` have these values."""
     copied = copy.deepcopy(generator)
     copied.load_state_dict(dict(weights), strict=False)
     return copied

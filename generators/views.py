@@ -1,4 +1,4 @@
-"""One view of one latent: what evaluation, images, videos and metrics ask for. Deterministic: nothing is jittered."""
+"""Views of latents for evaluation, images, videos and metrics. Deterministic: samples are not jittered."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ RAYS_PER_CHUNK = 1 << 15
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How images are made; None stands for the curriculum's value (``interval``: its final, narrowest one).
+    """Settings of a view. None means the curriculum's value (``interval``: its final, narrowest one).
 
-    ``surface_only``, of occupancy fields: a fast preview of one color per ray, that of the root; without one, the background,
-    or with ``last_back`` the color of the far end. The depth is the root's.
+    ``surface_only``: a fast preview of an occupancy field with a single color per ray, at the root. Rays without a root show the
+    background or, with ``last_back``, the color at the far end. The depth is that of the root.
     """
 
     image_size: int = 256
@@ -38,7 +38,7 @@ class ViewSettings:
         last_back = curriculum.view_last_back if self.last_back is None else self.last_back
         settings = replace(RenderSettings.from_curriculum(curriculum, self.interval), last_back=last_back)
         settings = settings.multiply_steps(self.ray_step_multiplier)
-        if self.surface_only:  # the interval shrinks to the root, and its only sample takes all of the weight
+        if self.surface_only:  # the interval shrinks to the root, whose single sample gets all of the weight
             background = None if last_back else float(settings.white_back)
             settings = replace(settings, num_surface=1, num_fine=0, interval=0.0, last_back=True, background=background)
         return settings
@@ -46,12 +46,12 @@ class ViewSettings:
 
 @dataclass
 class View:
-    """One image, on the CPU, float32. H = W = image size.
+    """One image with its depth, normals and surface, on the CPU, float32. H = W = image size.
 
     ``image`` and ``surface_image`` (3, H, W) in [-1, 1]; ``depth``, ``depth_over_far`` (see
-    :class:`generators.renderer.RenderOutput`) and ``surface_depth`` (H, W), distance along the ray (``surface_depth`` is the
-    curriculum's ray_end without a surface); ``hit_mask`` (H, W), True where the ray enters the
-    surface; ``normals`` (3, H, W), unit, world coordinates, 0 without a surface; ``yaw`` and ``pitch`` in radians.
+    :class:`generators.renderer.RenderOutput`) and ``surface_depth`` (H, W), distances along the ray (without a surface,
+    ``surface_depth`` is the curriculum's ray_end); ``hit_mask`` (H, W), True where the ray enters the surface; ``normals``
+    (3, H, W), unit, world coordinates, 0 without a surface; ``yaw`` and ``pitch`` in radians.
     """
 
     image: Tensor
@@ -65,9 +65,9 @@ class View:
     pitch: float
 
     def save_raw(self, path: str | Path, label: str) -> None:
-        """Write one .npz with every array under its field's name, ``yaw``, ``pitch`` and ``seed`` (of a latent file: ``latent``).
+        """Write an .npz file with every array under its field's name.
 
-        Raises UserError where it cannot be written.
+        It also holds ``yaw``, ``pitch``, and ``seed`` (for a latent file: ``latent``). Raises UserError if it cannot be written.
         """
         arrays = {name: value.numpy() for name, value in vars(self).items() if isinstance(value, Tensor)}
         arrays |= {"yaw": np.float64(self.yaw), "pitch": np.float64(self.pitch)}
@@ -76,12 +76,12 @@ class View:
 
 
 def make_pose(yaw: float, pitch: float, device: torch.device | str = "cpu") -> CameraPoses:
-    """One pose, (1,) each, radians."""
+    """Return a single pose, (1,) each, radians."""
     return CameraPoses(torch.tensor([pitch], device=device), torch.tensor([yaw], device=device))
 
 
 class LockedDirections:
-    """A field whose colors are those seen along ``ahead`` (3,), the mean direction of view (``--lock_view_dependence``)."""
+    """A field whose colors are always those seen along ``ahead`` (3,), the mean view direction (``--lock_view_dependence``)."""
 
     def __init__(self, field: Field, ahead: Tensor) -> None:
         self._field = field
@@ -100,13 +100,13 @@ class LockedDirections:
 
 @torch.no_grad()
 def render_view(field: Field, pose: CameraPoses, curriculum: Curriculum, settings: ViewSettings) -> View:
-    """The image of a field of one latent from one pose (1,), with depth, surface, normals and mask."""
+    """Render a field of one latent from one pose (1,), with depth, surface, normals and mask."""
     return render_views(field, pose, curriculum, settings)[0]
 
 
 @torch.no_grad()
 def render_views(field: Field, poses: CameraPoses, curriculum: Curriculum, settings: ViewSettings) -> list[View]:
-    """The images of a field of B latents, one from each of B poses."""
+    """Render a field of B latents, the i-th latent from the i-th of B poses."""
     if settings.lock_view_dependence:
         field = LockedDirections(field, mean_direction(curriculum.h_mean, curriculum.v_mean))
     size = settings.image_size
@@ -135,16 +135,16 @@ def render_views(field: Field, poses: CameraPoses, curriculum: Curriculum, setti
 
 
 def view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Tensor, ...]:
-    """What a :class:`View` holds, for rays (B, R) in a row: rgb, depth, depth over far, surface depth, hit mask,
-    normals, surface color.
+    """Render the arrays of a :class:`View` for rays (B, R).
 
-    Colors (B, R, 3) in [0, 1], normals (B, R, 3), the rest (B, R).
+    Returns rgb, depth, depth over far, surface depth, hit mask, normals and surface color. Colors are (B, R, 3) in [0, 1],
+    normals (B, R, 3), the others (B, R).
     """
     output = render(field, rays, settings)
     if settings.background is not None:
         output.rgb = torch.where(output.surface.hit_mask.unsqueeze(-1), output.rgb, settings.background)
-    only_the_root = settings.num_surface == 1 and settings.interval == 0
-    normals, surface_colors = surface_appearance(field, rays, output, output.rgb if only_the_root else None)
+    is_root_only = settings.num_surface == 1 and settings.interval == 0
+    normals, surface_colors = surface_appearance(field, rays, output, output.rgb if is_root_only else None)
     surface = output.surface
     return output.rgb, output.depth, output.depth_over_far, surface.t, surface.hit_mask, normals, surface_colors
 
@@ -152,13 +152,13 @@ def view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Te
 def surface_appearance(
     field: Field, rays: Rays, output: RenderOutput, root_colors: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Normals (B, R, 3) and colors (B, R, 3) in [0, 1] at the roots alone; 0 where a ray has none.
+    """Query normals (B, R, 3) and colors (B, R, 3) in [0, 1] at the roots. Both are 0 for rays without a root.
 
-    ``root_colors``: the colors at the roots where they are known already.
+    ``root_colors``: the colors at the roots, if already known.
     """
     hit = output.surface.hit_mask
     normals, colors = torch.zeros_like(rays.directions), torch.zeros_like(rays.directions)
-    index = hit.any(dim=0).nonzero().squeeze(-1)  # of several latents, a ray is asked where any of them hits
+    index = hit.any(dim=0).nonzero().squeeze(-1)  # query a ray for all latents if it hits the surface of any
     if len(index):
         points = ray_points(rays, output.surface.t.unsqueeze(-1))[:, index]
         keep = hit[:, index].unsqueeze(-1)

@@ -17,25 +17,25 @@ LAST_DELTA = 1e10
 
 
 def alphas_from_logits(occupancy_logits: Tensor) -> Tensor:
-    """(..., S) -> (..., S) in [0, 1]."""
+    """Convert occupancy logits (..., S) to alphas (..., S) in [0, 1]."""
     return torch.sigmoid(occupancy_logits)
 
 
 def alphas_from_densities(densities: Tensor, t: Tensor, clamp_mode: str = "relu") -> Tensor:
-    """densities (noise already added) and sorted t: (B, R, S). ``clamp_mode``: relu or softplus."""
+    """Convert densities (noise already added) at sorted t, (B, R, S), to alphas (B, R, S). ``clamp_mode``: relu or softplus."""
     deltas = torch.cat([t[..., 1:] - t[..., :-1], torch.full_like(t[..., :1], LAST_DELTA)], dim=-1)
     clamped = F.softplus(densities) if clamp_mode == "softplus" else F.relu(densities)
     return 1 - torch.exp(-deltas * clamped)
 
 
 def compute_transmittance(alphas: Tensor) -> Tensor:
-    """alphas in [0, 1], (..., S), front to back -> the share of the ray that reaches each sample, (..., S)."""
+    """Return the transmittance (..., S), the fraction of the ray that reaches each sample. alphas: (..., S), front to back."""
     survival = 1 - alphas + 1e-10
     return _RunningProduct.apply(torch.cat([torch.ones_like(alphas[..., :1]), survival[..., :-1]], dim=-1))
 
 
 class _RunningProduct(torch.autograd.Function):
-    """torch.cumprod of positive factors (..., S). Its own gradient first looks for zeros, which waits for a GPU."""
+    """torch.cumprod of positive factors (..., S). PyTorch's gradient checks for zeros, which synchronizes with a GPU."""
 
     @staticmethod
     def forward(ctx, factors: Tensor) -> Tensor:  # type: ignore[override]
@@ -50,18 +50,18 @@ class _RunningProduct(torch.autograd.Function):
 
 
 def compute_weights(alphas: Tensor) -> Tensor:
-    """alphas in [0, 1], (..., S), front to back -> weights (..., S), which sum to at most 1."""
+    """Return the weights (..., S), which sum to at most 1. alphas: (..., S) in [0, 1], front to back."""
     return alphas * compute_transmittance(alphas)
 
 
-def give_rest_to_last(weights: Tensor) -> Tensor:
-    """``last_back``: the weight missing to 1 goes to the last sample."""
+def add_remainder_to_last(weights: Tensor) -> Tensor:
+    """Add the remaining weight, 1 - sum of weights, to the last sample (``last_back``)."""
     rest = 1 - weights.sum(dim=-1, keepdim=True)
     return torch.cat([weights[..., :-1], weights[..., -1:] + rest], dim=-1)
 
 
 def composite_colors(weights: Tensor, colors: Tensor, white_back: bool = False) -> Tensor:
-    """weights (B, R, S), colors (B, R, S, 3) in [0, 1] -> (B, R, 3). ``white_back`` adds the missing weight as white."""
+    """Composite colors (B, R, S, 3) in [0, 1] with weights (B, R, S) to (B, R, 3). ``white_back``: remaining weight is white."""
     color = (weights.unsqueeze(-2) @ colors).squeeze(-2)
     if white_back:
         color = color + 1 - weights.sum(dim=-1, keepdim=True)
@@ -69,10 +69,10 @@ def composite_colors(weights: Tensor, colors: Tensor, white_back: bool = False) 
 
 
 def composite_depth(weights: Tensor, t: Tensor) -> Tensor:
-    """Expected distance: sum w t / (sum w + 1e-5). (B, R)"""
+    """Return the expected distance, sum w t / (sum w + 1e-5): (B, R)."""
     return (weights * t).sum(dim=-1) / (weights.sum(dim=-1) + 1e-5)
 
 
 def composite_depth_over(weights: Tensor, t: Tensor, t_far: float) -> Tensor:
-    """Expected distance with the missing weight at ``t_far``: sum w t + (1 - sum w) t_far. (B, R)"""
+    """Return the expected distance with the remaining weight at ``t_far``, sum w t + (1 - sum w) t_far: (B, R)."""
     return (weights * t).sum(dim=-1) + (1 - weights.sum(dim=-1)) * t_far

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from checkpoints.latents import GeneratorName, Latent
 from generators.cameras import Rays
 from generators.generator import ImplicitGenerator3d
-from generators.renderer import RenderSettings
+from generators.renderer import RenderSettings, render
 from generators.styles import with_weights
-from generators.views import RAYS_PER_CHUNK, view_columns
+from generators.views import RAYS_PER_CHUNK, surface_appearance
 from inversion.camera import normals_in_photo, photo_rays
 from inversion.losses import psnr_db
 from inversion.search import Candidates, Progress, Scene, Search, SearchSettings
@@ -105,13 +105,20 @@ def photo_view(generator: ImplicitGenerator3d, scene: Scene, found: Candidates, 
     rays = photo_rays(found.poses(), found.crop(), size, size, scene.curriculum.fov)
     settings = RenderSettings.from_curriculum(scene.curriculum).multiply_steps(RAY_STEP_MULTIPLIER)
     pieces = zip(rays.origins.split(RAYS_PER_CHUNK, dim=1), rays.directions.split(RAYS_PER_CHUNK, dim=1), strict=True)
-    columns = [view_columns(field, Rays(*piece), settings) for piece in pieces]
+    columns = [_columns(field, Rays(*piece), settings) for piece in pieces]
     rows = [torch.cat(column, dim=1)[0].unflatten(0, (size, size)) for column in zip(*columns, strict=True)]
-    rgb, _, depth, mask, normals, _ = rows
+    rgb, depth, mask, normals = rows
     image = rgb.permute(2, 0, 1)
     turned = normals_in_photo(normals.permute(2, 0, 1).unsqueeze(0), found.poses(), found.crop())[0]
     psnr = float(psnr_db(image.unsqueeze(0), photo.unsqueeze(0).to(image.device)))
     return PhotoView(image.cpu(), depth.cpu(), turned.cpu(), mask.cpu(), psnr)
+
+
+def _columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of rays (B, R): colors (B, R, 3) in [0, 1], the surface's depth and hit mask (B, R), its normals (B, R, 3)."""
+    output = render(field, rays, settings)
+    normals, _ = surface_appearance(field, rays, output)
+    return output.rgb, output.surface.t, output.surface.hit_mask, normals
 
 
 def latent_of(inversion: Inversion, scene: Scene, name: GeneratorName) -> Latent:

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from generators.cameras import CameraPoses, Rays, camera_positions, camera_rays
-from generators.renderer import RenderSettings, ray_points, render
+from generators.cameras import CameraPoses, Rays, camera_positions, camera_rays, mean_direction
+from generators.renderer import RenderSettings, draw_noise, ray_points, render
 from inversion.camera import photo_rays
 from inversion.losses import psnr_db
 from inversion.search import Candidates, Progress, Scene, SearchSettings, falling_rate, image_loss
@@ -38,7 +38,7 @@ class TuneSettings:
     """``num_points``: of each hold, per step."""
 
     num_steps: int = 100
-    rate: float = 1e-3
+    rate: float = 5e-4
     num_points: int = 1024
     lambda_occupancy: float = 1.0
     lambda_normal: float = 0.02
@@ -80,10 +80,13 @@ class Tuning:
         optimizer = torch.optim.Adam(tuned.values(), lr=settings.rate, betas=(0.9, 0.99))
         best = math.inf
         pitch, yaw = self.pivot.angles[0].tolist()
+        rendering = RenderSettings.from_curriculum(scene.curriculum)
         for step in range(settings.num_steps):
             optimizer.param_groups[0]["lr"] = settings.rate * falling_rate(step, settings.num_steps)
             field = generator.field(self._styles)
-            image = render(field, rays, RenderSettings.from_curriculum(scene.curriculum)).rgb
+            # Jittered as in training: weights fitted to fixed samples show between them, by 2 dB with twice as many samples.
+            noise = draw_noise(1, size * size, rendering, scene.device, self._random)
+            image = render(field, rays, rendering, noise).rgb
             image = image.transpose(1, 2).unflatten(2, (size, size))
             loss = image_loss(image, self.photo, scene.features, self.search).sum() + self._hold(field, pivot_field, pool)
             if float(loss.detach()) < best:
@@ -109,11 +112,15 @@ class Tuning:
             index = self._indices(len(pool.points), num).to(pool.points.device)
             cosines = (field.normals(pool.points[index].unsqueeze(0)) * pool.normals[index]).sum(dim=-1)
             loss = loss + settings.lambda_normal * (1 - cosines).mean()
-            directions = torch.zeros_like(pool.points[index]).unsqueeze(0)
-            directions[..., 2] = -1
-            error = field.logits_and_colors(pool.points[index].unsqueeze(0), directions)[1] - pool.colors[index]
+            points = pool.points[index].unsqueeze(0)
+            error = field.logits_and_colors(points, self._ahead(points))[1] - pool.colors[index]
             loss = loss + settings.lambda_color * (error.square().mean(dim=-1) * ~pool.seen[index]).mean()
         return loss
+
+    def _ahead(self, points: Tensor) -> Tensor:
+        """The mean direction of view for each of points (1, N, 3)."""
+        curriculum = self.scene.curriculum
+        return mean_direction(curriculum.h_mean, curriculum.v_mean).to(points.device).expand_as(points)
 
     def _indices(self, total: int, num: int) -> Tensor:
         return torch.randint(total, (num,), generator=self._random)
@@ -136,9 +143,8 @@ def surface_pool(field: Field, photo_poses: CameraPoses, scene: Scene) -> Surfac
     if not len(found):
         return SurfacePool(found, found, found, found.new_zeros(0, dtype=torch.bool))
     normals = field.normals(found.unsqueeze(0))[0]
-    directions = torch.zeros_like(found)
-    directions[:, 2] = -1
-    colors = field.logits_and_colors(found.unsqueeze(0), directions.unsqueeze(0))[1][0]
+    ahead = mean_direction(curriculum.h_mean, curriculum.v_mean).to(device).expand(1, len(found), 3)
+    colors = field.logits_and_colors(found.unsqueeze(0), ahead)[1][0]
     to_camera = torch.nn.functional.normalize(camera_positions(photo_poses) - found, dim=-1)
     return SurfacePool(found, normals, colors, (normals * to_camera).sum(dim=-1) > SEEN_COSINE)
 

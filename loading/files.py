@@ -28,7 +28,7 @@ from common.errors import UserError, one_line
 from common.file_kinds import HEAD_BYTES, describe
 from common.output_folders import output_folder
 from loading.kinds import EXTENSIONS, FORMATS, HIDDEN, NO_IMAGE, reason_left_out
-from loading.opening import Unreadable, open_image, value_range, why_unreadable
+from loading.opening import Unreadable, gray_values, open_image, value_range, why_unreadable
 
 __all__ = ["EXTENSIONS", "FORMATS", "DatasetSpec", "Decoded", "ImageSource", "Split", "decode", "find_images", "part_of"]
 
@@ -257,7 +257,7 @@ def to_rgb(image: Image.Image, background: int = 0) -> Image.Image:
     """Any mode as upright RGB; transparency over gray of level ``background``; more than 8 bits scaled to 8, not cut off."""
     ImageOps.exif_transpose(image, in_place=True)  # a copy would be one image more in memory
     if image.mode.startswith("I") or image.mode == "F":
-        values, (top, _) = np.asarray(image), value_range(image)
+        values, (top, _) = gray_values(image), value_range(image)
         scaled = np.empty(values.shape, np.uint8)
         for rows in _strips(image):  # float64 of a whole image would take eight times its memory
             shares = np.nan_to_num(values[rows].astype(np.float64) / (top or 1), nan=0.0)

@@ -32,6 +32,7 @@ _STARTS = (
     b"8BPS",  # PSD
 )
 _RAW_EXTENSIONS = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw")
+_UNREAD_EXTENSIONS = (".ico", ".cur", ".icns", ".dds", ".xbm", ".xpm", ".fits", ".hdr", ".wmf", ".emf", ".ai", ".xcf", ".djvu")
 NO_IMAGE = "no image"
 HIDDEN = "hidden"
 
@@ -66,6 +67,8 @@ def reason_left_out(name: str, head: Callable[[], bytes]) -> str | None:
         return None
     if extension in _RAW_EXTENSIONS:
         return "a camera's raw file; convert it to JPEG or PNG"
+    if extension in _UNREAD_EXTENSIONS:
+        return "an image of a kind that is not read here; convert it to PNG"
     start = head()
     if is_image(start):
         return None

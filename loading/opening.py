@@ -78,6 +78,12 @@ def free_memory() -> int | None:
         return None
 
 
+def gray_values(image: Image.Image) -> np.ndarray:
+    """The values (H, W) of an image of one channel of more than 8 bits. Pillow takes unsigned 32-bit ones for signed."""
+    values = np.asarray(image)
+    return values.view(np.uint32) if image.mode == "I" and _tiff_integers(image) == (32, False) else values
+
+
 def value_range(image: Image.Image) -> tuple[float, str]:
     """The value that means white in an image of one channel of more than 8 bits, and what the user should know about it.
 
@@ -91,7 +97,7 @@ def value_range(image: Image.Image) -> tuple[float, str]:
     bits, signed = _tiff_integers(image)
     if image.mode == "I" and bits == 16:
         return (32767.0 if signed else 65535.0), ""
-    values = np.asarray(image)
+    values = gray_values(image)
     most = float(values.max(initial=0, where=np.isfinite(values)))
     usual = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
     top = next((end for end in usual if most <= (UNDERSIZED_MAX if end == 1 else end)), most)
@@ -112,7 +118,7 @@ def why_unreadable(error: Exception, head: bytes) -> str:
     """In words that complete "it is ...": why reading an image that begins with ``head`` ended in ``error``."""
     described = describe(head[:HEAD_BYTES])
     if isinstance(error, UnidentifiedImageError) and is_image(head):
-        return "cut short or damaged where it begins; copy or download it again"
+        return "damaged where it begins, or of a variant that is not read here; copy it again, or convert it to PNG"
     if isinstance(error, UnidentifiedImageError):
         return described or "no image of a kind that is read here; remove it, or convert it to PNG"
     if isinstance(error, Unreadable):

@@ -1,4 +1,4 @@
 """The field: z -> FiLM parameters -> occupancy logits, colors and normals at arbitrary points.
 
-Read in this order: mapping.py (z to FiLM parameters), siren.py (the weights), field.py (the field of given latents).
+Reading order: mapping.py (z to FiLM parameters), siren.py (the weights), field.py (the field of given latents).
 """

@@ -1,11 +1,11 @@
-"""The field of given latents: what it answers at arbitrary points.
+"""The field of given latents, evaluated at arbitrary points.
 
-Notation: B latents, N points per latent, H hidden units. FiLM is folded into the weights
-once, when the field is bound (siren/backends/folded.py). On a CPU the arithmetic runs in blocks that stay in the cache, with
-gradients by hand (siren/backends/blocked.py); elsewhere it is plain PyTorch. Without gradients, points are walked in chunks of
-bounded memory, so callers may pass millions of them. Phases are float32 whatever the autocast state: gamma is about 30,
-and a phase error of 0.1 rad is visible. Training on a GPU lets products after the first layer round to TF32 (train.py), and its
-occupancy queries go through one fused kernel (siren/backends/fused.py, which shows the error).
+Notation: B latents, N points per latent, H hidden units. FiLM is folded into the weights once, when the field is created
+(siren/backends/folded.py). On a CPU the arithmetic runs in cache-sized blocks with hand-written gradients
+(siren/backends/blocked.py). Elsewhere it is plain PyTorch. When no gradient is recorded, points are processed in chunks to bound
+memory, so callers may pass millions of them. Phases are float32 regardless of autocast: gamma is about 30, and a phase
+error of 0.1 rad is visible. When training on a GPU, products after the first layer may round to TF32 (train.py), and occupancy
+queries without gradients use one fused kernel (siren/backends/fused.py, which lists the errors).
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ CHUNK = 1 << 19  # points; bounds the memory
 
 
 class Field(Protocol):
-    """What samplers, renderers, extraction and metrics see. points: (B, N, 3) world; directions: (B, N, 3) unit."""
+    """Interface that samplers, renderers, extraction and metrics use. points: (B, N, 3) world; directions: (B, N, 3) unit."""
 
     batch_size: int
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
-        """(B, N); 0 is the surface, positive is solid. For a radiance field: the raw density."""
+        """Return occupancy logits (B, N): 0 is the surface, positive is solid. For a radiance field: the raw density."""
 
     def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N) and (B, N, 3) in [0, 1]."""
+        """Return logits (B, N) and colors (B, N, 3) in [0, 1]."""
 
     def normals(self, points: Tensor) -> Tensor:
-        """(B, N, 3), unit, pointing out of the solid: -grad(logit) / |grad(logit)|."""
+        """Return unit normals (B, N, 3) that point out of the solid: -grad(logit) / |grad(logit)|."""
 
 
 @runtime_checkable
 class RayField(Protocol):
-    """A field that answers better when it sees whole rays (generators/view_cache.py)."""
+    """A field that is queried by whole rays where possible (generators/view_cache.py)."""
 
     def occupancy_logits_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> Tensor:
-        """origins and unit directions (B, R, 3), rising t (B, R, S) -> (B, R, S)."""
+        """Return logits (B, R, S) at increasing t (B, R, S) on rays with origins and unit directions (B, R, 3)."""
 
     def logits_and_colors_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """origins and unit directions (B, R, 3), rising t (B, R, S) -> (B, R, S) and (B, R, S, 3) in [0, 1]."""
+        """Return logits (B, R, S) and colors (B, R, S, 3) in [0, 1]. Arguments as in :meth:`occupancy_logits_on_rays`."""
 
 
 class SirenField:
-    """The field of B latents. See :class:`Field` for the queries' shapes."""
+    """The field of B latents. See :class:`Field` for the shapes of its queries."""
 
     def __init__(self, siren: Siren, film: FilmParameters) -> None:
         self.batch_size = film.frequencies.shape[0]
@@ -65,7 +65,7 @@ class SirenField:
             self._folded = fold(layers, *heads, film, point_scale=siren.point_scale if self._grid is None else 1.0)
         if not siren.view_dependent:
             self._folded = self._folded._replace(direction_weight=torch.zeros_like(self._folded.direction_weight))
-        self._packed: dict[torch.dtype, PackedField] = {}  # made when the fused kernel first asks
+        self._packed: dict[torch.dtype, PackedField] = {}  # filled on the first query of the fused kernel
 
     # -- queries ---------------------------------------------------------------------------------------------------
 
@@ -83,11 +83,11 @@ class SirenField:
         return logits, colors
 
     def colors(self, points: Tensor, directions: Tensor) -> Tensor:
-        """(B, N, 3) in [0, 1]."""
+        """Return colors (B, N, 3) in [0, 1]."""
         return self.logits_and_colors(points, directions)[1]
 
     def logits_and_gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N) and d logit / d point, (B, N, 3); differentiable, by the chain rule written out."""
+        """Return logits (B, N) and d logit / d point (B, N, 3), by an explicit chain rule; both are differentiable."""
         logits, gradients = self._in_chunks(self._logits_and_gradients, points)
         return logits, gradients
 
@@ -97,7 +97,7 @@ class SirenField:
     # -- one chunk -------------------------------------------------------------------------------------------------
 
     def _encode(self, points: Tensor) -> Tensor:
-        """What the first layer sees, (B, N, C)."""
+        """Return the input of the first layer, (B, N, C)."""
         if self._grid is None:
             return points
         scaled = points * self._point_scale
@@ -129,7 +129,7 @@ class SirenField:
         return logits, gradient
 
     def _in_chunks(self, query: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-        """``query`` on chunks of the (B, N, ...) inputs where no gradient is recorded, else on the whole."""
+        """Apply ``query`` to chunks of the (B, N, ...) inputs, or to all of them at once if gradients are recorded."""
         points = inputs[0]
         _check_points(points, self.batch_size)
         with torch.autocast(points.device.type, enabled=False):
@@ -142,22 +142,22 @@ class SirenField:
 
 
 def _in_blocks(*inputs: Tensor | None) -> bool:
-    """Whether siren/backends/blocked.py answers: on a CPU, unless a gradient with respect to points or directions is wanted.
+    """Return whether to use siren/backends/blocked.py: on a CPU, unless points or directions need a gradient.
 
-    torch.compile gets the plain arithmetic of siren/backends/folded.py.
+    torch.compile traces the plain arithmetic of siren/backends/folded.py instead.
     """
     given = [tensor for tensor in inputs if tensor is not None]
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
-    return given[0].device.type == "cpu" and not wanted and not torch.compiler.is_compiling()
+    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    return given[0].device.type == "cpu" and not needs_gradient and not torch.compiler.is_compiling()
 
 
 def _check_points(points: Tensor, batch_size: int) -> None:
     if points.dim() != 3 or points.shape[0] != batch_size or points.shape[2] != 3:
-        raise ValueError(f"points must be (B={batch_size}, N, 3), not {tuple(points.shape)}")
+        raise ValueError(f"points must have shape (B={batch_size}, N, 3), not {tuple(points.shape)}")
 
 
 def trilinear_sample(grid: Tensor, coordinates: Tensor) -> Tensor:
-    """Trilinear interpolation, zero outside, corners at -1 and 1; twice differentiable, which grid_sample is not.
+    """Interpolate trilinearly, with zeros outside and corners at -1 and 1. Twice differentiable, unlike grid_sample.
 
     grid: (C, D, D, D) indexed [z, y, x]; coordinates: (B, N, 3) as (x, y, z) in [-1, 1]. Returns (B, N, C).
     """

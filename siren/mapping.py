@@ -12,7 +12,7 @@ LEAKY_SLOPE = 0.2
 
 
 class FilmParameters(NamedTuple):
-    """Frequencies and phase shifts of all FiLM layers: (B, num_film_layers * hidden_dim) each, layer after layer.
+    """Frequencies and phase shifts of all FiLM layers in order: (B, num_film_layers * hidden_dim) each.
 
     The color layer comes last. A layer computes ``sin(gamma * (W x + b) + beta)`` with ``gamma = 15 f + 30`` and
     ``beta`` the phase shift.
@@ -22,7 +22,7 @@ class FilmParameters(NamedTuple):
     phase_shifts: Tensor
 
     def lerp(self, other: FilmParameters, weight: float) -> FilmParameters:
-        """``self`` at weight 0, ``other`` at weight 1; batch sizes broadcast."""
+        """Interpolate linearly: ``self`` at weight 0, ``other`` at weight 1; batch sizes broadcast."""
         return FilmParameters(
             self.frequencies + weight * (other.frequencies - self.frequencies),
             self.phase_shifts + weight * (other.phase_shifts - self.phase_shifts),
@@ -35,7 +35,7 @@ class FilmParameters(NamedTuple):
 class MappingNetwork(nn.Module):
     """Three hidden layers of width ``mapping_dim`` with LeakyReLU, then one linear layer to the FiLM parameters.
 
-    ``num_film``: frequencies, and as many phase shifts, that the FiLM layers have in all.
+    ``num_film``: total number of frequencies in all FiLM layers, which equals the number of phase shifts.
     """
 
     def __init__(self, latent_dim: int, mapping_dim: int, num_film: int) -> None:
@@ -46,11 +46,11 @@ class MappingNetwork(nn.Module):
             layers += [nn.Linear(num_in, num_out), nn.LeakyReLU(LEAKY_SLOPE)]
         self.network = nn.Sequential(*layers, nn.Linear(mapping_dim, 2 * num_film))
         for module in self.network:
-            if isinstance(module, nn.Linear) and not module.weight.is_meta:  # there normal_ loads torch's compiler: seconds
+            if isinstance(module, nn.Linear) and not module.weight.is_meta:  # on meta, normal_ loads torch's compiler: seconds
                 nn.init.kaiming_normal_(module.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")
         with torch.no_grad():
             self.network[-1].weight.mul_(0.25)
 
     def forward(self, z: Tensor) -> FilmParameters:
-        """z: (B, latent_dim)."""
+        """Map latents z (B, latent_dim) to FiLM parameters."""
         return FilmParameters(*self.network(z).chunk(2, dim=-1))

@@ -1,6 +1,6 @@
-"""The SIREN's weights, under the published names, so that published state dicts load as they are.
+"""The SIREN's weights, under the published names, so that published state dicts load unchanged.
 
-The modules here hold parameters only; what is computed from them for given latents stands in field.py.
+The modules here only hold parameters. field.py evaluates them for given latents.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from siren.mapping import MappingNetwork
 BOX_SIDE = 0.24
 EMBEDDING_CHANNELS = 32
 EMBEDDING_RESOLUTION = {"EmbeddingPiGAN128": 96, "EmbeddingPiGAN256": 64}
-EMBEDDING_STDDEV = {"EmbeddingPiGAN128": 0.01, "EmbeddingPiGAN256": 0.1}  # of the grid's first values
-FIRST_BOUND = 1 / 3  # pi-GAN's initialisation of the first layer, whatever its number of inputs
+EMBEDDING_STDDEV = {"EmbeddingPiGAN128": 0.01, "EmbeddingPiGAN256": 0.1}  # of the grid's initial values
+FIRST_BOUND = 1 / 3  # pi-GAN's initialization of the first layer, for any number of inputs
 
 
 class FiLMLayer(nn.Module):
-    """The linear map of one FiLM layer, weights uniform in +-``bound``."""
+    """The linear map of one FiLM layer, with weights uniform in [-bound, bound]."""
 
     def __init__(self, num_in: int, num_out: int, bound: float) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class FiLMLayer(nn.Module):
 
 
 def _siren_bound(num_in: int) -> float:
-    """pi-GAN's initialization for layers after the first."""
+    """Return the weight bound of pi-GAN's initialization for layers after the first."""
     return math.sqrt(6 / num_in) / 25
 
 
@@ -64,9 +64,9 @@ class Siren(nn.Module):
         self.mapping_network = MappingNetwork(curriculum.latent_dim, mapping_dim, (num_layers + 1) * hidden_dim)
         if not self.view_dependent:
             with torch.no_grad():
-                self.color_layer_sine.layer.weight[:, :3] = 0  # they get no gradient, and stay so
+                self.color_layer_sine.layer.weight[:, :3] = 0  # these weights get no gradient and stay 0
 
     @property
     def embedding_grid(self) -> Tensor | None:
-        """(1, C, D, D, D), indexed [z, y, x]; None for models without one."""
+        """Feature grid (1, C, D, D, D), indexed [z, y, x]; None for models without one."""
         return self._parameters.get("spatial_embeddings")

@@ -266,7 +266,7 @@ def test_foreign_keys_of_options(tmp_path):
     path.write_text(f"Namespace(x=1)\n\n{settings}\n")
     notes = []
     assert read_options_curriculum(path, notes).to_dict() == CURRICULUMS["BFM"].to_dict()
-    assert notes == ["settings unknown here are ignored: 'other', 'their_own'"]
+    assert notes == ["unknown settings are ignored: 'other', 'their_own'"]
 
 
 @pytest.mark.parametrize(("unique_lr", "factor"), [(True, 1.0), (False, 0.05)])

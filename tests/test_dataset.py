@@ -145,7 +145,7 @@ def test_broken_images_are_skipped_named_and_too_many_stop(folder: Path, tmp_pat
     again = ImageDataset(folder, 8, cache_dir=tmp_path / "cache")
     assert again.unreadable_names == data.unreadable_names and reds(again) == reds(data)
     (folder / "3b.jpg").write_text("text")
-    with pytest.raises(UserError, match=r"2 of 7 images .*2b\.png: cut short .*copy or download .*\| 3b\.jpg: no image"):
+    with pytest.raises(UserError, match=r"2 of 7 images .*2b\.png: damaged where it begins.*copy it again.*\| 3b\.jpg: no image"):
         ImageDataset(folder, 8, cache_dir=None)
     assert len(ImageDataset(folder, 8, cache_dir=None, max_unreadable=0.5)) == 5
 
@@ -177,7 +177,7 @@ def test_paths_without_images_are_user_errors(kind: str, tmp_path: Path) -> None
 
 
 def test_unknown_preset(folder: Path) -> None:
-    with pytest.raises(UserError, match="known: CelebA, BFM, Cats, Heads, Images"):
+    with pytest.raises(UserError, match="known: CelebA, BFM, Cats, CARLA, Heads, Images"):
         ImageDataset(folder, 8, preset="Dogs", cache_dir=None)
 
 

@@ -166,7 +166,7 @@ def test_a_closed_cell_is_interpolated_and_an_open_one_asked() -> None:
     assert torch.equal(fine.values[fine.exact], truth[fine.exact])
     wanted = nodes_of_cells(open_cells, 33)
     assert fine.exact[wanted].all() and fine.exact[::2, ::2, ::2].all()
-    assert fine.num_asked == 17**3 + int(fine.exact.sum() - 17**3)
+    assert fine.num_queried == 17**3 + int(fine.exact.sum() - 17**3)
     middle = (coarse.values[0, 0, 0] + coarse.values[1, 0, 0]) / 2
     assert not fine.exact[1, 0, 0] and torch.isclose(fine.values[1, 0, 0], middle)
 

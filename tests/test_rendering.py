@@ -103,7 +103,7 @@ def test_compositing_by_hand():
     t = torch.tensor([[[1.0, 2.0, 3.0]]])
     assert float(volume_rendering.composite_depth(weights, t)) == pytest.approx((0.5 + 0.25 + 1.125) / 1.00001)
     thin = volume_rendering.compute_weights(alphas * torch.tensor([1, 1, 0.0]))
-    assert torch.allclose(volume_rendering.give_rest_to_last(thin), torch.tensor([[[0.5, 0.125, 0.375]]]))
+    assert torch.allclose(volume_rendering.add_remainder_to_last(thin), torch.tensor([[[0.5, 0.125, 0.375]]]))
     assert torch.allclose(volume_rendering.composite_colors(thin, colors, white_back=True), torch.tensor([[[0.875, 0.5, 0.375]]]))
 
 

@@ -237,7 +237,7 @@ def test_chunks_give_what_the_whole_gives(monkeypatch):
     whole = field.logits_and_colors(points, points)
     monkeypatch.setattr("triplane.field.CHUNK", 3 * 7)
     assert all(torch.equal(a, b) for a, b in zip(whole, field.logits_and_colors(points, points), strict=True))
-    with pytest.raises(ValueError, match="points must be"):
+    with pytest.raises(ValueError, match="points must have shape"):
         field.occupancy_logits(points[:2])
 
 

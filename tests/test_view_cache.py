@@ -103,12 +103,12 @@ def test_other_cameras_than_those_announced_are_right_as_well(curved: Curved) ->
     check_views_agree(render_view(cache, pose, BFM, settings), render_view(field, pose, BFM, settings))
 
 
-def test_num_asked_is_what_was_asked(curved: Curved) -> None:
+def test_num_queried_counts_queries_of_the_field(curved: Curved) -> None:
     field, cache = curved
-    before, field.num_logit_points = cache.num_asked, 0
+    before, field.num_logit_points = cache.num_queried, 0
     points = torch.rand(1, 5000, 3, generator=torch.Generator().manual_seed(0)) * 0.2 - 0.1
     cache.occupancy_logits(points)
-    assert cache.num_asked - before == field.num_logit_points < 5000
+    assert cache.num_queried - before == field.num_logit_points < 5000
 
 
 def test_lookup_knows_what_it_does_not_know(curved: Curved) -> None:
@@ -146,7 +146,7 @@ def test_lattice_points_are_returned_as_they_are() -> None:
 
 def test_colors_are_asked_where_the_weight_is_and_interpolated_between() -> None:
     alphas = torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0, 0.9], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
-    asked = view_cache._worth_asking(alphas, 4)
+    asked = view_cache._samples_to_query(alphas, 4)
     assert asked.tolist() == [[False, False, True, True, True, False], [False] * 5 + [True]]
     t = torch.tensor([[0.0, 1.0, 2.0, 4.0, 5.0, 9.0]] * 2)
     asked = torch.tensor([[False, True, False, True, False, False], [False, False, False, False, False, True]])
@@ -160,7 +160,7 @@ def test_depth_slopes_are_those_of_autograd() -> None:
     random = torch.Generator().manual_seed(0)
     logits = (torch.randn(5, 7, generator=random) * 3).double().requires_grad_(True)
     t = torch.rand(5, 7, generator=random).double().sort(dim=1).values
-    weights = volume_rendering.give_rest_to_last(volume_rendering.compute_weights(torch.sigmoid(logits)))
+    weights = volume_rendering.add_remainder_to_last(volume_rendering.compute_weights(torch.sigmoid(logits)))
     (slopes,) = torch.autograd.grad((weights * t).sum(), logits)
     assert torch.allclose(view_cache._depth_slopes(torch.sigmoid(logits.detach()), t), slopes.abs(), atol=1e-6)
 
@@ -251,9 +251,9 @@ def test_reference_generator() -> None:
     poses, _ = frames()
     rays = view_rays(CameraPoses(torch.tensor([poses[0].pitch]), torch.tensor([poses[0].yaw])), [BFM.fov], size=32)
     cache = build_cache(field, rays, SETTINGS.render_settings(BFM))
-    before, pose = cache.num_asked, make_pose(poses[0].yaw, poses[0].pitch)
+    before, pose = cache.num_queried, make_pose(poses[0].yaw, poses[0].pitch)
     view = render_view(cache, pose, BFM, SETTINGS)
-    assert (cache.num_asked - before) / 32**2 < 12
+    assert (cache.num_queried - before) / 32**2 < 12
     check_views_agree(view, render_view(field, pose, BFM, SETTINGS), num_grazing=1)
 
 

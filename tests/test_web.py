@@ -14,17 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
+import web.export
 from browser import Browser
 from checkpoints.latents import PHOTO_KEYS, GeneratorName, Latent
 from checkpoints.loading import LoadedGenerator, load_generator
 from common.errors import UserError
-from generators.generator import latent_from_seed
-from generators.styles import with_weights
+from generators.generator import ImplicitGenerator3d, latent_from_seed
+from generators.styles import flatten_styles, with_weights
 from generators.views import View, ViewSettings, make_pose, render_view
 from settings.registry import CURRICULUMS
 from visualization.generator_scripts import field_from_seed, styles_from_seed
 from visualization.images import to_uint8, view_image
-from web.export import check_exportable, export_page, pack_tensors
+from web.export import check_exportable, export_page, generator_tensors, pack_tensors, page_script, page_style
 
 SIZE = 32
 PSI = 0.7
@@ -50,8 +51,15 @@ def generators() -> dict[str, LoadedGenerator]:
 @pytest.fixture(scope="module")
 def page(generators: dict[str, LoadedGenerator], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("web") / "page.html"
-    path.write_text(export_page(generators))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(web.export, "TURNTABLE_FRAMES", 2)  # it is the slow part
+        path.write_text(export_page(generators))
     return path
+
+
+@pytest.fixture
+def short_turntable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web.export, "TURNTABLE_FRAMES", 2)
 
 
 @pytest.fixture(scope="module")
@@ -149,16 +157,12 @@ def test_seeds_are_pytorchs(opened: Browser, seed: int, latent_dim: int, z_dist:
     assert np.abs(np.array(drawn) - latent_from_seed(seed, latent_dim, z_dist)[0].numpy()).max() < 2e-6
 
 
-def test_film_is_pythons(opened: Browser, generators: dict[str, LoadedGenerator]) -> None:
-    loaded = generators["cats"]
-    film = styles_from_seed(loaded, 3, PSI)
+def test_styles_are_pythons(opened: Browser, generators: dict[str, LoadedGenerator]) -> None:
+    expected = flatten_styles(styles_from_seed(generators["cats"], 3, PSI))[0].numpy()
     found = opened.run(
-        "(({ frequencies, phaseShifts }) => [[...frequencies], [...phaseShifts]])"
-        "(gof.viewer.generators.get('cats').film({ seed: 3n, secondSeed: 4n, shape: 0, color: 0, psi: arguments[0] }))",
-        PSI,
+        "[...gof.viewer.generators.get('cats').styles({ seed: 3n, secondSeed: 4n, shape: 0, color: 0, psi: arguments[0] })]", PSI
     )
-    for values, expected in zip(found, film, strict=True):
-        assert np.abs(np.array(values) - expected[0].detach().numpy()).max() < 1e-5
+    assert np.abs(np.array(found) - expected).max() < 1e-5
 
 
 def test_seed_psi_and_mixing_change_what_they_should(opened: Browser) -> None:
@@ -246,7 +250,7 @@ def test_says_nothing_on_the_console_and_asks_nothing_of_the_network(opened: Bro
 
 
 def test_a_photos_latent_stands_beside_the_generator(
-    browser: Browser, generators: dict[str, LoadedGenerator], tmp_path: Path
+    browser: Browser, generators: dict[str, LoadedGenerator], tmp_path: Path, short_turntable: None
 ) -> None:
     """Its styles are those of seed 3, in another color: weights tuned to the photo."""
     loaded = generators["heads"]
@@ -264,6 +268,39 @@ def test_a_photos_latent_stands_beside_the_generator(
     assert "me, the photo" in browser.element("controls").find_element("xpath", "//figcaption").text
     set_state(browser, seed=3, psi=1)
     assert (shown_at_rest(browser).pixels == shown.pixels).all()
+
+
+def make_triplane(*overrides: str) -> LoadedGenerator:
+    """Small tri-planes, turned, whose logits have a part of their own beside the ball's."""
+    small = ("latent_dim=16", "w_dim=16", "backbone_channels=(12,8,8)", "decoder_dim=8")
+    curriculum = CURRICULUMS["SYNTH_TRIPLANE"].with_overrides([*small, *overrides])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = ImplicitGenerator3d(curriculum).eval()
+        with torch.no_grad():
+            generator.triplane.decoder.output_weight[0].normal_()
+            generator.triplane.orientation.copy_(torch.tensor([[0.8, 0.6, 0.0], [-0.6, 0.8, 0.0], [0.0, 0.0, 1.0]]))
+    return LoadedGenerator(generator, curriculum)
+
+
+def test_triplanes_show_what_python_shows(browser: Browser, tmp_path: Path, short_turntable: None) -> None:
+    generators = {"sum": make_triplane(), "product": make_triplane("plane_reduce=product")}
+    page = tmp_path / "planes.html"
+    page.write_text(export_page(generators))
+    browser.open(page, f"?size={SIZE}")
+    for name, loaded in generators.items():
+        view = reference(loaded, 0.4, 0.1, seed=2)
+        shown = show(browser, **{**START, "model": name, "seed": 2, "yaw": 0.4, "pitch": 0.1})
+        assert psnr_db(shown.pixels, pixels_of(view, "image", loaded)) >= MIN_PSNR_DB
+        both = view.hit_mask.numpy() & (shown.t > 0)
+        assert np.abs(shown.t - view.surface_depth.numpy())[both].max() < 1e-4
+        shown = show(browser, mode="normals")
+        normals = view.normals.permute(1, 2, 0).numpy()
+        assert np.median(direction_errors_degrees(shown.pixels[both], normals[both])) < MAX_NORMAL_DEGREES
+    start = {**START, "model": "product"}
+    second = show(browser, **{**start, "seed": 1})
+    assert (show(browser, **{**start, "shape": 1, "color": 1}).pixels == second.pixels).all()
+    assert (show(browser, **{**start, "shape": 1}).pixels != second.pixels).any()
 
 
 def test_other_ways_to_hold_and_multiply_weights_agree(
@@ -321,6 +358,7 @@ def test_carries_weights_to_the_last_bit() -> None:
         (["hidden_dim=132"], "4 layers of 132"),
         (["num_layers=5"], "5 layers of 64"),
         (["model=EmbeddingPiGAN128"], "no shader"),
+        (["model=TRIPLANE", "view_dependent=False", "decoder_dim=132"], "decoder of 132"),
         (["pred_occ=False", "surface_sample=False", "with_opacprior=False", "with_normal_loss=False"], "radiance field"),
     ],
 )
@@ -331,5 +369,13 @@ def test_refuses_what_it_cannot_hold(overrides: list[str], words: str) -> None:
     assert "view.py" in str(refusal.value)
 
 
-def test_pages_of_shipped_models_are_small(page: Path) -> None:
+def test_the_shipped_page_is_small_and_up_to_date(repo: Path) -> None:
+    """If this fails: python export_web.py heads cats --output docs/demo.html"""
+    page = repo / "docs" / "demo.html"
+    text = page.read_text()
     assert page.stat().st_size < MAX_PAGE_BYTES
+    assert page_script() in text and page_style() in text
+    for name in ("heads", "cats"):
+        loaded = load_generator(name)
+        data = pack_tensors(generator_tensors(loaded.generator)).data
+        assert f'id="weights-{name}">{base64.b64encode(data).decode()}</script>' in text

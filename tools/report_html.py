@@ -36,7 +36,7 @@ figcaption { margin-top: .35rem; } .pixelated { image-rendering: pixelated; }
 .hero { display: flex; gap: .5rem; margin-top: 1.5rem; }
 .hero video { flex: 1; min-width: 0; max-width: 360px; border-radius: 14px; }
 .live { display: block; width: 100%; height: 46rem; margin-top: 1.5rem; border: 0; }
-@media (max-width: 52rem) { .live { height: 72rem; } }
+@media (max-width: 52rem) { .live { height: 68rem; } }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 1rem 1.5rem; }
 .chart b { font-size: .9rem; font-weight: 600; } .chart svg { width: 100%; height: auto; display: block; }
 .chart text { fill: var(--soft); font-size: 11px; } .chart .frame { stroke: var(--line); fill: none; }

@@ -1,5 +1,6 @@
 """Occupancy on tri-planes: z -> styles -> three feature planes -> logits and colors at arbitrary points.
 
-Read in this order: mapping.py (z to styles), backbone.py (styles to planes), decoder.py (features of a point to logit and
-color), lookup.py (both in one pass over points), network.py (the weights), field.py (the field of given latents).
+Reading order: mapping.py (z to styles), backbone.py (styles to planes; modulation.py between its convolutions), decoder.py
+(features of a point to logit and color), lookup.py (planes and decoder at points), network.py (the weights), field.py (the
+field of given latents). docs/method.md has the equations.
 """

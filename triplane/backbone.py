@@ -1,11 +1,12 @@
-"""Styles -> three feature planes: a small StyleGAN2 synthesis network (Karras et al., "Analyzing and improving the image
-quality of StyleGAN", 2020), in EG3D's use (Chan et al., 2022), without noise inputs.
+"""Styles -> three feature planes: a small StyleGAN2 synthesis network without noise inputs.
 
-A constant of 4 x 4 texels passes modulated, demodulated 3 x 3 convolutions. Each resolution adds its planes to those of the
-coarser ones, upsampled. Modulation scales a convolution's inputs, demodulation its outputs, so that all latents share one
-convolution. Weights are N(0, 1) and scaled when used (equalized learning rate). Tensors are channels-last.
+A constant of 4 x 4 texels passes through modulated and demodulated 3 x 3 convolutions. Each resolution adds its planes to the
+upsampled planes of the coarser ones. Modulation scales the inputs of a convolution, and demodulation its outputs, so all latents
+share the same convolution. Weights are N(0, 1) and scaled at runtime (equalized learning rate). Tensors are channels-last.
 
-A further resolution convolves before it upsamples, at a quarter of the cost.
+Each resolution after the first convolves before it upsamples, which costs a quarter of the reverse order.
+
+Source: Karras et al., "Analyzing and improving the image quality of StyleGAN", 2020, as used by EG3D (Chan et al., 2022).
 """
 
 from __future__ import annotations
@@ -26,45 +27,47 @@ NUM_PLANES = 3
 
 
 def upsample(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, 2H, 2W), bilinear."""
+    """Upsample (B, C, H, W) to (B, C, 2H, 2W), bilinearly."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
-class Raw(NamedTuple):
-    """A convolution's output x (B, C, H, W) before its demodulation (B, C), bias (C,) and LeakyReLU, which run in one pass with
-    the modulation of whatever comes next."""
+class ConvOutput(NamedTuple):
+    """Output x (B, C, H, W) of a convolution, with its pending demodulation (B, C) and bias (C,).
+
+    Demodulation, bias and LeakyReLU run in one pass with the modulation of the next layer.
+    """
 
     x: Tensor
     demodulation: Tensor
     bias: Tensor
 
     def modulated(self, style: Tensor) -> Tensor:
-        """The input, (B, C, H, W), of the next layer, whose style is (B, C)."""
+        """Return the input (B, C, H, W) of the next layer, whose style is (B, C)."""
         return modulate(self.x, self.demodulation, self.bias, style)
 
 
 class ModulatedConv(nn.Module):
-    """A 3 x 3 convolution modulated by a style, demodulated; then, upsampled or not, a bias and a LeakyReLU."""
+    """A modulated and demodulated 3 x 3 convolution, optionally upsampled, followed by a bias and a LeakyReLU."""
 
     def __init__(self, num_in: int, num_out: int, w_dim: int, is_upsampled: bool = False) -> None:
         super().__init__()
         self.affine = EqualizedLinear(w_dim, num_in, bias=1.0)
-        self.weight = normal_parameter(num_out, num_in, 3, 3)  # of any scale: demodulation removes it
+        self.weight = normal_parameter(num_out, num_in, 3, 3)  # unscaled: demodulation removes any scale
         self.bias = nn.Parameter(torch.zeros(num_out, 1, 1))
         self.is_upsampled = is_upsampled
 
-    def forward(self, before: Raw | Tensor, w: Tensor) -> Raw:
-        """before: the layer before, or an image (B, num_in, H, W); w (B, w_dim)."""
+    def forward(self, before: ConvOutput | Tensor, w: Tensor) -> ConvOutput:
+        """Apply the convolution. before: output of the previous layer, or an image (B, num_in, H, W); w: (B, w_dim)."""
         style = self.affine(w)
         norm = style.square() @ self.weight.square().sum(dim=(2, 3)).t()
         demodulation = math.sqrt(2) * (norm + 1e-8).rsqrt()  # the LeakyReLU halves the mean square
-        modulated = before.modulated(style) if isinstance(before, Raw) else before * style[:, :, None, None]
+        modulated = before.modulated(style) if isinstance(before, ConvOutput) else before * style[:, :, None, None]
         x = F.conv2d(modulated, self.weight, padding=1)
-        return Raw(upsample(x) if self.is_upsampled else x, demodulation, self.bias.flatten())
+        return ConvOutput(upsample(x) if self.is_upsampled else x, demodulation, self.bias.flatten())
 
 
 class ToPlanes(nn.Module):
-    """A modulated 1 x 1 convolution to the planes' channels, added to the planes of the coarser resolutions."""
+    """A modulated 1 x 1 convolution to the planes' channels, whose output is added to the planes of the coarser resolutions."""
 
     def __init__(self, num_in: int, num_out: int, w_dim: int, gain: float) -> None:
         super().__init__()
@@ -73,17 +76,17 @@ class ToPlanes(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_out))
         self.gain = gain / math.sqrt(num_in)
 
-    def forward(self, before: Raw, w: Tensor, coarser: Tensor | None) -> Tensor:
-        """w (B, w_dim), coarser (B, num_out, H/2, W/2) -> (B, num_out, H, W)."""
+    def forward(self, before: ConvOutput, w: Tensor, coarser: Tensor | None) -> Tensor:
+        """Return planes (B, num_out, H, W). before: (B, num_in, H, W); w: (B, w_dim); coarser: planes (B, num_out, H/2, W/2)."""
         modulated = before.modulated(self.affine(w) * self.gain).permute(0, 2, 3, 1)
         planes = F.linear(modulated, self.weight.t(), self.bias).permute(0, 3, 1, 2)
         return planes if coarser is None else planes + upsample(coarser)
 
 
 class Backbone(nn.Module):
-    """Styles -> planes (B, size, size, 3, plane_channels), indexed [y, x, plane]: XY, XZ, YZ.
+    """Synthesis network: styles to planes (B, size, size, 3, plane_channels), indexed [y, x, plane]: XY, XZ, YZ.
 
-    ``channels``: of the resolutions 4, 8, ..., plane_size. At the start the planes' sum is of the order of 1.
+    ``channels``: one width for each resolution 4, 8, ..., plane_size. At initialization, the sum of the planes is of order 1.
     """
 
     def __init__(self, channels: Sequence[int], plane_channels: int, w_dim: int) -> None:
@@ -101,11 +104,11 @@ class Backbone(nn.Module):
 
     @staticmethod
     def num_layers(num_resolutions: int) -> int:
-        """Of the styles: one for each convolution; a resolution's planes use that of its last."""
+        """Return the number of style layers: one per convolution. ToPlanes uses the style of the last convolution."""
         return 2 * num_resolutions - 1
 
     def forward(self, styles: Tensor) -> Tensor:
-        """styles: (B, num_layers, w_dim)."""
+        """Map styles (B, num_layers, w_dim) to planes (B, size, size, 3, plane_channels)."""
         x = self.start.expand(len(styles), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         planes, layers = None, iter(styles.unbind(dim=1))
         for convs, to_planes in zip(self.blocks, self.to_planes, strict=True):

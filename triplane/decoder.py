@@ -1,4 +1,4 @@
-"""The decoder: features of a point -> occupancy logit and color, through one hidden layer."""
+"""Decoder with one hidden layer: features of a point -> occupancy logit and color."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ NUM_OUTPUTS = 4  # logit, red, green, blue
 
 
 class DecoderWeights(NamedTuple):
-    """hidden_weight (H, C), hidden_bias (H,), output_weight (4, H), output_bias (4,); the first output is the logit."""
+    """Scaled weights: hidden_weight (H, C), hidden_bias (H,), output_weight (4, H), output_bias (4,).
+
+    The first output is the logit.
+    """
 
     hidden_weight: Tensor
     hidden_bias: Tensor
@@ -24,19 +27,19 @@ class DecoderWeights(NamedTuple):
 
 
 def activation(x: Tensor) -> Tensor:
-    """A leaky ReLU whose corner is rounded by a parabola over [-1, 1], so that surfaces have no creases: no transcendental."""
+    """Apply a leaky ReLU whose corner is a parabola on [-1, 1]: smooth, so surfaces have no creases, without transcendentals."""
     bend = x.clamp(-1, 1) + 1
     return LEAK * x + (1 - LEAK) * (0.25 * bend.square() + torch.relu(x - 1))
 
 
 def decode(weights: DecoderWeights, features: Tensor) -> Tensor:
-    """features (..., C) -> (..., 4): the logit without the ball's part, and colors before their sigmoid."""
+    """Map features (..., C) to (..., 4): the logit without the ball's logit, and colors before the sigmoid."""
     hidden = activation(features @ weights.hidden_weight.t() + weights.hidden_bias)
     return hidden @ weights.output_weight.t() + weights.output_bias
 
 
 class Decoder(nn.Module):
-    """The decoder's parameters, at unit scale (equalized learning rate). The logit starts as zero everywhere."""
+    """The decoder's parameters at unit scale (equalized learning rate). Initially, the logit is 0 everywhere."""
 
     def __init__(self, num_channels: int, hidden_dim: int) -> None:
         super().__init__()

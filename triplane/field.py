@@ -1,7 +1,7 @@
-"""The field of given latents on tri-planes; see :class:`siren.field.Field` for the queries' shapes.
+"""The field of given latents on tri-planes. See :class:`siren.field.Field` for the shapes of its queries.
 
-Colors do not depend on the direction of view. Normals are central differences over a tetrahedron: bilinear planes have kinks,
-and a difference over two texels is continuous, which the gradient is not.
+Colors do not depend on the view direction. Normals are finite differences over a tetrahedron: the gradient of bilinear planes
+is discontinuous, while a difference over two texels is continuous.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from triplane.decoder import DecoderWeights
 from triplane.lookup import Frame, query
 
-CHUNK = 1 << 19  # points; bounds the memory where no gradient is recorded
+CHUNK = 1 << 19  # points; bounds the memory when no gradient is recorded
 TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 
 
 class TriplaneField:
-    """planes (B, size, size, 3, C). ``normal_step``: of the differences along each axis, world units."""
+    """Field on planes (B, size, size, 3, C). ``normal_step``: step of the finite differences along each axis, world units."""
 
     def __init__(self, planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, normal_step: Tensor) -> None:
         self.batch_size = len(planes)
@@ -32,11 +32,11 @@ class TriplaneField:
         return self._in_chunks(points, with_colors=True)
 
     def colors(self, points: Tensor, directions: Tensor) -> Tensor:
-        """(B, N, 3) in [0, 1]."""
+        """Return colors (B, N, 3) in [0, 1]."""
         return self.logits_and_colors(points, directions)[1]
 
     def logits_and_gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N), and d logit / d point by differences, (B, N, 3); differentiable with respect to the weights."""
+        """Return logits (B, N) and d logit / d point by differences (B, N, 3), differentiable with respect to the weights."""
         return self.occupancy_logits(points), self._differences(points)
 
     def normals(self, points: Tensor) -> Tensor:
@@ -49,9 +49,9 @@ class TriplaneField:
         return logits @ corners / (len(corners) * self._normal_step)
 
     def _in_chunks(self, points: Tensor, with_colors: bool) -> tuple[Tensor, Tensor | None]:
-        """On chunks of the points (B, N, 3) where no gradient is recorded, else on the whole."""
+        """Query the points (B, N, 3) in chunks, or all at once if gradients are recorded."""
         if points.dim() != 3 or points.shape[0] != self.batch_size or points.shape[2] != 3:
-            raise ValueError(f"points must be (B={self.batch_size}, N, 3), not {tuple(points.shape)}")
+            raise ValueError(f"points must have shape (B={self.batch_size}, N, 3), not {tuple(points.shape)}")
         with torch.autocast(points.device.type, enabled=False):
             chunk = max(1, CHUNK // self.batch_size)
             if torch.is_grad_enabled() or points.shape[1] <= chunk:

@@ -1,11 +1,11 @@
 /* Occupancy logits and colors at points of a field on tri-planes, and the gradients for planes and decoder.
  *
- * Layout: planes (latent, y, x, plane, channel), so that a texel's channels are one or two cache lines and a convolution in
- * channels-last writes it as it is. XY, XZ, YZ: plane p is indexed by the axes FIRST[p] (x of the plane) and SECOND[p] (y).
- * Points are taken in blocks of 16. Lookups run with a point's channels in a vector; then the block is transposed and the
- * decoder runs with the 16 points in a vector, its weights being broadcast. Nothing is kept between forward and backward:
- * looking features up again is cheaper than reading them from memory. A latent belongs to one thread in the backward pass, so
- * that sums do not depend on the number of threads. triplane/lookup.py states the formulas. */
+ * Layout: planes (latent, y, x, plane, channel). A texel's channels fill one or two cache lines, and a channels-last convolution
+ * writes this layout directly. XY, XZ, YZ: plane p is indexed by the axes FIRST[p] (x of the plane) and SECOND[p] (y).
+ * Points are processed in blocks of 16. Lookups hold a point's channels in a vector. Then the block is transposed, and the
+ * decoder holds the 16 points in a vector and broadcasts its weights. Nothing is saved between forward and backward:
+ * looking up features again is cheaper than reading them from memory. In the backward pass each latent belongs to one thread, so
+ * sums do not depend on the number of threads. The formulas are in triplane/lookup.py. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -31,9 +31,9 @@ typedef struct {
 } Field;
 
 typedef struct {
-  long offset[PLANES][BLOCK];      /* of the texel at the lower corner, in floats */
+  long offset[PLANES][BLOCK];      /* of the lower corner's texel, in floats */
   float weight[PLANES][4][BLOCK];  /* of the four texels: (y, x) = 00, 01, 10, 11 */
-  v16 ball;                        /* the logit before the network's part */
+  v16 ball;                        /* the ball's logit */
 } Cells;
 
 static const int FIRST[PLANES] = {0, 0, 1}, SECOND[PLANES] = {1, 2, 2};
@@ -66,11 +66,11 @@ INLINE float exponential(float x) {
 }
 
 INLINE float clamp(float x, float low, float high) {
-  x = x > low ? x : low; /* also for a NaN */
+  x = x > low ? x : low; /* NaN becomes low */
   return x < high ? x : high;
 }
 
-/* Where a block's points lie on the planes. points: 16 x 3. */
+/* Find the texels, their weights and the ball's logits of a block of points, 16 x 3. */
 INLINE void find_cells(const Field *f, const float *points, Cells *cells) {
   const float *m = f->frame, last = (float)(f->size - 1), radius = m[9], slope = m[10], limit = m[11];
   long stride = PLANES * f->channels, size = f->size;
@@ -132,7 +132,7 @@ INLINE void look_up(const Field *f, const float *planes, const Cells *cells, int
 INLINE v16 low_half(v16 a, v16 b) { return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
 INLINE v16 high_half(v16 a, v16 b) { return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
 
-/* 16 x 16, in four rounds of perfect shuffles. rows[p] is features[p][vector]; columns[c] holds channel c of all points. */
+/* Transpose 16 x 16 values in four perfect shuffles: features[p][vector] (rows) -> columns[c], channel c of all points. */
 INLINE void transpose(v16 features[BLOCK][MAX_VECTORS], int vector, v16 columns[16]) {
   v16 a[16], b[16];
   for (int i = 0; i < 16; i++) a[i] = features[i][vector];
@@ -143,7 +143,7 @@ INLINE void transpose(v16 features[BLOCK][MAX_VECTORS], int vector, v16 columns[
   for (int i = 0; i < 16; i++) columns[i] = a[i];
 }
 
-/* A block of points, padded with zeros behind the last. */
+/* Return a block of points, padded with zeros after the last. */
 INLINE const float *block_points(const Field *f, long latent, long start, float padded[3 * BLOCK]) {
   const float *points = f->points + 3 * (latent * f->num_points + start);
   long left = f->num_points - start;
@@ -153,7 +153,7 @@ INLINE const float *block_points(const Field *f, long latent, long start, float 
   return padded;
 }
 
-/* The hidden layer before its activation, `num` units from j on: that many sums side by side keep the adders busy. */
+/* Compute `num` hidden units from j on, before the activation. Independent sums keep the adders busy. */
 INLINE void hidden_units(const Field *f, const v16 *columns, int channels, long j, int num, v16 *h) {
   const float *w = f->hidden_weight + j * channels;
   for (int q = 0; q < num; q++) h[q] = f->hidden_bias[j + q] + (v16){0};
@@ -201,7 +201,7 @@ INLINE void forward(const Field *f, int vectors, int is_product, float *logits, 
     forward_block(f, i / blocks, i % blocks * BLOCK, vectors, is_product, logits, colors);
 }
 
-/* logits (latents, points); colors (latents, points, 3) or NULL, which saves their work. */
+/* logits (latents, points); colors (latents, points, 3), or NULL to skip them. */
 void gof_triplane_forward(const Field *f, float *logits, float *colors) {
   if (f->channels == 16 && !f->is_product) {
     if (colors) forward(f, 1, 0, logits, colors);
@@ -211,12 +211,12 @@ void gof_triplane_forward(const Field *f, float *logits, float *colors) {
   else forward(f, 2, 1, logits, colors);
 }
 
-/* Gradients of the decoder for one latent, summed over points: lane by lane (16 points) where that is cheaper. */
+/* Gradients of the decoder for one latent, summed over points, with one partial sum per lane. */
 typedef struct {
   v16 hidden_bias[MAX_HIDDEN], output_weight[OUTPUTS][MAX_HIDDEN], output_bias[OUTPUTS];
 } Sums;
 
-/* What the outputs' gradients are before the color's sigmoid, 0 behind the last point; whether any is not 0. */
+/* Compute the gradients of the outputs before the sigmoid, 0 after the last point. Returns whether any is nonzero. */
 INLINE int output_gradients(const Field *f, long latent, long start, const float *colors, const float *grad_logits,
                             const float *grad_colors, v16 out[OUTPUTS]) {
   long num = f->num_points - start < BLOCK ? f->num_points - start : BLOCK, place = latent * f->num_points + start;
@@ -279,7 +279,7 @@ INLINE void backward_block(const Field *f, long latent, long start, int vectors,
   for (int v = 0; v < vectors; v++) {
     v16 rows[BLOCK];
     for (int p = 0; p < BLOCK; p++) rows[p] = features[p][v];
-    for (long j = 0; j < f->hidden; j++) { /* two sums, or each addition would wait for the one before */
+    for (long j = 0; j < f->hidden; j++) { /* two sums, since additions to one would wait for each other */
       const float *gradient = (const float *)&grad_hidden[j];
       u16 *total = (u16 *)(grad_hidden_weight + j * channels + 16 * v);
       v16 even = *total, odd = gradient[1] * rows[1];
@@ -336,8 +336,9 @@ INLINE void backward(const Field *f, int vectors, int is_product, int outputs, c
   }
 }
 
-/* colors: what the forward pass gave, with grad_colors (both may be NULL), as may grad_logits. The results must come in as 0:
- * grad_planes like the planes; grad_weights (latents, W): hidden weight, hidden bias, output weight, output bias. */
+/* colors: output of the forward pass, needed with grad_colors. Both may be NULL, and so may grad_logits. The caller sets the
+ * results to 0: grad_planes, shaped like planes; grad_weights (latents, W): hidden weight, hidden bias, output weight, output
+ * bias. */
 void gof_triplane_backward(const Field *f, const float *colors, const float *grad_logits, const float *grad_colors,
                            float *grad_planes, float *grad_weights) {
 #define BACKWARD(vectors, is_product, outputs) \

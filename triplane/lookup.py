@@ -1,13 +1,14 @@
-"""Logits and colors at points, from planes and decoder, with gradients for both. Points get no gradient here.
+"""Logits and colors at points, from planes and decoder.
 
-A point x in world coordinates lies at u = matrix x on the planes, [-1, 1] from the first texel's center to the last one's;
-beyond, the border continues. Its features are the bilinear values of the planes XY, XZ and YZ, added up ("sum"), or
-prod(1 + value) - 1 ("product", the same to first order); then
+A point x in world coordinates has plane coordinates u = matrix x, which range over [-1, 1] from the center of the first texel to
+that of the last. Points outside take the border's values. The features of a point combine the bilinear values of the planes XY,
+XZ and YZ: their sum ("sum"), or prod(1 + value) - 1 ("product", equal to first order). Then
 
     logit = clamp(slope (radius - |x|), -limit, limit) + decoder_0(features),    color = sigmoid(decoder_123(features)).
 
-On a CPU, lookup.c does that in one pass and keeps nothing for the backward pass. Elsewhere, where there is no C compiler, or
-where points want a gradient, it is plain PyTorch.
+On a CPU, lookup.c computes this in one pass and saves no activations for the backward pass. It has gradients for planes and
+decoder, but not for points. Plain PyTorch is used on other devices, without a C compiler, with GOF_NATIVE_LOOKUP=0, and if
+points need a gradient.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ from common.native import load_library
 from triplane.decoder import DecoderWeights, decode
 
 SOURCE = Path(__file__).with_name("lookup.c")
-PLANE_AXES = ((0, 1), (0, 2), (1, 2))  # of the planes' x and y
+PLANE_AXES = ((0, 1), (0, 2), (1, 2))  # world axes of each plane's x and y
 NATIVE_CHANNELS = (16, 32)
 MAX_NATIVE_HIDDEN = 128
 
 
 class Frame(NamedTuple):
-    """values (12,): the 3 x 3 matrix from world to plane coordinates, row by row; the ball's radius, slope and limit."""
+    """Placement of the planes, and the ball.
+
+    values (12,): the row-major 3 x 3 matrix from world to plane coordinates, then the ball's radius, slope and limit.
+    """
 
     values: Tensor
 
@@ -43,11 +47,11 @@ class Frame(NamedTuple):
 
     @property
     def matrix(self) -> Tensor:
-        """(3, 3)"""
+        """Matrix from world to plane coordinates, (3, 3)."""
         return self.values[:9].view(3, 3)
 
     def ball_logits(self, points: Tensor) -> Tensor:
-        """(B, N) at points (B, N, 3)."""
+        """Return the ball's logits (B, N) at points (B, N, 3)."""
         radius, slope, limit = self.values[9:].unbind()
         return (slope * (radius - points.norm(dim=-1))).clamp(-limit, limit)
 
@@ -55,7 +59,7 @@ class Frame(NamedTuple):
 def query(
     planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor, with_colors: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """planes (B, size, size, 3, C), indexed [y, x, plane]; points (B, N, 3) -> logits (B, N) and colors (B, N, 3) or None."""
+    """Return logits (B, N), and colors (B, N, 3) or None, at points (B, N, 3). planes: (B, size, size, 3, C), [y, x, plane]."""
     if not is_compiled_for(planes, decoder, points):
         return plain_query(planes, decoder, frame, is_product, points, with_colors)
     if torch.is_grad_enabled() and (planes.requires_grad or any(weight.requires_grad for weight in decoder)):
@@ -70,7 +74,7 @@ def query(
 def plain_query(
     planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor, with_colors: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`query` in plain PyTorch; points get a gradient too."""
+    """Compute :func:`query` in plain PyTorch; points get a gradient too."""
     features = plain_features(planes, points @ frame.matrix.t(), is_product)
     if not with_colors:
         decoder = DecoderWeights(*decoder[:2], decoder.output_weight[:1], decoder.output_bias[:1])
@@ -80,7 +84,7 @@ def plain_query(
 
 
 def plain_features(planes: Tensor, coordinates: Tensor, is_product: bool) -> Tensor:
-    """(B, N, C) at plane coordinates (B, N, 3)."""
+    """Return features (B, N, C) at plane coordinates (B, N, 3)."""
     values = []
     for plane, axes in enumerate(PLANE_AXES):
         texels = planes[:, :, :, plane].permute(0, 3, 1, 2)
@@ -106,7 +110,7 @@ class _FieldStruct(ctypes.Structure):
 
 @functools.cache
 def _native() -> ctypes.CDLL | None:
-    """The compiled functions; None where there are none."""
+    """Return the compiled functions, or None if they are unavailable."""
     library = None if os.environ.get("GOF_NATIVE_LOOKUP") == "0" else load_library(SOURCE)
     if library is not None:
         field, pointer = ctypes.POINTER(_FieldStruct), ctypes.c_void_p
@@ -117,10 +121,10 @@ def _native() -> ctypes.CDLL | None:
 
 
 def is_compiled_for(planes: Tensor, decoder: DecoderWeights, points: Tensor) -> bool:
-    """Whether :func:`query` answers with lookup.c."""
+    """Return whether :func:`query` uses lookup.c."""
     hidden_dim, num_channels = decoder.hidden_weight.shape
-    wants_points = torch.is_grad_enabled() and points.requires_grad
-    if planes.device.type != "cpu" or wants_points or torch.compiler.is_compiling():
+    points_need_gradient = torch.is_grad_enabled() and points.requires_grad
+    if planes.device.type != "cpu" or points_need_gradient or torch.compiler.is_compiling():
         return False
     if any(tensor.dtype != torch.float32 for tensor in (planes, points, *decoder)):
         return False
@@ -129,10 +133,10 @@ def is_compiled_for(planes: Tensor, decoder: DecoderWeights, points: Tensor) -> 
 
 
 def _struct(planes: Tensor, points: Tensor, frame: Tensor, is_product: bool, decoder: DecoderWeights) -> _FieldStruct:
-    """Pointers into the tensors, which must be contiguous and outlive the call."""
+    """Return pointers to the tensors, which must outlive the call. Raises ValueError if one is not contiguous."""
     for tensor in (planes, points, frame, *decoder):
         if not tensor.is_contiguous():
-            raise ValueError("the compiled lookup reads contiguous tensors")
+            raise ValueError("the compiled lookup needs contiguous tensors")
     pointers = [tensor.data_ptr() for tensor in (points, planes, frame, *decoder)]
     hidden_dim, num_channels = decoder.hidden_weight.shape
     return _FieldStruct(*pointers, *points.shape[:2], planes.shape[1], num_channels, hidden_dim, is_product)

@@ -1,4 +1,4 @@
-"""z -> styles (StyleGAN, section 2): one vector w of a latent, for every layer of the backbone."""
+"""z -> styles (StyleGAN, section 2): one vector w per latent, repeated for every layer of the backbone."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LEAKY_SLOPE = 0.2
-LEARNING_RATE_FACTOR = 0.1  # of the mapping network, as StyleGAN has it (there 0.01, for longer runs)
+LEARNING_RATE_FACTOR = 0.1  # of the mapping network; StyleGAN uses 0.01, for longer runs
 
 
 class TriplaneStyles(NamedTuple):
-    """styles: (B, num_layers, w_dim), the w of each of the backbone's layers, coarse to fine."""
+    """Styles of B latents: (B, num_layers, w_dim), the w of each backbone layer, coarse to fine."""
 
     styles: Tensor
 
     def lerp(self, other: TriplaneStyles, weight: float) -> TriplaneStyles:
-        """``self`` at weight 0, ``other`` at weight 1; batch sizes broadcast."""
+        """Interpolate linearly: ``self`` at weight 0, ``other`` at weight 1; batch sizes broadcast."""
         return TriplaneStyles(self.styles + weight * (other.styles - self.styles))
 
     def to(self, device: torch.device | str) -> TriplaneStyles:
         return TriplaneStyles(self.styles.to(device))
 
     def mix(self, other: TriplaneStyles, num_layers: int) -> TriplaneStyles:
-        """The first ``num_layers`` layers of ``self``, the others of ``other``; batch sizes broadcast."""
+        """Combine the first ``num_layers`` layers of ``self`` with the others of ``other``; batch sizes broadcast."""
         is_own = torch.arange(self.styles.shape[1], device=self.styles.device) < num_layers
         return TriplaneStyles(torch.where(is_own[:, None], self.styles, other.styles))
 
 
 def normal_parameter(*shape: int, stddev: float = 1.0) -> nn.Parameter:
-    """N(0, stddev^2); not drawn on the meta device, where that would load torch's compiler: seconds."""
+    """Return a parameter from N(0, stddev^2), uninitialized on meta, where drawing loads torch's compiler: seconds."""
     values = torch.empty(shape)
     return nn.Parameter(values if values.is_meta else values.normal_(std=stddev))
 
 
 class EqualizedLinear(nn.Module):
-    """A linear layer whose weights are N(0, 1) divided by ``rate``, and scaled when used (equalized learning rate).
+    """A linear layer with weights N(0, 1) / ``rate`` that are scaled at runtime (equalized learning rate).
 
-    Adam then moves all layers at the same relative speed, ``rate`` times that of the others. Source: Karras et al.,
+    With Adam, all layers learn at the same relative speed, times ``rate``. Source: Karras et al.,
     "Progressive growing of GANs", section 4.1.
     """
 
@@ -55,7 +55,7 @@ class EqualizedLinear(nn.Module):
 
 
 class TriplaneMapping(nn.Module):
-    """z scaled to unit mean square, then two linear layers with LeakyReLU."""
+    """Normalization of z to unit mean square, then two linear layers with LeakyReLU."""
 
     def __init__(self, latent_dim: int, w_dim: int, num_layers: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class TriplaneMapping(nn.Module):
         self.output = EqualizedLinear(w_dim, w_dim, rate=LEARNING_RATE_FACTOR)
 
     def forward(self, z: Tensor) -> TriplaneStyles:
-        """z: (B, latent_dim)."""
+        """Map latents z (B, latent_dim) to styles."""
         w = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
         for layer in (self.hidden, self.output):
             w = F.leaky_relu(layer(w), LEAKY_SLOPE) * math.sqrt(2)

@@ -1,10 +1,10 @@
-/* What stands between the convolutions of the backbone, in one pass over float32 images in channels-last:
+/* The operations between the backbone's convolutions, in one pass over channels-last float32 images:
  *
  *   y = leaky_relu(x demodulation + bias) style
  *
  * and its backward pass, which reads x and the gradient and writes the gradient of x. x is (images, pixels, channels);
- * demodulation and style are (images, channels). 16 channels of an image, a cache line of every pixel, belong to one thread,
- * so that sums do not depend on the number of threads. */
+ * demodulation and style are (images, channels). Each thread gets 16 channels of an image, one cache line of every pixel, so
+ * sums do not depend on the number of threads. */
 #define LANES 16
 #define LEAK 0.2f
 #define INLINE static inline __attribute__((always_inline))
@@ -66,7 +66,7 @@ void gof_modulate(const Layer *l, float *y) {
   }
 }
 
-/* sums (3, images, channels): the gradients of demodulation, of bias for each image, of style. */
+/* sums (3, images, channels): gradients of demodulation, of bias for each image, and of style. */
 void gof_modulate_backward(const Layer *l, const float *grad, float *grad_x, float *sums) {
   const long chunks = (l->num_channels + LANES - 1) / LANES;
 #pragma omp parallel for schedule(static)

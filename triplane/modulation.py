@@ -1,6 +1,7 @@
-"""What stands between the backbone's convolutions: demodulation, bias, LeakyReLU and the next layer's modulation.
+"""Operations between the backbone's convolutions: demodulation, bias, LeakyReLU and the next layer's modulation.
 
-On a CPU, modulation.c does them in one pass over the image, forward and backward; PyTorch makes four and seven of it.
+On a CPU, modulation.c computes them in one pass over the image each for forward and backward, where PyTorch needs four and
+seven. Plain PyTorch is used on other devices, without a C compiler, and with GOF_NATIVE_LOOKUP=0.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ SOURCE = Path(__file__).with_name("modulation.c")
 
 
 def modulate(x: Tensor, demodulation: Tensor, bias: Tensor, style: Tensor) -> Tensor:
-    """leaky_relu(x demodulation + bias) style. x (B, C, H, W) in channels-last, bias (C,), the others (B, C)."""
+    """Return leaky_relu(x demodulation + bias) style. x (B, C, H, W) in channels-last, bias (C,), the others (B, C)."""
     if not _is_compiled_for(x):
         return plain_modulate(x, demodulation, bias, style)
     return _Modulate.apply(x, demodulation, bias, style)
 
 
 def plain_modulate(x: Tensor, demodulation: Tensor, bias: Tensor, style: Tensor) -> Tensor:
-    """:func:`modulate` in plain PyTorch."""
+    """Compute :func:`modulate` in plain PyTorch."""
     u = torch.addcmul(bias[:, None, None], x, demodulation[:, :, None, None])
     return F.leaky_relu(u, LEAKY_SLOPE) * style[:, :, None, None]
 
@@ -45,7 +46,7 @@ class _LayerStruct(ctypes.Structure):
 
 @functools.cache
 def _native() -> ctypes.CDLL | None:
-    """The compiled functions; None where there are none."""
+    """Return the compiled functions, or None if they are unavailable."""
     library = None if os.environ.get("GOF_NATIVE_LOOKUP") == "0" else load_library(SOURCE)
     if library is not None:
         layer, pointer = ctypes.POINTER(_LayerStruct), ctypes.c_void_p
@@ -64,7 +65,7 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _struct(x: Tensor, demodulation: Tensor, bias: Tensor, style: Tensor) -> _LayerStruct:
-    """Pointers into the tensors, which must outlive the call."""
+    """Return pointers to the tensors, which must outlive the call."""
     pointers = [tensor.data_ptr() for tensor in (x, demodulation, bias, style)]
     return _LayerStruct(*pointers, x.shape[0], x.shape[2] * x.shape[3], x.shape[1])
 

@@ -1,4 +1,4 @@
-"""The weights of a tri-plane generator: mapping, backbone, decoder, and where in the world the planes lie."""
+"""The weights of a tri-plane generator: mapping, backbone, decoder, and the placement of the planes in the world."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # torch.eye on t
 
 
 class Triplane(nn.Module):
-    """logit(x) = clamp(slope (radius - |x|)) + g(features at x), g = logit(tau) at the start: a ball for every latent, without a
-    fit.
+    """Tri-plane generator: logit(x) = clamp(slope (radius - |x|)) + g(features at x).
 
-    Buffers: ``orientation`` (3, 3), applied to points before they are looked up (training/mirror.py); ``extent`` (), the half
-    side of the cube that the planes cover; ``ball_radius`` () in world units and ``ball_slope`` () in logits per unit.
+    At initialization g = logit(tau), so every latent is a ball without any fitting.
+
+    Buffers: ``orientation`` (3, 3), applied to points before the lookup (training/mirror.py); ``extent`` (), half the side of the
+    cube that the planes cover; ``ball_radius`` () in world units; ``ball_slope`` () in logits per world unit.
     """
 
     orientation: Tensor
@@ -49,7 +50,7 @@ class Triplane(nn.Module):
         self.register_buffer("ball_slope", torch.tensor(BALL_SLOPE))
 
     def bind(self, styles: TriplaneStyles) -> TriplaneField:
-        """The field of the latents that ``styles`` came from: the backbone runs here, once."""
+        """Return the field of B latents with these styles. The backbone runs here, once."""
         with torch.autocast(styles.styles.device.type, enabled=False):
             planes = self.backbone(styles.styles)
             decoder = self.decoder.weights()
@@ -59,7 +60,7 @@ class Triplane(nn.Module):
 
     @torch.no_grad()
     def mirror(self, matrix: Tensor, double_level: float | None) -> None:
-        """field(x) becomes field(matrix x), in place; with ``double_level`` its logits become double_level - logits."""
+        """Replace field(x) by field(matrix x), in place. With ``double_level``, also replace logits by double_level - logits."""
         self.orientation.copy_(self.orientation.double() @ matrix.to(self.orientation.device))
         if double_level is not None:
             self.ball_slope.neg_()

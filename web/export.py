@@ -27,14 +27,17 @@ from common.errors import UserError
 from generators.generator import ImplicitGenerator3d, latent_from_seed
 from generators.views import ViewSettings, make_pose, render_view
 from settings.curriculum import Curriculum
+from triplane.backbone import FIRST_SIZE, Backbone
 from visualization.images import DEPTH_COLORS, to_uint8, view_image
 
 PAGE_DIR = Path(__file__).with_name("page")
 SCRIPTS = (  # in the order of the page
     "random.js",
     "weights.js",
-    "film.js",
     "siren_program.js",
+    "triplane_backbone.js",
+    "triplane_program.js",
+    "networks.js",
     "camera.js",
     "shaders.js",
     "renderer.js",
@@ -45,7 +48,8 @@ SCRIPTS = (  # in the order of the page
 )
 MAX_HIDDEN_DIM = 128
 MAX_LAYERS = 4
-MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN")
+MAX_PLANE_SIZE = 256  # texels
+MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "TRIPLANE")
 RAY_STEP_MULTIPLIER = 2  # as the scripts that make images
 
 TURNTABLE_FRAMES = 20
@@ -70,10 +74,22 @@ def check_exportable(name: str, curriculum: Curriculum) -> None:
         raise UserError(f"{name} is a {c.model}, which the page has no shader for ({', '.join(MODELS)}); use view.py")
     if not c.pred_occ:
         raise UserError(f"{name} is a radiance field and has no surface for the page to find; use render_video.py or view.py")
-    if c.hidden_dim > MAX_HIDDEN_DIM or c.num_layers > MAX_LAYERS or c.hidden_dim % 4:
+    if c.model == "TRIPLANE":
+        _check_triplane(name, c)
+    elif c.hidden_dim > MAX_HIDDEN_DIM or c.num_layers > MAX_LAYERS or c.hidden_dim % 4:
         raise UserError(
             f"{name} has {c.num_layers} layers of {c.hidden_dim}; a page holds at most {MAX_LAYERS} of {MAX_HIDDEN_DIM}, "
             "a multiple of 4: look at it with view.py, or train a narrower one"
+        )
+
+
+def _check_triplane(name: str, curriculum: Curriculum) -> None:
+    c = curriculum
+    size = FIRST_SIZE << (len(c.backbone_channels) - 1)
+    if size > MAX_PLANE_SIZE or c.decoder_dim > MAX_HIDDEN_DIM or c.decoder_dim % 4 or c.plane_channels % 4:
+        raise UserError(
+            f"{name} has planes of {size} texels, {c.plane_channels} channels and a decoder of {c.decoder_dim}; a page holds "
+            f"at most {MAX_PLANE_SIZE} texels and a decoder of {MAX_HIDDEN_DIM}, channels in fours: look at it with view.py"
         )
 
 
@@ -95,11 +111,7 @@ def pack_tensors(tensors: dict[str, Tensor]) -> PackedTensors:
 def generator_tensors(generator: ImplicitGenerator3d) -> dict[str, Tensor]:
     """The weights and the truncation means by name, as in an inference file."""
     mean = generator.truncation_mean or generator.compute_truncation_mean()
-    return {
-        **generator.state_dict(),
-        "truncation_mean.frequencies": mean.frequencies,
-        "truncation_mean.phase_shifts": mean.phase_shifts,
-    }
+    return {**generator.state_dict(), **{f"truncation_mean.{part}": value for part, value in mean._asdict().items()}}
 
 
 def page_settings(generator: ImplicitGenerator3d) -> dict[str, Any]:
@@ -110,10 +122,7 @@ def page_settings(generator: ImplicitGenerator3d) -> dict[str, Any]:
     return {
         "latentDim": c.latent_dim,
         "latentDistribution": c.z_dist,
-        "hiddenDim": c.hidden_dim,
-        "numLayers": c.num_layers,
-        "viewDependent": c.view_dependent,
-        "pointScale": generator.siren.point_scale,
+        **_network_settings(generator),
         "fovDegrees": c.fov,
         "meanYaw": c.h_mean,
         "meanPitch": c.v_mean,
@@ -127,6 +136,24 @@ def page_settings(generator: ImplicitGenerator3d) -> dict[str, Any]:
         "tau": render.tau,
         "fillsWithFarEnd": render.background is None,
         "background": render.background or 0.0,
+    }
+
+
+def _network_settings(generator: ImplicitGenerator3d) -> dict[str, Any]:
+    c = generator.curriculum
+    if c.model != "TRIPLANE":
+        sizes = {"network": "siren", "hiddenDim": c.hidden_dim, "numLayers": c.num_layers}
+        return {**sizes, "viewDependent": c.view_dependent, "pointScale": generator.siren.point_scale}
+    num_resolutions = len(c.backbone_channels)
+    return {
+        "network": "triplane",
+        "styleDim": c.w_dim,
+        "numStyleLayers": Backbone.num_layers(num_resolutions),
+        "numResolutions": num_resolutions,
+        "planeSize": FIRST_SIZE << (num_resolutions - 1),
+        "planeChannels": c.plane_channels,
+        "decoderDim": c.decoder_dim,
+        "isProduct": c.plane_reduce == "product",
     }
 
 
@@ -188,10 +215,18 @@ class _Entry(NamedTuple):
     tensors: dict[str, Tensor]
 
 
+def page_script() -> str:
+    """All scripts of the page, as one."""
+    return '"use strict";\n' + "\n".join((PAGE_DIR / name).read_text() for name in SCRIPTS)
+
+
+def page_style() -> str:
+    return (PAGE_DIR / "page.css").read_text()
+
+
 def fill_page(*, title: str, data: str, weights: str, turntable_url: str) -> str:
     """The template with its parts put in. ``data``: JSON; ``weights``: HTML."""
-    style = (PAGE_DIR / "page.css").read_text()
-    script = '"use strict";\n' + "\n".join((PAGE_DIR / name).read_text() for name in SCRIPTS)
+    style, script = page_style(), page_script()
     page = (PAGE_DIR / "page.html").read_text()
     parts = {
         "policy": content_security_policy(script, style),

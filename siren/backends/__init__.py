@@ -1,1 +1,1 @@
-"""The arithmetic of a folded SIREN, on CPUs and GPUs."""
+"""Evaluation of a folded SIREN on CPUs and GPUs."""

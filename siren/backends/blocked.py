@@ -1,9 +1,9 @@
-"""The field's arithmetic on a CPU, in blocks that stay in the cache; gradients by hand.
+"""The field's arithmetic on a CPU, in cache-sized blocks with hand-written gradients.
 
-The functions of siren/backends/folded.py, walked latent by latent in blocks of 1000 or 2000 points: a block's activations
-are used while they are in the cache, and a latent's weights stay there from block to block. For training, a pass keeps one
-number per point, layer and unit, the phase; its sine and cosine are cheaper to compute again than to fetch. Automatic
-differentiation would keep both the phase and the sine, and go through memory for each operation.
+The functions of siren/backends/folded.py, applied latent by latent to blocks of 1024 or 2048 points. A block's activations
+are used while they are in the cache, and a latent's weights stay there across blocks. For training, the forward pass saves one
+number per point, layer and unit: the phase. Recomputing its sine and cosine is cheaper than loading them. Automatic
+differentiation would save both the phase and the sine, and would pass through memory for each operation.
 
 B latents, N points each, C input channels, H hidden units; all float32.
 """
@@ -21,24 +21,24 @@ from siren.backends.folded import FoldedSiren
 from siren.backends.sine import biased_sine_into, sine_into, times_cosine_
 
 BLOCK = 2048  # points
-BLOCK_WITH_GRADIENT = 1024  # more matrices are in use at a time
+BLOCK_WITH_GRADIENT = 1024  # smaller, because more matrices are in use at a time
 
 
 def logits_and_colors(folded: FoldedSiren, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """x (B, N, C) -> (B, N), and with unit directions (B, N, 3) also (B, N, 3) in [0, 1].
+    """Map x (B, N, C) to logits (B, N) and, given unit directions (B, N, 3), colors (B, N, 3) in [0, 1].
 
     Differentiable once, with respect to ``folded`` and ``x``.
     """
-    return _Query.apply(*_recorded(x, directions, *folded.tensors()))
+    return _Query.apply(*_detached_without_grad(x, directions, *folded.tensors()))
 
 
 def logits_and_gradients(folded: FoldedSiren, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (B, N, C) -> (B, N) and d logit / d x, (B, N, C). Both are differentiable once, with respect to ``folded``."""
-    return _GradientQuery.apply(*_recorded(x, *folded.tensors()))
+    """Map x (B, N, C) to logits (B, N) and d logit / d x (B, N, C), differentiable once with respect to ``folded``."""
+    return _GradientQuery.apply(*_detached_without_grad(x, *folded.tensors()))
 
 
-def _recorded(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors, detached where no gradient is recorded: ``ctx.needs_input_grad`` knows nothing of torch.no_grad."""
+def _detached_without_grad(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Return the tensors, detached if gradients are disabled: ``ctx.needs_input_grad`` ignores torch.no_grad."""
     if torch.is_grad_enabled():
         return list(tensors)
     return [None if tensor is None else tensor.detach() for tensor in tensors]
@@ -51,7 +51,7 @@ def _blocks(x: Tensor, size: int) -> Iterator[tuple[int, slice]]:
 
 
 class _Scratch:
-    """Matrices of a block's size, used over and over so that they stay in the cache."""
+    """Matrices of a block's size, reused so that they stay in the cache."""
 
     def __init__(self, x: Tensor, width: int, size: int) -> None:
         self._rows = min(size, x.shape[1])
@@ -60,7 +60,7 @@ class _Scratch:
         self._kept: dict[str, Tensor] = {}
 
     def get(self, name: str, block: slice) -> Tensor:
-        """(number of points in the block, H), uninitialized."""
+        """Return the matrix ``name``: (number of points in the block, H), uninitialized."""
         if name not in self._kept:
             self._kept[name] = self._like.new_empty(self._rows, self._width)
         return self._kept[name][: block.stop - block.start]
@@ -139,8 +139,11 @@ class _Query(torch.autograd.Function):
 
 
 class _GradientQuery(torch.autograd.Function):
-    """d logit / d x through a_i = x_{i-1} W_i + b_i, x_i = sin a_i: with g_L the logit's weight and h_i = g_i cos a_i, it is
-    g_0 of g_{i-1} = h_i W_i^T. Its own gradient runs up that chain, then down the layers."""
+    """Logits and d logit / d x for the layers a_i = x_{i-1} W_i + b_i, x_i = sin a_i.
+
+    With g_L the logit's weight and h_i = g_i cos a_i, the recursion g_{i-1} = h_i W_i^T gives d logit / d x = g_0. The backward
+    pass runs up that chain and then down the layers.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -179,7 +182,7 @@ class _GradientQuery(torch.autograd.Function):
     def backward(ctx, grad_logits: Tensor | None, grad_gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if ctx.needs_input_grad[0]:
             raise NotImplementedError(
-                "the gradient of a field's gradient with respect to its points: use siren/backends/folded.py"
+                "the blocked field gradient is not differentiable with respect to its points; use siren/backends/folded.py"
             )
         x, kept, *tensors = ctx.saved_tensors
         folded = FoldedSiren.from_tensors(tensors)
@@ -189,8 +192,8 @@ class _GradientQuery(torch.autograd.Function):
             part = _Part(b, x[b, block], kept[0, :, b, block], kept[1, :, b, block], block)
             bends = None
             if grad_gradients is not None:
-                bends = _up_the_chain(folded, grads, part, grad_gradients[b, block], scratch)
-            _down_the_layers(folded, grads, part, bends, None if grad_logits is None else grad_logits[b, block], scratch)
+                bends = _backward_through_chain(folded, grads, part, grad_gradients[b, block], scratch)
+            _backward_through_layers(folded, grads, part, bends, None if grad_logits is None else grad_logits[b, block], scratch)
         return None, *grads.tensors()
 
 
@@ -204,8 +207,10 @@ class _Part(NamedTuple):
     block: slice
 
 
-def _up_the_chain(folded: FoldedSiren, grads: FoldedSiren, part: _Part, grad: Tensor, scratch: _Scratch) -> list[Tensor]:
-    """From the gradient of g_0 to that of g_L; returns what each phase gets through its cosine, (n, H) per layer."""
+def _backward_through_chain(
+    folded: FoldedSiren, grads: FoldedSiren, part: _Part, grad: Tensor, scratch: _Scratch
+) -> list[Tensor]:
+    """Propagate the gradient of g_0 to g_L. Returns the gradient of each phase through its cosine, (n, H) per layer."""
     bends = []
     for i, phase in enumerate(part.phases):
         scaled = scratch.get("scaled", part.block).copy_(part.chain[i])  # h_i
@@ -219,7 +224,7 @@ def _up_the_chain(folded: FoldedSiren, grads: FoldedSiren, part: _Part, grad: Te
     return bends
 
 
-def _down_the_layers(
+def _backward_through_layers(
     folded: FoldedSiren,
     grads: FoldedSiren,
     part: _Part,
@@ -227,7 +232,7 @@ def _down_the_layers(
     grad_logits: Tensor | None,
     scratch: _Scratch,
 ) -> None:
-    """Back through the layers, from the logits (n,) and from what each phase got through its cosine."""
+    """Propagate the gradients of the logits (n,), and those of the phases through their cosines, back through the layers."""
     b, block, num_layers = part.latent, part.block, len(part.phases)
     grad = scratch.get("down", block).zero_()
     if grad_logits is not None:

@@ -2,8 +2,8 @@
 
     sin(gamma * (W x + b) + beta) = sin((gamma W) x + (gamma b + beta)),
 
-so a layer is one matrix product and one sine. The functions here take any device, are differentiable as often as one likes,
-and are what siren/backends/blocked.py is tested against. B latents, N points each, C input channels, H hidden units.
+so a layer is one matrix product and one sine. The functions here run on any device, are differentiable any number of times,
+and serve as the reference in the tests of siren/backends/blocked.py. B latents, N points each, C input channels, H hidden units.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from siren.mapping import FilmParameters
 
 
 class FoldedSiren(NamedTuple):
-    """A SIREN for B latents: ``phase = x @ weight + bias``, layer after layer, then the two heads."""
+    """Weights of a SIREN for B latents: ``phase = x @ weight + bias`` in each layer, then the two heads."""
 
-    weights: tuple[Tensor, ...]  # (B, C, H), then (B, H, H)
+    weights: tuple[Tensor, ...]  # (B, C, H), then (B, H, H) each
     biases: tuple[Tensor, ...]  # (B, H) each
     logit_weight: Tensor  # (1, H)
     logit_bias: Tensor  # (1,)
-    color_weight: Tensor  # (B, H, H), of the features
-    direction_weight: Tensor  # (B, 3, H), of the view direction, in the same layer
+    color_weight: Tensor  # (B, H, H), for the features
+    direction_weight: Tensor  # (B, 3, H), for the view direction, in the same layer
     color_bias: Tensor  # (B, H)
     rgb_weight: Tensor  # (3, H)
     rgb_bias: Tensor  # (3,)
 
     def tensors(self) -> list[Tensor]:
-        """All of them, in a fixed order."""
+        """Return all tensors, in a fixed order."""
         return [*self.weights, *self.biases, *self[2:]]
 
     @classmethod
@@ -45,7 +45,7 @@ class FoldedSiren(NamedTuple):
 def fold(
     layers: list[nn.Linear], color: nn.Linear, logit: nn.Linear, rgb: nn.Linear, film: FilmParameters, point_scale: float
 ) -> FoldedSiren:
-    """``point_scale`` multiplies the inputs; it is linear, so it folds too."""
+    """Fold FiLM and the scale of the input points, ``point_scale``, into the weights."""
     hidden_dim = logit.in_features
     shape = (film.frequencies.shape[0], len(layers) + 1, hidden_dim)
     gamma = film.frequencies.float().reshape(shape) * 15 + 30
@@ -61,9 +61,10 @@ def fold(
 
 
 def in_two_parts(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """x (B, N, C), weight (B, C, H), float32 -> (B, N, 4C), (B, 4C, H) of the same product, exact to 20 bits under TF32.
+    """Expand x (B, N, C) and weight (B, C, H), float32, to (B, N, 4C) and (B, 4C, H), whose product has 20 exact bits under TF32.
 
-    Each is the sum of its first 11 bits, which TF32 keeps, and the rest; the four products of the parts are one product.
+    Each input is split into its first 11 bits, which TF32 keeps, and the remainder. One product then sums the four partial
+    products.
     """
     x_high, weight_high = ((tensor.detach().view(torch.int32) & -0x2000).view(torch.float32) for tensor in (x, weight))
     x_low, weight_low = x - x_high, weight - weight_high
@@ -71,7 +72,7 @@ def in_two_parts(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _products(folded: FoldedSiren, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """What the first layer multiplies, and the weights of all. It sees coordinates, for which the 11 bits of TF32 are few."""
+    """Return the first layer's input and all weights. Its inputs are coordinates, for which TF32's 11 bits are too few."""
     if x.device.type == "cpu":
         return x, folded.weights
     x, first = in_two_parts(x, folded.weights[0])
@@ -79,7 +80,7 @@ def _products(folded: FoldedSiren, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...
 
 
 def phases(folded: FoldedSiren, x: Tensor) -> list[Tensor]:
-    """x (B, N, C) -> the phase of every layer, (B, N, H) each."""
+    """Return the phases of all layers, (B, N, H) each, for x (B, N, C)."""
     x, weights = _products(folded, x)
     found = []
     for weight, bias in zip(weights, folded.biases, strict=True):
@@ -89,7 +90,7 @@ def phases(folded: FoldedSiren, x: Tensor) -> list[Tensor]:
 
 
 def features(folded: FoldedSiren, x: Tensor) -> Tensor:
-    """x (B, N, C) -> (B, N, H)."""
+    """Map x (B, N, C) to features (B, N, H)."""
     x, weights = _products(folded, x)
     for weight, bias in zip(weights, folded.biases, strict=True):
         x = sine(torch.baddbmm(bias.unsqueeze(1), x, weight))
@@ -97,21 +98,21 @@ def features(folded: FoldedSiren, x: Tensor) -> Tensor:
 
 
 def logits(folded: FoldedSiren, hidden: Tensor) -> Tensor:
-    """Features (B, N, H) -> (B, N)."""
+    """Map features (B, N, H) to logits (B, N)."""
     return F.linear(hidden, folded.logit_weight, folded.logit_bias).squeeze(-1)
 
 
 def colors(folded: FoldedSiren, hidden: Tensor, directions: Tensor) -> Tensor:
-    """Features (B, N, H) and unit directions (B, N, 3) -> (B, N, 3) in [0, 1]."""
+    """Map features (B, N, H) and unit directions (B, N, 3) to colors (B, N, 3) in [0, 1]."""
     phase = torch.baddbmm(folded.color_bias.unsqueeze(1), hidden, folded.color_weight)
     phase = torch.baddbmm(phase, directions, folded.direction_weight)
     return torch.sigmoid(F.linear(sine(phase), folded.rgb_weight, folded.rgb_bias))
 
 
 def logits_and_gradients(folded: FoldedSiren, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (B, N, C) -> (B, N) and d logit / d x, (B, N, C), by the chain rule written out.
+    """Map x (B, N, C) to logits (B, N) and d logit / d x (B, N, C), by an explicit chain rule.
 
-    One forward and one transposed pass: the arithmetic of two occupancy queries, and no second graph to build.
+    One forward and one transposed pass cost as much as two occupancy queries and need no second autograd graph.
     """
     found = phases(folded, x)
     gradient = folded.logit_weight.expand(x.shape[0], x.shape[1], -1)

@@ -1,20 +1,20 @@
-"""Which occupancy queries go to the fused GPU kernel (siren/backends/triton_occupancy.py), and in which precision.
+"""Dispatch of occupancy queries to the fused GPU kernel (siren/backends/triton_occupancy.py), and its precision.
 
 Precision. The inputs of the hidden layers' products are rounded to ``fp16`` or ``bf16``; sums, biases, phases, the first
-layer (whose phases are the largest) and the sine's argument are float32. fp16 suits a SIREN: activations lie in [-1, 1],
-folded weights are far from its limits, and its significand has the 11 bits of TF32 at twice TF32's rate. Measured on the
+layer (whose phases are the largest) and the sine's argument are float32. fp16 suits a SIREN: activations are in [-1, 1],
+folded weights are far from its limits, and its significand has the same 11 bits as TF32's at twice the speed. Measured on the
 recorded reference generator (benchmarks/precision.py, two latents, 64 px; rounding emulated):
 
-                phase error (rms, max)   logit error (rms)   t of the surface (median, 99%)   PSNR of the image
+                phase error (rms, max)   logit error (rms)   surface t error (median, 99%)    image PSNR
     fp16        0.0007, 0.025 rad        0.0005              1.2e-6, 1.1e-5                   98 dB
     tf32        the same                 the same            the same                         98 dB
     bf16        0.006, 0.25 rad          0.004               9.5e-6, 8.1e-5                   81 dB
 
-So fp16 goes where float32 products may round to TF32, and bf16 where the caller accepts it: the choice follows
-``torch.set_float32_matmul_precision``. ``highest`` (PyTorch's default): plain float32, no kernel; ``high``: fp16;
-``medium``: bf16. GOF_TRITON=0 in the environment turns the kernel off. It also stays off without Triton, for widths other
-than WIDTHS, for models with a feature grid, where a gradient is recorded, and where its first result disagrees with
-:func:`emulated_logits`. Triton's interpreter (TRITON_INTERPRET=1, set before the import) runs it on a CPU, for the tests.
+So fp16 is used wherever float32 products may round to TF32, and bf16 wherever the caller accepts it. The choice follows
+``torch.set_float32_matmul_precision``: ``highest`` (PyTorch's default) means plain float32 and no kernel, ``high`` means fp16,
+and ``medium`` means bf16. GOF_TRITON=0 in the environment disables the kernel. It is also disabled without Triton, for widths
+not in WIDTHS, for models with a feature grid, when gradients are recorded, and when its first result disagrees with
+:func:`emulated_logits`. The tests run it on a CPU in Triton's interpreter (TRITON_INTERPRET=1, set before the import).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from siren.backends.packed import PackedField
 def _has_triton() -> bool:
     try:
         return importlib.util.find_spec("triton") is not None
-    except ValueError:  # a module that is blocked
+    except ValueError:  # an import of triton that is blocked
         return False
 
 
@@ -41,29 +41,29 @@ WIDTHS = (64, 128, 256)
 DTYPES = {"high": torch.float16, "medium": torch.bfloat16}  # by torch.get_float32_matmul_precision()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ENABLED = _has_triton() and os.environ.get("GOF_TRITON") != "0"
-CHECK_TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}  # relative: what rounding at other places changes
+CHECK_TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}  # relative; covers a different order of rounding
 
 
 def kernel_dtype(folded: FoldedSiren, points: Tensor) -> torch.dtype | None:
-    """The kernel's precision for a query of (B, N, 3) points; None where the plain path is to be taken."""
+    """Return the kernel's precision for a query of (B, N, 3) points, or None if the query must take the plain path."""
     width, num_inputs = folded.logit_weight.shape[1], folded.weights[0].shape[1]
     if not ENABLED or torch.is_grad_enabled() or width not in WIDTHS or num_inputs != 3 or len(folded.weights) < 2:
         return None
     if not (points.is_cuda and torch.version.hip is None) and not (INTERPRETED and points.device.type == "cpu"):
         return None
     dtype = DTYPES.get(torch.get_float32_matmul_precision())
-    return dtype if dtype is not None and _is_right(points.device, width, dtype) else None
+    return dtype if dtype is not None and _is_accurate(points.device, width, dtype) else None
 
 
 def occupancy_logits(packed: PackedField, points: Tensor) -> Tensor:
-    """points (B, N, 3) float32, world coordinates -> logits (B, N) float32, by the kernel."""
+    """Run the kernel: points (B, N, 3) float32, world coordinates -> logits (B, N) float32."""
     from siren.backends import triton_occupancy  # imports Triton, which takes a while
 
     return triton_occupancy.occupancy_logits(packed, points)
 
 
 def emulated_logits(packed: PackedField, points: Tensor) -> Tensor:
-    """What the kernel computes, in plain PyTorch: the same roundings, float32 sums. Shapes as above."""
+    """Emulate the kernel in plain PyTorch: the same rounding, float32 sums. Shapes as in :func:`occupancy_logits`."""
     with torch.autocast(points.device.type, enabled=False):
         x = torch.baddbmm(packed.biases[:, :1].double(), points.double(), packed.first.double()).float().sin()
         for i, weight in enumerate(packed.hidden.unbind(dim=1)):
@@ -75,13 +75,13 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).float()
 
 
-# -- the first result of a process ---------------------------------------------------------------------------------------
+# -- self-check on first use ---------------------------------------------------------------------------------------------
 
 _checked: dict[tuple[torch.device, int, torch.dtype], bool] = {}
 
 
-def _is_right(device: torch.device, width: int, dtype: torch.dtype) -> bool:
-    """Whether the kernel compiles here and agrees with the emulation; tried once. Waits for the device that once."""
+def _is_accurate(device: torch.device, width: int, dtype: torch.dtype) -> bool:
+    """Return whether the kernel compiles here and agrees with the emulation. Tested once, which synchronizes the device."""
     key = (device, width, dtype)
     if key not in _checked:
         if torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
@@ -89,17 +89,17 @@ def _is_right(device: torch.device, width: int, dtype: torch.dtype) -> bool:
         try:
             error = _self_check(device, width, dtype)
             _checked[key] = error < CHECK_TOLERANCE[dtype]
-            reason = f"its first result is off by {error:.1e}"
-        except Exception as failure:  # whatever the compiler or the driver raises, the plain path still works
+            reason = f"its first result has a relative error of {error:.1e}"
+        except Exception as failure:  # the plain path works whatever the compiler or the driver raises
             _checked[key] = False
             reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
         if not _checked[key]:
-            warnings.warn(f"the fused occupancy kernel is not used on {device} at width {width}: {reason}", stacklevel=2)
+            warnings.warn(f"the fused occupancy kernel is disabled on {device} at width {width}: {reason}", stacklevel=2)
     return _checked[key]
 
 
 def _self_check(device: torch.device, width: int, dtype: torch.dtype) -> float:
-    """Relative error ||kernel - emulation|| / ||emulation|| on a random SIREN; NaN is passed on."""
+    """Return the relative error ||kernel - emulation|| / ||emulation|| on a random SIREN. NaN propagates."""
     random = torch.Generator().manual_seed(0)
 
     def uniform(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The folded layers as the fused GPU kernel reads them."""
+"""The folded layers in the memory layout of the fused GPU kernel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from siren.backends.folded import FoldedSiren
 
 
 class PackedField(NamedTuple):
-    """The folded layers of B latents, H units, L hidden layers after the first, as the kernel reads them.
+    """The folded layers of B latents in the kernel's layout: H units, L hidden layers after the first.
 
     ``first`` (B, 3, H) and ``biases`` (B, L + 1, H) float32; ``hidden`` (B, L, H, H), [in, out], fp16 or bf16; ``final``
     (H,) and ``final_bias`` (1,) float32.

@@ -1,8 +1,8 @@
-/* sin and the backward pass of sin over float32 arrays, written so that a compiler vectorizes them.
+/* sin and its backward pass over float32 arrays, written so that the compiler vectorizes them.
  *
  * sin(x) = (-1)^k sin(r),  k = round(x / pi),  r = x - k pi in [-pi/2, pi/2], pi in three parts (Cody and Waite), then an
- * odd polynomial of degree 9, minimax fitted: |error| < 5e-9 before rounding. cos(x) = -(-1)^k sin(r) with k a half-integer.
- * Threads come from the OpenMP runtime that PyTorch already runs. */
+ * odd minimax polynomial of degree 9: |error| < 5e-9 before rounding. cos(x) = -(-1)^k sin(r) with k a half-integer.
+ * Threads come from the OpenMP runtime that PyTorch has already loaded. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -42,7 +42,7 @@ void gof_sine(const float *x, float *y, long n) {
   for (long i = 0; i < n; i++) y[i] = sine(x[i]);
 }
 
-/* For rows x columns: x += bias (kept only where y is another array), y = sin(x). */
+/* x += bias (stored only if y is another array), y = sin(x), for rows x columns values. */
 void gof_biased_sine(float *x, const float *bias, float *y, long rows, long columns) {
 #pragma omp parallel for schedule(static) if (rows * columns > 32768)
   for (long i = 0; i < rows; i++) {

@@ -1,8 +1,8 @@
-"""sin, the half of a SIREN that is not matrix products.
+"""The sine of a SIREN, in native code on CPUs.
 
 On a CPU, PyTorch's float32 sine takes as long as the matrix product before it (hidden width 64) or a third of it (256).
-sine.c is meant to be quicker; common/native.py compiles it for this machine at first use. Where there is no C compiler, or
-GOF_NATIVE_SINE=0 is set, torch.sin is used instead. On GPUs it always is.
+sine.c is a faster replacement, which common/native.py compiles for this machine on first use. torch.sin is used on GPUs,
+without a C compiler, and with GOF_NATIVE_SINE=0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SOURCE = Path(__file__).with_name("sine.c")
 
 
 class _Native:
-    """The compiled functions."""
+    """Functions of the compiled library."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, count = ctypes.c_void_p, ctypes.c_long
@@ -34,15 +34,15 @@ class _Native:
 
 @functools.cache
 def _native() -> _Native | None:
-    """The compiled functions; None where there are none, or they are wrong."""
+    """Return the compiled functions, or None if they are unavailable or inaccurate."""
     library = None if os.environ.get("GOF_NATIVE_SINE") == "0" else load_library(SOURCE)
     if library is None:
         return None
     native = _Native(library)
-    return native if _is_right(native) else None
+    return native if _is_accurate(native) else None
 
 
-def _is_right(native: _Native) -> bool:
+def _is_accurate(native: _Native) -> bool:
     x = torch.linspace(-200, 200, 70_001)
     y, slope, ones = torch.empty_like(x), torch.empty_like(x), torch.ones_like(x)
     native.sine(x.data_ptr(), y.data_ptr(), x.numel())
@@ -51,8 +51,8 @@ def _is_right(native: _Native) -> bool:
     return bool((y - exact.sin()).abs().max() < 1e-5) and bool((slope - exact.cos()).abs().max() < 1e-5)
 
 
-def _fits(x: Tensor) -> bool:
-    if torch.compiler.is_compiling():  # it fuses torch.sin with what stands around it
+def _uses_native(x: Tensor) -> bool:
+    if torch.compiler.is_compiling():  # torch.compile fuses torch.sin with the operations around it
         return False
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() and _native() is not None
 
@@ -76,8 +76,8 @@ class _Sine(torch.autograd.Function):
 
 
 def sine(x: Tensor) -> Tensor:
-    """sin(x) of any shape, differentiable twice. |error| < 2e-7 for |x| < 200, the range of a SIREN's phases."""
-    if not _fits(x):
+    """Return sin(x) for any shape, twice differentiable. |error| < 2e-7 for |x| < 200, the range of a SIREN's phases."""
+    if not _uses_native(x):
         return torch.sin(x)
     if torch.is_grad_enabled() and x.requires_grad:
         return _Sine.apply(x)
@@ -87,27 +87,27 @@ def sine(x: Tensor) -> Tensor:
 
 
 def sine_into(x: Tensor, out: Tensor) -> Tensor:
-    """sin(x) written to ``out``, which may be x itself; no gradient is recorded. Both contiguous, of the same shape."""
-    if not (_fits(x) and _fits(out)):
+    """Write sin(x) to ``out``, which may be x itself, without recording gradients. Both are contiguous, of the same shape."""
+    if not (_uses_native(x) and _uses_native(out)):
         return torch.sin(x, out=out)
     _native().sine(x.data_ptr(), out.data_ptr(), x.numel())
     return out
 
 
 def biased_sine_into(x: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-    """x += bias, out = sin(x), in one pass; no gradient is recorded. x, out: (n, H), contiguous; bias: (H,), contiguous.
+    """Compute x += bias and out = sin(x) in one pass, without recording gradients. x, out: (n, H); bias: (H,); contiguous.
 
-    ``out`` may be x; else x holds the phase afterwards.
+    ``out`` may be x. Otherwise x holds the phase afterwards.
     """
-    if not (_fits(x) and _fits(out) and _fits(bias)):
+    if not (_uses_native(x) and _uses_native(out) and _uses_native(bias)):
         return torch.sin(x.add_(bias), out=out)
     _native().biased_sine(x.data_ptr(), bias.data_ptr(), out.data_ptr(), *x.shape)
     return out
 
 
 def times_cosine_(values: Tensor, x: Tensor) -> Tensor:
-    """values *= cos(x), in place; no gradient is recorded. Both contiguous, of the same shape."""
-    if not (_fits(x) and _fits(values)):
+    """Multiply ``values`` by cos(x) in place, without recording gradients. Both are contiguous, of the same shape."""
+    if not (_uses_native(x) and _uses_native(values)):
         return values.mul_(torch.cos(x))
     _native().backward(values.data_ptr(), x.data_ptr(), values.data_ptr(), x.numel())
     return values

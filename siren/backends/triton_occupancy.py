@@ -1,10 +1,10 @@
-"""Occupancy logits by one fused GPU kernel: all layers at once, activations never leaving the chip.
+"""Occupancy logits in one fused GPU kernel: all layers at once, with activations that never leave the chip.
 
-A program takes BLOCK points of one latent through every layer. Activations stay in registers and shared memory; the
-folded weights are streamed, layer by layer, from the L2 cache, where all programs of a latent find them. Per point the
-device's memory sees 12 bytes in and 4 bytes out, where the plain path moves 8 KB per layer of 256 units.
+A program takes BLOCK points of one latent through every layer. Activations stay in registers and shared memory. The folded
+weights are streamed, layer by layer, from the L2 cache, which all programs of a latent share. Each point reads 12 bytes of
+device memory and writes 4, while the plain path moves 8 KB per layer of 256 units.
 
-siren/backends/fused.py says which queries come here, and what the precision costs.
+siren/backends/fused.py decides which queries use this kernel, and lists its errors.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class LaunchConfig(NamedTuple):
     num_stages: int
 
 
-# A tile of weights serves `block` points, so the L2 cache has to deliver 1 / block bytes per operation: 64 points would be
-# held up by it, 128 are not, and more do not fit into the registers of a multiprocessor (H100, H200).
+# Each tile of weights serves `block` points, so the L2 cache must deliver 1 / block bytes per operation. 64 points would be
+# limited by the L2 cache, 128 are not, and more do not fit into the registers of a multiprocessor (H100, H200).
 CONFIGS = {64: LaunchConfig(128, 64, 4, 3), 128: LaunchConfig(128, 128, 8, 3), 256: LaunchConfig(128, 128, 8, 3)}
 
 
 def occupancy_logits(packed: PackedField, points: Tensor, config: LaunchConfig | None = None) -> Tensor:
-    """points (B, N, 3) float32, world coordinates -> logits (B, N) float32."""
+    """Run the kernel: points (B, N, 3) float32, world coordinates -> logits (B, N) float32."""
     batch, num_points = points.shape[:2]
     width = packed.final.shape[0]
     config = config or CONFIGS[width]
@@ -68,7 +68,7 @@ def occupancy_logits(packed: PackedField, points: Tensor, config: LaunchConfig |
 
 @triton.jit
 def _sine(phase):
-    """sin, |error| < 1e-6 + 2e-7 |turns|: reduced to [-pi, pi], then the hardware's approximation."""
+    """Return sin(phase): range reduction to [-pi, pi], then the hardware sine. |error| < 1e-6 + 2e-7 |turns|."""
     turns = tl.fma(phase, _TURNS_PER_RADIAN, _ROUNDER) - _ROUNDER
     angle = tl.fma(turns, -_TAU, phase)
     if _INTERPRETED:
@@ -79,8 +79,8 @@ def _sine(phase):
 
 @triton.jit
 def _product(x, weight, phase):
-    """phase + x @ weight, summed in float32."""
-    if _INTERPRETED and x.dtype == tl.bfloat16:  # the interpreter would multiply the bit patterns
+    """Return phase + x @ weight, summed in float32."""
+    if _INTERPRETED and x.dtype == tl.bfloat16:  # the interpreter would multiply bit patterns
         return tl.dot(x.to(tl.float32), weight.to(tl.float32), phase)
     else:
         return tl.dot(x, weight, phase)
@@ -88,13 +88,13 @@ def _product(x, weight, phase):
 
 @triton.jit
 def _first_layer(x, y, z, weight, bias, WIDTH: tl.constexpr):
-    """Three multiply-adds per unit, float32. x, y, z: (BLOCK,); weight, bias: pointers (CHUNK,) to its first row."""
+    """Return the first layer's activations, in float32. x, y, z: (BLOCK,); weight, bias: pointers (CHUNK,) to the first row."""
     phase = tl.fma(x[:, None], tl.load(weight)[None, :], tl.load(bias)[None, :])
     phase = tl.fma(y[:, None], tl.load(weight + WIDTH)[None, :], phase)
     return _sine(tl.fma(z[:, None], tl.load(weight + 2 * WIDTH)[None, :], phase))
 
 
-@triton.jit(do_not_specialize=["num_points"])  # compiled once, not again for each kind of count
+@triton.jit(do_not_specialize=["num_points"])  # compile once for all values of num_points
 def _logits_kernel(
     points,
     first,
@@ -110,10 +110,10 @@ def _logits_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One block of points of one latent through all layers. CHUNK is WIDTH, or half of it.
+    """Evaluate one block of points of one latent through all layers. CHUNK is WIDTH, or half of it.
 
-    In halves, tile i of the stream of weights makes half i % 2 of layer i // 2 from both halves x0, x1 of the layer
-    before: one loop over all tiles, so that the next ones are on their way while a layer ends.
+    With half-width chunks, weight tile i computes half i % 2 of layer i // 2 from both halves x0, x1 of the previous layer.
+    A single loop over all tiles lets the next tiles load while a layer finishes.
     """
     latent = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -45,6 +45,7 @@ def preload() -> None:
     import numpy  # noqa: F401
     import PIL.Image  # noqa: F401
     import pytest  # noqa: F401
+    import torch._dynamo  # which the first optimizer imports, for seconds
     import torch.distributed
     import torch.utils.data  # noqa: F401
 
@@ -60,6 +61,7 @@ def run_tests(tree: Path, names: Sequence[str], log: Path) -> int:
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.chdir(tree)
+            os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they import for seconds what no test here uses
             sys.path[:] = [str(tree), *(entry for entry in sys.path if entry not in (str(REPO), str(Path(__file__).parent)))]
             import pytest
 
@@ -93,10 +95,14 @@ def copy_of(tree: Path, folder: Path) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="mutants whose description holds one of these words")
+    parser.add_argument(
+        "--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th mutant from the I-th on"
+    )
     parser.add_argument("--tree", type=Path, default=REPO, help="the checkout whose code and tests are taken")
     parser.add_argument("--skip_baseline", action="store_true", help="do not run the tests without a mutant first")
     args = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if not args.only or any(word in mutant.breaks for word in args.only)]
+    chosen = chosen[args.part[0] :: args.part[1]]
     problems = misplaced(args.tree, chosen)
     if problems or not chosen:
         print("\n".join(problems) or "no mutant has such a description", file=sys.stderr)

@@ -197,6 +197,7 @@ class Controls {
 
   showCaption() {
     const { viewer } = this;
+    if (!byId("turntable").hidden) return; // the caption says that a recorded turn stands in
     const { model, seed, yaw, pitch } = viewer.state;
     const degrees = (radians) => `${Math.round((radians * 180) / Math.PI)}°`;
     const where = Math.abs(yaw) + Math.abs(pitch) < 0.01 ? "front" : `yaw ${degrees(yaw)}, pitch ${degrees(pitch)}`;

@@ -9,8 +9,8 @@
 //   createStorage(gl)            GPU storage for one field
 //   upload(gl, storage, field)   fills it with what `fold` returned
 //   attach(gl, program, storage) points a linked program's blocks and samplers to it
-//   fold(generator, film)        the field of given FiLM parameters, plain numbers
-//   evaluationCost               multiply-adds of an occupancy logit
+//   fold(generator, styles)      the field of given styles, plain numbers, or a promise of it
+//   evaluationCost, colorCost    multiply-adds of an occupancy logit, and of a color at a root
 //
 // The renderer knows nothing else of the field, so another kind of field is another such object.
 //
@@ -54,6 +54,7 @@ class SirenProgram {
     for (let layer = 1; layer < numLayers; layer++) this.names.push(`matrix${layer}`);
     this.names.push("matrixColor");
     this.evaluationCost = 3 * hiddenDim + (numLayers - 1) * hiddenDim ** 2 + hiddenDim;
+    this.colorCost = this.evaluationCost + hiddenDim ** 2 + 6 * hiddenDim;
     this.declarations = this.writeDeclarations();
   }
 
@@ -212,9 +213,10 @@ ${steps.join("\n")}
   // -- weights ---------------------------------------------------------------------------------------------------------
 
   /** FiLM folded into the weights: {small, matrices}, Float32Arrays in the layout of the shader. */
-  fold(generator, film) {
+  fold(generator, styles) {
     const { hiddenDim, groups, layout, numLayers, names } = this;
     const { tensors, settings } = generator;
+    const [frequencies, phaseShifts] = [styles.subarray(0, styles.length / 2), styles.subarray(styles.length / 2)];
     const small = new Float32Array(4 * (layout.heads + 1));
     const matrices = [];
     for (let layer = 0; layer <= numLayers; layer++) {
@@ -224,8 +226,8 @@ ${steps.join("\n")}
       const matrix = layer > 0 ? new Float32Array(hiddenDim ** 2) : null;
       for (let row = 0; row < hiddenDim; row++) {
         const index = layer * hiddenDim + row;
-        const turns = (15 * film.frequencies[index] + 30) / (2 * Math.PI);
-        small[index] = turns * tensors[`${name}.bias`][row] + film.phaseShifts[index] / (2 * Math.PI) - 0.25;
+        const turns = (15 * frequencies[index] + 30) / (2 * Math.PI);
+        small[index] = turns * tensors[`${name}.bias`][row] + phaseShifts[index] / (2 * Math.PI) - 0.25;
         const numVector = layer === 0 || layer === numLayers ? 3 : 0; // inputs that are a point or a direction
         const scale = layer === 0 ? settings.pointScale : settings.viewDependent ? 1 : 0;
         const start = layer === 0 ? layout.first : layout.direction;

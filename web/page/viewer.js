@@ -105,14 +105,17 @@ class Viewer {
     return Math.abs(this.state.yaw) > yawLimit || Math.abs(this.state.pitch) > pitchLimit;
   }
 
-  uploadField() {
+  async uploadField() {
     if (this.uploadedVersion === this.fieldVersion) return;
-    const { settings } = this.generator;
-    const inTextures = this.options.inTextures || !SirenProgram.weightsFit(this.gl, settings.hiddenDim);
+    const { fieldVersion, generator, renderer } = this;
+    const { network, settings } = generator;
+    const inTextures = this.options.inTextures ?? false;
     const unrolls = this.options.unrolls ?? !SOFTWARE_RENDERER.test(gpuName(this.gl));
-    const program = new SirenProgram(settings, { inTextures, unrolls });
-    this.renderer.setField(program, settings, program.fold(this.generator, this.generator.film(this.state)));
-    this.uploadedVersion = this.fieldVersion;
+    const program = network.createProgram(this.gl, settings, { inTextures, unrolls });
+    const values = await program.fold(generator, generator.styles(this.state));
+    if (this.isGone(renderer)) return;
+    renderer.setField(program, settings, values);
+    this.uploadedVersion = fieldVersion;
   }
 
   // -- drawing ---------------------------------------------------------------------------------------------------------
@@ -161,7 +164,8 @@ class Viewer {
     const keepsRoots = this.front?.rootsVersion === rootsVersion && this.front.size <= this.canvas.width;
     const frame = keepsRoots ? this.front : this.takeBack(this.movingSize());
     const view = this.view();
-    this.uploadField();
+    await this.uploadField();
+    if (this.isGone(renderer)) return;
     const programs = await renderer.programsOf(view.mode);
     const started = performance.now();
     await this.drawStrips(programs, frame, view, { keepsRoots });
@@ -179,7 +183,8 @@ class Viewer {
     const { version, rootsVersion, renderer, front } = this;
     const frame = this.takeBack(Math.min(this.restSize(), Math.max(SIZES.rest, 2 * front.size)));
     const view = this.view();
-    this.uploadField();
+    await this.uploadField();
+    if (this.isGone(renderer)) return;
     const programs = await renderer.programsOf(view.mode);
     const started = performance.now();
     const isStale = () => this.version !== version || this.swayStart !== null || this.isGone(renderer);
@@ -265,7 +270,7 @@ class Viewer {
 
   /** Draw the state aside: {pixels, t, numPoints, ms}; see `Renderer.readPixels` and `readRoots`, bottom row first. */
   async capture(size) {
-    this.uploadField();
+    await this.uploadField();
     const programs = await this.renderer.programsOf(this.state.mode);
     const frame = this.renderer.createFrame(size);
     await gpuIdle(this.gl);
