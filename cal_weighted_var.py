@@ -1,9 +1,9 @@
-"""How thick a generator's surfaces are along the rays: the variance of the rendering weights, times 1e4 (lower is thinner).
+"""Measure the thickness of a generator's surfaces: variance of the rendering weights along rays, times 1e4; lower is thinner.
 
     python cal_weighted_var.py generator.pth --curriculum CelebA --seeds_start 0 --seeds_end 1000
     torchrun --standalone --nproc_per_node=8 cal_weighted_var.py generator.pth --curriculum CelebA
 
-See metrics/weighted_variance.py for the formula and docs/metrics.md for what it means.
+See metrics/weighted_variance.py for the formula and docs/metrics.md for its meaning.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ SCALE = 1e4
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser("Mean variance of the rendering weights along rays, over seeds.")
     add_common_arguments(parser, psi=0.7, image_size=128, output_json="outputs/weighted_variance.json", batches=False)
-    parser.add_argument("--seeds_start", type=seed_number, default=0)
-    parser.add_argument("--seeds_end", type=seed_number, default=1000, help="the first seed that is not used")
+    parser.add_argument("--seeds_start", type=seed_number, default=0, help="the first seed")
+    parser.add_argument("--seeds_end", type=seed_number, default=1000, help="end of the seed range (exclusive)")
     parser.add_argument(
         "--pose",
         choices=["prior", "mean"],
         default="prior",
-        help="prior: each seed has a pose of its own, drawn from the curriculum's distribution, as published; mean: all the same",
+        help="prior: one pose per seed, sampled from the curriculum's distribution, as published; mean: the mean pose",
     )
     return parser
 
@@ -73,12 +73,12 @@ def _pose_record(pose: str, curriculum: Curriculum) -> dict[str, Any]:
 
 
 def summarize(values: dict[int, LatentVariance]) -> dict[str, float | int]:
-    """Over seeds with a valid ray, times SCALE. Raises UserError where no seed has one."""
+    """Average over seeds with a valid ray, times SCALE. Raises UserError if no seed has one."""
     valid = [value.variance * SCALE for value in values.values() if value.num_rays]
     if not valid:
         raise UserError(
-            f"none of the {len(values)} seeds has a ray with more than {weighted_variance.MIN_WEIGHT_SUM} of its weight "
-            "in it: the field is empty; is this generator trained, and --curriculum its own?"
+            f"none of the {len(values)} seeds has a ray whose weights sum to more than {weighted_variance.MIN_WEIGHT_SUM}: "
+            "the field is empty; check that the generator is trained and that --curriculum matches it"
         )
     deviation = statistics.stdev(valid) if len(valid) > 1 else 0.0
     return {
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _measure(loaded: LoadedGenerator, seeds: Sequence[int], args: Any, processes: Processes) -> dict[int, LatentVariance]:
-    """Each process measures every n-th seed; the main one gets all of them."""
+    """Measure every n-th seed in each of n processes, and gather all values on the main one."""
     device, curriculum = next(loaded.generator.parameters()).device, loaded.curriculum
     own = torch.full((len(seeds[processes.rank :: processes.world_size]), 2), math.nan, dtype=torch.float64)
     for i, seed in enumerate(tqdm(seeds[processes.rank :: processes.world_size], unit="seed", leave=False)):
@@ -119,7 +119,7 @@ def _measure(loaded: LoadedGenerator, seeds: Sequence[int], args: Any, processes
 
 
 def report(args: Any, loaded: LoadedGenerator, values: dict[int, LatentVariance]) -> None:
-    """Write and print what was measured."""
+    """Write and print the results."""
     device = next(loaded.generator.parameters()).device
     results = summarize(values)
     per_seed = {seed: value.variance * SCALE if value.num_rays else None for seed, value in values.items()}

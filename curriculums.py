@@ -1,104 +1,104 @@
-"""The curricula: all settings of a run, as plain dictionaries. To add one, add a dictionary; ``--curriculum NAME`` finds it.
+"""The curricula: all settings of a run, as plain dictionaries. To add one, add a dictionary; ``--curriculum NAME`` selects it.
 
-Stages stand under integer keys: the step from which they hold. The last integer key is the end of the run. A stage sets
-``batch_size`` (per process), ``img_size`` (pixels), ``gen_lr``, ``disc_lr`` and ``batch_split`` (sub-batches whose gradients
-are accumulated; 1 if left out). Below the stages, a curriculum states what is its own; the rest is ``COMMON``.
-Angles are radians, except ``fov``. Distances are along the unit ray, in world units: the camera sits at distance 1 from
-the origin, so the object lies around t = 1. ``docs/curriculums.md`` shows every curriculum in full, side by side.
+Stages have integer keys: the step at which they begin. The last integer key is the end of the run. A stage sets ``batch_size``
+(per process), ``img_size`` (pixels), ``gen_lr``, ``disc_lr`` and ``batch_split`` (number of sub-batches for gradient
+accumulation, 1 by default). Below the stages, a curriculum sets the values in which it differs from ``COMMON``.
+Angles are radians, except ``fov``. Distances are along the unit ray, in world units. The camera is at distance 1 from the
+origin, so the object is around t = 1. ``docs/curriculums.md`` compares all settings of all curricula.
 """
 
 import math
 
-# The values that the published runs share. What follows a value describes its setting in docs/curriculums.md.
+# Values shared by the published runs. The comment after each value describes the setting in docs/curriculums.md.
 COMMON = {
     # Cameras and rays
     "fov": 12.0,  # full field of view, degrees
     "ray_start": 0.88,  # t where rays begin
     "ray_end": 1.12,  # t where rays end
-    "h_stddev": 0.3,  # yaw: standard deviation, or half width where sample_dist is uniform; no effect where it is None
-    "v_stddev": 0.155,  # pitch: likewise
-    "h_mean": math.pi / 2,  # mean yaw; pi/2 looks at the object from the front
+    "h_stddev": 0.3,  # yaw: standard deviation, or half width if sample_dist is uniform; no effect if it is None
+    "v_stddev": 0.155,  # pitch: the same
+    "h_mean": math.pi / 2,  # mean yaw; pi/2 is the front
     "v_mean": math.pi / 2,  # mean pitch; pi/2 is level
     "sample_dist": "gaussian",  # poses: gaussian, uniform, truncated_gaussian, hybrid, spherical_uniform, or None (the mean)
     # Images
-    "num_holdout": 0,  # images of the data set that training never sees, and scores are taken against
+    "num_holdout": 0,  # held-out images, which training never sees and scores are computed against
     # Networks
-    "model": "SPATIALSIRENBASELINE",  # the field: SPATIALSIRENBASELINE, TALLSIREN, EmbeddingPiGAN128, EmbeddingPiGAN256, TRIPLANE
-    "generator": "ImplicitGenerator3d",  # the generator's class; there is one
-    "discriminator": "ProgressiveEncoderDiscriminator",  # or ResidualDiscriminator, whose widths are disc_widths
+    "model": "SPATIALSIRENBASELINE",  # kind of field; also TALLSIREN, EmbeddingPiGAN128, EmbeddingPiGAN256 or TRIPLANE
+    "generator": "ImplicitGenerator3d",  # class of the generator; the only choice
+    "discriminator": "ProgressiveEncoderDiscriminator",  # kind of discriminator; also ResidualDiscriminator, with disc_widths
     "latent_dim": 256,  # size of the latent z
     "z_dist": "gaussian",  # distribution of z: gaussian, or uniform in [-1, 1]
     "hidden_dim": 256,  # width of the field
-    "mapping_dim": None,  # width of the field's mapping network; None: as hidden_dim
-    "num_layers": 8,  # FiLM layers before the occupancy is read out
-    "view_dependent": True,  # whether colors depend on the view direction; False: the same from all sides
-    "disc_channels": (16, 32, 64, 128, 256, 400, 400, 400, 400),  # channels of the discriminator at 512, 256, ... 2 px
-    "disc_widths": (48, 64, 96, 128),  # channels of the ResidualDiscriminator; the last at 4 px, each before at twice the size
-    # Networks of the model TRIPLANE, which has no hidden_dim and num_layers
+    "mapping_dim": None,  # width of the mapping network; None: hidden_dim
+    "num_layers": 8,  # FiLM layers before the occupancy output
+    "view_dependent": True,  # whether colors depend on the view direction
+    "disc_channels": (16, 32, 64, 128, 256, 400, 400, 400, 400),  # channels of the progressive discriminator at 512 to 2 px
+    "disc_widths": (48, 64, 96, 128),  # channels of the ResidualDiscriminator at ..., 32, 16, 8, 4 px
+    # Networks of the model TRIPLANE, which does not use hidden_dim and num_layers
     "w_dim": 128,  # size of the intermediate latent w
-    "backbone_channels": (128, 128, 96, 48, 32),  # channels at 4, 8, ... px; the planes have the size of the last
-    "plane_channels": 16,  # features of a point on each plane; a multiple of 16
-    "plane_extent": 0.0,  # half side of the cube that the planes cover; 0: as far as the rays reach
-    "plane_reduce": "sum",  # how a point's features on the three planes are combined: sum or product
+    "backbone_channels": (128, 128, 96, 48, 32),  # channels at 4, 8, ... px; the last resolution is that of the planes
+    "plane_channels": 16,  # feature channels of each plane; a multiple of 16
+    "plane_extent": 0.0,  # half the side of the cube that the planes cover; 0: as far as the rays reach
+    "plane_reduce": "sum",  # reduction of a point's features over the three planes: sum or product
     "decoder_dim": 32,  # width of the decoder's hidden layer; a multiple of 4
     # Rendering
     "pred_occ": True,  # True: occupancy, alpha = sigmoid(logit) (GOF); False: density, a radiance field (pi-GAN)
-    "surface_sample": True,  # whether to find each ray's surface and sample within Delta of it (GOF)
-    "hierarchical_sample": True,  # whether to sample where the coarse weights are large (NeRF)
-    "num_steps_coarse": 9,  # samples per ray for the search of the surface, or without surface_sample for the image
+    "surface_sample": True,  # whether to find the surface on each ray and sample within Delta of it (GOF)
+    "hierarchical_sample": True,  # whether to add importance samples where the coarse weights are large (NeRF)
+    "num_steps_coarse": 9,  # samples per ray for finding the surface or, without surface_sample, for the image
     "num_steps_surface": 9,  # samples per ray around the surface, with surface_sample
     "num_steps_fine": 6,  # importance samples per ray, with hierarchical_sample
     "tau": 0.5,  # occupancy at the surface, in (0, 1)
-    "root_method": "secant",  # refinement of the surface: secant or bisection
-    "n_secant_steps": 4,  # iterations of that refinement
-    "interval_max": 0.12,  # Delta at step 0: half width of the interval sampled around the surface; at most half the ray
-    "interval_min": 0.03,  # Delta in the end
-    "decay_beta": 1e-5,  # decay of Delta per step: interval_max * exp(-decay_beta * step), not below interval_min
-    "clamp_mode": "relu",  # densities of a radiance field: relu or softplus; no effect with pred_occ
-    "last_back": False,  # whether the last sample takes the weight missing to 1, in training
-    "eval_last_back": None,  # the same in images of the trained generator; None: unless white_back
-    "white_back": False,  # whether missing weight is white instead of black, and transparent photos are laid over white
+    "root_method": "secant",  # method of surface refinement: secant or bisection
+    "n_secant_steps": 4,  # iterations of surface refinement
+    "interval_max": 0.12,  # initial Delta, the half width of the interval around the surface; at most half of the ray
+    "interval_min": 0.03,  # final Delta
+    "decay_beta": 1e-5,  # decay of Delta per step: max(interval_min, interval_max * exp(-decay_beta * step))
+    "clamp_mode": "relu",  # activation of the densities of a radiance field: relu or softplus; no effect with pred_occ
+    "last_back": False,  # whether the last sample gets the remaining weight, in training
+    "eval_last_back": None,  # the same in images of the trained generator; None: True unless white_back
+    "white_back": False,  # whether the remaining weight and the background of transparent photos are white, not black
     # Losses
-    "gan_loss": "non_saturating",  # non_saturating, or relativistic: D judges which of a pair is real (R3GAN)
+    "gan_loss": "non_saturating",  # non_saturating, or relativistic: D compares pairs of real and generated images (R3GAN)
     "r1_lambda": 1.0,  # weight of R1, D's gradient penalty on real images
     "r2_lambda": 0.0,  # weight of R2, the same on generated images
-    "r1_interval": 1,  # steps from one R1 and R2 to the next, each weighing that many times as much
+    "r1_interval": 1,  # steps between evaluations of R1 and R2, whose weights are multiplied by it
     "z_lambda": 0.0,  # weight of D's regression of z
     "pos_lambda": 15.0,  # weight of D's regression of the pose
-    "topk_interval": 2000,  # steps in which the fraction of D's scores that G learns from falls by 1 %
-    "topk_v": 0.6,  # the least such fraction, in (0, 1]
-    "with_opacprior": True,  # whether to draw occupancies toward 0 or 1
-    "opacprior_lambda_init": 0.05,  # weight of that prior at step 0; it grows tenfold at most; with with_opacprior
-    "opacprior_growth_rate": 0.5e-5,  # its exponential growth per step; with with_opacprior
+    "topk_interval": 2000,  # steps in which the fraction of best-scored images that G learns from falls by 1 %
+    "topk_v": 0.6,  # minimum of that fraction, in (0, 1]
+    "with_opacprior": True,  # whether to push occupancies toward 0 or 1
+    "opacprior_lambda_init": 0.05,  # weight of that prior at step 0, which grows up to tenfold; needs with_opacprior
+    "opacprior_growth_rate": 0.5e-5,  # exponential growth of that weight per step; needs with_opacprior
     "with_normal_loss": True,  # whether to smooth the normals at the surface
-    "get_normal_with_pred_depth": True,  # published key without effect: the surface point is always the root found
-    "normal_lambda": 0.05,  # weight of the normals' smoothness, with with_normal_loss
-    "h_sample": 0.01,  # distance of the neighbor whose normal is compared, with with_normal_loss
+    "get_normal_with_pred_depth": True,  # published key without effect: the surface point is always the root
+    "normal_lambda": 0.05,  # weight of the smoothness of normals; needs with_normal_loss
+    "h_sample": 0.01,  # distance of the neighbor whose normal is compared; needs with_normal_loss
     # Optimization
     "horizontal_flip": True,  # whether training mirrors half of the images
-    "betas": (0.0, 0.9),  # Adam's, of both networks
-    "weight_decay": 0.0,  # Adam's, of both networks
-    "grad_clip": 1.0,  # greatest norm of a network's gradient
-    "augment_target": 0.0,  # how sure of real images D may be before it sees augmented ones (ADA's r_t); 0: never augment
-    "share_images": False,  # whether G learns from the images that D has just learned from, instead of from new ones
-    "lr_warmup_steps": 0,  # steps over which the learning rates rise from 0
-    "lr_decay": "constant",  # constant, or cosine: the learning rates fall to 0 at the end
-    "mapping_lr_factor": 1.0,  # learning rate of the mapping network over that of the rest of G
-    "unique_lr": True,  # published key without effect: where it was True, mapping_lr_factor was meant to be 0.05, but stayed 1
-    "fade_steps": 10000,  # steps over which D's new layer fades in after the image size has changed
-    # The start of the shape
-    "init_ball_radius": 0.0,  # > 0: fit the field to a ball of this radius before training
-    "ball_hold_steps": 0,  # steps over which the field is held to that ball, ever less; 0: not at all; with init_ball_radius
-    "ball_hold_lambda": 0.1,  # weight of that hold at step 0; with init_ball_radius and ball_hold_steps
-    "ball_hold_floor": 0.0,  # weight of that hold for the rest of the run; with init_ball_radius
-    "hollow_check_interval": 0,  # steps between checks which way shapes bulge, which turn hollow ones outward; 0: never
+    "betas": (0.0, 0.9),  # betas of Adam, for both networks
+    "weight_decay": 0.0,  # weight decay of Adam, for both networks
+    "grad_clip": 1.0,  # maximum norm of each network's gradient
+    "augment_target": 0.0,  # target of ADA's r_t, the mean sign of the real scores; 0: never augment D's images
+    "share_images": False,  # whether G's step reuses the generated images of D's step
+    "lr_warmup_steps": 0,  # steps of the linear warm-up of the learning rates
+    "lr_decay": "constant",  # constant, or cosine: the learning rates decay to 0 at the end
+    "mapping_lr_factor": 1.0,  # learning rate of the mapping network relative to the rest of G
+    "unique_lr": True,  # published key without effect: True was meant as mapping_lr_factor 0.05, but the factor stayed 1
+    "fade_steps": 10000,  # steps over which D's new layer fades in after a change of image size
+    # Initial shape
+    "init_ball_radius": 0.0,  # radius of a ball to which the field is fitted before training; 0: none
+    "ball_hold_steps": 0,  # steps over which the weight of the hold to that ball decays; 0: none; needs init_ball_radius
+    "ball_hold_lambda": 0.1,  # that weight at step 0; needs init_ball_radius and ball_hold_steps
+    "ball_hold_floor": 0.0,  # minimum of that weight, for the rest of the run; needs init_ball_radius
+    "hollow_check_interval": 0,  # steps between checks for hollow shapes, which are then turned outward; 0: never
     # Evaluation
-    "num_eval_imgs": 8000,  # images that the published runs were scored with; a record: eval_metrics.py takes --num_images
+    "num_eval_imgs": 8000,  # images in the published evaluation, for reference only; eval_metrics.py takes --num_images
 }
 
 # -- Published ---------------------------------------------------------------------------------------------------------
-# The published runs start from an early checkpoint chosen by hand because its faces bulge outward. hollow_check_interval,
-# which is ours, makes that unnecessary. All else is as published.
+# The published runs start from an early checkpoint that was chosen by hand because its faces bulge outward. Our addition
+# hollow_check_interval makes that unnecessary. All other values are as published.
 
 BFM = {
     0: {"batch_size": 16, "img_size": 32, "gen_lr": 5e-5, "disc_lr": 2e-4},
@@ -107,6 +107,7 @@ BFM = {
     80_000: {},
     "dataset": "BFM",
     # Rendering
+    "eval_last_back": True,
     "num_steps_surface": 12,
     "num_steps_fine": 3,
     "interval_min": 0.02,
@@ -116,7 +117,7 @@ BFM = {
     "opacprior_growth_rate": 4e-5,
     "normal_lambda": 0.01,
     "h_sample": 1e-3,
-    # The start of the shape
+    # Initial shape
     "hollow_check_interval": 100,  # not in the paper
 }
 
@@ -126,7 +127,9 @@ CelebA = {
     160_000: {"batch_size": 4, "img_size": 128, "gen_lr": 4e-6, "disc_lr": 2e-5, "batch_split": 2},
     200_000: {},
     "dataset": "CelebA",
-    # The start of the shape
+    # Rendering
+    "eval_last_back": True,
+    # Initial shape
     "hollow_check_interval": 100,  # not in the paper
 }
 
@@ -143,23 +146,24 @@ CATS = {
     "v_stddev": 0.4,
     "sample_dist": "uniform",
     # Rendering
+    "eval_last_back": True,
     "interval_max": 0.2,
     "interval_min": 0.1,
     "decay_beta": 2e-5,
     # Losses
     "opacprior_growth_rate": 1e-5,
-    # The start of the shape
+    # Initial shape
     "hollow_check_interval": 100,  # not in the paper
     # Evaluation
     "num_eval_imgs": 6444,
 }
 
 # -- pi-GAN: a radiance field, without a surface -----------------------------------------------------------------------
-# A pi-GAN dictionary works here as it stands, too: settings/published.py maps its own keys.
+# The dictionaries of pi-GAN also work unchanged: settings/published.py converts their keys.
 
 PIGAN_CelebA = {
     0: {"batch_size": 56, "img_size": 32, "gen_lr": 6e-5, "disc_lr": 2e-4},
-    20_000: {"batch_size": 56, "img_size": 64, "gen_lr": 6e-5, "disc_lr": 2e-4, "batch_split": 2},  # the step is our choice
+    20_000: {"batch_size": 56, "img_size": 64, "gen_lr": 6e-5, "disc_lr": 2e-4, "batch_split": 2},  # the start step is our choice
     200_000: {},
     "dataset": "CelebA",
     # Rendering
@@ -168,6 +172,7 @@ PIGAN_CelebA = {
     "num_steps_coarse": 12,
     "num_steps_surface": 0,
     "num_steps_fine": 12,
+    "eval_last_back": True,
     # Losses
     "r1_lambda": 0.2,
     "with_opacprior": False,
@@ -177,8 +182,8 @@ PIGAN_CelebA = {
     "unique_lr": False,
 }
 
-# Cars, seen from anywhere above the ground. Model, cameras and rays are pi-GAN's. The other values are its kind, but were not
-# compared with its file: the steps, batches and learning rates of the stages, the number of samples, topk, R1 and pose weights.
+# Cars, seen from anywhere above the ground. Model, cameras and rays are those of pi-GAN. Other values are similar to pi-GAN's but
+# were not compared with its file: stages (steps, batch sizes, learning rates), number of samples, topk, R1 and pose weights.
 PIGAN_CARLA = {
     0: {"batch_size": 30, "img_size": 32, "gen_lr": 4e-5, "disc_lr": 4e-4},
     10_000: {"batch_size": 20, "img_size": 64, "gen_lr": 2e-5, "disc_lr": 2e-4, "batch_split": 2},
@@ -202,7 +207,7 @@ PIGAN_CARLA = {
     "num_steps_surface": 0,
     "num_steps_fine": 48,
     "eval_last_back": False,
-    "white_back": True,  # cars stand before white
+    "white_back": True,  # the background of the images is white
     # Losses
     "r1_lambda": 10.0,
     "pos_lambda": 0.0,
@@ -215,7 +220,7 @@ PIGAN_CARLA = {
     "unique_lr": False,
 }
 
-# -- Our own: the built-in heads (SYNTH) and cats, on a GPU and (TINY) on two CPU cores --------------------------------
+# -- Ours: the built-in heads (SYNTH) and cats, for a GPU or, if TINY, for two CPU cores --------------------------------
 # pos_lambda, betas and share_images: docs/results.md, "The recipe".
 
 SYNTH = {
@@ -229,8 +234,8 @@ SYNTH = {
     "sample_dist": "uniform",
     # Rendering
     "decay_beta": 1e-4,
-    "eval_last_back": False,  # the heads stand before black, which is what missing weight shows
-    # The start of the shape
+    "eval_last_back": False,  # the background of the images is black, like the remaining weight
+    # Initial shape
     "init_ball_radius": 0.08,
     "ball_hold_steps": 2000,
     "ball_hold_lambda": 0.3,
@@ -244,7 +249,7 @@ CATS64 = {
     10_000: {"batch_size": 16, "img_size": 64, "gen_lr": 4e-5, "disc_lr": 2e-4},
     40_000: {},
     "dataset": "Cats",
-    # Cameras and rays: poses and interval narrower than published, for rounder faces and sharper surfaces
+    # Cameras and rays: poses and interval are narrower than published, for rounder faces and sharper surfaces
     "ray_start": 0.8,
     "ray_end": 1.2,
     "h_stddev": 0.25,
@@ -253,18 +258,18 @@ CATS64 = {
     "view_dependent": False,
     # Rendering
     "decay_beta": 1e-4,
-    "last_back": True,  # photos fill their frame: what a ray leaves over is the color at its end, not black
+    "last_back": True,  # photos fill their frame, so the remaining weight gets the color at the end of the ray, not black
     # Losses
-    "gan_loss": "relativistic",  # kinds of cats after 1000 steps that the plain loss lacked at 4500 (one seed)
+    "gan_loss": "relativistic",  # after 1000 steps, more kinds of cats than the non-saturating loss after 4500 (one seed)
     "r1_lambda": 0.1,
-    "r2_lambda": 0.1,  # as strong as R1, as in CATS_TINY; not yet run
+    "r2_lambda": 0.1,  # equal to R1, as in CATS_TINY; not yet tested
     "pos_lambda": 5.0,
     "opacprior_growth_rate": 1e-5,
     # Optimization
     "betas": (0.0, 0.99),
     "share_images": True,
     "fade_steps": 2000,
-    # The start of the shape
+    # Initial shape
     "init_ball_radius": 0.1,
     "ball_hold_steps": 4000,
     "ball_hold_lambda": 0.3,
@@ -295,7 +300,7 @@ SYNTH_TINY = {
     "decay_beta": 1e-3,
     "eval_last_back": False,  # as in SYNTH
     # Losses
-    "r1_lambda": 0.02,  # of so few pixels
+    "r1_lambda": 0.02,  # small, because images have few pixels
     "pos_lambda": 5.0,
     "topk_interval": 1000,
     "opacprior_lambda_init": 0.1,
@@ -304,7 +309,7 @@ SYNTH_TINY = {
     "betas": (0.0, 0.99),
     "share_images": True,
     "fade_steps": 100,
-    # The start of the shape
+    # Initial shape
     "init_ball_radius": 0.08,
     "ball_hold_steps": 1000,
     "ball_hold_lambda": 0.3,
@@ -316,7 +321,7 @@ SYNTH_TINY = {
 CATS_TINY = {
     0: {"batch_size": 16, "img_size": 16, "gen_lr": 3e-4, "disc_lr": 6e-4},
     2_000: {"batch_size": 16, "img_size": 32, "gen_lr": 2e-4, "disc_lr": 4e-4},
-    4_500: {"batch_size": 16, "img_size": 32, "gen_lr": 5e-5, "disc_lr": 1e-4},  # or the cats keep changing color and place
+    4_500: {"batch_size": 16, "img_size": 32, "gen_lr": 5e-5, "disc_lr": 1e-4},  # or cats keep changing color and position
     6_000: {"batch_size": 8, "img_size": 64, "gen_lr": 1e-4, "disc_lr": 2e-4},
     20_000: {},
     "dataset": "Cats",
@@ -339,7 +344,7 @@ CATS_TINY = {
     "last_back": True,  # as in CATS64
     # Losses
     "gan_loss": "relativistic",  # as in CATS64
-    "r1_lambda": 0.02,  # of so few pixels
+    "r1_lambda": 0.02,  # small, because images have few pixels
     "r2_lambda": 0.02,
     "pos_lambda": 5.0,
     "topk_interval": 1000,
@@ -350,11 +355,11 @@ CATS_TINY = {
     "betas": (0.0, 0.99),
     "share_images": True,
     "fade_steps": 100,
-    # The start of the shape
+    # Initial shape
     "init_ball_radius": 0.1,
     "ball_hold_steps": 2000,
     "ball_hold_lambda": 0.3,
-    "ball_hold_floor": 0.05,  # else the faces flatten: so small an image hardly shows how far they turn
+    "ball_hold_floor": 0.05,  # prevents flat faces: images this small barely show rotation
     "hollow_check_interval": 50,
     # Evaluation
     "num_eval_imgs": 512,
@@ -390,15 +395,15 @@ CATS_TRIPLANE = {
     "r2_lambda": 0.5,
     "r1_interval": 4,
     "pos_lambda": 5.0,
-    "topk_v": 1.0,  # G learns from all of its images: none of them is to be given up
+    "topk_v": 1.0,  # G learns from all of its images
     "opacprior_lambda_init": 0.1,
     "opacprior_growth_rate": 1.5e-3,
     "normal_lambda": 0.5,
     # Optimization
     "betas": (0.0, 0.99),
-    "grad_clip": 100.0,  # the lazy penalties come at four times their weight, and are not to be clipped
+    "grad_clip": 100.0,  # high enough not to clip the lazy penalties, which apply at four times their weight
     "share_images": True,
-    # The start of the shape
+    # Initial shape
     "init_ball_radius": 0.1,
     "ball_hold_steps": 2000,
     "ball_hold_lambda": 0.3,
@@ -413,7 +418,7 @@ SYNTH_TRIPLANE = {
     5_000: {"batch_size": 16, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
     40_000: {},
     "dataset": "Heads",
-    # Cameras and rays: those of the built-in heads
+    # Cameras and rays: as in SYNTH
     "h_stddev": 0.7,
     "v_stddev": 0.25,
     "sample_dist": "uniform",
@@ -427,7 +432,7 @@ SYNTH_TRIPLANE = {
     "num_steps_surface": 5,
     "num_steps_fine": 3,
     "decay_beta": 1e-3,
-    "eval_last_back": False,  # the heads stand before black, which is what missing weight shows
+    "eval_last_back": False,  # the background of the images is black, like the remaining weight
     # Losses
     "gan_loss": "relativistic",
     "r1_lambda": 0.5,
@@ -441,7 +446,7 @@ SYNTH_TRIPLANE = {
     "betas": (0.0, 0.99),
     "grad_clip": 100.0,
     "share_images": True,
-    # The start of the shape
+    # Initial shape
     "init_ball_radius": 0.08,
     "ball_hold_steps": 1000,
     "ball_hold_lambda": 0.3,

@@ -1,10 +1,10 @@
-"""How close a generator's images are to real ones: FID, KID, IS (torch-fidelity), and fd, kd, prc and swd, which fetch nothing.
+"""Compare generated images with real ones: FID, KID, IS (torch-fidelity), and fd, kd, prc, swd, which download nothing.
 
     python eval_metrics.py generator.pth --dataset_path photos/ --curriculum CelebA
     python eval_metrics.py model.safetensors --dataset_path data/heads64/images --metrics fd prc swd
     torchrun --standalone --nproc_per_node=8 eval_metrics.py model.safetensors --dataset_path photos/
 
-Images go to the metric as they were rendered, without a file between. See docs/metrics.md for what the numbers mean.
+Rendered images are passed to the metrics as tensors, without image files. See docs/metrics.md for what the numbers mean.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from metrics.sampling import generated_images, image_settings, real_images
 from settings.checks import MAX_COUNT
 from settings.curriculum import Curriculum
 
-FEW_IMAGES_FOR_FID = 2048  # with fewer than the feature's dimensions, its covariance is singular
+FEW_IMAGES_FOR_FID = 2048  # with fewer images than feature dimensions, the covariance is singular
 PUBLISHED_NUM_IMAGES, PUBLISHED_IMAGE_SIZE = 2048, 128
 INCEPTION = "inception-v3-compat"
 
 
 def count_or_all(text: str) -> int | str:
-    """For argparse: a positive number, or the word all."""
+    """Parse a positive number or the word "all", for argparse."""
     return text if text == "all" else positive_int(text)
 
 
@@ -49,37 +49,41 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--dataset_path", "--real_image_dir", required=True, help="the real images: a folder (searched recursively), glob or zip"
     )
-    parser.add_argument("--dataset", help="how real images are cropped: a preset of dataset.py (default: the curriculum's)")
-    parser.add_argument("--split", choices=PARTS, help="which real images (default: those held out, where there are any, or all)")
-    parser.add_argument("--num_holdout", type=int_between(0, MAX_COUNT), help="how many are held out (default: the curriculum's)")
-    parser.add_argument("--num_images", type=positive_int, default=PUBLISHED_NUM_IMAGES, help="how many are generated")
-    parser.add_argument("--num_real", type=count_or_all, help="how many real ones, or all (default: as many as are generated)")
+    parser.add_argument("--dataset", help="crop of the real images: a preset of dataset.py (default: the curriculum's)")
+    parser.add_argument(
+        "--split", choices=PARTS, help="which real images (default: the held-out ones if there are any, else all)"
+    )
+    parser.add_argument(
+        "--num_holdout", type=int_between(0, MAX_COUNT), help="number of held-out images (default: the curriculum's)"
+    )
+    parser.add_argument("--num_images", type=positive_int, default=PUBLISHED_NUM_IMAGES, help="number of generated images")
+    parser.add_argument("--num_real", type=count_or_all, help="number of real images, or all (default: as many as are generated)")
     parser.add_argument(
         "--real_resize",
         choices=["antialiased", "nearest"],
         default="antialiased",
-        help="how real images are made smaller: as in training, or to the nearest pixel as for published scores",
+        help="resizing of real images: antialiased, as in training, or nearest, as for published scores",
     )
-    parser.add_argument("--seed", type=seed_number, default=0, help="of latents, poses, and the choice of real images")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of latents, poses and the selection of real images")
     described = "; ".join(f"{name}: {metric.description}" for name, metric in METRICS.items())
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=["fid", "kid", "is"], help=described)
     parser.add_argument("--feature_extractor", default=INCEPTION, help=f"one of {', '.join(EXTRACTORS)}")
-    parser.add_argument("--feature_extractor_weights", help="a local file of its weights (default: fetched once, then kept)")
+    parser.add_argument("--feature_extractor_weights", help="a local file with its weights (default: downloaded once and cached)")
     return parser
 
 
 def _check_arguments(args: Any) -> None:
-    """What can be known before any image is made. Raises UserError."""
+    """Check the arguments before any image is rendered. Raises UserError."""
     if Path(args.output_json).is_dir():
         raise UserError(f"--output_json {args.output_json} is a folder; name a file in it")
     if args.dataset is not None:
         get_dataset_spec(args.dataset)
     if args.num_images < MIN_IMAGES and any(METRICS[name].needs_weights for name in args.metrics):
-        raise UserError(f"--num_images {args.num_images} are too few for FID, KID and IS; use at least {MIN_IMAGES}")
+        raise UserError(f"--num_images {args.num_images} is too small for FID, KID and IS; use at least {MIN_IMAGES}")
 
 
 def _check_weights(args: Any) -> Path | None:
-    """The weights, before any image is made: a missing network should not cost an hour of rendering."""
+    """Return the weights file, checked before rendering so that a missing file fails at once. Raises UserError."""
     if "is" in args.metrics and args.feature_extractor != INCEPTION:
         raise UserError(
             f"IS is the entropy of Inception's classes, which {args.feature_extractor} does not have; leave `is` out of --metrics"
@@ -95,9 +99,9 @@ def _check_weights(args: Any) -> Path | None:
 
 
 def departures(args: Any, num_real: int, part: str, curriculum: Curriculum) -> list[str]:
-    """How FID, KID and IS differ from the published protocol, in words. ``num_real``: real images used, ``part``: of which part.
+    """Describe how FID, KID and IS deviate from the published protocol. ``num_real``: real images used; ``part``: their split.
 
-    Published: 2048 images at 128 px, psi 1, poses of the prior, against all real images, which are resized to the nearest pixel.
+    Published: 2048 images at 128 px, psi 1, poses of the prior, against all real images, resized to the nearest pixel.
     """
     found = []
     if args.num_images != PUBLISHED_NUM_IMAGES:
@@ -109,34 +113,36 @@ def departures(args: Any, num_real: int, part: str, curriculum: Curriculum) -> l
     if args.num_real != "all":
         found.append(f"{num_real} real images instead of all (--num_real all)")
     if part != "all":
-        found.append(f"real images of the part {part} instead of all (--split all)")
+        found.append(f"real images of the {part} split instead of all (--split all)")
     if args.real_resize != "nearest":
         found.append("real images resized with antialiasing instead of to the nearest pixel (--real_resize nearest)")
     if args.feature_extractor != INCEPTION:
         found.append(f"features of {args.feature_extractor} instead of {INCEPTION}")
     if curriculum.last_back:
-        found.append("last_back, as this generator was trained, instead of without")
+        found.append("rendered with last_back, as in this generator's training, instead of without")
     return found
 
 
-def _standing(names: Sequence[str], departing: Sequence[str]) -> list[str]:
-    """Which of the scores can stand beside a paper's, as notes."""
+def _comparability_notes(names: Sequence[str], deviations: Sequence[str]) -> list[str]:
+    """Return notes on whether the scores are comparable with published ones."""
     published = [name for name in names if METRICS[name].needs_weights]
     if not published:
         return []
     scores = ", ".join(name.upper() for name in published)
-    if departing:
-        return [f"not to be set beside a paper's {scores}; other than published: {'; '.join(departing)}"]
+    if deviations:
+        return [f"not comparable with published {scores}; deviations from the published protocol: {'; '.join(deviations)}"]
     return [
-        f"{scores} follow the published protocol but for one thing: published images went through compressed files, these not;"
-        " they can stand beside the paper's for the same photos, with that said"
+        f"{scores} follow the published protocol with one exception: published images were saved as compressed files, these"
+        " were not; with that caveat, they are comparable with the paper's scores for the same photos"
     ]
 
 
-def _notes(evaluation: Evaluation, num_wanted: int | None, departing: Sequence[str]) -> list[str]:
-    notes = _standing(evaluation.names, departing)
+def _notes(evaluation: Evaluation, num_wanted: int | None, deviations: Sequence[str]) -> list[str]:
+    notes = _comparability_notes(evaluation.names, deviations)
     if num_wanted is not None and len(evaluation.real) < num_wanted:
-        notes.append(f"only {len(evaluation.real)} real images for the {num_wanted} asked for: all of them were used")
+        notes.append(
+            f"only {len(evaluation.real)} real images are available instead of the requested {num_wanted}; all were used"
+        )
     biased = [name for name in ("fid", "fd") if name in evaluation.names]
     if biased and min(len(evaluation.real), len(evaluation.fake)) < FEW_IMAGES_FOR_FID:
         few = f"from fewer than {FEW_IMAGES_FOR_FID} images"
@@ -145,7 +151,7 @@ def _notes(evaluation: Evaluation, num_wanted: int | None, departing: Sequence[s
 
 
 def _num_real(args: Any) -> int | None:
-    """How many real images are asked for; None: all there are."""
+    """Return the requested number of real images; None means all."""
     return None if args.num_real == "all" else args.num_real or args.num_images
 
 
@@ -194,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         weights = _check_weights(args)
         preset = args.dataset or loaded.curriculum.dataset
         real = None
-        if processes.is_main:  # while the others render
+        if processes.is_main:  # while the other processes render
             spec = spec_over(preset, loaded.curriculum, nearest=args.real_resize == "nearest")
             where = (args.dataset_path, spec, _num_real(args), args.image_size, args.seed)
             real = real_images(*where, split=_split(args, loaded.curriculum))
@@ -210,7 +216,7 @@ def _split(args: Any, curriculum: Curriculum) -> Split:
 
 
 def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weights: Path | None, preset: str) -> None:
-    """Compute what was asked for, write it and print it. real, fake: (N, 3, H, W) uint8."""
+    """Compute, write and print the requested metrics. real, fake: (N, 3, H, W) uint8."""
     names = tuple(dict.fromkeys(args.metrics))
     device = next(loaded.generator.parameters()).device
     evaluation = Evaluation(real, fake, names, args.seed, device=device, extractor=args.feature_extractor, weights_file=weights)
@@ -219,23 +225,23 @@ def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weight
     for name in names:
         try:
             results |= METRICS[name].compute(evaluation)
-        except (UserError, OSError, MemoryError) as error:  # the scores that are finished are not to be lost
+        except (UserError, OSError, MemoryError) as error:  # keep the scores that are already computed
             failures[name] = one_line(error) or type(error).__name__
     if failures and not results:
         raise UserError(next(iter(failures.values())))
     curriculum = loaded.curriculum
-    departing = departures(args, len(real), _split(args, curriculum).part, curriculum)
-    notes = _notes(evaluation, _num_real(args), departing)
+    deviations = departures(args, len(real), _split(args, curriculum).part, curriculum)
+    notes = _notes(evaluation, _num_real(args), deviations)
     for note in notes:
         print(f"note: {note}")
-    protocol = {**_protocol(args, evaluation, preset, curriculum), "departures_from_published": departing}
+    protocol = {**_protocol(args, evaluation, preset, curriculum), "departures_from_published": deviations}
     record = {"metrics": results, "failed": failures, "notes": notes, "protocol": protocol}
     write_json(args.output_json, {**record, "model": model_record(args, loaded)})
     print_table(f"{len(fake)} generated and {len(real)} real images at {args.image_size} px", results)
     print(f"written to {args.output_json}")
     if failures:
-        told = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
-        raise UserError(f"{len(failures)} of {len(names)} scores failed ({told}); the others are in {args.output_json}")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise UserError(f"{len(failures)} of {len(names)} scores failed ({reasons}); the others are in {args.output_json}")
 
 
 if __name__ == "__main__":

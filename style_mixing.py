@@ -26,9 +26,8 @@ from common.arguments import ArgumentParser, image_side, positive_int, seed_numb
 from common.errors import UserError
 from common.program import run_script
 from generators.generator import Styles
-from generators.styles import mix_styles, num_style_layers
+from generators.styles import geometry_layers, mix_styles, num_style_layers
 from generators.views import View, ViewSettings, make_pose, render_view
-from siren.mapping import FilmParameters
 from visualization.generator_scripts import Subject, add_generator_arguments, bind_field, open_generator, open_subjects
 from visualization.images import image_grid, save_image, view_image
 
@@ -73,9 +72,9 @@ def _subjects(loaded: LoadedGenerator, args: argparse.Namespace, seeds: Sequence
 
 def _split_of(chosen: int | None, styles: Styles, loaded: LoadedGenerator) -> int:
     """How many layers come from the row. Raises UserError where the network has no more than that."""
-    num_layers = num_style_layers(styles, loaded.curriculum)
     if chosen is None:
-        return num_layers - 1 if isinstance(styles, FilmParameters) else num_layers // 2
+        return geometry_layers(styles, loaded.curriculum)
+    num_layers = num_style_layers(styles, loaded.curriculum)
     if chosen >= num_layers:
         raise UserError(f"--split {chosen}: this generator has {num_layers} layers, so use 1 to {num_layers - 1}")
     return chosen

@@ -1,16 +1,16 @@
-"""Train a generator on a folder of photos, or on the built-in heads.
+"""Train a generator on a folder of photos, or on the built-in synthetic heads.
 
     python train.py --curriculum CelebA --dataset_path photos/ --output_dir outputs/celeba
     torchrun --nproc_per_node=8 train.py --curriculum CATS --dataset_path cats.zip --output_dir outputs/cats
 
-Run the same command again and it goes on where it stood (docs/long_runs.md). Exit status:
+Run the same command again to resume from the last checkpoint (docs/long_runs.md). Exit status:
 
     0      the curriculum ended, or --max_steps, --max_minutes or --n_epochs was reached; a checkpoint is written
-    2      bad input, an output folder in use, images that are gone; a run under way writes a checkpoint first
-    3      the last state could not be saved (a full disk); the checkpoints before it are whole
-    4      the run diverged, also after going back to a checkpoint; the checkpoints are whole
-    5      another process of the run, or the way to it, was lost; the last checkpoint is whole
-    128+N  signal N (SIGINT, SIGTERM, SIGUSR1, SIGHUP) stopped it; a checkpoint is written. A second one ends it at once
+    2      bad input, output folder in use, or images missing; a run in progress writes a checkpoint first
+    3      the last state could not be saved (disk full); earlier checkpoints are intact
+    4      the run diverged, even after recovery from a checkpoint; the checkpoints are intact
+    5      another process of the run, or the connection to it, was lost; the last checkpoint is intact
+    128+N  signal N (SIGINT, SIGTERM, SIGUSR1, SIGHUP) stopped the run; a checkpoint is written. A second signal kills it
 """
 
 from __future__ import annotations
@@ -41,76 +41,93 @@ from metrics.fidelity import read_state_dict
 from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
 from siren.backends import compiled
-from training.mirror import best_turn
-from training.run.console import steady_output, tell
+from training.mirror import best_mirroring
+from training.run.console import print_notice, steady_output
 from training.run.recorder import Recorder
-from training.run.run_folder import FolderLock, clean_up, room_warning, set_aside_newer
+from training.run.run_folder import FolderLock, clean_up, disk_space_warning, set_aside_newer
 from training.run.run_state import RunState
 from training.trainer import RunOptions, Trainer
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def count(text: str) -> int:
-    """For argparse: a whole number, 0 or more."""
+def nonnegative_int(text: str) -> int:
+    """Parse a non-negative integer, for argparse."""
     if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative integer")
     return int(text)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--curriculum", required=True, help="a name from curriculums.py, or a .json file")
-    parser.add_argument("--output_dir", required=True, help="checkpoints, samples and logs go here")
+    parser.add_argument("--output_dir", required=True, help="folder for checkpoints, samples and logs")
     parser.add_argument(
-        "--dataset_path", help="folder, glob or zip of images (python -m tools.synthetic_heads makes a built-in set)"
+        "--dataset_path", help="folder, glob or zip of images (python -m tools.synthetic_heads creates a synthetic set)"
     )
-    parser.add_argument("--dataset", choices=sorted(DATASETS), help="crop preset, if not the curriculum's")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the curriculum")
+    parser.add_argument("--dataset", choices=sorted(DATASETS), help="crop preset (default: the curriculum's)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override curriculum settings")
     parser.add_argument(
         "--resume",
         default="auto",
         metavar="{auto,never,PATH}",
-        help="auto: go on from the newest whole checkpoint in --output_dir; never: refuse a folder that holds one; PATH: go on"
-        " from exactly this checkpoint",
+        help="auto: resume from the newest intact checkpoint in --output_dir; never: exit if the folder holds a checkpoint;"
+        " PATH: resume from this checkpoint",
     )
-    parser.add_argument("--load_dir", help="start a new run from the weights in this folder (ours or published files)")
-    parser.add_argument("--load_dict", action="store_true", help="accepted for old commands: the form of a file is recognized")
-    parser.add_argument("--set_step", type=int, help="with --load_dir: the step to start at")
-    parser.add_argument("--mirror_depth", action="store_true", help="with --load_dir: turn a hollow shape outward")
+    parser.add_argument("--load_dir", help="start a new run from the weights in this folder (this project's or published files)")
+    parser.add_argument("--load_dict", action="store_true", help="ignored, kept for old commands: file formats are detected")
+    parser.add_argument("--set_step", type=int, help="with --load_dir: the initial step")
+    parser.add_argument("--mirror_depth", action="store_true", help="with --load_dir: mirror a hollow shape in depth")
     parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument("--max_steps", type=positive_int, help="stop at this step")
-    parser.add_argument("--max_minutes", type=positive_float, help="stop after this time, and resume later")
+    parser.add_argument("--max_minutes", type=positive_float, help="stop after this many minutes, to resume later")
     parser.add_argument("--n_epochs", type=positive_int, help="stop after this many passes over the images")
-    parser.add_argument("--sample_interval", type=count, default=500, help="steps between sample grids; 0: none")
-    parser.add_argument("--model_save_interval", type=count, default=1000, help="steps between checkpoints; 0: only the last")
-    parser.add_argument("--keep", type=positive_int, default=3, help="how many of the newest checkpoints are kept")
+    parser.add_argument("--sample_interval", type=nonnegative_int, default=500, help="steps between sample grids; 0: none")
     parser.add_argument(
-        "--milestone_interval", type=count, default=10_000, help="steps between checkpoints that are kept for ever; 0: none"
+        "--model_save_interval", type=nonnegative_int, default=1000, help="steps between checkpoints; 0: only the last"
+    )
+    parser.add_argument("--keep", type=positive_int, default=3, help="number of recent checkpoints to keep")
+    parser.add_argument(
+        "--milestone_interval",
+        type=nonnegative_int,
+        default=10_000,
+        help="steps between checkpoints that are never deleted; 0: none",
     )
     parser.add_argument(
-        "--max_bad_steps", type=positive_int, default=20, help="go back to a checkpoint after so many non-finite steps in a row"
+        "--max_bad_steps",
+        type=positive_int,
+        default=20,
+        help="return to a checkpoint after this many consecutive non-finite steps",
     )
-    parser.add_argument("--eval_freq", type=count, default=0, help="steps between measurements, into metrics.jsonl; 0: none")
-    parser.add_argument("--eval_images", type=count, default=256, help="images per measurement of fd, SWD, FID and KID; 0: none")
+    parser.add_argument(
+        "--eval_freq", type=nonnegative_int, default=0, help="steps between evaluations, logged in metrics.jsonl; 0: none"
+    )
+    parser.add_argument(
+        "--eval_images", type=nonnegative_int, default=256, help="images per evaluation of fd, SWD, FID and KID; 0: none"
+    )
     parser.add_argument(
         "--feature_extractor_weights",
-        help="the file of Inception's weights, for FID and KID (default: where it is kept)",
+        help="file with the Inception weights for FID and KID (default: the torch cache)",
     )
-    parser.add_argument("--log_interval", type=positive_int, default=20, help="steps between lines in log.jsonl and TensorBoard")
-    parser.add_argument("--use_logger", action=argparse.BooleanOptionalAction, default=True, help="TensorBoard")
-    parser.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True, help="keep decoded images in a cache")
-    parser.add_argument("--amp", choices=["auto", *AMP_DTYPES], default="auto", help="the discriminator's precision on a GPU")
-    parser.add_argument("--compile", action="store_true", help="on a GPU: the field's training passes through torch.compile")
     parser.add_argument(
-        "--deterministic", action="store_true", help="on a GPU, a resumed run equals an undisturbed one to the last bit; slower"
+        "--log_interval", type=positive_int, default=20, help="steps between entries in log.jsonl and TensorBoard"
     )
-    parser.add_argument("--port", type=int, help="of the first machine's process group, where torchrun does not set it")
+    parser.add_argument("--use_logger", action=argparse.BooleanOptionalAction, default=True, help="write TensorBoard logs")
+    parser.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True, help="cache decoded images on disk")
+    parser.add_argument("--amp", choices=["auto", *AMP_DTYPES], default="auto", help="precision of the discriminator on a GPU")
+    parser.add_argument("--compile", action="store_true", help="on a GPU: compile the field's training passes with torch.compile")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on a GPU: make a resumed run bitwise identical to an uninterrupted one; slower",
+    )
+    parser.add_argument("--port", type=int, help="port of the process group on the first machine, if torchrun does not set it")
     add_device_argument(parser)
     return parser.parse_args(argv)
 
 
 def resolve_amp(choice: str, device: torch.device) -> torch.dtype | None:
+    """Return the autocast dtype for --amp ``choice``, or None for float32. Always None on a CPU."""
     if device.type == "cpu":
         return None
     if choice == "auto":
@@ -119,19 +136,19 @@ def resolve_amp(choice: str, device: torch.device) -> torch.dtype | None:
 
 
 def device_name(device: torch.device) -> str:
-    """In words, for the record of a run."""
+    """Return a readable name of ``device`` for run.json."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"
 
 
 @contextlib.contextmanager
-def deterministic(is_wanted: bool) -> Iterator[None]:
-    """Within it, every operation gives the same bits each time; UserError where one of them has no such form."""
-    if not is_wanted:
+def deterministic(is_enabled: bool) -> Iterator[None]:
+    """Make every operation in this context bitwise reproducible. Raises UserError if an operation cannot be."""
+    if not is_enabled:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it on first use
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
@@ -139,53 +156,55 @@ def deterministic(is_wanted: bool) -> Iterator[None]:
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
-        raise UserError(f"--deterministic: {error} Leave the option out, or use --device cpu") from error
+        raise UserError(f"--deterministic: {error} Omit the option, or use --device cpu") from error
     finally:
         torch.use_deterministic_algorithms(before)
 
 
 def check_dataset(arguments: argparse.Namespace, curriculum: Curriculum) -> None:
-    """Look at the images before anything else is done. Raises UserError."""
+    """Check the images, and the weights for FID, before anything else. Raises UserError."""
     if not arguments.dataset_path:
         raise UserError(
-            f"--dataset_path is missing: a folder, glob or zip of images for the curriculum {curriculum.name}"
-            " (python -m tools.synthetic_heads makes a built-in set)"
+            f"--dataset_path is missing: give a folder, glob or zip of images for the curriculum {curriculum.name}"
+            " (python -m tools.synthetic_heads creates a synthetic set)"
         )
     part_of(find_images(arguments.dataset_path), Split("train", curriculum.num_holdout))
     if arguments.feature_extractor_weights:
         read_state_dict(Path(arguments.feature_extractor_weights))
 
 
-def is_started_anew() -> bool:
-    """Whether a launcher started this very command before: torchrun after a process died, Slurm after a requeue."""
+def is_relaunched() -> bool:
+    """Return whether a launcher restarted this command: torchrun after a process died, or Slurm after a requeue."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
-def _has_gone_on_from(path: str, present: list[tuple[int, Path]]) -> bool:
-    """Whether ``present`` holds a checkpoint that the run which --resume PATH began has written; it set older ones aside."""
-    if not Path(path).exists():  # it was among the oldest, and was removed in the course of that run
+def _has_resumed_from(path: str, present: list[tuple[int, Path]]) -> bool:
+    """Return whether ``present`` has a checkpoint written after --resume PATH. That run moved older files aside."""
+    if not Path(path).exists():  # the run removed it as one of its oldest checkpoints
         return bool(present)
     return bool(present) and present[0][0] > load_training_checkpoint(path)["step"]
 
 
 def checkpoint_to_resume(arguments: argparse.Namespace, output_dir: Path) -> Path | None:
-    """What --resume names or finds; None for a new run. Raises UserError."""
+    """Return the checkpoint that --resume names or finds, or None for a new run. Raises UserError."""
     present = list_checkpoints(output_dir)
-    if arguments.resume == "never" and not is_started_anew():
+    if arguments.resume == "never" and not is_relaunched():
         if present:
             raise UserError(f"{output_dir} already holds {present[0][1].name}; choose another --output_dir or --resume auto")
         return None
-    if arguments.resume not in ("auto", "never") and not (is_started_anew() and _has_gone_on_from(arguments.resume, present)):
+    if arguments.resume not in ("auto", "never") and not (is_relaunched() and _has_resumed_from(arguments.resume, present)):
         path = Path(arguments.resume)
         damage = damage_in(path)
         if damage:
-            raise UserError(f"--resume {path}: it is damaged or no checkpoint ({damage}); name another, or --resume auto")
+            raise UserError(
+                f"--resume {path}: the file is damaged or not a checkpoint ({damage}); give another, or use --resume auto"
+            )
         return path
-    newest = latest_checkpoint(output_dir, notice=tell)
+    newest = latest_checkpoint(output_dir, notice=print_notice)
     if present and newest is None:
         raise UserError(
-            f"none of the {len(present)} checkpoints in {output_dir} is whole; --resume PATH names another one,"
-            " or move them away to start anew"
+            f"none of the {len(present)} checkpoints in {output_dir} is intact; give another one with --resume PATH,"
+            " or move them away to start over"
         )
     return newest
 
@@ -193,38 +212,42 @@ def checkpoint_to_resume(arguments: argparse.Namespace, output_dir: Path) -> Pat
 def prepare_state(
     arguments: argparse.Namespace, curriculum: Curriculum, output_dir: Path, processes: Processes, amp_dtype: torch.dtype | None
 ) -> RunState:
-    """Resume what is in ``output_dir``, or start: from another run's weights, or afresh. Raises UserError in all processes."""
+    """Resume the run in ``output_dir``, or start a new one, from scratch or from another run's weights.
+
+    Raises UserError in all processes.
+    """
     state = RunState(curriculum, arguments.seed, processes.device, amp_dtype)
     notes: list[str] = []
     chosen = processes.all_or_none(lambda: checkpoint_to_resume(arguments, output_dir), only_main=True)
-    path = processes.text_of_main(str(chosen or ""))
+    path = processes.broadcast_text(str(chosen or ""))
 
     def load() -> None:
         if path:
             changed = state.resume(Path(path), processes.world_size)
             notes.append(
-                f"resuming from {path}, step {state.step}" + (f"; changed from here on: {', '.join(changed)}" if changed else "")
+                f"resuming from {path}, step {state.step}" + (f"; changed settings: {', '.join(changed)}" if changed else "")
             )
         elif arguments.load_dir:
             state.start_from(Path(arguments.load_dir), notes)
             state.step = arguments.set_step or 0
             if arguments.mirror_depth:
-                turn = best_turn(state.averages["ema"].generator, curriculum.stage_at(state.step).img_size)
-                state.mirror_depth(turn.invert)
-                how = "mirrored in depth, inverted" if turn.invert else "mirrored in depth"
-                notes.append(f"{how}: {turn.psnr_db:.1f} dB between the images before and after")
+                mirroring = best_mirroring(state.averages["ema"].generator, curriculum.stage_at(state.step).img_size)
+                state.mirror_depth(mirroring.invert)
+                how = "mirrored in depth, inverted" if mirroring.invert else "mirrored in depth"
+                notes.append(f"{how}: PSNR {mirroring.psnr_db:.1f} dB between the images before and after")
 
     processes.all_or_none(load)
     if processes.is_main:
         if path and arguments.resume != "auto":
             moved = set_aside_newer(output_dir, state.step)
-            notes += [f"{len(moved)} checkpoints beyond step {state.step} are in {moved[0].parent} now"] if moved else []
+            notes += [f"moved {len(moved)} checkpoints after step {state.step} to {moved[0].parent}"] if moved else []
         for note in notes:
-            tell(note)
+            print_notice(note)
     return state
 
 
 def run_options(arguments: argparse.Namespace, curriculum: Curriculum, output_dir: Path, started: float) -> RunOptions:
+    """Return the options of the trainer. ``started``: start of the command, by the monotonic clock."""
     return RunOptions(
         output_dir=output_dir,
         dataset_path=arguments.dataset_path,
@@ -248,7 +271,7 @@ def run_options(arguments: argparse.Namespace, curriculum: Curriculum, output_di
 
 
 def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOptions, processes: Processes) -> Trainer:
-    """Resume or start, and train to the end or a limit. The output folder is this run's own meanwhile."""
+    """Resume or start a run, and train to the end or a limit. The caller holds the lock of the output folder."""
     output_dir = options.output_dir
     amp_dtype = resolve_amp(arguments.amp, processes.device)
     state = prepare_state(arguments, curriculum, output_dir, processes, amp_dtype)
@@ -257,17 +280,17 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
     if state.is_fresh and curriculum.init_ball_radius:
         fitting = "the field is" if curriculum.model == "TRIPLANE" else "fitting the field to"
         if processes.is_main:
-            tell(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
+            print_notice(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
         state.start_outward()
-    processes.share(state.weights())
+    processes.broadcast(state.weights())
     recorder = None
     if processes.is_main:
         record = {"arguments": vars(arguments), "curriculum": curriculum.to_dict(), "world_size": processes.world_size}
         record["machine"] = {"device": device_name(processes.device), "torch": torch.__version__}
         write_atomically(output_dir / "run.json", json.dumps(record, indent=1).encode())
-        warning = room_warning(output_dir, state.num_bytes(), options.num_kept)
+        warning = disk_space_warning(output_dir, state.num_bytes(), options.num_kept)
         if warning:
-            tell(warning)
+            print_notice(warning)
         recorder = Recorder(output_dir, state.step, curriculum.end_step, options.use_tensorboard)
     try:
         reason = trainer.run(recorder)
@@ -284,13 +307,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     require_posix("training")
     if not arguments.load_dir and (arguments.set_step is not None or arguments.mirror_depth):
-        raise UserError("--set_step and --mirror_depth go with --load_dir")
+        raise UserError("--set_step and --mirror_depth require --load_dir")
     if arguments.load_dir and arguments.resume not in ("auto", "never"):
-        raise UserError("--load_dir starts a new run and --resume PATH goes on with one; give one of them")
-    crop = [f"dataset={arguments.dataset}"] if arguments.dataset else []  # kept with the weights: scores need it
+        raise UserError("--load_dir starts a new run and --resume PATH continues one; give only one of them")
+    crop = [f"dataset={arguments.dataset}"] if arguments.dataset else []  # saved with the weights: metrics need it
     curriculum = get_curriculum(arguments.curriculum).with_overrides([*arguments.set, *crop])
     if arguments.compile and curriculum.model == "TRIPLANE":
-        raise UserError("--compile is for SIREN models; a TRIPLANE's lookup is compiled already, so leave the option out")
+        raise UserError("--compile is for SIREN models; the TRIPLANE lookup is always compiled, so omit the option")
     device = resolve_device(arguments.device)
     output_dir = make_output_dir(arguments.output_dir)
     check_dataset(arguments, curriculum)
@@ -302,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = run_options(arguments, curriculum, output_dir, started)
     with contextlib.ExitStack() as stack:
         stack.enter_context(steady_output())
-        stack.enter_context(processes.together())
+        stack.enter_context(processes.handle_failures())
         stack.enter_context(deterministic(arguments.deterministic))
         processes.all_or_none(lambda: _take_folder(output_dir, stack), only_main=True)
         trainer = train(arguments, curriculum, options, processes)
@@ -313,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _take_folder(output_dir: Path, stack: contextlib.ExitStack) -> None:
-    stack.callback(FolderLock(output_dir, tell).release)
+    stack.callback(FolderLock(output_dir, print_notice).release)
     clean_up(output_dir)
 
 

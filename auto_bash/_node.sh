@@ -1,19 +1,19 @@
-# One machine's part of a run: torchrun with the arguments of train.py. Started by slurm.sh and ssh.sh on every machine.
-#   NODES NODE_RANK MASTER_ADDR MASTER_PORT   which of how many, and where the first one listens
-#   PROCESSES (one per GPU, 1 without)  MAX_RESTARTS (3)  STOP_WITH_STDIN (stop when standard input ends)
-# Exit status: torchrun's; 138, 143 or 130 after SIGUSR1, SIGTERM or SIGINT, when a checkpoint has been written.
+# Run torchrun on one machine, with the arguments of train.py. slurm.sh and ssh.sh start this script on every machine.
+#   NODES NODE_RANK MASTER_ADDR MASTER_PORT   number of machines, rank of this one, address and port of the first one
+#   PROCESSES (default: one per GPU, or 1)  MAX_RESTARTS (default: 3)  STOP_WITH_STDIN (stop when standard input closes)
+# Exit status: torchrun's; 138, 143 or 130 after SIGUSR1, SIGTERM or SIGINT, once a checkpoint is written.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 source auto_bash/setup.sh
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}" # seconds for the last checkpoint
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}" # seconds to write the last checkpoint
 if [ -z "${PROCESSES:-}" ]; then
   PROCESSES="$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')"
 fi
 STOPPED=0
 exec 3<&0 # bash gives background jobs an empty standard input
 
-# Slurm sends SIGUSR1 to all processes of a job's step: train.py heeds it, torchrun would die of it. It is told by SIGTERM
-# instead, once, for a second one would keep it from waiting; it then starts nothing anew.
+# Slurm sends SIGUSR1 to all processes of a job step. train.py handles it, but it would kill torchrun. So torchrun ignores it
+# and gets one SIGTERM instead, after which it restarts nothing. A second SIGTERM would keep it from waiting.
 (
   trap '' USR1
   exec "$PYTHON" -m torch.distributed.run --nnodes="$NODES" --node_rank="${NODE_RANK:-${SLURM_NODEID:-0}}" \
@@ -40,7 +40,7 @@ if [ -n "${STOP_WITH_STDIN:-}" ]; then
   } &
   WATCHER=$!
 fi
-while true; do # a signal ends a wait, not torchrun
+while true; do # a signal interrupts wait, but not torchrun
   wait "$TORCHRUN"
   STATUS=$?
   kill -0 "$TORCHRUN" 2>/dev/null || break

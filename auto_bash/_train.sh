@@ -1,4 +1,4 @@
-# Sourced by bfm.sh, celeba.sh, cats.sh: trains CURRICULUM on one GPU, on all that CUDA_VISIBLE_DEVICES names, or on the CPU.
+# Sourced by bfm.sh, celeba.sh and cats.sh: train CURRICULUM on all GPUs in CUDA_VISIBLE_DEVICES, or on the CPU.
 #   bash auto_bash/cats.sh DATASET_PATH [OUTPUT_DIR] [further arguments of train.py]
 set -euo pipefail
 USAGE="usage: bash auto_bash/$(basename "$0") DATASET_PATH [OUTPUT_DIR] [arguments of train.py]"
@@ -7,7 +7,7 @@ case "${1:-}" in
   "" | -*) echo "$USAGE" >&2; exit 2 ;;
 esac
 DATASET_PATH="$1"; shift
-[ "${DATASET_PATH#/}" != "$DATASET_PATH" ] || DATASET_PATH="$PWD/$DATASET_PATH" # a glob too is the caller's
+[ "${DATASET_PATH#/}" != "$DATASET_PATH" ] || DATASET_PATH="$PWD/$DATASET_PATH" # globs are relative to the caller's directory too
 OUTPUT_DIR="$(dirname "${BASH_SOURCE[0]}")/../outputs/$CURRICULUM"
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then OUTPUT_DIR="$1"; shift; fi
 OUTPUT_DIR="$(realpath -m "$OUTPUT_DIR")"

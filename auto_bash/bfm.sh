@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Trains the published BFM curriculum: bash auto_bash/bfm.sh DATASET_PATH [OUTPUT_DIR] [arguments of train.py]
+# Train the published BFM curriculum: bash auto_bash/bfm.sh DATASET_PATH [OUTPUT_DIR] [arguments of train.py]
 CURRICULUM=BFM
 source "$(dirname "$0")/_train.sh"

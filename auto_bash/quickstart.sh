@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# From nothing to heads that turn: data, training, scores, views, videos, meshes, and one HTML page with all of it.
+# Run the whole pipeline on synthetic heads: data, training, metrics, views, videos, meshes, and one HTML page with the results.
 #   bash auto_bash/quickstart.sh [OUTPUT_DIR, default: quickstart]
-# Run it again and it trains on from where it stood. Environment: QUICKSTART_MINUTES of training (2.5), QUICKSTART_HEADS (1500).
+# Run it again to continue training. Environment: QUICKSTART_MINUTES of training (2.5), QUICKSTART_HEADS (1500).
 #
 # In OUTPUT_DIR: heads/ (the data), data.png, train/ (checkpoints, samples, log), scores/, imgs/, vids/, shapes/, mesh_images/,
-# history.jsonl (the shipped run's log), steps.tsv (what was run), live.html (the generator itself), index.html (the page).
+# history.jsonl (log of the shipped run), steps.tsv (commands run), live.html (the live generator), index.html (the results).
 set -euo pipefail
 usage="usage: bash auto_bash/quickstart.sh [OUTPUT_DIR]"
 if [ $# -gt 1 ] || { [ $# = 1 ] && [ -z "$1" ]; }; then echo "$usage" >&2; exit 2; fi
@@ -15,12 +15,12 @@ esac
 MINUTES="${QUICKSTART_MINUTES:-2.5}"
 HEADS="${QUICKSTART_HEADS:-1500}"
 if ! [[ "$MINUTES" =~ ^[0-9]+(\.[0-9]+)?$ && "$HEADS" =~ ^[1-9][0-9]*$ ]]; then
-  echo "quickstart.sh: error: QUICKSTART_MINUTES=$MINUTES, QUICKSTART_HEADS=$HEADS: write a number of minutes and a whole number of heads" >&2
+  echo "quickstart.sh: error: QUICKSTART_MINUTES=$MINUTES, QUICKSTART_HEADS=$HEADS: set them to a number of minutes and a positive integer" >&2
   exit 2
 fi
 OUT="$(realpath -m "${1:-"$(dirname "$0")/../quickstart"}")"
 cd "$(dirname "$0")/.."
-OUT="${OUT#"$PWD"/}" # short in the commands shown, where it lies in the project
+OUT="${OUT#"$PWD"/}" # a relative path in the printed commands, if it is inside the project
 if ! mkdir -p "$OUT/scores" 2>/dev/null; then echo "quickstart.sh: error: cannot write to $OUT; name another folder" >&2; exit 2; fi
 
 NUM_STEPS=9
@@ -30,7 +30,7 @@ step() { # TITLE
   STEP=$((STEP + 1)) TITLE="$1"
   printf '\n[%d/%d] %s   (%d:%02d)\n' "$STEP" "$NUM_STEPS" "$TITLE" $((SECONDS / 60)) $((SECONDS % 60))
 }
-attempt() { # COMMAND...: run it, show it and put it on record; returns its exit status
+attempt() { # COMMAND...: print, run and record it; returns its exit status
   local started=$SECONDS code=0 shown result=ok
   shown="$(printf '%q ' "$@")"
   shown="${shown/"$(printf '%q' "$PYTHON")"/python}"
@@ -45,14 +45,14 @@ must() {
   local code=0
   attempt "$@" || code=$?
   [ "$code" = 0 ] && return
-  echo "quickstart.sh: stopped in step $STEP of $NUM_STEPS ($TITLE); run the same command again to go on" >&2
+  echo "quickstart.sh: stopped in step $STEP of $NUM_STEPS ($TITLE); run the same command again to continue" >&2
   exit "$code"
 }
-may() { # a step that one can do without, unless it was the user who stopped it
+may() { # an optional command; only an interrupt by the user stops the script
   local code=0
   attempt "$@" || code=$?
   if [ "$code" = 130 ] || [ "$code" = 143 ]; then exit "$code"; fi
-  [ "$code" = 0 ] || echo "  (going on without it)"
+  [ "$code" = 0 ] || echo "  (optional; continuing)"
 }
 
 step "Environment"
@@ -64,19 +64,19 @@ must "$PYTHON" -m tools.synthetic_heads --output_dir "$OUT/heads" --num_images "
 may "$PYTHON" dataset.py --check "$OUT/heads/images" --dataset Heads --image_size 64 --output "$OUT/data.png"
 
 step "Start: the small generator that the project ships"
-CURRICULUM=SYNTH_TINY # a run goes on with the settings it began with
+CURRICULUM=SYNTH_TINY # a resumed run keeps its settings
 if compgen -G "$OUT/train/checkpoint_*.pt" >/dev/null && [ -f "$OUT/train/run.json" ]; then CURRICULUM="$OUT/train/run.json"; fi
 TRAIN=("$PYTHON" train.py --curriculum "$CURRICULUM" --dataset_path "$OUT/heads/images" --output_dir "$OUT/train")
 SHIPPED="$(compgen -G 'pretrained/SYNTH_TINY/checkpoint_*.pt' | sort | tail -n 1 || true)"
 if compgen -G "$OUT/train/checkpoint_*.pt" >/dev/null; then
-  echo "  $OUT/train holds a run already: it goes on from there"
+  echo "  $OUT/train already contains a run: it will be resumed"
 elif [ -n "$SHIPPED" ]; then
   START="$(basename "$SHIPPED" .pt)" START=$((10#${START#checkpoint_}))
-  # --max_steps at the start: takes the weights over, draws the samples "before", and stops
+  # --max_steps equal to the initial step: load the weights, render the samples before training, and stop
   must "${TRAIN[@]}" --load_dir pretrained/SYNTH_TINY --set_step "$START" --max_steps "$START"
   if [ -f pretrained/SYNTH_TINY/log.jsonl ]; then cp pretrained/SYNTH_TINY/log.jsonl "$OUT/history.jsonl"; fi
 else
-  echo "  pretrained/SYNTH_TINY holds no checkpoint: training starts from a ball, and $MINUTES minutes make no heads of it"
+  echo "  pretrained/SYNTH_TINY has no checkpoint: training starts from a ball, and $MINUTES minutes are too short to form heads"
 fi
 
 step "Training for $MINUTES minutes"
@@ -107,4 +107,4 @@ may "$PYTHON" export_web.py "$GENERATOR" --output "$OUT/live.html"
 must "$PYTHON" -m tools.report "$OUT"
 
 printf '\nDone in %d:%02d. Open %s in a browser.\n' $((SECONDS / 60)) $((SECONDS % 60)) "$(realpath "$OUT/index.html")"
-if FAILED="$(grep -c $'\tfailed' "$OUT/steps.tsv")"; then echo "$FAILED command(s) failed along the way; the page says which."; fi
+if FAILED="$(grep -c $'\tfailed' "$OUT/steps.tsv")"; then echo "$FAILED command(s) failed along the way; the page lists them."; fi

@@ -1,14 +1,14 @@
-# Sourced by the launchers: finds or makes a Python environment with requirements.txt in it, and names it in $PYTHON.
-# An active environment (venv, conda) is used as it is and gets what it lacks; otherwise .venv is made here.
+# Sourced by the launchers: find or create a Python environment, install requirements.txt, and set $PYTHON.
+# An active environment (venv, conda) is used, and missing packages are installed there. Otherwise .venv is created here.
 if [ -n "${VIRTUAL_ENV:-}" ]; then
   PYTHON="$VIRTUAL_ENV/bin/python"
 elif [ -n "${CONDA_PREFIX:-}" ]; then
   PYTHON="$CONDA_PREFIX/bin/python"
 else
-  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none, or one that was never finished
-    echo "Making the environment .venv ..."
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # missing or incomplete
+    echo "Creating the environment .venv ..."
     if ! python3 -m venv --clear .venv; then
-      echo "error: python3 -m venv failed (Debian: apt-get install python3-venv); or activate an environment of your own" >&2
+      echo "error: python3 -m venv failed (Debian: apt-get install python3-venv); or activate your own environment" >&2
       exit 2
     fi
   fi
@@ -20,16 +20,16 @@ if ! cmp -s requirements.txt "$MARK"; then
     echo "error: $PYTHON is older than Python 3.10; activate a newer one" >&2
     exit 2
   fi
-  echo "Installing what requirements.txt names (PyTorch is large: a few minutes on a fresh machine) ..."
+  echo "Installing requirements.txt (PyTorch is large: a few minutes on a new machine) ..."
   "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt
-  # pyrender draws meshes through EGL; without it render_meshimg.py casts rays instead and says so.
+  # pyrender renders meshes through EGL. Without it, render_meshimg.py uses ray casting and reports it.
   if command -v ldconfig >/dev/null && ! ldconfig -p | grep -q libEGL.so.1; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-      echo "Installing libEGL, for images of meshes ..."
+      echo "Installing libEGL to render meshes ..."
       (timeout 120 apt-get update -qq && timeout 120 apt-get install -y -qq libegl1 libgl1-mesa-dri) >/dev/null 2>&1 ||
-        echo "Note: that failed; meshes will be imaged by ray casting."
+        echo "Note: installing libEGL failed; meshes will be rendered by ray casting."
     else
-      echo "Note: libEGL is not installed (Debian: libegl1 libgl1-mesa-dri); meshes will be imaged by ray casting."
+      echo "Note: libEGL is not installed (Debian: libegl1 libgl1-mesa-dri); meshes will be rendered by ray casting."
     fi
   fi
   cp requirements.txt "$MARK"

@@ -4,20 +4,20 @@
 #SBATCH --signal=USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# A Slurm job that trains, on any number of nodes, and puts itself back into the queue when its time is up. From the checkout:
+# Train in a Slurm job on any number of nodes. The job requeues itself at its time limit. Submit it from the checkout:
 #   sbatch [--nodes=4 --gpus-per-node=8 --time=12:00:00 ...] auto_bash/slurm.sh CURRICULUM DATASET OUTPUT [arguments of train.py]
-# 120 seconds before the end Slurm sends SIGUSR1: a checkpoint is written and the job requeued; it resumes from there.
-# All nodes must see the checkout, DATASET and OUTPUT under the same path. One process per GPU; PROCESSES=N: N per node.
+# Slurm sends SIGUSR1 120 seconds before the limit: the run writes a checkpoint, is requeued, and resumes from it.
+# The checkout, DATASET and OUTPUT must have the same path on all nodes. One process per GPU, or PROCESSES=N per node.
 set -uo pipefail
 if [ $# -lt 3 ]; then
   echo "usage: sbatch [options] auto_bash/slurm.sh CURRICULUM DATASET OUTPUT [arguments of train.py]" >&2
   exit 2
 fi
 if [ -z "${SLURM_JOB_ID:-}" ]; then
-  echo "slurm.sh: error: this is a Slurm job: sbatch auto_bash/slurm.sh ... (without Slurm: auto_bash/ssh.sh, or torchrun)" >&2
+  echo "slurm.sh: error: not in a Slurm job; run sbatch auto_bash/slurm.sh ... (without Slurm: auto_bash/ssh.sh)" >&2
   exit 2
 fi
-cd "$SLURM_SUBMIT_DIR" || exit 2 # the script itself runs from a copy
+cd "$SLURM_SUBMIT_DIR" || exit 2 # Slurm runs a copy of this script
 if [ ! -f auto_bash/_node.sh ]; then
   echo "slurm.sh: error: $SLURM_SUBMIT_DIR is not the checkout; submit the job from there" >&2
   exit 2
@@ -32,7 +32,7 @@ srun --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=300 bash auto_bash/_node.sh
   --curriculum "$CURRICULUM" --dataset_path "$DATASET" --output_dir "$OUTPUT" "$@"
 STATUS=$?
 if [ "$STATUS" = 138 ]; then # 128 + SIGUSR1
-  echo "slurm.sh: the time is up; requeueing job $SLURM_JOB_ID, which goes on from its last checkpoint"
+  echo "slurm.sh: time limit reached; requeueing job $SLURM_JOB_ID, which will resume from its last checkpoint"
   scontrol requeue "$SLURM_JOB_ID" || exit "$STATUS"
 fi
 exit "$STATUS"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Trains on several machines that ssh reaches without a password. The first one is rank 0's, the one that writes.
+# Train on several machines that are reachable by ssh without a password. The first machine has rank 0, which writes the output.
 #   bash auto_bash/ssh.sh "host1 host2" CURRICULUM DATASET OUTPUT [arguments of train.py]
-# All must see the checkout, DATASET and OUTPUT under the same path. One process per GPU; PROCESSES=N: N per machine.
-# When one fails, all are stopped; Ctrl-C, or the end of this script in any way, stops all, with a checkpoint.
-# MASTER_PORT (29400) must be free on the first machine; the others must reach it there under the name given here.
+# The checkout, DATASET and OUTPUT must have the same path on all machines. One process per GPU, or PROCESSES=N per machine.
+# If one machine fails, all are stopped. If this script ends, by Ctrl-C or otherwise, all write a checkpoint and stop.
+# MASTER_PORT (29400) must be free on the first machine, and the others must reach that machine by the name given here.
 set -uo pipefail
 if [ $# -lt 4 ]; then
   echo "usage: bash auto_bash/ssh.sh \"host1 host2 ...\" CURRICULUM DATASET OUTPUT [arguments of train.py]" >&2
@@ -17,7 +17,7 @@ CHECKOUT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 HOLD="$(mktemp -d)"
 trap 'rm -rf "$HOLD"' EXIT
 mkfifo "$HOLD/fifo"
-exec 4<>"$HOLD/fifo" # while this is open, so is the standard input of every machine's part; when we die, it ends
+exec 4<>"$HOLD/fifo" # keeps standard input open on every machine; when this script ends, it closes
 PARTS=()
 for i in "${!HOSTS[@]}"; do
   COMMAND=(env STOP_WITH_STDIN=1 NODES="${#HOSTS[@]}" NODE_RANK="$i" MASTER_ADDR="${HOSTS[0]#*@}" MASTER_PORT="${MASTER_PORT:-29400}")
@@ -49,12 +49,12 @@ trap 'stop 129' HUP
 trap 'stop 130' INT
 trap 'stop 143' TERM
 for PART in "${PARTS[@]}"; do
-  while kill -0 "$PART" 2>/dev/null; do # a signal ends a wait, not what is waited for
+  while kill -0 "$PART" 2>/dev/null; do # a signal interrupts wait, but not the job
     wait "$PART"
   done
 done
 if [ "$STOPPED" -le 1 ] && [ -f "$HOLD/failed" ]; then
   read -r STOPPED HOST <"$HOLD/failed"
-  echo "ssh.sh: error: $HOST ended first, with status $STOPPED; all were stopped" >&2
+  echo "ssh.sh: error: $HOST failed first, with status $STOPPED; all machines were stopped" >&2
 fi
 exit "$STOPPED"

@@ -1,1 +1,1 @@
-"""Generators and runs in files: ours and the published ones, read as tensors and plain containers."""
+"""Checkpoint files, ours and the published ones, read as tensors and plain containers."""

@@ -1,12 +1,12 @@
-"""This project's own two kinds of checkpoint, written and read.
+"""Read and write this project's own two checkpoint formats.
 
 - Inference file, ``NAME.safetensors``: the averaged generator's weights, the truncation means, and in its metadata the
-  curriculum, the step and a SHA-256 of the tensors. A few MB; what one gives to others.
-- Training checkpoint, ``checkpoint_0012000.pt``: everything that a run needs to go on where it stood, as plain containers and
-  tensors (``torch.load(path, weights_only=True)`` reads it). It ends with its own SHA-256, as the comment that a zip file may
-  have: one file, so there is no moment at which a checkpoint and its checksum disagree, and every byte is covered.
+  curriculum, the step and a SHA-256 of the tensors. A few MB; this is the file to share.
+- Training checkpoint, ``checkpoint_0012000.pt``: everything a run needs to resume, as plain containers and tensors
+  (``torch.load(path, weights_only=True)`` reads it). It ends with its own SHA-256, stored as the zip file's comment. The
+  checksum covers every byte, and because it is in the same file it can never be out of step with the checkpoint.
 
-Both are written to a temporary file, flushed to the disk and then renamed, so whatever was there stays whole if writing fails.
+Both are written to a temporary file, flushed to disk and then renamed, so a failed write leaves any existing file intact.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ INFERENCE_FORMAT = "gof-inference-1"
 TRAINING_FORMAT = "gof-training-1"
 REQUIRED_TRAINING_KEYS = ("curriculum", "step", "generator", "discriminator", "ema")
 TRUNCATION_PREFIX = "truncation_mean."
-SEAL = re.compile(rb"sha256=([0-9a-f]{64})\n")  # the last bytes of a training checkpoint; the sum of all bytes before them
+SEAL = re.compile(rb"sha256=([0-9a-f]{64})\n")  # the last bytes of a training checkpoint: SHA-256 of all bytes before them
 SEAL_BYTES = 72
-ZIP_END, ZIP_END_BYTES = b"PK\x05\x06", 22  # a zip's last record, which ends with the length of the comment that follows
+ZIP_END, ZIP_END_BYTES = b"PK\x05\x06", 22  # the last record of a zip; it ends with the length of the comment that follows
 
 
 @dataclass(frozen=True)
 class InferenceFile:
-    """What an inference file holds; ``tensors`` includes the truncation means, under :data:`TRUNCATION_PREFIX`."""
+    """Contents of an inference file. ``tensors`` includes the truncation means, under :data:`TRUNCATION_PREFIX`."""
 
     tensors: dict[str, Tensor]
     curriculum: Curriculum
@@ -62,10 +62,10 @@ def save_inference(
     dtype: torch.dtype = torch.float32,
     extra_metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the inference file. The truncation means are computed if the generator has none yet.
+    """Write an inference file. Compute the truncation means if the generator has none yet.
 
     dtype: of the stored weights; torch.float16 halves the file (the truncation means stay float32).
-    Raises UserError where a weight is not finite (also: too large for ``dtype``) or the file cannot be written.
+    Raises UserError if a weight is not finite (or overflows ``dtype``) or the file cannot be written.
     """
     mean = generator.truncation_mean or generator.compute_truncation_mean()
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in generator.state_dict().items()}
@@ -82,23 +82,23 @@ def save_inference(
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write contiguous tensors on the CPU with their SHA-256 in the metadata; the same content gives the same bytes."""
+    """Write contiguous CPU tensors with their SHA-256 in the metadata. Equal content gives equal bytes."""
     metadata = {**metadata, "sha256": tensor_digest(tensors)}
     write_atomically(path, _sort_metadata(safetensors.torch.save(dict(tensors), metadata)))
 
 
 def _sort_metadata(data: bytes) -> bytes:
-    """safetensors writes its metadata in an order that changes from run to run; the same weights shall give the same bytes."""
+    """Sort the metadata keys: safetensors writes them in an order that varies, but equal weights should give equal bytes."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    text += b" " * (-len(text) % 8)  # keeps the tensors aligned
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and bytes, in the order of the names."""
+    """SHA-256 of names, dtypes, shapes and bytes, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].contiguous()
@@ -108,22 +108,22 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def save_training_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Write everything a run needs to go on. See REQUIRED_TRAINING_KEYS; further keys are the caller's.
+    """Write everything a run needs to resume: REQUIRED_TRAINING_KEYS and any further keys of the caller.
 
-    state: containers (dict, list, tuple), str, int, float, bool, None, bytes, tensors. Tensors go to the CPU.
-    Raises UserError where the file cannot be written, KeyError and TypeError where ``state`` is not as described.
+    state: containers (dict, list, tuple), str, int, float, bool, None, bytes, tensors. Tensors are moved to the CPU.
+    Raises UserError if the file cannot be written, KeyError or TypeError if ``state`` is not as described.
     """
     missing = [key for key in REQUIRED_TRAINING_KEYS if key not in state]
     if missing:
         raise KeyError(f"a training checkpoint needs {', '.join(missing)}")
-    buffer = BytesIO()  # torch.save straight to a full disk fails in ways that are no exceptions
+    buffer = BytesIO()  # torch.save directly to a full disk can fail without raising an exception
     torch.save(_plain({**state, "format": TRAINING_FORMAT}, "state"), buffer)
     _seal(buffer)
     write_atomically(path, buffer.getbuffer())
 
 
 def _seal(buffer: BytesIO) -> None:
-    """Append the SHA-256 of everything in ``buffer``, a zip file without a comment, as its comment."""
+    """Append the SHA-256 of ``buffer``, a zip file without a comment, as the zip comment."""
     with buffer.getbuffer() as data:
         if bytes(data[-ZIP_END_BYTES:][:4]) != ZIP_END:
             raise ValueError("torch.save wrote a zip file that does not end as expected")
@@ -134,29 +134,29 @@ def _seal(buffer: BytesIO) -> None:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A copy with tensors on the CPU and nothing that would need a class to be imported when it is read."""
+    """Return a copy with tensors on the CPU and only types that can be read without importing a class."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         shares_more = value.untyped_storage().nbytes() != value.numel() * value.element_size()
-        return value.clone() if shares_more else value  # a view would take its whole storage into the file
+        return value.clone() if shares_more else value  # torch.save would write the whole storage of a view
     if isinstance(value, Mapping):
         return {_plain(key, where): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_plain(item, f"{where}[{index}]") for index, item in enumerate(value))
     if type(value) is str:
-        return sys.intern(value)  # pickle notes which strings are one object; the same state shall give the same bytes
+        return sys.intern(value)  # pickle records which strings are the same object; equal state should give equal bytes
     if value is None or type(value) in (int, float, bool, bytes):
         return value
     raise TypeError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold")
 
 
 def load_training_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What :func:`save_training_checkpoint` wrote, with tensors on the CPU.
+    """Load a checkpoint written by :func:`save_training_checkpoint`, with tensors on the CPU.
 
-    Raises UserError for any other file, and for one that is not, to the last byte, as it was written.
+    Raises UserError for any other file, and for a damaged one: every byte is verified.
     """
     path = Path(path)
-    content = read_torch_file(path)  # says what any other file is; checks the sums of the parts
+    content = read_torch_file(path)  # names the kind of any other file; verifies the zip members' checksums
     damage = damage_in(path)
     if damage:
         raise UserError(f"{path} is damaged: {damage}")
@@ -164,28 +164,28 @@ def load_training_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def is_training(content: Any) -> bool:
-    """Whether a file's content claims to be a training checkpoint of ours, of whatever version."""
+    """Return whether a file's content claims to be a training checkpoint of this project, of any version."""
     return isinstance(content, dict) and isinstance(content.get("format"), str)
 
 
 def checked_training(path: Path, content: Any) -> dict[str, Any]:
-    """``content`` of ``path`` as a whole training checkpoint, or UserError."""
+    """Validate ``content`` of ``path`` as a complete training checkpoint and return it. Raises UserError."""
     if not is_training(content):
         raise UserError(f"{path} is not a training checkpoint of this project")
     if content["format"] != TRAINING_FORMAT:
         raise UserError(f"{path} has the format {printable(content['format'])!r}; this version reads {TRAINING_FORMAT!r}")
     missing = [key for key in REQUIRED_TRAINING_KEYS if key not in content]
     if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}; it is not a whole training checkpoint")
+        raise UserError(f"{path} lacks {', '.join(missing)}; it is not a complete training checkpoint")
     if type(content["step"]) is not int or content["step"] < 0:
-        raise UserError(f"{path}: its step is not a whole number")
+        raise UserError(f"{path}: its step is not a non-negative integer")
     for key in ("generator", "discriminator", "ema"):
         check_state(path, key, content[key])
     return content
 
 
 def check_state(path: Path, key: str, state: Any) -> Mapping[str, Tensor]:
-    """``state``, the entry ``key`` of ``path``, if it is names to tensors; else UserError."""
+    """Validate that ``state``, the entry ``key`` of ``path``, maps names to tensors, and return it. Raises UserError."""
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{path}: its entry {key!r} is not a dictionary of named tensors")
     return state
@@ -196,7 +196,7 @@ def _print_notice(text: str) -> None:
 
 
 def list_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
-    """Steps and paths of the training checkpoints in ``folder``, by their names, newest first."""
+    """Steps and paths of the training checkpoints in ``folder``, judged by file name, newest first."""
     found: list[tuple[int, Path]] = []
     for path in Path(folder).glob("checkpoint_*.pt"):
         match = re.fullmatch(r"checkpoint_(\d+)\.pt", path.name, re.ASCII)
@@ -205,25 +205,25 @@ def list_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def whole_checkpoints(folder: str | Path, notice: Callable[[str], None] = _print_notice) -> Iterator[Path]:
-    """The training checkpoints in ``folder`` that are whole, newest first. Damaged ones are passed over with a notice."""
+def intact_checkpoints(folder: str | Path, notice: Callable[[str], None] = _print_notice) -> Iterator[Path]:
+    """Yield the intact training checkpoints in ``folder``, newest first. Damaged ones are skipped with a notice."""
     for _, path in list_checkpoints(folder):
         damage = damage_in(path)
         if damage is None:
             yield path
         else:
-            notice(f"{path} is damaged ({damage}); trying the checkpoint before it")
+            notice(f"{path} is damaged ({damage}); trying the previous checkpoint")
 
 
 def latest_checkpoint(output_dir: str | Path, notice: Callable[[str], None] = _print_notice) -> Path | None:
-    """The training checkpoint of the highest step that is whole, or None. Damaged ones are passed over with a notice."""
-    return next(whole_checkpoints(output_dir, notice), None)
+    """Return the intact training checkpoint of the highest step, or None. Damaged ones are skipped with a notice."""
+    return next(intact_checkpoints(output_dir, notice), None)
 
 
 def damage_in(path: Path) -> str | None:
-    """What shows, in words, that a training checkpoint is not as it was written; None where every byte of it is.
+    """Describe how a training checkpoint is damaged; None if it is intact.
 
-    Files from before there was a SHA-256 at the end have only their parts checked, by the sums that zip keeps of them.
+    For older files without a SHA-256 at the end, only the CRCs of the zip members are checked.
     """
     try:
         with path.open("rb") as file:
@@ -234,28 +234,28 @@ def damage_in(path: Path) -> str | None:
             if seal is None:
                 record = end[-ZIP_END_BYTES:]
                 if not record.startswith(ZIP_END) or record[-2:] != b"\0\0":
-                    return "its end is missing or was changed"
-                return None if _parts_are_whole(path) else "a part of it does not match its checksum"
+                    return "its end is missing or was modified"
+                return None if _members_are_intact(path) else "one of its members does not match its checksum"
             file.seek(0)
-            digest, left = hashlib.sha256(), size - SEAL_BYTES
-            while left > 0 and (block := file.read(min(left, 1 << 20))):
+            digest, remaining = hashlib.sha256(), size - SEAL_BYTES
+            while remaining > 0 and (block := file.read(min(remaining, 1 << 20))):
                 digest.update(block)
-                left -= len(block)
+                remaining -= len(block)
             return None if digest.hexdigest().encode() == seal[1] else "its bytes do not match their SHA-256"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
 
 
-def _parts_are_whole(path: Path) -> bool:
+def _members_are_intact(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None and any(name.endswith("/data.pkl") for name in archive.namelist())
-    except Exception:  # as for every damaged file: zipfile fails in many ways
+    except Exception:  # zipfile raises many types of exceptions on a damaged file
         return False
 
 
 def read_inference(path: str | Path) -> InferenceFile:
-    """What :func:`save_inference` wrote, on the CPU. Raises UserError for any other file."""
+    """Read an inference file onto the CPU. Raises UserError for any other file."""
     path = require_file(path)
     tensors, metadata = read_safetensors(path, INFERENCE_FORMAT, ("curriculum", "step"))
     try:
@@ -266,13 +266,13 @@ def read_inference(path: str | Path) -> InferenceFile:
 
 
 def read_safetensors(path: Path, file_format: str, keys: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors on the CPU and metadata of a file of ``file_format`` whose metadata has ``keys``. Raises UserError otherwise."""
+    """Read CPU tensors and metadata of a ``file_format`` file whose metadata must have ``keys``. Raises UserError."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors has its own exceptions and passes on those of the system and of torch
-        raise UserError(f"{path} is damaged or no safetensors file ({printable(error)})") from None
+    except Exception as error:  # safetensors raises exceptions of its own, of the OS and of torch
+        raise UserError(f"{path} is damaged or not a safetensors file ({printable(error)})") from None
     if metadata.get("format") != file_format:
         found = printable(metadata.get("format"))
         raise UserError(f"{path} has the format {found!r}; this version reads {file_format!r}")
@@ -285,7 +285,7 @@ def read_safetensors(path: Path, file_format: str, keys: Sequence[str]) -> tuple
 
 
 def check_finite(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Raise UserError for the first tensor with a NaN or an infinity."""
+    """Raise UserError for the first tensor that contains NaN or infinity."""
     for name, value in state.items():
         if not torch.isfinite(value).all():
-            raise UserError(f"{path}: {name} holds numbers that are not finite (NaN or infinite); the run behind it diverged")
+            raise UserError(f"{path}: {name} contains values that are not finite (NaN or infinity); its training run diverged")

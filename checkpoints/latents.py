@@ -1,8 +1,8 @@
-"""Latents and directions in files: what invert.py and tools/directions.py write, and every script that takes a seed reads.
+"""Latent and direction files, written by invert.py and tools/directions.py and read by every script that takes a seed.
 
-- Latent file, ``NAME.safetensors``: the styles of one latent (``styles.PART``), the generator's weights where they were tuned
-  to a photo (``weights.NAME``), and in the metadata the pose and crop of the photo, the generator's name and the SHA-256 of
-  its weights. Styles mean nothing to another generator, so one is refused.
+- Latent file, ``NAME.safetensors``: the styles of one latent (``styles.PART``), the generator's weights if they were tuned to
+  a photo (``weights.NAME``), and in the metadata the pose and crop of the photo, the generator's name and the SHA-256 of its
+  weights. Styles are valid only for the generator they were made with, so loading rejects any other.
 - Direction file, ``NAME.safetensors``: ``directions`` (K, D), ``sigma`` (K,) and ``mean`` (1, D) of generators/styles.py, with
   the generator's name and SHA-256.
 """
@@ -32,7 +32,8 @@ PHOTO_KEYS = ("pitch", "yaw", "shift_x", "shift_y", "roll", "log_scale")
 
 @dataclass(frozen=True)
 class GeneratorName:
-    """``name``: what users call it. ``digest``: SHA-256 of its weights in float32, whatever file they came from."""
+    """Identity of a generator. ``name``: its file name without extension. ``digest``: SHA-256 of its weights in float32,
+    independent of the file format."""
 
     name: str
     digest: str
@@ -48,8 +49,9 @@ class GeneratorName:
 
 @dataclass(frozen=True)
 class Latent:
-    """``styles``: a NamedTuple of tensors (1, ...). ``photo``: PHOTO_KEYS to numbers, radians and half images, as in
-    inversion/camera.py. ``weights``: tuned parameters by name, or None. ``psnr_db``: of the photo's reconstruction."""
+    """Contents of a latent file. ``styles``: a NamedTuple of tensors (1, ...). ``photo``: a number for each of PHOTO_KEYS, in
+    radians and half images, as in inversion/camera.py. ``psnr_db``: PSNR of the photo's reconstruction. ``weights``: tuned
+    parameters by name, or None."""
 
     styles: Styles
     photo: Mapping[str, float]
@@ -59,7 +61,7 @@ class Latent:
 
 
 def save_latent(path: str | Path, latent: Latent) -> None:
-    """Write a latent file. Raises UserError where a number is not finite or the file cannot be written."""
+    """Write a latent file. Raises UserError if a value is not finite or the file cannot be written."""
     tensors = {STYLES_PREFIX + name: part for name, part in latent.styles._asdict().items()}
     tensors |= {WEIGHTS_PREFIX + name: value for name, value in (latent.weights or {}).items()}
     tensors = {name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}
@@ -75,7 +77,7 @@ def save_latent(path: str | Path, latent: Latent) -> None:
 
 
 def load_latent(path: str | Path, generator: ImplicitGenerator3d, name: GeneratorName) -> Latent:
-    """The latent of a file, on the generator's device. Raises UserError for another file, or another generator's latent."""
+    """Load a latent onto the generator's device. Raises UserError for other files and for latents of another generator."""
     path = require_file(path)
     tensors, metadata = read_safetensors(path, LATENT_FORMAT, ("generator", "generator_sha256", "photo", "psnr_db"))
     made_for = GeneratorName(metadata["generator"], metadata["generator_sha256"])
@@ -91,7 +93,7 @@ def load_latent(path: str | Path, generator: ImplicitGenerator3d, name: Generato
     expected = _styles_like(generator)
     parts = _parts(path, tensors, STYLES_PREFIX, expected._asdict())
     if len(parts) != len(expected):
-        raise UserError(f"{path} lacks {', '.join(sorted(set(expected._fields) - set(parts)))} among its styles")
+        raise UserError(f"{path} lacks the styles {', '.join(sorted(set(expected._fields) - set(parts)))}")
     weights = _parts(path, tensors, WEIGHTS_PREFIX, generator.state_dict())
     styles = type(expected)(*(parts[field].to(device) for field in expected._fields))
     tuned = {key: value.to(device) for key, value in weights.items()}
@@ -100,17 +102,17 @@ def load_latent(path: str | Path, generator: ImplicitGenerator3d, name: Generato
 
 @torch.no_grad()
 def _styles_like(generator: ImplicitGenerator3d) -> Styles:
-    """A NamedTuple with the shapes of the generator's styles for one latent."""
+    """Compute styles of one latent, as a template for the NamedTuple type and its shapes."""
     return generator.film(torch.zeros(1, generator.curriculum.latent_dim, device=next(generator.parameters()).device))
 
 
 def _check_generator(path: Path, what: str, made_for: GeneratorName, name: GeneratorName) -> None:
     if made_for.digest != name.digest:
-        raise UserError(f"{path} is a {what} of the generator {made_for}, not of {name}; name the generator it was made with")
+        raise UserError(f"{path} is a {what} of the generator {made_for}, not of {name}; pass the generator it was made with")
 
 
 def _parts(path: Path, tensors: Mapping[str, Tensor], prefix: str, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under ``prefix`` by the rest of their names, each of the shape that ``expected`` has there."""
+    """Select the tensors under ``prefix``, keyed without it, and check their shapes against ``expected``."""
     found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     for name, value in found.items():
         if name not in expected or value.shape != expected[name].shape or not value.is_floating_point():
@@ -120,7 +122,8 @@ def _parts(path: Path, tensors: Mapping[str, Tensor], prefix: str, expected: Map
 
 @dataclass(frozen=True)
 class Directions:
-    """``directions`` (K, D), unit length; ``sigma`` (K,), standard deviations; ``mean`` (1, D). See generators/styles.py."""
+    """Contents of a direction file. ``directions`` (K, D), unit length; ``sigma`` (K,), standard deviations; ``mean`` (1, D).
+    See generators/styles.py."""
 
     directions: Tensor
     sigma: Tensor
@@ -129,7 +132,7 @@ class Directions:
 
 
 def save_directions(path: str | Path, directions: Directions, report: Mapping[str, Any]) -> None:
-    """Write a direction file; ``report``: plain containers, what was measured of the directions."""
+    """Write a direction file. ``report``: measurements of the directions, as plain containers."""
     tensors = {name: getattr(directions, name).detach().float().cpu().contiguous() for name in ("directions", "sigma", "mean")}
     check_finite(path, tensors)
     metadata = {
@@ -142,7 +145,7 @@ def save_directions(path: str | Path, directions: Directions, report: Mapping[st
 
 
 def load_directions(path: str | Path, generator: ImplicitGenerator3d, name: GeneratorName) -> Directions:
-    """The directions of a file, on the generator's device. Raises UserError for another file, or another generator's."""
+    """Load directions onto the generator's device. Raises UserError for other files and for directions of another generator."""
     path = require_file(path)
     tensors, metadata = read_safetensors(path, DIRECTIONS_FORMAT, ("generator", "generator_sha256"))
     made_for = GeneratorName(metadata["generator"], metadata["generator_sha256"])

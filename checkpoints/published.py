@@ -1,10 +1,11 @@
-"""What users have from the published GOF and pi-GAN code, turned into names and tensors.
+"""Read the files of the published GOF and pi-GAN code as named tensors.
 
 Source: docs/method.md, "Published checkpoint formats".
 
-``generator.pth``, ``discriminator.pth``: a state dict or a whole pickled module. ``ema.pth``, ``ema2.pth``: a torch_ema object,
-whose averages stand in the order of the generator's parameters. ``optimizer_*.pth``, ``scaler.pth``: state dicts.
-``options.txt``: its last line is the curriculum as a Python dictionary. All are read through :mod:`torch_files`.
+``generator.pth``, ``discriminator.pth``: a state dict or a whole pickled module. ``ema.pth``, ``ema2.pth``: a torch_ema object
+with the averages in the order of the generator's parameters. ``optimizer_*.pth``, ``scaler.pth``: state dicts.
+``options.txt``: its last line is the curriculum as a Python dictionary. All but the last are read by
+:mod:`checkpoints.torch_files`.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from settings.curriculum import Curriculum
 from settings.published import without_unknown_keys
 from siren.siren import EMBEDDING_RESOLUTION
 
-WRAPPER_NAMES = ("module", "_orig_mod")  # what DataParallel and torch.compile call the network inside them
+WRAPPER_NAMES = ("module", "_orig_mod")  # attribute names of the wrapped network in DataParallel and torch.compile
 WRAPPER_CLASSES = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
 CONTAINER_KEYS = ("state_dict", "model_state_dict", "generator_state_dict", "params_ema", "g_ema", "G_ema", "ema")
 CONTAINER_KEYS += ("generator", "netG", "net_g", "G", "model", "net", "params")
-SIREN_NAME = "siren.network."  # what stands before it is the generator's name in a trainer, whose other networks are left out
-PIGAN_SIREN_MODULE = "siren.siren."  # where pi-GAN keeps its SIRENs; GOF's are in generators.siren
+SIREN_NAME = "siren.network."  # a prefix before it is the generator's name in a trainer; the trainer's other networks are dropped
+PIGAN_SIREN_MODULE = "siren.siren."  # the module of pi-GAN's SIRENs; GOF's are in generators.siren
 MAX_NESTING, MAX_KEYS_SHOWN = 4, 6
-_MAX_ENTRIES = 100_000  # a module that holds one child many times over could otherwise unfold without end
+_MAX_ENTRIES = 100_000  # nested shared children could otherwise expand exponentially
 
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """A network's tensors by state-dict name, and what else its file says.
+    """A network's tensors by state-dict name, and further information from its file.
 
-    model: the SIREN's class name, where a whole module was pickled and it is one of ours. step: the training step, likewise.
-    is_radiance: whether a whole module's class path is pi-GAN's: its last layer then gives a density, no occupancy.
+    model: class name of the SIREN, if a whole module was pickled and the class is known. step: the training step of such a
+    module. is_radiance: True if the class path is pi-GAN's, so that the last layer predicts density, not occupancy.
     """
 
     state: OrderedDict[str, Tensor]
@@ -63,7 +64,7 @@ class PublishedAverage:
 
 @dataclass
 class PublishedTraining:
-    """What a published run left in its folder; None where a file is not there."""
+    """Files of a published training run; None for each missing file."""
 
     generator: PublishedWeights
     discriminator: OrderedDict[str, Tensor] | None = None
@@ -76,7 +77,7 @@ class PublishedTraining:
 
 
 def module_state(module: PickledObject) -> OrderedDict[str, Tensor]:
-    """The state dict of a pickled torch module, in the order that nn.Module.state_dict() has. Raises UserError."""
+    """Return the state dict of a pickled torch module, in the order of nn.Module.state_dict(). Raises UserError."""
     state: OrderedDict[str, Tensor] = OrderedDict()
     num_visited = 0
 
@@ -87,7 +88,7 @@ def module_state(module: PickledObject) -> OrderedDict[str, Tensor]:
             raise UserError(f"the pickled module's part {printable(prefix.rstrip('.')) or '(whole)'} is not a torch module")
         skipped = part.state.get("_non_persistent_buffers_set", set())
         if not isinstance(skipped, (set, frozenset)):
-            raise UserError("the pickled module lists its buffers in an unknown way; refused")
+            raise UserError("the pickled module lists its buffers in an unknown format; refused")
         tensors = list(part.state["_parameters"].items())
         tensors += [(name, value) for name, value in part.state.get("_buffers", {}).items() if name not in skipped]
         for name, value in tensors:
@@ -111,14 +112,14 @@ def _is_module(value: Any) -> bool:
 
 
 def _checked_state(path: Path, state: Mapping[Any, Any]) -> OrderedDict[str, Tensor]:
-    """Names to tensors and nothing else, without what wrappers (DataParallel, torch.compile, a trainer) put into the names."""
+    """Validate that ``state`` maps names to tensors; strip prefixes of wrappers (DataParallel, torch.compile, a trainer)."""
     if not state:
         raise UserError(f"{path} holds no weights")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             keys = ", ".join(printable(key, 40) for key in list(state)[:MAX_KEYS_SHOWN])
             raise UserError(
-                f"{path} is not a network's state dict: {printable(name)} is a {type(value).__name__}, not a tensor; it holds"
+                f"{path} is not a network's state dict: {printable(name)} is a {type(value).__name__}, not a tensor; it contains"
                 f" {keys}{', ...' if len(state) > MAX_KEYS_SHOWN else ''}; save the generator's own state dict in a file"
             )
     names = {name: ".".join(part for part in name.split(".") if part not in WRAPPER_NAMES) for name in state}
@@ -130,7 +131,7 @@ def _checked_state(path: Path, state: Mapping[Any, Any]) -> OrderedDict[str, Ten
 
 
 def _within_container(content: Any) -> Any:
-    """The network in the dictionary that a training script saved around it, where its key is a usual one."""
+    """Return the network from a training script's dictionary, if it is under one of CONTAINER_KEYS."""
     for _ in range(MAX_NESTING):
         if not isinstance(content, dict) or all(isinstance(value, Tensor) for value in content.values()):
             return content
@@ -142,7 +143,7 @@ def _within_container(content: Any) -> Any:
 
 
 def _without_wrapper(content: Any) -> Any:
-    """The module inside DataParallel and its like."""
+    """Return the module inside DataParallel and similar wrappers."""
     for _ in range(MAX_NESTING):
         if not _is_module(content) or content.class_name not in WRAPPER_CLASSES:
             break
@@ -152,9 +153,9 @@ def _without_wrapper(content: Any) -> Any:
 
 
 def read_published_weights(path: str | Path, content: Any = None) -> PublishedWeights:
-    """A published network, from a state dict or a whole pickled module, as it is or within the usual wrappers.
+    """Read a published network from a state dict or a whole pickled module, with or without the usual wrappers.
 
-    content: what :func:`torch_files.read_torch_file` gave for ``path``, if it was read already. Raises UserError.
+    content: the result of :func:`read_torch_file` for ``path``, if it was already read. Raises UserError.
     """
     path = Path(path)
     content = _without_wrapper(_within_container(read_torch_file(path) if content is None else content))
@@ -178,9 +179,9 @@ def read_published_weights(path: str | Path, content: Any = None) -> PublishedWe
 
 
 def network_settings(state: Mapping[str, Tensor], model: str | None) -> dict[str, Any]:
-    """What the shapes of a SIREN's tensors, and the class it was pickled as, say about its curriculum's settings.
+    """Infer curriculum settings from the shapes of a SIREN's tensors and its pickled class name ``model``.
 
-    The state dicts of SPATIALSIRENBASELINE and TALLSIREN look alike: without a class, ``model`` is left out.
+    The state dicts of SPATIALSIRENBASELINE and TALLSIREN look the same: without a class name, ``model`` is omitted.
     """
     found: dict[str, Any] = {"model": model} if model else {}
     layers = [name for name in state if re.fullmatch(r"siren\.network\.\d+\.layer\.weight", name)]
@@ -197,10 +198,10 @@ def network_settings(state: Mapping[str, Tensor], model: str | None) -> dict[str
 
 
 def read_published_average(path: str | Path, order: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> PublishedAverage:
-    """A moving average from a torch_ema object, its state dict, or a state dict under the parameters' names.
+    """Read a moving average from a torch_ema object, its state dict, or a state dict keyed by parameter name.
 
     order: the generator's parameter names, in the order of its parameters(). shapes: their shapes.
-    Raises UserError where the number or the shapes of the averages do not fit.
+    Raises UserError if the number or the shapes of the averages do not match.
     """
     path = Path(path)
     content = read_torch_file(path)
@@ -230,23 +231,23 @@ def read_published_average(path: str | Path, order: Sequence[str], shapes: Mappi
 
 
 def load_published_discriminator(path: str | Path) -> OrderedDict[str, Tensor]:
-    """The discriminator's tensors by name, without freq_phase_layer, which the published code never uses."""
+    """Load the discriminator's tensors by name, without freq_phase_layer, which the published code never uses."""
     state = read_published_weights(path).state
     kept = [(name, value) for name, value in state.items() if not name.startswith("freq_phase_layer.")]
     return OrderedDict(kept)
 
 
 def average_path(generator_path: str | Path, which: str = "ema") -> Path | None:
-    """Where the averaged weights of a published generator lie: the part before "generator", plus "ema.pth"."""
+    """Path of a published generator's averaged weights: the part of the name before "generator", plus "ema.pth"."""
     path = Path(generator_path)
     before, found, _ = path.name.rpartition("generator")
     return path.with_name(f"{before}{which}.pth") if found else None
 
 
 def read_options_curriculum(path: str | Path, notes: list[str] | None = None) -> Curriculum:
-    """The curriculum on the last line of a published ``options.txt``. Raises UserError.
+    """Read the curriculum from the last line of a published ``options.txt``. Raises UserError.
 
-    notes: gets what became of keys that decide nothing here.
+    notes: receives a remark on each ignored key.
     """
     path = Path(path)
     notes = [] if notes is None else notes
@@ -264,19 +265,19 @@ def read_options_curriculum(path: str | Path, notes: list[str] | None = None) ->
 
 
 def curriculum_from(path: Path, settings: Any, notes: list[str] | None = None) -> Curriculum:
-    """The curriculum in ``settings``, which came out of ``path``. Raises UserError whatever the settings are."""
+    """Build the curriculum from ``settings``, read from ``path``. Raises UserError if they are invalid in any way."""
     try:
         return Curriculum.from_dict(settings, settings.get("name") or settings.get("dataset"), notes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (AttributeError, TypeError, ValueError, KeyError, RecursionError, OverflowError) as error:
-        raise UserError(f"{path}: its settings are not a curriculum's ({type(error).__name__}: {printable(error)})") from None
+        raise UserError(f"{path}: its settings are not a valid curriculum ({type(error).__name__}: {printable(error)})") from None
 
 
 def load_published_training(folder: str | Path, prefix: str = "") -> PublishedTraining:
-    """What a published run left in ``folder``, to train on from it (``train.py --load_dir DIR --load_dict``).
+    """Load a published run from ``folder`` to continue training (``train.py --load_dir DIR --load_dict``).
 
-    prefix: what stands before "generator.pth" and the other names. Only generator.pth must be there. Raises UserError.
+    prefix: precedes "generator.pth" and the other names. Only generator.pth is required. Raises UserError.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -297,12 +298,16 @@ def load_published_training(folder: str | Path, prefix: str = "") -> PublishedTr
         if path is not None:
             setattr(found, which, _read_plain_dict(path, key))
     wanted = ("discriminator", "ema", "ema2", "optimizer_G", "optimizer_D", "scaler")
-    found.notes = [f"{folder} has no {prefix}{which}.pth; it starts afresh" for which in wanted if getattr(found, which) is None]
+    found.notes = [
+        f"{folder} has no {prefix}{which}.pth; it is initialized from scratch"
+        for which in wanted
+        if getattr(found, which) is None
+    ]
     return found
 
 
 def _read_plain_dict(path: Path, required_key: str | None) -> dict[str, Any]:
     content = read_torch_file(path)
     if not isinstance(content, dict) or (required_key is not None and required_key not in content):
-        raise UserError(f"{path} does not hold the state that its name promises")
+        raise UserError(f"{path} does not contain the state dict that its name implies")
     return content

@@ -1,11 +1,11 @@
-"""Reads pickles as data: a small stack machine that knows containers and numbers, and has no way to import or call.
+"""Read pickles as data, with a small stack machine that handles containers and numbers and cannot import or call code.
 
-A pickle is a program. Python's own unpickler resolves the names in it to real objects and calls them; restricting it
+A pickle is a program. Python's own unpickler resolves the names in it to real objects and calls them. Restricting it
 still leaves real functions, classes and attributes within its reach. This machine resolves a name to a
-:class:`GlobalName`, which is two strings, and "calls" only what the reader put into a table of its own functions.
+:class:`GlobalName`, a pair of strings, and "calls" only functions from a table supplied by the caller.
 Instances of known classes become :class:`PickledObject`: a class path and a state, nothing more.
 
-All sizes are bounded: the number of instructions, what they copy, the nesting of the result, and by them the memory.
+The number of instructions, the amount of copied data and the nesting depth are bounded, and with them the memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 MAX_INSTRUCTIONS = 500_000  # a whole pickled generator has 5,000; each instruction makes at most a few hundred bytes
-MAX_COPIED = 4_000_000  # entries that calls and states may copy in all: without it, copies of copies fill the memory
+MAX_COPIED = 4_000_000  # total entries that calls and states may copy; otherwise copies of copies could exhaust memory
 MAX_DEPTH = 100
 MAX_INTEGER_BITS = 1024  # longer ones are slow to hash and to print
 
@@ -28,12 +28,12 @@ _SCALARS = (str, int, float, bytes, type(None))
 
 
 class PickleRefused(Exception):
-    """The pickle asks for something that this reader does not do. The message completes "this file ..."."""
+    """The pickle requests an operation that this reader does not support. The message completes "this file ..."."""
 
 
 @dataclass(frozen=True)
 class GlobalName:
-    """A name that stands in the pickle. It refers to nothing."""
+    """A global name in the pickle. It is never resolved to an object."""
 
     module: str
     name: str
@@ -45,7 +45,7 @@ class GlobalName:
 
 @dataclass(eq=False)
 class PickledObject:
-    """An instance of a class that was not loaded: what it was called and what it held."""
+    """An instance of a class that was not imported: its class path and its state."""
 
     class_path: str
     state: dict[str, Any] = field(default_factory=dict)
@@ -57,12 +57,12 @@ class PickledObject:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a pickle may name.
+    """Global names that a pickle may contain.
 
-    calls: class path -> our own function, which gets the pickled arguments and must check them itself.
-    constants: class path -> value (torch dtypes, for instance).
-    tags: names that stay names (storage types).
-    is_known_class: whether instances of a (module, name) become :class:`PickledObject`.
+    calls: path -> our own function, which receives the pickled arguments and must validate them.
+    constants: path -> value (for example torch dtypes).
+    tags: names that are kept as names (storage types).
+    is_known_class: (module, name) -> True if instances become :class:`PickledObject`.
     """
 
     calls: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
@@ -71,9 +71,9 @@ class Vocabulary:
     is_known_class: Callable[[str, str], bool] = lambda module, name: False
 
     def resolve(self, module: str, name: str) -> Any:
-        """The stand-in for a global. Raises PickleRefused where it is not known."""
+        """Return the replacement for a global. Raises PickleRefused if it is unknown."""
         if not isinstance(module, str) or not isinstance(name, str):
-            raise PickleRefused("names a class by something other than text; refused")
+            raise PickleRefused("has a class name that is not a string; refused")
         module = _PYTHON2_MODULES.get(module, module)
         path = f"{module}.{name}"
         if path in self.constants:
@@ -86,17 +86,17 @@ class Vocabulary:
 
 
 def printable(text: object, limit: int = 120) -> str:
-    """Text out of an untrusted file, fit for a one-line message: ASCII, no control characters, not long."""
+    """Escape text from an untrusted file for a one-line message: ASCII, no control characters, at most ``limit`` long."""
     shown = ascii(str(text))[1:-1]
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
 def read_pickle(stream: BinaryIO, vocabulary: Vocabulary, persistent_load: Callable[[Any], Any] | None = None) -> Any:
-    """Read one pickle from ``stream`` (left just behind it) and return plain containers, scalars and stand-ins.
+    """Read one pickle from ``stream``, up to its end, and return plain containers, scalars and replacements.
 
-    stream: must not hand out more bytes than it has, whatever is asked for (an io.BytesIO does not).
-    persistent_load: turns a persistent id into a value; without it such ids are refused.
-    Raises PickleRefused, and ValueError or another plain exception where the bytes are no pickle.
+    stream: must not allocate more bytes than it has, whatever size is requested (io.BytesIO does not).
+    persistent_load: turns a persistent id into a value; without it, such ids are rejected.
+    Raises PickleRefused; ValueError or another plain exception if the bytes are not a pickle.
     """
     machine = _Machine(vocabulary, persistent_load)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
@@ -111,8 +111,8 @@ def read_pickle(stream: BinaryIO, vocabulary: Vocabulary, persistent_load: Calla
 
 
 def _check_nesting(root: Any) -> None:
-    """Refuse cycles and deep nesting, so that whoever walks the result may do so recursively."""
-    height: dict[int, int] = {}  # id -> containers below it, itself included
+    """Reject cycles and deep nesting, so that the result can be traversed recursively."""
+    height: dict[int, int] = {}  # id -> levels of containers, including itself
     open_ids: set[int] = set()
     stack = [(root, False)]
     while stack:
@@ -144,7 +144,7 @@ def _children(value: Any) -> list[Any]:
 
 
 def checked_key(key: Any) -> Any:
-    """A dictionary key or set member. Only scalars: hashing a tuple nested a million deep would end the process."""
+    """Validate a dictionary key or set member. Only scalars: hashing a tuple nested a million deep crashes the process."""
     if not isinstance(key, _SCALARS):
         raise PickleRefused(f"uses a {type(key).__name__} as a dictionary key or set member; refused")
     return key
@@ -162,7 +162,7 @@ _SINGLETONS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 class _Machine:
-    """The stack, the marks and the memo of one pickle."""
+    """Stack machine with the stack, marks and memo of one pickle."""
 
     def __init__(self, vocabulary: Vocabulary, persistent_load: Callable[[Any], Any] | None) -> None:
         self.vocabulary = vocabulary
@@ -174,7 +174,7 @@ class _Machine:
 
     def pop(self) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise ValueError("the pickle takes more than it put")
+            raise ValueError("the pickle pops from an empty stack")
         return self.stack.pop()
 
     def top(self) -> Any:
@@ -189,17 +189,17 @@ class _Machine:
         return items
 
     def account_for(self, value: Any) -> None:
-        """Count what is about to be copied."""
+        """Add the entries that are about to be copied to the total. Raises PickleRefused beyond MAX_COPIED."""
         if isinstance(value, (str, bytes, list, tuple, dict, set, frozenset)):
             self.num_copied += len(value)
             if self.num_copied > MAX_COPIED:
                 raise PickleRefused("copies too much data inside its pickle; refused")
 
     def step(self, name: str, argument: Any) -> None:
-        """Carry out one instruction. Anything that is not listed here is refused."""
+        """Execute one instruction. Instructions that are not listed here are rejected."""
         if name in _LITERALS:
             if isinstance(argument, int) and argument.bit_length() > MAX_INTEGER_BITS:
-                raise PickleRefused(f"holds a whole number of more than {MAX_INTEGER_BITS} bits; refused")
+                raise PickleRefused(f"contains an integer of more than {MAX_INTEGER_BITS} bits; refused")
             self.stack.append(argument)
         elif name in _SINGLETONS:
             self.stack.append(_SINGLETONS[name])
@@ -214,7 +214,7 @@ class _Machine:
             self.memo[len(self.memo)] = self.top()
         elif name in _MEMO_GET:
             self.stack.append(self.memo[argument])
-        elif name not in ("PROTO", "FRAME"):  # these two say nothing that matters here
+        elif name not in ("PROTO", "FRAME"):  # these two have no effect here
             handler = _HANDLERS.get(name)
             if handler is None:
                 raise PickleRefused(f"uses the pickle instruction {name}, which saved weights do not need; refused")
@@ -280,7 +280,7 @@ class _Machine:
 
     def inst(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
-        self.vocabulary.resolve(module, name)  # so that the refusal names the culprit, where it is one
+        self.vocabulary.resolve(module, name)  # raises an error that names the class, if it is unknown
         raise PickleRefused("uses the pickle instruction INST, which saved weights do not need; refused")
 
     def reduce(self, _: Any) -> None:
@@ -288,7 +288,7 @@ class _Machine:
         if not isinstance(function, GlobalName):
             raise PickleRefused(f"asks to call a {type(function).__name__}; refused")
         if type(arguments) is not tuple:
-            raise PickleRefused(f"asks to call {printable(function.path)} without a list of arguments; refused")
+            raise PickleRefused(f"asks to call {printable(function.path)} without a tuple of arguments; refused")
         if function.path not in self.vocabulary.calls:
             raise PickleRefused(f"asks to run {printable(function.path)}; refused")
         for argument in arguments:
@@ -299,21 +299,21 @@ class _Machine:
         arguments, kind = self.pop(), self.pop()
         if not isinstance(kind, GlobalName) or not self.vocabulary.is_known_class(kind.module, kind.name):
             shown = kind.path if isinstance(kind, GlobalName) else type(kind).__name__
-            raise PickleRefused(f"asks to make a {printable(shown)}; refused")
+            raise PickleRefused(f"asks to create a {printable(shown)}; refused")
         if arguments != ():
-            raise PickleRefused(f"asks to make a {printable(kind.path)} with arguments; refused")
+            raise PickleRefused(f"asks to create a {printable(kind.path)} with arguments; refused")
         self.stack.append(PickledObject(kind.path))
 
     def build(self, _: Any) -> None:
         state, target = self.pop(), self.top()
         if type(target) is OrderedDict:
-            return  # a state dict's _metadata: versions of torch's modules, of no use here
+            return  # a state dict's _metadata: version numbers of torch modules, not needed here
         if not isinstance(target, PickledObject):
-            raise PickleRefused(f"sets the state of a {type(target).__name__}; refused")
+            raise PickleRefused(f"asks to set the state of a {type(target).__name__}; refused")
         parts = state if type(state) is tuple else (state,)
         for part in parts:  # a tuple is (the instance's dictionary, its slots)
             if part is not None and type(part) not in (dict, OrderedDict):
-                raise PickleRefused(f"gives a {printable(target.class_path)} a state that is no dictionary; refused")
+                raise PickleRefused(f"gives a {printable(target.class_path)} a state that is not a dictionary; refused")
             self.account_for(part)
             target.state.update(part or {})
 

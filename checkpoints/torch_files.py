@@ -1,8 +1,9 @@
-"""Files that torch.save wrote, read into tensors and plain containers; nothing in them is imported or run.
+"""Read files written by torch.save into tensors and plain containers, without importing or executing anything in them.
 
-Both forms: the zip archive (torch 1.6 and later) and the older stream of pickles. Tensors come back on the CPU, detached,
-and no tensor may claim more elements than its file holds, so memory stays within a small multiple of the file's size.
-Whole pickled modules and other objects come back as :class:`safe_pickle.PickledObject`.
+Both formats are supported: the zip archive (torch 1.6 and later) and the legacy stream of pickles. Tensors are returned
+detached on the CPU. A tensor that claims more elements than its file contains is rejected, so memory stays within a small
+multiple of the file size. Whole pickled modules and other objects are returned as
+:class:`checkpoints.safe_pickle.PickledObject`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from common.file_kinds import HEAD_BYTES, describe
 from common.files import require_file
 
 ZIP_START = b"PK\x03\x04"
-LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # a pickle of the old format's magic number
+LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # a pickle of the legacy format's magic number
 _MAX_DIMENSIONS = 16
 
 _STORAGE_DTYPES = {
@@ -41,8 +42,8 @@ _STORAGE_DTYPES = {
     "torch.BoolStorage": torch.bool,
 }
 
-# Packages whose classes published files hold instances of. Their instances become PickledObject; their functions and
-# everything else in them is refused, hence the capital letter.
+# Packages whose classes have instances in published files. These become PickledObject. Functions and everything else in the
+# packages are rejected, hence the capital letter.
 _KNOWN_MODULE = re.compile(
     r"(torch\.nn\.(modules|parallel)|generators|siren|discriminators|torch_ema)(\.[a-z_][a-z_0-9]*)*", re.ASCII
 )
@@ -50,17 +51,17 @@ _KNOWN_CLASS = re.compile(r"_?[A-Z][A-Za-z0-9_]*", re.ASCII)
 
 
 def read_torch_file(path: str | Path) -> Any:
-    """The object that torch.save put into ``path``: containers, scalars, CPU tensors, PickledObject for modules.
+    """Read the object that torch.save wrote to ``path``: containers, scalars, CPU tensors, PickledObject for modules.
 
-    Raises UserError, in one line that names the file, for a file that is missing, damaged, no torch file, or that asks
-    for anything beyond data. Nothing in the file is run in any case.
+    Raises UserError, in one line that names the file, if it is missing, damaged, not a torch file, or requests anything
+    beyond data. Nothing in the file is ever executed.
     """
     path = require_file(path)
     try:
         with path.open("rb") as file:
             start = file.read(len(LEGACY_START))
         if not start:
-            raise UserError(f"{path} is empty; it was probably never written to the end")
+            raise UserError(f"{path} is empty; it was probably never completely written")
         if start.startswith(ZIP_START):
             return _read_zip(path)
         if start == LEGACY_START:
@@ -75,25 +76,25 @@ def read_torch_file(path: str | Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} is damaged or was cut short ({printable(error)}); download or copy it again") from None
-    except Exception as error:  # decoding damaged bytes fails in every way there is; none of them is a defect of ours
-        raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {printable(error)})") from None
-    told = f"it is {described}" if described else "it begins neither as a torch file nor as a safetensors file"
-    raise UserError(f"{path} is not a checkpoint: {told}")
+    except Exception as error:  # decoding damaged bytes can raise any exception; it does not indicate a bug here
+        raise UserError(f"{path} is damaged or not a checkpoint ({type(error).__name__}: {printable(error)})") from None
+    reason = f"it is {described}" if described else "it is neither a torch file nor a safetensors file"
+    raise UserError(f"{path} is not a checkpoint: {reason}")
 
 
 def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size for member in members):
-            raise PickleRefused("holds compressed members, which torch never writes; refused")
+            raise PickleRefused("contains compressed members, which torch never writes; refused")
         if sum(member.file_size for member in members) > path.stat().st_size:
-            raise PickleRefused("holds members larger than itself; refused")
+            raise PickleRefused("contains members larger than itself; refused")
         names = {member.filename: member.file_size for member in members}
         if len(names) != len(members):
-            raise PickleRefused("holds two members of one name; refused")
+            raise PickleRefused("contains two members with the same name; refused")
         pickles = [name for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(pickles) != 1:
-            raise PickleRefused(_what_zip(names))
+            raise PickleRefused(_describe_zip(names))
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise PickleRefused("was written on a big-endian machine; save it again on a little-endian one")
@@ -108,17 +109,17 @@ def _read_zip(path: Path) -> Any:
         return read_pickle(io.BytesIO(archive.read(pickles[0])), _vocabulary(), _Storages(load))
 
 
-def _what_zip(names: Iterable[str]) -> str:
-    """In words that complete "this file ...": a zip that is no checkpoint."""
+def _describe_zip(names: Iterable[str]) -> str:
+    """Describe a zip file that is not a checkpoint. The text completes "this file ..."."""
     inside = [name for name in names if name.endswith((".pth", ".pt", ".safetensors"))]
     if any(name.endswith("/constants.pkl") for name in names):
         return "is a TorchScript program, not weights; save the generator's state dict instead"
     what = printable(inside[0]) if inside else "the checkpoint inside, if there is one"
-    return f"is a zip file, but not one that torch.save wrote; unpack it and name {what}"
+    return f"is a zip file, but not one that torch.save wrote; unpack it and pass {what}"
 
 
 def _read_legacy(path: Path) -> Any:
-    """The old form: magic number, version, machine, the object, storage keys, then for each key a count and its bytes."""
+    """Read the legacy format: magic number, version, machine, object, storage keys, and per key a count and its bytes."""
     data = path.read_bytes()
     stream = io.BytesIO(data)
     bytes_left = len(data)
@@ -130,17 +131,17 @@ def _read_legacy(path: Path) -> Any:
             raise PickleRefused("claims more tensor data than it has bytes; it is damaged or was cut short")
         return torch.zeros(num_elements, dtype=dtype)
 
-    nothing = Vocabulary()
-    read_pickle(stream, nothing)  # the magic number
-    if read_pickle(stream, nothing) != 1001:
-        raise PickleRefused("has an unknown version of torch's old format")
-    if read_pickle(stream, nothing).get("little_endian") is not True:
+    no_names = Vocabulary()
+    read_pickle(stream, no_names)  # the magic number
+    if read_pickle(stream, no_names) != 1001:
+        raise PickleRefused("has an unknown version of torch's legacy format")
+    if read_pickle(stream, no_names).get("little_endian") is not True:
         raise PickleRefused("was written on a big-endian machine; save it again on a little-endian one")
     storages = _Storages(reserve)
     result = read_pickle(stream, _vocabulary(), storages)
-    keys = read_pickle(stream, nothing)
+    keys = read_pickle(stream, no_names)
     if not isinstance(keys, list) or len(keys) != len(storages.loaded) or set(keys) != set(storages.loaded):
-        raise PickleRefused("lists other tensor data than its objects use; it is damaged")
+        raise PickleRefused("lists different tensor data than its objects use; it is damaged")
     for key in keys:
         storage = storages.loaded[key]
         num_bytes = storage.numel() * storage.dtype.itemsize
@@ -154,7 +155,7 @@ def _read_legacy(path: Path) -> Any:
 def _tensor_from_bytes(raw: bytes, dtype: torch.dtype) -> Tensor:
     if not raw:
         return torch.empty(0, dtype=dtype)
-    if dtype == torch.bool:  # a byte other than 0 or 1 is no valid bool
+    if dtype == torch.bool:  # a byte other than 0 or 1 is not a valid bool
         return torch.frombuffer(bytearray(raw), dtype=torch.uint8) != 0
     return torch.frombuffer(bytearray(raw), dtype=dtype)
 
@@ -170,14 +171,14 @@ class _Storages:
         if not isinstance(persistent_id, tuple) or not persistent_id:
             _refuse_reference()
         if persistent_id[0] == "module" and len(persistent_id) == 4 and isinstance(persistent_id[1], GlobalName):
-            return persistent_id[1]  # the old form put a class's source code beside it
+            return persistent_id[1]  # the legacy format stores a class's source code with it
         if persistent_id[0] != "storage" or len(persistent_id) not in (5, 6) or persistent_id[5:] not in ((), (None,)):
             _refuse_reference()
         kind, key, _, num_elements = persistent_id[1:5]
         if not isinstance(kind, GlobalName) or kind.path not in _STORAGE_DTYPES or not isinstance(key, str):
             _refuse_reference()
         dtype = _STORAGE_DTYPES[kind.path]
-        _check_whole_number(num_elements)
+        _check_size(num_elements)
         if key not in self.loaded:
             self.loaded[key] = self.load(key, dtype, num_elements)
         storage = self.loaded[key]
@@ -187,34 +188,34 @@ class _Storages:
 
 
 def _refuse_reference() -> NoReturn:
-    raise PickleRefused("refers to tensor data in an unknown way; refused")
+    raise PickleRefused("refers to tensor data in an unknown format; refused")
 
 
-def _check_whole_number(value: Any) -> None:
+def _check_size(value: Any) -> None:
     if type(value) is not int or not 0 <= value < 2**62:
-        raise PickleRefused("gives a tensor a size that is no whole number; refused")
+        raise PickleRefused("contains a tensor whose size is not a valid integer; refused")
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_hooks_and_flags: Any) -> Tensor:
-    """A view of ``storage``, which it must not leave nor repeat. Our own torch._utils._rebuild_tensor_v2."""
+    """Return a view of ``storage`` that neither exceeds nor repeats it. Our own torch._utils._rebuild_tensor_v2."""
     if not isinstance(storage, Tensor) or type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride):
-        raise PickleRefused("describes a tensor in an unknown way; refused")
+        raise PickleRefused("describes a tensor in an unknown format; refused")
     if len(size) > _MAX_DIMENSIONS:
         raise PickleRefused(f"has a tensor of {len(size)} dimensions; refused")
     num_elements, last = 1, offset
     for value in (offset, *size, *stride):
-        _check_whole_number(value)
+        _check_size(value)
     for length, step in zip(size, stride, strict=True):
         num_elements *= length
         last += (length - 1) * step
     if num_elements > storage.numel() or (num_elements > 0 and last >= storage.numel()) or offset > storage.numel():
-        raise PickleRefused("has a tensor that reaches beyond its data; refused")
+        raise PickleRefused("contains a tensor that extends beyond its data; refused")
     return storage.as_strided(size, stride, offset)
 
 
 def _rebuild_parameter(data: Any, *_hooks_and_flags: Any) -> Tensor:
     if not isinstance(data, Tensor):
-        raise PickleRefused("describes a parameter in an unknown way; refused")
+        raise PickleRefused("describes a parameter in an unknown format; refused")
     return data
 
 
@@ -225,14 +226,14 @@ def _ordered_dict(*arguments: Any) -> OrderedDict[Any, Any]:
 
 def _set(items: Any = ()) -> set[Any]:
     if type(items) not in (list, tuple, set, frozenset):
-        raise PickleRefused("describes a set in an unknown way; refused")
+        raise PickleRefused("describes a set in an unknown format; refused")
     return {checked_key(item) for item in items}
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """How protocol 2 writes bytes."""
+    """Decode bytes as pickle protocol 2 writes them."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise PickleRefused("describes bytes in an unknown way; refused")
+        raise PickleRefused("describes bytes in an unknown format; refused")
     return text.encode("latin1")
 
 

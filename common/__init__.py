@@ -1,1 +1,1 @@
-"""What every part may use: one-line errors, command-line arguments, and files that are written whole or not at all."""
+"""Shared helpers: one-line errors, command-line arguments, atomic file writes."""

@@ -1,4 +1,4 @@
-"""The command line of every script: the parser, types of arguments, the device."""
+"""Command-line parsing shared by all scripts: the parser, argument types, device selection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_SEED = 2**63 - 1
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Descriptions as they are written; defaults where there is one to show."""
+    """Help formatter that keeps descriptions verbatim and shows defaults, if any."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
@@ -31,12 +31,12 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         surplus = message.partition("unrecognized arguments: ")[2].split()
         if surplus and all(Path(argument).exists() for argument in surplus):
-            message = f"{len(surplus)} names too many ({surplus[0]}, ...): did the shell expand a pattern? Quote it: '*.jpg'"
+            message = f"{len(surplus)} unexpected names ({surplus[0]}, ...): did the shell expand a pattern? Quote it: '*.jpg'"
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def int_between(least: int, most: int) -> Callable[[str], int]:
-    """For argparse: a whole number from ``least`` to ``most``."""
+    """Return an argparse type: an integer from ``least`` to ``most``."""
 
     def parse(text: str) -> int:
         value = _number(int, text, "a whole number")
@@ -52,7 +52,7 @@ image_side = int_between(1, 8192)
 
 
 def positive_float(text: str) -> float:
-    """For argparse: a finite number above 0."""
+    """Argparse type: a finite number above 0."""
     value = finite_float(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} must be greater than 0")
@@ -60,7 +60,7 @@ def positive_float(text: str) -> float:
 
 
 def finite_float(text: str) -> float:
-    """For argparse: a finite number."""
+    """Argparse type: a finite number."""
     value = _number(float, text, "a number")
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} must be finite")
@@ -68,10 +68,10 @@ def finite_float(text: str) -> float:
 
 
 def seed_number(text: str) -> int:
-    """For argparse: a seed, 0 <= seed < 2^63."""
+    """Argparse type: a seed, 0 <= seed < 2^63."""
     value = _number(int, text, "a seed (a whole number)")
     if not 0 <= value <= MAX_SEED:
-        raise argparse.ArgumentTypeError(f"seed {text!r} must lie between 0 and {MAX_SEED}")
+        raise argparse.ArgumentTypeError(f"seed {text!r} must be between 0 and {MAX_SEED}")
     return value
 
 
@@ -83,11 +83,11 @@ def _number(kind: type, text: str, what: str):
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto: the GPU if there is one")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto: the GPU if available")
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a device that exists. Raises UserError otherwise."""
+    """Return the device named ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises UserError if it is not available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -95,14 +95,14 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"--device {name!r} is not a device; use cpu, cuda, cuda:N or auto") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"--device {name}: this machine shows {torch.cuda.device_count()} GPU(s); use --device cpu or auto")
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s); use --device cpu or auto")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name!r} is not supported; use cpu, cuda, cuda:N or auto")
     return device
 
 
 def seed_range(start: int, end: int) -> Sequence[int]:
-    """Seeds ``start <= seed < end``. Raises UserError where that is empty or negative."""
+    """Return the seeds ``start <= seed < end``. Raises UserError if the range is empty or negative."""
     if start < 0 or end <= start:
         raise UserError(f"seeds {start} to {end}: --seeds_end must be greater than --seeds_start, and neither may be negative")
     return range(start, end)

@@ -6,7 +6,7 @@ MAX_MESSAGE = 2000  # characters
 
 
 class UserError(Exception):
-    """Something the user can put right. The message names the culprit and the remedy, in one line."""
+    """An error that the user can correct. The message names the cause and the fix, on one line."""
 
     exit_status = 2
 
@@ -15,6 +15,6 @@ class UserError(Exception):
 
 
 def one_line(text: object) -> str:
-    """``text`` on one line of bounded length, with control characters (a file's name may hold any) made visible."""
+    """Return ``text`` on one line of bounded length, with control characters escaped (file names may contain them)."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
     return shown if len(shown) <= MAX_MESSAGE else shown[: MAX_MESSAGE - 3] + "..."

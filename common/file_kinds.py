@@ -1,9 +1,9 @@
-"""What a file is that should have been another: told by its first bytes, with what to do about it."""
+"""Identify unexpected file types by their first bytes, with advice on what to do."""
 
 from __future__ import annotations
 
 _TAR_MAGIC_AT = 257
-HEAD_BYTES = _TAR_MAGIC_AT + 5  # as many of a file's first bytes as :func:`describe` looks at
+HEAD_BYTES = _TAR_MAGIC_AT + 5  # the number of leading bytes that :func:`describe` examines
 
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch it with: git lfs pull"),
@@ -34,12 +34,12 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 
 
 def describe(head: bytes) -> str | None:
-    """What the file that begins with ``head`` is, and what to do with it; None where nothing tells.
+    """Describe the file that begins with ``head`` and what to do with it; None if its type is unknown.
 
-    The words complete "NAME is ...".
+    The text completes "NAME is ...".
     """
     if not head:
-        return "empty; it was never written to its end, or is still being copied"
+        return "empty; it was never completely written, or is still being copied"
     if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar":
         return "a tar archive; unpack it (tar xf)"
     for start, words in _STARTS:
@@ -49,20 +49,20 @@ def describe(head: bytes) -> str | None:
         return _describe_iso(head)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "a web page: the download was refused or needs a log-in; download it again"
+        return "a web page: the download was denied or requires a login; download it again"
     if text.startswith((b"<svg", b"<?xml")) and b"svg" in text:
         return "a drawing (SVG); convert it to PNG"
     if head[:1] == b"\x80" and head[1:2] and head[1] in PICKLE_PROTOCOLS:
         return "a Python pickle, which is a program; save its tensors with torch.save"
     if not head.strip(b"\0"):
-        return "nothing but zeros; its download or copy was broken off, so fetch it again"
+        return "all zeros; its download or copy was interrupted, so download it again"
     return None
 
 
 def _describe_iso(head: bytes) -> str:
-    """Of the container that HEIC, AVIF and MP4 share."""
+    """Describe a file in the container format shared by HEIC, AVIF and MP4."""
     if b"avif" in head[8:32] or b"avis" in head[8:32]:
         return "an AVIF image; install a newer Pillow (python -m pip install --upgrade pillow), or convert it to PNG"
     if head[8:12] in HEIC_BRANDS:
-        return "an HEIC image; python -m pip install pillow-heif makes it readable, or convert it to JPEG"
+        return "a HEIC image; install support with python -m pip install pillow-heif, or convert it to JPEG"
     return "a video; extract its frames as images"

@@ -1,4 +1,4 @@
-"""Files: read only what is one, and write all of it or nothing."""
+"""Read regular files with one-line errors, and write files atomically."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ import numpy as np
 from common.errors import UserError
 
 MAX_TEXT_BYTES = 1 << 20
-UNFINISHED = re.compile(r"\..+\.\d+\.tmp|\.write_test_\d+")  # what a process that was killed while writing leaves behind
+UNFINISHED = re.compile(r"\..+\.\d+\.tmp|\.write_test_\d+")  # files left behind by a process that was killed while writing
 
 
 class WriteError(UserError):
-    """A file could not be written; what was there before is unchanged."""
+    """A file could not be written; an existing file is unchanged."""
 
 
 def require_file(path: str | Path) -> Path:
-    """``path``, if it is a file that has an end: no folder, pipe or device. Raises UserError otherwise."""
+    """Return ``path`` if it is a regular file: no folder, pipe or device. Raises UserError otherwise."""
     path = Path(path)
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
     if stat.S_ISDIR(mode):
-        raise UserError(f"{path} is a folder; name the file inside it")
+        raise UserError(f"{path} is a folder; pass a file inside it")
     if not stat.S_ISREG(mode):
-        raise UserError(f"{path} is a pipe or a device; save what comes from it in a file and name that")
+        raise UserError(f"{path} is a pipe or a device; save its data to a file and pass that file")
     return path
 
 
 def read_small_text(path: str | Path) -> str:
-    """A text file of settings, UTF-8, of at most MAX_TEXT_BYTES, without its byte-order mark. UserError for anything else."""
+    """Read a UTF-8 settings file of at most MAX_TEXT_BYTES, without its byte-order mark. Raises UserError otherwise."""
     path = require_file(path)
     try:
         with path.open("rb") as file:
@@ -45,15 +45,15 @@ def read_small_text(path: str | Path) -> str:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     if len(data) > MAX_TEXT_BYTES:
-        raise UserError(f"{path} has more than {MAX_TEXT_BYTES} bytes; a file of settings is smaller")
+        raise UserError(f"{path} has more than {MAX_TEXT_BYTES} bytes, the limit for a settings file; pass the right file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8 (byte {error.start})") from None
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
 def make_output_dir(path: str | Path) -> Path:
-    """Create ``path`` (and parents) and prove that files can be written there. Raises UserError."""
+    """Create ``path`` (and parents) and verify that files can be written there. Raises UserError."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -61,18 +61,18 @@ def make_output_dir(path: str | Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to the output folder {path}: {error.strerror}; choose another place") from None
+        raise UserError(f"cannot write to the output folder {path}: {error.strerror}; choose another folder") from None
     return path
 
 
 def write_atomically(path: str | Path, data: bytes | memoryview, sync: bool = True) -> None:
-    """Write ``data`` to ``path``: all of it, or (WriteError) nothing, with the previous file intact.
+    """Write ``data`` to ``path`` atomically. On failure, raise WriteError and leave the previous file intact.
 
-    ``sync``: also wait until it is on the disk, so that it survives a power cut; images in great numbers do without.
+    ``sync``: also wait until the data is on disk, so that it survives a power failure. Disable it for large numbers of images.
     """
     path = Path(path)
     if not path.name:
-        raise UserError(f"{path} is a folder; name the file to write in it")
+        raise UserError(f"{path} is a folder; pass the name of a file to write in it")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,14 +85,14 @@ def write_atomically(path: str | Path, data: bytes | memoryview, sync: bool = Tr
         if sync:
             _sync_folder(path.parent)
     except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged") from None
+        raise WriteError(f"cannot write {path}: {error.strerror or error}; an existing file is unchanged") from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def append_line(path: Path, text: str) -> None:
-    """Add a line (or several) to a file: all of it, or (OSError) none."""
+    """Append one or more lines to a file. On failure, raise OSError and append nothing."""
     data = (text + "\n").encode()
     with path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
@@ -107,14 +107,17 @@ def append_line(path: Path, text: str) -> None:
 
 
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Named arrays as a compressed .npz file."""
+    """Encode named arrays as a compressed .npz file."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 
 def remove_unfinished(folder: Path) -> list[str]:
-    """Remove what killed processes left half-written in ``folder``, and return the names. Only for who writes there alone."""
+    """Remove partial files of killed processes from ``folder`` and return their names.
+
+    Call it only if no other process writes there.
+    """
     unfinished = [path for path in folder.iterdir() if UNFINISHED.fullmatch(path.name)] if folder.is_dir() else []
     for path in unfinished:
         with suppress(OSError):
@@ -123,7 +126,7 @@ def remove_unfinished(folder: Path) -> list[str]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut. Not every file system offers it."""
+    """Make the rename itself survive a power failure, if the file system supports it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

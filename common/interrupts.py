@@ -1,6 +1,6 @@
-"""Imported first by a script that runs: Ctrl-C while it imports its libraries, which takes seconds, ends it without a traceback.
+"""Exit without a traceback on Ctrl-C while a script imports its libraries, which takes seconds. Import this module first.
 
-The process then ends as its signal has it; common.program.run_script handles it from there on.
+During imports, SIGINT has its default action; afterwards, common.program.run_script handles it.
 """
 
 import signal

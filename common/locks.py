@@ -1,4 +1,4 @@
-"""What only POSIX systems have: locks on files, which the system drops when their holder ends, however it ends."""
+"""File locks on POSIX systems. The operating system releases a lock when its process ends for any reason."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ except ImportError:  # Windows
 
 
 def require_posix(what: str) -> None:
-    """Raise UserError where the system lacks what ``what`` relies on: locks on files, and the signals that stop a run."""
+    """Raise UserError if the system lacks the file locks and stop signals that ``what`` requires."""
     if fcntl is None or not hasattr(signal, "SIGHUP"):
         raise UserError(
-            f"{what} needs Linux or macOS (file locks and signals); on Windows, use WSL. Rendering, scores and meshes do not"
+            f"{what} needs Linux or macOS (file locks and signals); on Windows, use WSL. Rendering, metrics and meshes do not"
         )
 
 
 def try_lock(file: IO[Any]) -> bool:
-    """Lock an open file for this process alone; False where another one holds it, or this platform has no such locks.
+    """Lock an open file exclusively. Return False if another process holds the lock or the platform has no such locks.
 
-    Raises OSError where the file's file system has none.
+    Raises OSError if the file system does not support locks.
     """
     if fcntl is None:
         return False

@@ -1,6 +1,6 @@
-"""C sources compiled for this machine at first use, in a second, into the user's cache folder, and loaded with ctypes.
+"""Compile C sources for this machine at first use (about a second), cache them per user, and load them with ctypes.
 
-They use GCC's vector extensions and OpenMP. PyTorch's own OpenMP runtime serves them, so both share one pool of threads.
+The sources use GCC's vector extensions and OpenMP. They run on PyTorch's own OpenMP runtime, so both share one thread pool.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import tempfile
 from pathlib import Path
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
-# OpenMP symbols stay open: they resolve to the runtime PyTorch has loaded.
+# OpenMP symbols stay unresolved at link time: they resolve to the runtime that PyTorch has loaded.
 LINK_FLAGS = ("-Wl,--unresolved-symbols=ignore-all", "-nodefaultlibs")
 
 
 def load_library(source: Path) -> ctypes.CDLL | None:
-    """The compiled ``source``, built once per machine and content; None where that cannot be done."""
+    """Load the compiled ``source``, built once per machine and content. Return None if it cannot be compiled or loaded."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None or platform.system() != "Linux":
         return None
@@ -44,7 +44,7 @@ def _built(source: Path, compiler: str) -> Path:
 
 
 def _machine() -> str:
-    """What a binary built for this processor depends on."""
+    """Return the processor features that a native binary depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Folders that this project wrote: recognized where photos are looked for, and kept to one generator each."""
+"""Output folders of this project: recognize them among photos, and reserve each for one generator."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from common.errors import UserError, one_line
 from common.files import read_small_text, write_atomically
 
-GENERATOR_RECORD = "generator.json"  # which generator the files beside it come from
+GENERATOR_RECORD = "generator.json"  # names the generator that made the other files in the folder
 RUN_FILES = ("run.json", "log.jsonl")  # of train.py's output folder
 
 
 def output_folder(folder: Path) -> str | None:
-    """What of this project's own ``folder`` holds, in words; None where it holds nothing that tells."""
+    """Describe ``folder`` if it is an output folder of this project; otherwise return None."""
     if folder.name == "samples" and any((folder.parent / name).is_file() for name in RUN_FILES):
         return "the sample grids of a training run"
     if (folder / GENERATOR_RECORD).is_file():
@@ -22,27 +22,27 @@ def output_folder(folder: Path) -> str | None:
 
 
 def claim_folder(folder: Path, name: str, digest: str) -> str | None:
-    """Record that ``folder`` holds what the generator ``name`` made, whose weights have the SHA-256 ``digest``.
+    """Record that ``folder`` holds output of the generator ``name``, whose weights have the SHA-256 ``digest``.
 
-    Returns a note where it holds files of an earlier state of the same generator. Raises UserError where they are another's:
-    files are named after seeds alone, and those of two generators could not be told apart.
+    Returns a note if the folder holds files from an earlier state of the same generator. Raises UserError if they are from
+    another generator: file names contain only seeds, so files of two generators would be indistinguishable.
     """
     before = read_claim(folder)
     note = None
     if before is not None and before["sha256"] != digest:
         if before["generator"] != name:
             raise UserError(
-                f"{folder} holds files of the generator {one_line(before['generator'])} ({GENERATOR_RECORD} says so), and {name}"
-                " is another; choose another --output_dir, or remove the folder"
+                f"{folder} holds files of the generator {one_line(before['generator'])} (see {GENERATOR_RECORD}), not of {name};"
+                " choose another --output_dir, or remove the folder"
             )
-        note = f"{folder} holds files of an earlier state of {name}; those that are not written anew now stay"
+        note = f"{folder} holds files from an earlier state of {name}; files that are not overwritten are kept"
     if before is None or before["sha256"] != digest:
         write_atomically(folder / GENERATOR_RECORD, json.dumps({"generator": name, "sha256": digest}).encode())
     return note
 
 
 def read_claim(folder: Path) -> dict[str, str] | None:
-    """What :func:`claim_folder` recorded; None where there is nothing, or nothing that can be read."""
+    """Return the record written by :func:`claim_folder`; None if it is missing or unreadable."""
     path = folder / GENERATOR_RECORD
     if not path.is_file():
         return None

@@ -1,7 +1,7 @@
-"""How an entry script runs and ends.
+"""Run entry scripts and report their errors.
 
-Bad input ends a script with exit status 2 and ONE line on stderr, ``script.py: error: what is wrong; what to do``,
-without a traceback. Library code raises :class:`common.errors.UserError` for that; scripts pass their ``main`` to
+On bad input, a script exits with status 2 and ONE line on stderr, ``script.py: error: what is wrong; what to do``,
+without a traceback. Library code raises :class:`common.errors.UserError` in this case; scripts pass their ``main`` to
 :func:`run_script`.
 """
 
@@ -23,44 +23,45 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", 
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Call ``main`` and exit: 0, or 2 (a subclass may say another) with one line on stderr for a :class:`UserError`.
+    """Call ``main`` and exit with status 0, or with 2 and one line on stderr for a :class:`UserError`.
 
-    So do errors of the system about files, and a lack of memory: nothing in the program is wrong then.
+    Subclasses of UserError may define another status. File system errors and lack of memory are reported in the same way,
+    because they are not bugs in the program.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text that can be printed
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of common.interrupts
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain unprintable characters
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by common.interrupts
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except UserError as error:
-        _leave(error, error.exit_status)
+        _exit_with_error(error, error.exit_status)
     except KeyboardInterrupt:
-        _leave_by_interrupt()
-    except BrokenPipeError:  # `script | head`: the reader left, which is no error of ours
+        _exit_by_interrupt()
+    except BrokenPipeError:  # `script | head`: the reader closed the pipe, which is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except OSError as error:  # a name too long, a folder one may not enter, a disk that is full
-        _leave(f"{error.filename or 'a file'}: {error.strerror or error}; name another, or make room", 2)
+    except OSError as error:  # name too long, no permission, disk full
+        _exit_with_error(f"{error.filename or 'a file'}: {error.strerror or error}; choose another path, or free disk space", 2)
     except MemoryError as error:
-        _leave(f"not enough memory {error}; ask for less: smaller images, batches or networks", 2)
+        _exit_with_error(f"not enough memory {error}; use smaller images, batches or networks", 2)
     except RuntimeError as error:
         if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        _leave(f"not enough memory ({str(error)[:200]}); ask for less: smaller images, batches or networks", 2)
+        _exit_with_error(f"not enough memory ({str(error)[:200]}); use smaller images, batches or networks", 2)
     sys.exit(0)
 
 
-def _leave(reason: object, status: int) -> NoReturn:
+def _exit_with_error(reason: object, status: int) -> NoReturn:
     try:
         print(f"{Path(sys.argv[0]).name}: error: {one_line(reason)}", file=sys.stderr, flush=True)
-    except OSError:  # the terminal closed, or stderr goes to a full disk: the status still says it
+    except OSError:  # the terminal is closed, or stderr goes to a full disk: the status still reports the error
         os._exit(status)
     sys.exit(status)
 
 
-def _leave_by_interrupt() -> NoReturn:
-    """As Ctrl-C ends a program that does not heed it, so that a shell's script stops too; without the traceback."""
+def _exit_by_interrupt() -> NoReturn:
+    """Exit by SIGINT without a traceback, so that a calling shell script stops too."""
     with contextlib.suppress(OSError):
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -69,10 +70,10 @@ def _leave_by_interrupt() -> NoReturn:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to reuse large freed blocks instead of handing them back, where it is the C library.
+    """Configure glibc, if present, to reuse large freed blocks instead of returning them to the kernel.
 
-    A training step on a CPU frees and takes hundreds of megabytes again and again; getting them from the kernel anew,
-    zeroed page by page, is time lost.
+    A training step on a CPU repeatedly allocates and frees hundreds of megabytes. Getting them from the kernel each time,
+    zeroed page by page, is slow.
     """
     m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
     with contextlib.suppress(OSError, AttributeError):

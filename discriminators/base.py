@@ -11,7 +11,7 @@ NUM_POSE = 2
 
 
 class DiscriminatorOutput(NamedTuple):
-    """``score`` (B,), ``latent`` (B, latent_dim), ``pose`` (B, 2) as (pitch, yaw) in radians.
+    """Outputs: ``score`` (B,), ``latent`` (B, latent_dim), ``pose`` (B, 2) as (pitch, yaw) in radians.
 
     ``latent`` is None for a discriminator without a latent output.
     """
@@ -31,5 +31,5 @@ class Discriminator(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
-        """images: (B, 3, H, H) in [-1, 1]. ``fade_alpha`` in [0, 1]: blend weight of the layers of a new size."""
+        """Score images (B, 3, H, H) in [-1, 1]. ``fade_alpha`` in [0, 1]: blend weight of the layers of a new size."""
         raise NotImplementedError

@@ -51,6 +51,8 @@ class ResidualCoordConvBlock(nn.Module):
 
 
 class FromRGB(nn.Module):
+    """Input layer for one image size: (B, 3, H, H) to (B, num_out, H, H)."""
+
     def __init__(self, num_out: int) -> None:
         super().__init__()
         self.model = nn.Sequential(nn.Conv2d(3, num_out, kernel_size=1), nn.LeakyReLU(LEAKY_SLOPE))
@@ -71,7 +73,7 @@ class ProgressiveEncoderDiscriminator(Discriminator):
         self.final_layer = nn.Conv2d(channels[-1], 1 + self.latent_dim + NUM_POSE, kernel_size=2)
 
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
-        """images: (B, 3, H, H) in [-1, 1], H a power of two from 4 to 512.
+        """Score images (B, 3, H, H) in [-1, 1], H a power of two from 4 to 512.
 
         ``fade_alpha`` below 1 blends with the image at half the size (nearest neighbor), which enters at the next block.
         """

@@ -23,7 +23,7 @@ from settings.curriculum import Curriculum
 
 
 class ResidualBlock(nn.Module):
-    """``x + conv(act(conv(act(x))))``, (B, C, H, W) to the same shape.
+    """Residual block ``x + conv(act(conv(act(x))))``, (B, C, H, W) to the same shape.
 
     The second convolution starts at 0, so the block starts as the identity. ``num_blocks``: number of blocks in the network, by
     whose square root the first convolution's initial weights are divided (Fixup, section 3).
@@ -102,7 +102,7 @@ class ResidualDiscriminator(Discriminator):
         return [*self.stem.used_parameters(size), *(parameter for part in parts for parameter in part.parameters())]
 
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
-        """images: (B, 3, H, H) in [-1, 1], H the base size times a power of two, up to 512. ``fade_alpha`` has no effect.
+        """Score images (B, 3, H, H) in [-1, 1], H the base size times a power of two, up to 512. ``fade_alpha`` has no effect.
 
         Raises ValueError for other sizes.
         """

@@ -1,6 +1,6 @@
-"""One process or many: PyTorch's own collectives, as ``torchrun`` sets them up (NCCL on GPUs, gloo on CPUs).
+"""A run in one or several processes, launched by ``torchrun``, with PyTorch's collectives (NCCL on GPUs, gloo on CPUs).
 
-docs/distributed.md says how to launch, what happens when a process dies, and what travels between them.
+docs/distributed.md describes launching, failures, and the data exchanged between processes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.errors import UserError
-from distributed.peers import JOINING, REMEDY, PeerLost, PeerWatch, meet, peer_timeout
+from distributed.peers import JOIN_GRACE, REMEDY, PeerLost, PeerWatch, agree_on_name, peer_timeout
 
-WAIT = timedelta(hours=12)  # for a live peer, which may decode a large data set or compute a score meanwhile
+WAIT = timedelta(hours=12)  # timeout of collectives: a live peer may decode a large data set or compute a metric meanwhile
 SIOCGIFADDR = 0x8915
 MAX_TEXT_BYTES = 16_384  # two paths
 
@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among ``world_size``; ``device`` is its own."""
+    """The processes of a run, seen from one of them: its ``rank``, ``world_size``, and its ``device``."""
 
     rank: int
     world_size: int
@@ -40,16 +40,19 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the only process that writes."""
+        """True for rank 0, the only process that writes."""
         return self.rank == 0
 
     @property
     def is_first_on_machine(self) -> bool:
-        """Whether this process does what has to be done once per machine."""
+        """True for the process that does the work needed once per machine."""
         return self.is_main or os.environ.get("LOCAL_RANK", "0") == "0"
 
     def all_or_none(self, action: Callable[[], Result], only_main: bool = False) -> Result | None:
-        """Run ``action`` in every process, or in the main one alone, and return its result; one's UserError is raised in all."""
+        """Run ``action`` in every process, or only in the main one, and return its result.
+
+        If one process raises UserError, all do.
+        """
         result, failure = None, None
         if self.is_main or not only_main:
             try:
@@ -57,11 +60,11 @@ class Processes:
             except UserError as error:
                 failure = error
         if self.any(failure is not None):
-            raise failure or UserError("another process of this run had to stop; it says why")
+            raise failure or UserError("another process of this run failed; see its error message")
         return result
 
-    def text_of_main(self, text: str) -> str:
-        """The main process's ``text``, of at most MAX_TEXT_BYTES, in every process."""
+    def broadcast_text(self, text: str) -> str:
+        """Return the main process's ``text``, of at most MAX_TEXT_BYTES, in every process."""
         if self.world_size == 1:
             return text
         data = text.encode().ljust(MAX_TEXT_BYTES, b"\0") if self.is_main else bytes(MAX_TEXT_BYTES)
@@ -70,7 +73,7 @@ class Processes:
         return bytes(content.tolist()).rstrip(b"\0").decode()
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set in any process."""
+        """Return whether ``flag`` is True in any process."""
         if self.world_size == 1:
             return flag
         value = torch.tensor(int(flag), device=self.device)
@@ -78,7 +81,7 @@ class Processes:
         return bool(value.item())
 
     def mean(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The mean of each scalar () over processes, in one all-reduce."""
+        """Return the mean of each scalar () over processes, in one all-reduce."""
         if self.world_size == 1 or not scalars:
             return scalars
         values = torch.stack([value.float() for value in scalars.values()])
@@ -86,7 +89,7 @@ class Processes:
         return dict(zip(scalars, (values / self.world_size).unbind(), strict=True))
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace the gradients of ``parameters``, where they have one, by their means over processes, in one all-reduce.
+        """Replace existing gradients of ``parameters`` by their means over processes, in one all-reduce.
 
         Every process must have gradients of the same parameters, in the same order.
         """
@@ -100,7 +103,7 @@ class Processes:
             gradient.copy_(mean.view_as(gradient))
 
     def gather(self, rows: Tensor) -> list[Tensor]:
-        """In the main process, each process's ``rows`` (N, ...) on the CPU, whose N may differ; elsewhere an empty list."""
+        """Gather each process's ``rows`` (N, ...) on the CPU of the main process. N may differ. Elsewhere an empty list."""
         if self.world_size == 1:
             return [rows]
         device = self.device if dist.get_backend() == "nccl" else torch.device("cpu")
@@ -112,34 +115,35 @@ class Processes:
         dist.gather(padded, parts)
         return [part[: int(count)].cpu() for part, count in zip(parts or [], counts, strict=False)]
 
-    def share(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite ``tensors`` with the main process's values: what each process computed may differ in the last bits."""
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite ``tensors`` with the main process's values, as separately computed ones may differ by rounding."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
     def barrier(self) -> None:
+        """Wait for all processes."""
         if self.world_size > 1:
             dist.barrier()
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """A context for all that the processes do: a lost peer raises PeerLost, and a failure is announced to the others."""
+    def handle_failures(self) -> Iterator[None]:
+        """Handle failures in this context: raise PeerLost for a lost peer, and announce other errors to the peers."""
         try:
             yield
         except BaseException as error:
-            lost = self.world_size > 1 and _tells_of_a_lost_peer(error)
+            lost = self.world_size > 1 and _is_lost_peer_error(error)
             failed_peer = self.watch.has_failed() if self.watch else None
             if self.watch:
                 self.watch.close(failed=not lost)
             if not lost:
                 raise
             why = " ".join(str(error).split())[:200]
-            what = f"rank {failed_peer} failed (it says why)" if failed_peer is not None else f"lost a peer ({why})"
+            what = f"rank {failed_peer} failed (see its error)" if failed_peer is not None else f"lost a peer ({why})"
             raise PeerLost(f"rank {self.rank}: {what}; {REMEDY}") from None
 
     def close(self, wait: bool = True) -> None:
-        """Leave the group, with ``wait`` all at once: torchrun kills those still writing when one exits with a status."""
+        """Leave the process group. With ``wait``, all leave together, since torchrun kills the others when one fails."""
         if wait:
             self.barrier()
         if self.watch:
@@ -149,10 +153,10 @@ class Processes:
 
 
 def join_processes(device: torch.device, port: int | None = None, backend: str | None = None) -> Processes:
-    """Join the group that torchrun describes in the environment; without torchrun, a group of one.
+    """Join the process group that torchrun describes in the environment. Without torchrun, the group has one process.
 
-    ``port``: of the first machine, where torchrun does not say; ``backend``: NCCL on GPUs and gloo on CPUs, if None. Raises
-    UserError for an impossible GOF_PEER_TIMEOUT, PeerLost where the others do not come.
+    ``port``: port on the first machine, if torchrun does not set it. ``backend``: None for NCCL on GPUs and gloo on CPUs.
+    Raises UserError for an invalid GOF_PEER_TIMEOUT, and PeerLost if the other processes do not join.
     """
     world_size, timeout = int(os.environ.get("WORLD_SIZE", "1")), peer_timeout()
     if world_size == 1:
@@ -167,7 +171,7 @@ def join_processes(device: torch.device, port: int | None = None, backend: str |
         _choose_interface(os.environ["MASTER_ADDR"])
     try:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=WAIT))
-        store = dist.PrefixStore(meet(store, rank, world_size, timeout + JOINING), store)
+        store = dist.PrefixStore(agree_on_name(store, rank, world_size, timeout + JOIN_GRACE), store)
         watch = PeerWatch(store, rank, world_size, timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=WAIT)
     except RuntimeError as error:  # DistError too
@@ -176,24 +180,24 @@ def join_processes(device: torch.device, port: int | None = None, backend: str |
     return Processes(rank, world_size, device, watch)
 
 
-def _tells_of_a_lost_peer(error: BaseException) -> bool:
-    """Whether a collective operation failed; not all such errors have a class of their own."""
-    is_told = re.search(r"gloo|NCCL|[Pp]eer|[Tt]imed out", str(error)) is not None
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and is_told)
+def _is_lost_peer_error(error: BaseException) -> bool:
+    """Return whether ``error`` means that a collective failed. Not all such errors have their own class."""
+    matches = re.search(r"gloo|NCCL|[Pp]eer|[Tt]imed out", str(error)) is not None
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and matches)
 
 
 def _choose_interface(first_machine: str) -> None:
-    """Make gloo use the network that leads to the first machine, unless the user names one.
+    """Make gloo use the network interface that reaches the first machine, unless the user sets one.
 
-    By default it takes the address of the host's own name, which is 127.0.1.1 on many systems and reaches no other machine.
+    By default it uses the address of the host name, which is 127.0.1.1 on many systems and reaches no other machine.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return
     try:
         import fcntl
-    except ImportError:  # Windows, where an interface's address is not found this way
+    except ImportError:  # Windows has no fcntl
         return
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):  # no such host: joining will say so
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):  # unknown host: joining reports it
         probe.connect((first_machine, 9))  # sends nothing
         own = probe.getsockname()[0]
         for _, name in socket.if_nameindex():

@@ -1,8 +1,8 @@
-"""A metric script as one process or as several that torchrun started, which share its images or seeds out.
+"""Sharding of a metric script's images or seeds over processes started by torchrun.
 
     torchrun --standalone --nproc_per_node=8 eval_metrics.py generator.safetensors --dataset_path photos/
 
-Whatever one process would compute for an image, the process that has it computes: the result is the same.
+Each image is processed exactly as in a single process, so the result is the same.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from distributed.processes import Processes, join_processes
 
 @contextlib.contextmanager
 def shared_work(args: argparse.Namespace) -> Iterator[Processes]:
-    """Join the processes of this script, and set ``args.device`` to this one's device. All but the main one are silent.
+    """Join the processes of this script, and set ``args.device`` to this process's device. Silence all but the main process.
 
-    Raises UserError for an impossible --device, PeerLost where another process was lost.
+    Raises UserError for an invalid --device, and PeerLost if another process is lost.
     """
-    processes = join_processes(resolve_device(args.device), backend="gloo")  # what is exchanged lies in main memory
+    processes = join_processes(resolve_device(args.device), backend="gloo")  # exchanged tensors are in main memory
     args.device = str(processes.device)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(processes.together())
+        stack.enter_context(processes.handle_failures())
         if not processes.is_main:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-            stack.enter_context(contextlib.redirect_stderr(nowhere))
+            devnull = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(devnull))
+            stack.enter_context(contextlib.redirect_stderr(devnull))
         yield processes
         processes.close(wait=False)

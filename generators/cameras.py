@@ -21,14 +21,14 @@ PITCH_EPS = 1e-5
 
 
 class CameraPoses(NamedTuple):
-    """``pitch`` and ``yaw``: (B,) each, radians."""
+    """Camera poses: ``pitch`` and ``yaw``, (B,) each, radians."""
 
     pitch: Tensor
     yaw: Tensor
 
 
 class Rays(NamedTuple):
-    """``origins`` and unit ``directions``: (B, R, 3) each, world coordinates, pixels row-major from the top left."""
+    """Rays: ``origins`` and unit ``directions``, (B, R, 3) each, world coordinates, pixels row-major from the top left."""
 
     origins: Tensor
     directions: Tensor

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Surface(NamedTuple):
-    """``t``: (B, R), distance of the root, or the far end without one. ``hit_mask``: (B, R), True where the ray hits."""
+    """Surface on rays. ``t``: (B, R), distance of the root, or the far end without one. ``hit_mask``: (B, R), True for a hit."""
 
     t: Tensor
     hit_mask: Tensor

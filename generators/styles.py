@@ -111,6 +111,12 @@ def num_style_layers(styles: Styles, curriculum: Curriculum) -> int:
     return styles.styles.shape[1] if isinstance(styles, TriplaneStyles) else curriculum.num_layers + 1
 
 
+def geometry_layers(styles: Styles, curriculum: Curriculum) -> int:
+    """How many layers steer the shape where mixing is to keep it: all but a SIREN's color layer, half of other networks'."""
+    num_layers = num_style_layers(styles, curriculum)
+    return num_layers - 1 if isinstance(styles, FilmParameters) else num_layers // 2
+
+
 def mix_styles(geometry: Styles, appearance: Styles, split: int, curriculum: Curriculum) -> Styles:
     """Combine the first ``split`` layers of ``geometry`` with the others of ``appearance``. Source: StyleGAN, section 3.1.
 

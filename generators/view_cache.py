@@ -75,7 +75,7 @@ class CachedField:
         self.trial_psnr_db = math.inf
 
     def lookup(self, points: Tensor, cubic: bool = True) -> tuple[Tensor, Tensor]:
-        """Return interpolated logits and their quality, (N,), at points (1, N, 3). ``cubic``: tricubic values where FINE."""
+        """Return interpolated logits and their quality, (N,) each, at points (1, N, 3). ``cubic``: tricubic values where FINE."""
         logits = _interpolate(self._values, self._spec.low, self._spec.spacing * (self._spec.num - 1), points)[0]
         position = (points[0] - self._spec.low) / self._spec.spacing
         last = self._spec.num - 2.001
@@ -100,7 +100,7 @@ class CachedField:
             logits.view(-1)[index] = self._field.occupancy_logits(points[:, index])[0]
 
     def occupancy_logits_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> Tensor:
-        """origins and unit directions (1, R, 3), increasing t (1, R, S) -> logits (1, R, S), for root finding and sampling.
+        """Return logits (1, R, S) at increasing t (1, R, S) on rays (1, R, 3), for root finding and sampling.
 
         Queries the field at samples near the level, inaccurate samples before the ray enters a solid, both ends of the step into
         it, and samples whose weight is uncertain while the transmittance is not negligible.
@@ -136,7 +136,7 @@ class CachedField:
         return self._field.normals(points)
 
     def logits_and_colors_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """origins and unit directions (1, R, 3), increasing t (1, R, S) -> logits (1, R, S) and colors (1, R, S, 3)."""
+        """Return logits (1, R, S) and colors (1, R, S, 3) at increasing t (1, R, S) on rays (1, R, 3)."""
         points = ray_points(Rays(origins, directions), t)
         logits, quality = (part.view(t.shape[1:]) for part in self.lookup(points))
         transmittance = volume_rendering.compute_transmittance(torch.sigmoid(logits) * (quality > UNKNOWN))
@@ -158,7 +158,7 @@ def _is_sufficient(quality: Tensor, transmittance: Tensor) -> Tensor:
 
 
 def _samples_to_query(alphas: Tensor, num: int) -> Tensor:
-    """alphas (R, S) -> mask (R, S) of the samples at the midpoints of ``num`` equal parts of the ray's weight; at least one.
+    """Return a mask (R, S) of the samples at the midpoints of ``num`` equal parts of each ray's weight; at least one per ray.
 
     The remaining weight counts toward the last sample, as with ``last_back``.
     """
@@ -183,7 +183,7 @@ def _depth_slopes(alphas: Tensor, t: Tensor) -> Tensor:
 
 
 def _queried_neighbors(queried: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask (R, S) -> indices (R, S) of the queried samples before and after each, itself included; equal beyond the ends."""
+    """Return indices (R, S) of the nearest queried samples before and after each, itself included; equal beyond the ends."""
     last = queried.shape[1] - 1
     sample = torch.arange(last + 1, device=queried.device).expand_as(queried)
     left = torch.where(queried, sample, -1).cummax(dim=1).values
@@ -192,7 +192,7 @@ def _queried_neighbors(queried: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _interpolate_along(queried: Tensor, colors: Tensor, t: Tensor) -> Tensor:
-    """Colors (K, 3) of the queried samples (R, S), row by row -> (R, S, 3): linear in t between them, constant beyond."""
+    """Interpolate colors (K, 3) of the queried samples (R, S), row by row, to (R, S, 3): linear in t, constant beyond."""
     left, right = _queried_neighbors(queried)
     t_left, t_right = t.gather(1, left), t.gather(1, right)
     fraction = ((t - t_left) / (t_right - t_left).clamp_min(1e-9)).clamp_(0, 1)

@@ -17,19 +17,19 @@ LAST_DELTA = 1e10
 
 
 def alphas_from_logits(occupancy_logits: Tensor) -> Tensor:
-    """Occupancy logits (..., S) -> alphas (..., S) in [0, 1]."""
+    """Convert occupancy logits (..., S) to alphas (..., S) in [0, 1]."""
     return torch.sigmoid(occupancy_logits)
 
 
 def alphas_from_densities(densities: Tensor, t: Tensor, clamp_mode: str = "relu") -> Tensor:
-    """Densities (noise already added) and sorted t, (B, R, S) -> alphas (B, R, S). ``clamp_mode``: relu or softplus."""
+    """Convert densities (noise already added) at sorted t, (B, R, S), to alphas (B, R, S). ``clamp_mode``: relu or softplus."""
     deltas = torch.cat([t[..., 1:] - t[..., :-1], torch.full_like(t[..., :1], LAST_DELTA)], dim=-1)
     clamped = F.softplus(densities) if clamp_mode == "softplus" else F.relu(densities)
     return 1 - torch.exp(-deltas * clamped)
 
 
 def compute_transmittance(alphas: Tensor) -> Tensor:
-    """alphas (..., S) in [0, 1], front to back -> transmittance (..., S), the fraction of light that reaches each sample."""
+    """Return the transmittance (..., S), the fraction of the ray that reaches each sample. alphas: (..., S), front to back."""
     survival = 1 - alphas + 1e-10
     return _RunningProduct.apply(torch.cat([torch.ones_like(alphas[..., :1]), survival[..., :-1]], dim=-1))
 
@@ -50,7 +50,7 @@ class _RunningProduct(torch.autograd.Function):
 
 
 def compute_weights(alphas: Tensor) -> Tensor:
-    """alphas (..., S) in [0, 1], front to back -> weights (..., S), which sum to at most 1."""
+    """Return the weights (..., S), which sum to at most 1. alphas: (..., S) in [0, 1], front to back."""
     return alphas * compute_transmittance(alphas)
 
 
@@ -61,7 +61,7 @@ def add_remainder_to_last(weights: Tensor) -> Tensor:
 
 
 def composite_colors(weights: Tensor, colors: Tensor, white_back: bool = False) -> Tensor:
-    """weights (B, R, S), colors (B, R, S, 3) in [0, 1] -> (B, R, 3). ``white_back`` composites the remaining weight as white."""
+    """Composite colors (B, R, S, 3) in [0, 1] with weights (B, R, S) to (B, R, 3). ``white_back``: remaining weight is white."""
     color = (weights.unsqueeze(-2) @ colors).squeeze(-2)
     if white_back:
         color = color + 1 - weights.sum(dim=-1, keepdim=True)

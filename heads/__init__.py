@@ -1,1 +1,1 @@
-"""Procedural heads: built-in data with known geometry. parameters -> sdf -> shading -> render."""
+"""Procedural heads, the built-in data with known geometry: parameters -> sdf -> shading -> render."""

@@ -1,9 +1,9 @@
-"""A curriculum's camera prior as an image: how far training will turn the object.
+"""An image of a curriculum's camera prior: the range of poses in training.
 
     python dataset.py --check photos/ --curriculum CelebA --set h_stddev=0.4
 
-The same built-in head from the quantiles of the prior's yaw (columns) and pitch (rows), with degrees. If your own images
-turn about as far as this, the prior fits; it matters more than any other setting.
+It shows one built-in head at quantiles of the prior's yaw (columns) and pitch (rows), labeled in degrees. The prior fits if
+your own images show about the same range of poses. No other setting matters more.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from visualization.images import image_grid, png_bytes, to_uint8
 NUM_POSES = 20_000
 YAW_QUANTILES = (0.02, 0.25, 0.5, 0.75, 0.98)
 PITCH_QUANTILES = (0.02, 0.5, 0.98)
-HEAD = 3  # of the built-in set with seed 0
+HEAD = 3  # index in the built-in set with seed 0
 CELL = 128  # pixels
 
 
 def prior_angles(curriculum: Curriculum) -> tuple[Tensor, Tensor]:
-    """Yaw at YAW_QUANTILES and pitch at PITCH_QUANTILES of the curriculum's prior, radians around the front: a positive
-    yaw moves the camera to the image's left (toward -x), a positive pitch moves it down."""
+    """Return yaw at YAW_QUANTILES and pitch at PITCH_QUANTILES of the curriculum's prior, in radians relative to the front.
+
+    A positive yaw moves the camera to the image's left (toward -x), a positive pitch moves it down.
+    """
     poses = sample_camera_poses(
         NUM_POSES,
         h_mean=curriculum.h_mean,
@@ -48,7 +50,7 @@ def prior_angles(curriculum: Curriculum) -> tuple[Tensor, Tensor]:
 
 
 def write_camera_prior(curriculum: Curriculum, path: str | Path) -> str:
-    """Write the image; returns the prior in words. Raises UserError where the file cannot be written."""
+    """Write the image and return a description of the prior. Raises UserError if the file cannot be written."""
     yaw, pitch = prior_angles(curriculum)
     grid_pitch, grid_yaw = torch.meshgrid(pitch, yaw, indexing="ij")
     poses = CameraPoses(grid_pitch.flatten() + math.pi / 2, grid_yaw.flatten() + math.pi / 2)

@@ -1,4 +1,4 @@
-"""What makes one head differ from the next: a named number per trait, drawn from (seed, index) alone.
+"""Random parameters of a head: a named number per trait, determined by (seed, index).
 
 Lengths are in head units (0.1 of a world unit); colors are linear in [0, 1].
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Traits that are uniform in a range. The order is part of the data set: append, never insert.
+# Traits sampled uniformly from a range. The order is part of the data set: append, never insert.
 RANGES: dict[str, tuple[float, float]] = {
     # the whole head, stretched along each axis
     "scale_x": (0.92, 1.07),
@@ -82,7 +82,7 @@ _CLOTH = ((0.75, 0.22, 0.22), (0.20, 0.42, 0.70), (0.22, 0.52, 0.38), (0.85, 0.6
 
 @dataclass(frozen=True)
 class HeadParameters:
-    """B heads. ``traits``: name -> (B, 1), one entry per RANGES and per style switch; colors (B, 3) in [0, 1].
+    """Parameters of B heads. ``traits``: name -> (B, 1), for each of RANGES and each style switch; colors (B, 3) in [0, 1].
 
     ``style``: (B,) index into STYLES.
     """
@@ -99,7 +99,7 @@ class HeadParameters:
         return len(self.style)
 
     def __getitem__(self, which: slice | Tensor) -> HeadParameters:
-        """Some of the heads."""
+        """Return the selected heads."""
         traits = {name: value[which] for name, value in self.traits.items()}
         return HeadParameters(traits, *(getattr(self, n)[which] for n in ("style", "skin", "hair", "iris", "cloth", "lips")))
 
@@ -109,8 +109,8 @@ class HeadParameters:
 
 
 def head_generator(seed: int, index: int) -> torch.Generator:
-    """The random numbers of head ``index`` of the set ``seed``, independent of every other head."""
-    mask = 0xFFFFFFFF  # the generator keeps 32 bits of its seed; this is a bijection of the index, so no two heads share one
+    """Return the random generator of head ``index`` of the set ``seed``, independent of every other head."""
+    mask = 0xFFFFFFFF  # the generator keeps 32 bits of its seed; this hash is a bijection of the index, so seeds do not collide
     state = (index * 0x9E3779B1 + seed * 0x85EBCA6B + (seed >> 32) * 0xC2B2AE35) & mask
     state = ((state ^ (state >> 16)) * 0x7FEB352D) & mask
     state = ((state ^ (state >> 15)) * 0x846CA68B) & mask
@@ -127,14 +127,14 @@ def _choose(u: float, weights: Sequence[float]) -> int:
 
 
 def _mix(palette: Sequence[tuple[float, float, float]], u: float) -> Tensor:
-    """A color on the line through ``palette``."""
+    """Return a color interpolated along ``palette``, with ``u`` in [0, 1]."""
     place = u * (len(palette) - 1)
     i = min(int(place), len(palette) - 2)
     return torch.lerp(torch.tensor(palette[i]), torch.tensor(palette[i + 1]), place - i)
 
 
 def _style_switches(style: str, u: Tensor) -> dict[str, float]:
-    """0 or 1 per part of the hair, and how the style bends the shared traits. ``u`` (3,) uniform."""
+    """Return switches (0 or 1) for the parts of the hair and the style's offsets of shared traits. ``u``: (3,) uniform."""
     return {
         "has_cap": float(style != "bald"),
         "has_curtain": float(style in ("long", "bob")),
@@ -145,7 +145,7 @@ def _style_switches(style: str, u: Tensor) -> dict[str, float]:
 
 
 def sample_heads(indices: Sequence[int], seed: int = 0) -> HeadParameters:
-    """The heads ``indices`` of the set ``seed``. The same (seed, index) gives the same head, whatever its neighbors."""
+    """Sample the heads ``indices`` of the set ``seed``. A head depends only on (seed, index)."""
     rows: list[dict[str, float]] = []
     colors: dict[str, list[Tensor]] = {name: [] for name in ("skin", "hair", "iris", "cloth", "lips")}
     styles = []
@@ -163,7 +163,7 @@ def sample_heads(indices: Sequence[int], seed: int = 0) -> HeadParameters:
         lip_tint = torch.tensor((0.80, 0.25, 0.28))
         drawn = {
             "skin": skin.clamp(0, 1),
-            "hair": hair.clamp(0.12, 1),  # never as dark as the black background
+            "hair": hair.clamp(0.12, 1),  # keep hair brighter than the black background
             "iris": torch.tensor(_IRIS[_choose(float(extra[15]), (1,) * len(_IRIS))]) * (0.85 + 0.3 * extra[16:19]),
             "cloth": (torch.tensor(_CLOTH[_choose(float(extra[19]), (1,) * len(_CLOTH))]) * (0.85 + 0.3 * extra[20:23])).clamp(
                 0, 1

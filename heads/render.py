@@ -1,7 +1,7 @@
-"""Images of heads with exact geometry, by sphere tracing.
+"""Render images of heads with exact geometry by sphere tracing.
 
-One ray per pixel finds depth, normal and mask; four more around it, started from the depths already found, color it.
-Everything is elementwise per ray, so a head's image does not depend on what else is in its batch.
+One ray per pixel gives depth, normal and mask. Four more rays around it, started just before the depths found, give its color.
+All operations are elementwise per ray, so a head's image does not depend on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ _START_BEFORE = 0.003  # world units
 _SAFE_STEP = 0.9  # smooth unions overestimate the distance a little
 _LEAST_STEP = 0.01  # head units
 _MAX_STEPS = 64
-_BLOCK_POINTS = 65_536  # evaluated at a time, so that what one evaluation touches stays in the processor's cache
+_BLOCK_POINTS = 65_536  # per evaluation, so that its data fits in the CPU cache
 
 
 class HeadImages(NamedTuple):
-    """``images`` (B, 3, H, W) in [-1, 1], -1 (black) where there is no head; ``depth`` (B, H, W): t along the unit ray,
-    0 where there is no head; ``normals`` (B, 3, H, W): world axes, unit, outward, 0 where there is no head; ``mask``
-    (B, H, W) bool, True where the ray through the pixel's center meets the head."""
+    """Images of B heads with their geometry.
+
+    ``images`` (B, 3, H, W) in [-1, 1], background -1 (black); ``depth`` (B, H, W): t along the unit ray, background 0;
+    ``normals`` (B, 3, H, W): world axes, unit, outward, background 0; ``mask`` (B, H, W) bool, True where the ray through
+    the pixel's center hits the head.
+    """
 
     images: Tensor
     depth: Tensor
@@ -44,7 +47,7 @@ class _RayBundle(NamedTuple):
     directions: Tensor
 
     def points(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Coordinates in head units at distance ``t`` (B, N), world units."""
+        """Return coordinates in head units at distances ``t`` (B, N) in world units."""
         p = (self.origin + self.directions * t.unsqueeze(1)) / HEAD_UNIT
         return p[:, 0], p[:, 1], p[:, 2]
 
@@ -53,7 +56,7 @@ class _RayBundle(NamedTuple):
 
 
 def _rays(poses: CameraPoses, size: int, fov_degrees: float, offset: tuple[float, float] = (0.0, 0.0)) -> _RayBundle:
-    """Rays through the pixels' centers moved by ``offset`` (fractions of a pixel); the same rays as generators.cameras."""
+    """Return rays through the pixel centers plus ``offset`` (in pixels), matching the rays of generators.cameras."""
     cam2world = camera_to_world(poses)
     grid = torch.linspace(-1, 1, size, device=cam2world.device)
     spacing = 2 / max(size - 1, 1)
@@ -68,7 +71,7 @@ def _rays(poses: CameraPoses, size: int, fov_degrees: float, offset: tuple[float
 
 
 def _ball_span(rays: _RayBundle) -> tuple[Tensor, Tensor]:
-    """Entry and exit t (B, N) of the ball that holds every head; entry > exit where the ray misses it."""
+    """Return entry and exit t (B, N) of the ball that contains every head; entry > exit if the ray misses it."""
     middle = -(rays.origin * rays.directions).sum(1)
     closest = (rays.origin * rays.origin).sum(1) - middle * middle
     half = ((BALL_RADIUS + 0.005) * HEAD_UNIT) ** 2 - closest
@@ -77,9 +80,9 @@ def _ball_span(rays: _RayBundle) -> tuple[Tensor, Tensor]:
 
 
 def _compact(active: Tensor) -> Tensor:
-    """Indices (B, K) of the True entries of ``active`` (B, N) in each row, filled up with one of the row's own.
+    """Return indices (B, K) of the True entries in each row of ``active`` (B, N), padded with an index of the same row.
 
-    K is the longest row's count; rows with fewer repeat an entry, which costs time and changes nothing.
+    K is the largest count over rows. Rows with fewer entries repeat one, which takes time but does not change the result.
     """
     counts = active.sum(1)
     rows, columns = active.nonzero(as_tuple=True)
@@ -90,13 +93,13 @@ def _compact(active: Tensor) -> Tensor:
 
 
 def _in_blocks(function: Callable[[slice], Tensor], num_rows: int, num_columns: int) -> Tensor:
-    """``function`` of consecutive blocks of columns, joined along the columns."""
+    """Apply ``function`` to consecutive blocks of columns and concatenate the results along the columns."""
     width = max(_BLOCK_POINTS // num_rows, 1)
     return torch.cat([function(slice(start, start + width)) for start in range(0, num_columns, width)], dim=1)
 
 
 def _trace(params: HeadParameters, rays: _RayBundle, t_start: Tensor, t_end: Tensor) -> tuple[Tensor, Tensor]:
-    """t (B, N) of the first surface after ``t_start``, and hit (B, N): True where there is one before ``t_end``."""
+    """Return t (B, N) of the first surface after ``t_start``, and hit (B, N), True if there is one before ``t_end``."""
     t, active = t_start.clone(), t_start <= t_end
     hit = torch.zeros_like(active)
     for _ in range(_MAX_STEPS):
@@ -107,7 +110,7 @@ def _trace(params: HeadParameters, rays: _RayBundle, t_start: Tensor, t_end: Ten
         d = _in_blocks(lambda block: head_distance(params, x[:, block], y[:, block], z[:, block]), *x.shape)  # noqa: B023
         at = t.gather(1, index)
         step = d * _SAFE_STEP
-        # a grazing ray would crawl; one that steps inside instead is led back, as the distance there is negative
+        # a minimum step keeps grazing rays moving; a ray that ends up inside steps back, as the distance is negative there
         step = torch.where(d > _HIT, step.clamp(min=_LEAST_STEP), step)
         t.scatter_(1, index, at + step * HEAD_UNIT)
         found = torch.zeros_like(hit).scatter_(1, index, d.abs() < _HIT)
@@ -117,7 +120,7 @@ def _trace(params: HeadParameters, rays: _RayBundle, t_start: Tensor, t_end: Ten
 
 
 def _normals(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Unit outward normals (B, N, 3): the distance's gradient by central differences on a tetrahedron's corners."""
+    """Return unit outward normals (B, N, 3): the gradient of the distance by differences on a tetrahedron's corners."""
     h = 2e-3
     gradient = torch.zeros(*x.shape, 3, device=x.device)
     for corner in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
@@ -127,7 +130,7 @@ def _normals(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def _color_rays(params: HeadParameters, rays: _RayBundle, t_start: Tensor, t_end: Tensor) -> Tensor:
-    """Colors (B, N, 3) in [0, 1], black where there is no head."""
+    """Return colors (B, N, 3) in [0, 1], black where a ray misses the head."""
     t, hit = _trace(params, rays, t_start, t_end)
     colors = torch.zeros(*t.shape, 3, device=t.device)
     index = _compact(hit)
@@ -145,8 +148,10 @@ def _color_rays(params: HeadParameters, rays: _RayBundle, t_start: Tensor, t_end
 
 @torch.no_grad()
 def render_heads(params: HeadParameters, poses: CameraPoses, size: int, fov_degrees: float = 12.0) -> HeadImages:
-    """B heads seen from B poses, ``size`` pixels square. The light is the heads' own; the background is black, which is
-    what free space composites to in a generative occupancy field."""
+    """Render B heads from B poses at ``size`` x ``size`` pixels.
+
+    The light is part of each head's parameters. The background is black, as free space is in a generative occupancy field.
+    """
     rays = _rays(poses, size, fov_degrees)
     entry, exit_ = _ball_span(rays)
     t, hit = _trace(params, rays, entry, exit_)
@@ -156,7 +161,7 @@ def render_heads(params: HeadParameters, poses: CameraPoses, size: int, fov_degr
     num = len(params)
     mask = hit.view(num, size, size)
 
-    # Rays between the pixels' centers start just before the nearest surface around them, and only where there is one.
+    # Rays between pixel centers start just before the nearest surface around them; without one, they are skipped.
     nearest = torch.where(hit, t, math.inf).view(num, 1, size, size)
     nearest = -torch.nn.functional.max_pool2d(-nearest, 3, stride=1, padding=1).flatten(1)
     offsets = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))

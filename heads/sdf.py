@@ -1,8 +1,8 @@
-"""The head as a signed distance: ellipsoids, balls and capsules under smooth unions (I. Quilez, "distance functions").
+"""Signed distance of a head: smooth unions of ellipsoids, balls and capsules (I. Quilez, "distance functions").
 
-Head units: 1 = 0.1 world. +y up, the face looks along +z, x is mirrored but for the hair's parting. Everything lies in a
-ball of radius 1.13 (0.113 world). The zero set is the shape; away from it the value is a close, mostly lower, estimate
-of the distance, as smooth unions and ellipsoids give no exact one.
+One head unit is 0.1 world units. +y is up, the face looks along +z, and x is symmetric except for the hair's parting. The
+head is inside a ball of radius 1.13 (0.113 world units). The zero set is the shape. Elsewhere the value is a close,
+mostly low estimate of the distance, because smooth unions and ellipsoids have no exact closed form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FAR = 10.0
 
 
 class Parts(NamedTuple):
-    """Distances (B, N), head units, to what is colored differently; the head is their smooth union."""
+    """Distances (B, N), head units, to the separately colored parts. The head is their smooth union."""
 
     skin: Tensor
     hair: Tensor
@@ -32,7 +32,7 @@ def _ball(x: Tensor, y: Tensor, z: Tensor, radius: Tensor | float) -> Tensor:
 
 
 def _ellipsoid(x: Tensor, y: Tensor, z: Tensor, rx: Tensor | float, ry: Tensor | float, rz: Tensor | float) -> Tensor:
-    """First-order distance to an ellipsoid: k0 (k0 - 1) / k1."""
+    """Return the first-order distance to an ellipsoid: k0 (k0 - 1) / k1."""
     x, y, z = x / rx, y / ry, z / rz
     k0 = (x * x + y * y + z * z).sqrt()
     x, y, z = x / rx, y / ry, z / rz
@@ -41,18 +41,19 @@ def _ellipsoid(x: Tensor, y: Tensor, z: Tensor, rx: Tensor | float, ry: Tensor |
 
 
 def smooth_min(a: Tensor, b: Tensor, k: float) -> Tensor:
-    """Union rounded over a width ``k`` (polynomial; equal to min where |a - b| >= k)."""
+    """Return a polynomial smooth minimum (union) of width ``k``, equal to min where |a - b| >= k."""
     overlap = (k - (a - b).abs_()).clamp_(min=0)
     return torch.minimum(a, b).sub_(overlap.mul_(overlap).mul_(0.25 / k))
 
 
 def smooth_max(a: Tensor, b: Tensor, k: float) -> Tensor:
+    """Return a polynomial smooth maximum (intersection) of width ``k``, equal to max where |a - b| >= k."""
     overlap = (k - (a - b).abs_()).clamp_(min=0)
     return torch.maximum(a, b).add_(overlap.mul_(overlap).mul_(0.25 / k))
 
 
 def _face(t: dict[str, Tensor], ax: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Skull, jaw, cheeks, brow, sockets, eyeballs, nose, lips."""
+    """Return the distance to skull, jaw, cheeks, brow, eye sockets, eyeballs, nose and lips."""
     d = _ellipsoid(ax, y - 0.27, z + 0.08, 0.515, 0.55, 0.60)
     d = smooth_min(d, _ellipsoid(ax, y + 0.14, z - 0.10, t["jaw_width"], 0.46, 0.43), 0.20)
     d = smooth_min(d, _ball(ax * 0.8, y - t["chin_y"] - t["chin_radius"], z - t["chin_z"], t["chin_radius"]), 0.14)
@@ -70,7 +71,7 @@ def _face(t: dict[str, Tensor], ax: Tensor, y: Tensor, z: Tensor) -> Tensor:
     d = smooth_min(d, _ball(ax, py - along * dy, pz - along * dz, radius), 0.08)
     wing = _ball(ax - t["nose_width"], y - tip_y + 0.015, z - tip_z + 0.115, 0.050)
     d = smooth_min(d, wing, 0.05)
-    # lips: two rolls, their ends raised by a smile
+    # lips: two ellipsoids, with ends raised by a smile
     my = y - t["mouth_y"] - t["smile"] * ax * ax
     depth = z - 0.475 + 1.1 * ax * ax
     full = t["lip_fullness"]
@@ -91,12 +92,12 @@ def _ears_and_neck(t: dict[str, Tensor], d: Tensor, ax: Tensor, y: Tensor, z: Te
 
 
 def _hair(t: dict[str, Tensor], x: Tensor, ax: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """A cap over the skull behind a hairline, curtains beside the face, a bun."""
+    """Return the distance to the hair: a cap behind the hairline, curtains beside the face, and a bun."""
     thick = t["hair_thickness"] + t["extra_volume"]
     frequency = t["hair_wave_frequency"]
     waves = torch.sin(frequency * (x + 0.35 * y)) * torch.sin(frequency * (0.7 * z + 0.25 * y) + 3 * x) * t["hair_wave"]
     cap = _ellipsoid(ax, y - 0.28, z + 0.09, 0.515 + thick, 0.55 + thick, 0.60 + thick) + waves
-    # hair grows where this is positive: above and behind a line from the forehead over the ear to the nape
+    # hair covers the region where this is positive: above and behind a line from the forehead over the ear to the nape
     front = (z - 0.05).clamp(min=0)
     grown = 0.75 * (y - 0.40 - t["hairline"] + t["fringe"] * 1.6) - 0.62 * (z - 0.30)
     grown = grown - 1.1 * ax * ax * front + t["hair_parting"] * x * front * 2 - 0.045
@@ -114,7 +115,7 @@ def _hair(t: dict[str, Tensor], x: Tensor, ax: Tensor, y: Tensor, z: Tensor) -> 
 
 
 def head_parts(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> Parts:
-    """Distances to skin, hair and clothes at (B, N) coordinates in head units."""
+    """Return distances to skin, hair and clothes at coordinates (B, N) in head units."""
     t = params.traits
     x, y, z = x / t["scale_x"], y / t["scale_y"], z / t["scale_z"]
     ax = x.abs()
@@ -128,14 +129,14 @@ def head_parts(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> Parts
 
 
 def head_distance(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Signed distance (B, N) at (B, N) coordinates, all in head units; negative inside."""
+    """Return the signed distance (B, N) at coordinates (B, N), all in head units; negative inside."""
     parts = head_parts(params, x, y, z)
     d = smooth_min(smooth_min(parts.skin, parts.hair, 0.015), parts.cloth, 0.02)
     return smooth_max(d, _ball(x, y, z, BALL_RADIUS), 0.03)
 
 
 def head_sdf(params: HeadParameters, points: Tensor) -> Tensor:
-    """Signed distance (B, N), world units, negative inside, at ``points`` (B, N, 3) in world coordinates."""
+    """Return the signed distance (B, N), world units, negative inside, at ``points`` (B, N, 3) in world coordinates."""
     if points.ndim != 3 or points.shape[-1] != 3 or len(points) != len(params):
         raise ValueError(f"points must be ({len(params)}, N, 3), not {tuple(points.shape)}")
     x, y, z = (points / HEAD_UNIT).unbind(-1)

@@ -1,4 +1,4 @@
-"""What color a head has at a surface point: paint (skin, lips, brows, eyes, hair, clothes), then light."""
+"""Colors of a head at surface points: albedo (skin, lips, brows, eyes, hair, clothes), then lighting."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from heads.sdf import head_distance, head_parts
 
 
 def _step(low: float | Tensor, high: float | Tensor, value: Tensor) -> Tensor:
-    """0 below ``low``, 1 above ``high``, smooth between."""
+    """Return a smoothstep: 0 below ``low``, 1 above ``high``."""
     s = ((value - low) / (high - low)).clamp(0, 1)
     return s * s * (3 - 2 * s)
 
 
 def _power(value: Tensor, num_squarings: int) -> Tensor:
-    """value ** (2 ** num_squarings); torch's own powers differ in the last bit with a tensor's length."""
+    """Return value ** (2 ** num_squarings). The last bit of torch.pow depends on the tensor's length."""
     for _ in range(num_squarings):
         value = value * value
     return value
 
 
 def _paint(base: Tensor, color: Tensor, amount: Tensor) -> Tensor:
-    """``base`` (B, N, 3) covered by ``color`` (B, 3) to the ``amount`` (B, N) in [0, 1]."""
+    """Blend ``base`` (B, N, 3) with ``color`` (B, 3) by ``amount`` (B, N) in [0, 1]."""
     return torch.lerp(base, color.unsqueeze(1).expand_as(base), amount.unsqueeze(-1))
 
 
@@ -32,7 +32,7 @@ def _tint(params: HeadParameters, color: tuple[float, float, float]) -> Tensor:
 
 
 def _eyes(params: HeadParameters, base: Tensor, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Whites, iris and pupil inside an almond on the front of each eyeball; also where the eye is (B, N)."""
+    """Paint whites, iris and pupil in an almond shape on each eyeball; return the colors and the eye's coverage (B, N)."""
     t = params.traits
     side = torch.sign(x)
     ex, ey, radius = x.abs() - t["eye_x"], y - t["eye_y"], t["eye_radius"]
@@ -50,7 +50,7 @@ def _eyes(params: HeadParameters, base: Tensor, x: Tensor, y: Tensor, z: Tensor)
 
 
 def _skin_color(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Colors (B, N, 3) in [0, 1] of the skin with all that is painted on it, and where eyes are (B, N)."""
+    """Return colors (B, N, 3) in [0, 1] of the skin with all facial features, and the eyes' coverage (B, N)."""
     t = params.traits
     ax, front = x.abs(), _step(0.20, 0.32, z)
     base = params.skin.unsqueeze(1).expand(-1, x.shape[1], 3)
@@ -75,17 +75,17 @@ def _skin_color(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> tupl
 
 
 def _hair_color(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Colors (B, N, 3): strands run down the head, lighter and darker."""
+    """Return hair colors (B, N, 3) with lighter and darker strands that run down the head."""
     angle = torch.atan2(x, z + 0.15)
     strands = torch.sin(angle * 23 + 3 * torch.sin(5 * y)) + 0.6 * torch.sin(angle * 41 - 7 * y)
     return params.hair.unsqueeze(1) * (1 + 0.11 * strands).unsqueeze(-1)
 
 
 def head_colors(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor, normals: Tensor, to_camera: Tensor) -> Tensor:
-    """Colors (B, N, 3) in [0, 1] at surface points.
+    """Return colors (B, N, 3) in [0, 1] at surface points.
 
-    ``x, y, z``: (B, N), head units. ``normals`` and ``to_camera``: (B, N, 3), unit, world axes. The light stands still in
-    the world, so that shading is the same from every side but for a faint highlight.
+    ``x, y, z``: (B, N), head units. ``normals`` and ``to_camera``: (B, N, 3), unit, world axes. The light is
+    fixed in the world, so shading does not depend on the view, except for a faint highlight.
     """
     t = params.traits
     px, py, pz = x / t["scale_x"], y / t["scale_y"], z / t["scale_z"]
@@ -99,7 +99,7 @@ def head_colors(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor, normals
     light = torch.cat([t["light_x"], t["light_y"], torch.ones_like(t["light_x"])], dim=1)
     light = (light / (light * light).sum(1, keepdim=True).sqrt()).unsqueeze(1)
     facing = (normals * light).sum(-1)
-    diffuse = (0.25 + 0.75 * facing).clamp(min=0)  # wrapped: soft, as skin is
+    diffuse = (0.25 + 0.75 * facing).clamp(min=0)  # wrapped diffuse, soft like skin
     sky = 0.85 + 0.15 * normals[..., 1]
     reach = 0.10
     nx, ny, nz = normals.unbind(-1)

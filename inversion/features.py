@@ -22,14 +22,14 @@ from discriminators.build import build_discriminator
 from discriminators.progressive import ProgressiveEncoderDiscriminator, entry_block
 from discriminators.residual import ResidualDiscriminator
 from inversion.losses import Features
-from metrics.efficientnet import PIXEL_MEAN, PIXEL_SCALE, STAGES, EfficientNetLite0, is_at_hand, load_efficientnet
+from metrics.efficientnet import PIXEL_MEAN, PIXEL_SCALE, STAGES, EfficientNetLite0, is_installed, load_efficientnet
 
 NUM_STAGES = 4  # of EfficientNet: down to 1/16 of its input's side
 
 
 def open_features(path: str | Path, loaded: LoadedGenerator, device: torch.device) -> tuple[Features | None, str]:
     """Feature maps for the loss and where they come from, in words; None where there is no network at hand."""
-    if is_at_hand():
+    if is_installed():
         network = load_efficientnet().to(device)
         return lambda images: efficientnet_maps(network, images), "EfficientNet-Lite0"
     discriminator = _discriminator_of(resolve_generator_path(path), loaded)

@@ -1,5 +1,5 @@
-"""How good a generator is: of its images (registry.py), its surfaces (weighted_variance.py) and its shapes (shapes.py).
+"""Metrics of a generator's images (registry.py), surfaces (weighted_variance.py) and shapes (shapes.py).
 
-To add an image metric, write one function of an :class:`metrics.registry.Evaluation` and give it an entry in
-:data:`metrics.registry.METRICS`; ``eval_metrics.py --metrics NAME`` then knows it.
+To add an image metric, write a function that takes an :class:`metrics.registry.Evaluation` and add it to
+:data:`metrics.registry.METRICS`. ``eval_metrics.py --metrics NAME`` then accepts it.
 """

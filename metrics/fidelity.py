@@ -1,7 +1,7 @@
-"""FID, KID and IS through torch-fidelity, which gets tensors, and weights that were checked to be nothing but tensors.
+"""FID, KID and IS computed by torch-fidelity from image tensors and verified weights.
 
-torch-fidelity unpickles whatever file of weights it is given. So a file, the user's or a downloaded one, is first read as
-data (checkpoints/torch_files.py), and torch-fidelity gets a copy that was written here.
+torch-fidelity unpickles any weights file it is given. A user's or downloaded file is therefore read as data first
+(checkpoints/torch_files.py), and torch-fidelity gets a copy written here that holds only tensors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MIN_IMAGES = 4
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where an extractor's weights come from: a plain state dict, whose SHA-256 begins with ``hash_prefix``."""
+    """The source of an extractor's weights: the URL of a plain state dict whose SHA-256 starts with ``hash_prefix``."""
 
     url: str
     hash_prefix: str
@@ -40,8 +40,8 @@ class WeightsSource:
         return self.url.rsplit("/", 1)[1]
 
 
-# Only extractors whose weights are plain tensors: torch-fidelity's clip-* are TorchScript programs, and its dinov2-* fetch
-# and run a repository's code.
+# Only extractors whose weights are plain tensors. torch-fidelity's clip-* are TorchScript programs; its dinov2-* download
+# and run code from a repository.
 EXTRACTORS = {
     "inception-v3-compat": WeightsSource(
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth", "6726825d"
@@ -52,7 +52,7 @@ EXTRACTORS = {
 
 @dataclass(frozen=True)
 class FidelitySettings:
-    """What the results depend on besides the images; recorded with them."""
+    """Settings that the results depend on besides the images. They are recorded with the results."""
 
     feature_extractor: str
     rng_seed: int
@@ -63,9 +63,9 @@ class FidelitySettings:
 
     @classmethod
     def for_counts(cls, num_real: int, num_fake: int, extractor: str, seed: int, batch_size: int) -> FidelitySettings:
-        """The usual 100 subsets of 1000 and 10 splits; fewer where there are few images.
+        """Return the usual 100 subsets of 1000 images and 10 splits, reduced for small sets.
 
-        A subset is at most half of a set: the subsets of a whole set are all the same, and their deviation 0.
+        A subset is at most half of a set. Subsets of the full size would be identical, with deviation 0.
         """
         fewest = min(num_real, num_fake)
         return cls(extractor, seed, batch_size, 100, max(2, min(1000, fewest // 2)), max(1, min(10, num_fake // 10)))
@@ -83,18 +83,18 @@ class _Images(torch.utils.data.Dataset):
 
 
 def find_weights(extractor: str, weights_file: str | Path | None) -> Path:
-    """The file of weights: the user's, the one downloaded before, or a fresh download (its hash is checked).
+    """Return the weights file: the user's, a previously downloaded one, or a new download (its hash is checked).
 
-    Raises UserError for an unknown extractor, a missing file, or where the weights cannot be fetched.
+    Raises UserError for an unknown extractor, a missing file or a failed download.
     """
     if extractor not in EXTRACTORS:
         raise UserError(
-            f"--feature_extractor {extractor!r} is not supported (known: {', '.join(EXTRACTORS)}); others of torch-fidelity "
-            "come as programs to be run, not as weights"
+            f"--feature_extractor {extractor!r} is not supported; use one of {', '.join(EXTRACTORS)} (torch-fidelity's other "
+            "extractors require running downloaded code)"
         )
     if weights_file is not None:
         if not Path(weights_file).is_file():
-            raise UserError(f"there is no weights file {weights_file}; see --feature_extractor_weights")
+            raise UserError(f"--feature_extractor_weights {weights_file}: no such file; name a local weights file")
         return Path(weights_file)
     source = EXTRACTORS[extractor]
     path = Path(torch.hub.get_dir()) / "checkpoints" / source.file_name
@@ -103,8 +103,8 @@ def find_weights(extractor: str, weights_file: str | Path | None) -> Path:
     return path
 
 
-def weights_at_hand(extractor: str, weights_file: Path | None) -> Path | None:
-    """As :func:`find_weights`, but nothing is fetched: None where there are none."""
+def local_weights(extractor: str, weights_file: Path | None) -> Path | None:
+    """Return the weights file as :func:`find_weights` does, but without downloading; None if there is no local file."""
     if weights_file is not None:
         return weights_file
     path = Path(torch.hub.get_dir()) / "checkpoints" / EXTRACTORS[extractor].file_name
@@ -113,22 +113,22 @@ def weights_at_hand(extractor: str, weights_file: Path | None) -> Path | None:
 
 def _download(extractor: str, source: WeightsSource, path: Path) -> None:
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # without one a dead network hangs for minutes
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # without a timeout, a dead network hangs for minutes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(source.url, str(path), hash_prefix=source.hash_prefix)
     except (OSError, RuntimeError, ValueError) as error:  # URLError and timeouts are OSErrors; a wrong hash a RuntimeError
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise UserError(
-            f"cannot fetch the weights of {extractor} ({reason}); download {source.url} elsewhere and name the file with "
-            "--feature_extractor_weights, or use --metrics swd, which needs none"
+            f"cannot download the weights of {extractor} ({reason}); download {source.url} on another machine and pass the file "
+            "with --feature_extractor_weights, or use --metrics swd, which needs no weights"
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a file by torch.save or safetensors; nothing in it is run. Raises UserError for anything else."""
+    """Read named tensors from a torch.save or safetensors file without running code from it. Raises UserError otherwise."""
     require_file(path)
     if path.suffix == ".safetensors":
         import safetensors.torch
@@ -136,16 +136,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         try:
             return safetensors.torch.load_file(path)
         except Exception as error:
-            raise UserError(f"{path} is damaged or no safetensors file ({printable(error)})") from None
+            raise UserError(f"{path} is damaged or not a safetensors file ({printable(error)})") from None
     state = read_torch_file(path)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} is not a dictionary of named tensors, as the weights of a feature extractor are")
+        raise UserError(f"{path} does not hold a dictionary of named tensors; name a weights file of a feature extractor")
     return {str(name): value for name, value in state.items()}
 
 
 @contextmanager
 def trusted_copy(path: Path):
-    """The path of a copy of a weights file that holds tensors alone. Raises UserError where the file holds anything else."""
+    """Provide the path of a copy of a weights file with only its tensors. Raises UserError if the file holds anything else."""
     state = read_state_dict(path)
     folder = tempfile.mkdtemp(prefix="gof_weights_")
     try:
@@ -158,9 +158,9 @@ def trusted_copy(path: Path):
 def calculate(
     fake: Tensor, real: Tensor, names: Set[str], settings: FidelitySettings, weights_file: Path | None, device: torch.device
 ) -> dict[str, float]:
-    """torch-fidelity's results for ``names`` among fid, kid and is. fake, real: (N, 3, H, W) uint8.
+    """Return torch-fidelity's results for ``names``, a subset of fid, kid and is. fake, real: (N, 3, H, W) uint8.
 
-    Raises UserError for too few images, or weights that are missing, unsafe, or another network's.
+    Raises UserError for too few images, or for weights that are missing, unsafe or of another network.
     """
     if min(len(fake), len(real)) < MIN_IMAGES:
         raise UserError(f"{len(fake)} generated and {len(real)} real images are too few; use at least {MIN_IMAGES} of each")
@@ -177,10 +177,10 @@ def calculate(
                 feature_extractor_weights_path=str(weights),
                 cuda=device.type == "cuda",
                 cache=False,
-                save_cpu_ram=True,  # no worker processes: the images are in memory already
+                save_cpu_ram=True,  # no worker processes: the images are already in memory
                 verbose=False,
             )
         except RuntimeError as error:
             if "state_dict" not in str(error):
                 raise
-            raise UserError(f"{weights_file} holds the weights of another network than {settings.feature_extractor}") from None
+            raise UserError(f"{weights_file} is not a weights file of {settings.feature_extractor}") from None

@@ -1,4 +1,4 @@
-"""The surfaces behind generated images, against the geometry that they show (docs/metrics.md, tools/eval_geometry.py)."""
+"""Scores of generated surfaces against the geometry that their images show (docs/metrics.md, tools/eval_geometry.py)."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from settings.curriculum import Curriculum
 
 
 def surfaces_of(views: list[View]) -> Geometry:
-    """The surfaces that views meet, normals in WORLD axes."""
+    """Return the surfaces of ``views``, with normals in WORLD axes."""
     return Geometry(*(torch.stack([getattr(view, name) for view in views]) for name in ("surface_depth", "normals", "hit_mask")))
 
 
 def background_is_white(data: TruthSet) -> bool:
-    """Whether the set's images are brighter than mid-gray where there is no object."""
+    """Return whether the background of the set's images is brighter than mid-gray on average."""
     outside = ~data.geometry.mask.unsqueeze(1).expand_as(data.images)
     return bool(outside.any()) and float(data.images[outside].float().mean()) > 127.5
 
 
 def over_background(curriculum: Curriculum, is_white: bool) -> Curriculum:
-    """The curriculum with the set's background behind its objects; as it is where rays end in a color of their own."""
+    """Return the curriculum with the set's background color, unchanged if it uses ``last_back``."""
     return curriculum if curriculum.last_back else replace(curriculum, white_back=is_white, eval_last_back=None)
 
 
 def geometry_settings(curriculum: Curriculum, image_size: int) -> ViewSettings:
-    """How views that are scored are rendered: ``last_back`` as in training, twice the curriculum's samples per ray."""
+    """Return the settings of scored views: ``last_back`` as in training, twice the curriculum's samples per ray."""
     return ViewSettings(image_size=image_size, last_back=curriculum.last_back)
 
 
 def generated_geometry(
     loaded: LoadedGenerator, curriculum: Curriculum, num: int, image_size: int, *, psi: float, seed: int, batch_size: int
 ) -> tuple[Tensor, Geometry]:
-    """``num`` images (N, 3, H, W) uint8 and the surfaces behind them, normals in camera axes."""
+    """Render ``num`` images (N, 3, H, W) uint8 and their surfaces, with normals in camera axes."""
     settings = geometry_settings(curriculum, image_size)
     views: list[View] = []
     poses: list[CameraPoses] = []
@@ -56,12 +56,12 @@ def generated_geometry(
 
 
 def score(predicted: Geometry, generated: Geometry) -> dict[str, Any]:
-    """``compare``, and the same for the hollow twin and the cardboard cut-out of each generated surface, for scale."""
+    """Compare both geometries, and add the scores of each generated surface mirrored in depth and flattened as baselines."""
     results = compare(predicted, generated)
     if not results["num_views_compared"]:
         raise UserError(
             f"none of the {results['num_views']} generated views has a surface where its image shows an object; "
-            "is this generator trained on the set of --dataset_path?"
+            "check that the generator was trained on the set of --dataset_path"
         )
     baselines = {"mirrored": compare(predicted, mirrored(generated)), "flat": compare(predicted, flattened(generated))}
     keys = ("depth_mae_aligned", "normal_mean_degrees", "normal_median_degrees")

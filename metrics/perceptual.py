@@ -1,7 +1,7 @@
-"""Distances of image sets by the features of EfficientNet-Lite0 (metrics/efficientnet.py), pooled to 1280 numbers an image.
+"""Distances between image sets from pooled features of EfficientNet-Lite0 (metrics/efficientnet.py), 1280 per image.
 
-``fd`` and ``kd`` are to these features what FID and KID are to Inception's, so no number here compares with a paper's FID.
-Precision and recall tell quality from variety. Source: Heusel et al., NeurIPS 2017; Binkowski et al., "Demystifying MMD
+``fd`` and ``kd`` correspond to FID and KID, which use Inception features. They are not comparable with a paper's FID.
+Precision and recall separate quality from variety. Source: Heusel et al., NeurIPS 2017; Binkowski et al., "Demystifying MMD
 GANs", ICLR 2018; Kynkaanniemi et al., "Improved precision and recall metric", NeurIPS 2019.
 """
 
@@ -18,27 +18,27 @@ from metrics.efficientnet import load_efficientnet
 
 BATCH_SIZE = 32
 NUM_NEIGHBORS = 3  # k of Kynkaanniemi et al.
-MIN_IMAGES = 2 * (NUM_NEIGHBORS + 1)  # so that each half of the real images has that many neighbors
-SMALL_SIZE = 32  # pixels, of the second look, which sees shapes and colors and no detail
+MIN_IMAGES = 2 * (NUM_NEIGHBORS + 1)  # each half of the real images needs this many neighbors
+SMALL_SIZE = 32  # pixels, of the second evaluation, which sees shapes and colors but no detail
 
 
 @torch.no_grad()
 def features_of(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Features (N, 1280), float64 on the CPU, of uint8 images (N, 3, H, W)."""
+    """Return features (N, 1280) of uint8 images (N, 3, H, W), as float64 on the CPU."""
     network = load_efficientnet().to(device)
     return torch.cat([network(batch.to(device)).cpu().double() for batch in images.split(BATCH_SIZE)])
 
 
 def averaged_down(images: Tensor, size: int) -> Tensor:
-    """uint8 images (N, 3, H, H), each ``H / size`` pixels square averaged to one; H a multiple of ``size``."""
+    """Average uint8 images (N, 3, H, H) down to ``size`` px. H must be a multiple of ``size``."""
     return F.avg_pool2d(images.float(), images.shape[-1] // size).round().to(torch.uint8)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """|mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)), A and B the covariances of ``a`` (N, D) and ``b`` (M, D), float64.
+    """Return |mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)), with covariances A of ``a`` (N, D) and B of ``b`` (M, D), float64.
 
-    With centered rows X and Y, the trace of the root is the sum of the singular values of X Y^T over their degrees of freedom:
-    no D x D matrix has to be formed where there are fewer images than features.
+    With centered rows X and Y, scaled by the root of their degrees of freedom, the trace of the matrix root is the sum of
+    the singular values of X Y^T. With fewer images than features, this avoids the D x D matrix.
     """
     mean_a, mean_b = a.mean(dim=0), b.mean(dim=0)
     x, y = (a - mean_a) / (len(a) - 1) ** 0.5, (b - mean_b) / (len(b) - 1) ** 0.5
@@ -49,9 +49,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Squared maximum mean discrepancy of ``a`` (N, D) and ``b`` (M, D) for the kernel (x . y / D + 1)^3, unbiased.
+    """Return the unbiased squared MMD of ``a`` (N, D) and ``b`` (M, D) with the kernel (x . y / D + 1)^3.
 
-    Of the whole sets, where KID averages subsets: the same in expectation, and nothing is drawn.
+    Uses the full sets, while KID averages over random subsets. The expectation is the same, without randomness.
     """
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -64,15 +64,18 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 
 class PrecisionRecall(NamedTuple):
-    """``precision``: share of generated images within the real ones' manifold; ``recall``: of real ones within theirs."""
+    """``precision``: share of generated images in the real manifold; ``recall``: share of real images in the generated one."""
 
     precision: float
     recall: float
 
 
 def precision_recall(real: Tensor, fake: Tensor, num_neighbors: int = NUM_NEIGHBORS) -> PrecisionRecall:
-    """Of features (N, D) and (M, D). A set's manifold: the balls around its points that reach their ``num_neighbors``-th
-    nearest neighbor in the set."""
+    """Return precision and recall of features ``real`` (N, D) and ``fake`` (M, D).
+
+    A set's manifold is the union of balls around its points, each with the distance to the point's ``num_neighbors``-th
+    nearest neighbor in the set as its radius.
+    """
 
     def share_within(points: Tensor, centers: Tensor) -> float:
         radii = torch.cdist(centers, centers).kthvalue(num_neighbors + 1, dim=1).values  # the nearest is the point itself
@@ -82,7 +85,7 @@ def precision_recall(real: Tensor, fake: Tensor, num_neighbors: int = NUM_NEIGHB
 
 
 def halves(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Two halves of the real images' features, for the scale of a score. Raises UserError for too few images."""
+    """Split the real features into two halves, to score them against each other. Raises UserError for too few images."""
     if len(features) < MIN_IMAGES:
         raise UserError(f"{len(features)} real images are too few for fd, kd and prc; use at least {MIN_IMAGES}")
     half = len(features) // 2

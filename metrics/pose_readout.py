@@ -1,8 +1,9 @@
-"""A small network that reads an image's pose, learned from the built-in heads seen from a wide range of poses.
+"""A small network that predicts an image's pose, trained on built-in heads over a wide range of poses.
 
-It is meant for images that are no built-in heads: it sees them before random backgrounds, in other colors, nearer, farther
-and beside the middle. A tenth is held out; what it reads there is kept with it, as its error. Kept in a file named after the
-settings, so it is trained once. Poses here are (yaw, pitch) around the front, in radians (generators/cameras.py).
+It is applied to photos. In training, the heads are therefore augmented with random backgrounds, colors, scales and offsets.
+A tenth of the heads is held out, and the predictions for them are stored with the network as a measure of its error. The
+network is cached in a file named after its settings, so it is trained once. Poses are (yaw, pitch) relative to the front,
+in radians (generators/cameras.py).
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from tqdm import tqdm
 from generators.cameras import CameraPoses
 from heads.parameters import sample_heads
 from heads.render import render_heads
-from metrics.small_networks import chosen, conv_block, degrade, keep_network, kept_path, read_kept, train_network
+from metrics.small_networks import cache_path, conv_block, degrade, load_cached, random_mask, save_network, train_network
 
 FORMAT = "gof-pose-readout-1"
 INPUT_SIZE = 32  # pixels
-RENDER_SIZE = 40  # pixels: the heads come nearer by up to ZOOM
-MAX_YAW, MAX_PITCH = 1.2, 0.6  # of the poses learned from
+RENDER_SIZE = 40  # pixels, more than INPUT_SIZE because of ZOOM
+MAX_YAW, MAX_PITCH = 1.2, 0.6  # of the training poses
 ZOOM = (0.85, 2.0)
-SHIFT, ROLL = 0.12, 0.15  # of half the image; radians
+SHIFT, ROLL = 0.12, 0.15  # fraction of half the image; radians
 HELD_OUT_FRACTION = 0.1
-HELD_OUT_DRAWS = 3  # other backgrounds, colors and places of each held-out head
-HEADS_SEED = 0x905E  # of a set that nobody trains on
+HELD_OUT_DRAWS = 3  # augmented versions of each held-out head
+HEADS_SEED = 0x905E  # of a set that no generator is trained on
 BLOCK = 64
 
 
 @dataclass(frozen=True)
 class ReadoutSettings:
-    """How the read-out is trained; part of its file's name."""
+    """Settings of the network's training. They are part of its file's name."""
 
     seed: int = 0
     num_heads: int = 3000
@@ -50,9 +51,9 @@ class ReadoutSettings:
 
 
 class PoseReadout(nn.Module):
-    """Images (B, 3, 32, 32) in [-1, 1] -> (B, 2), yaw and pitch over MAX_YAW and MAX_PITCH.
+    """Images (B, 3, 32, 32) in [-1, 1] -> (B, 2), yaw and pitch divided by MAX_YAW and MAX_PITCH.
 
-    ``held_out``: (N, 6), true yaw and pitch of images it has not seen, what it read there, and the mirror disagreement.
+    ``held_out``: (N, 6), true yaw and pitch of held-out images, the predicted ones, and the mirror disagreement.
     """
 
     def __init__(self, settings: ReadoutSettings) -> None:
@@ -64,15 +65,18 @@ class PoseReadout(nn.Module):
         self.register_buffer("held_out", torch.zeros(settings.num_held_out * HELD_OUT_DRAWS, 6))
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(images, 2)  # a quarter of the work
+        x = F.pixel_unshuffle(images, 2)  # a quarter of the computation
         for level, block in enumerate(self.blocks):
             x = block(F.avg_pool2d(x, 2) if level else x)
         return self.head(x.flatten(1))
 
     @torch.no_grad()
     def read(self, images: Tensor, batch_size: int = 128) -> tuple[Tensor, Tensor]:
-        """Poses (N, 2) that the images (N, 3, 32, 32) in [-1, 1] show, and by how much an image and its mirror image
-        disagree (N, 2), on the CPU. A pose is the mean of both readings."""
+        """Predict poses of images (N, 3, 32, 32) in [-1, 1].
+
+        Returns poses (N, 2), the means of the predictions for an image and its mirror image, and the differences of the
+        two predictions (N, 2), on the CPU.
+        """
         scale = images.new_tensor([MAX_YAW, MAX_PITCH])
         turned = images.new_tensor([-1.0, 1.0])
         device = next(self.parameters()).device
@@ -95,11 +99,11 @@ class PosedHeads:
 
 
 def render_posed_heads(settings: ReadoutSettings) -> PosedHeads:
-    """The built-in heads that the read-out learns from: evenly spread poses, a head to each."""
+    """Render the built-in heads for training: uniformly distributed poses, a different head for each."""
     generator = torch.Generator().manual_seed(settings.seed)
     poses = (torch.rand(settings.num_heads, 2, generator=generator) * 2 - 1) * torch.tensor([MAX_YAW, MAX_PITCH])
     images, masks = [], []
-    with tqdm(total=settings.num_heads, desc="heads to learn poses from", unit="head", leave=False) as progress:
+    with tqdm(total=settings.num_heads, desc="heads for pose training", unit="head", leave=False) as progress:
         for start in range(0, settings.num_heads, BLOCK):
             some = poses[start : start + BLOCK] + math.pi / 2
             heads = sample_heads(range(start, start + len(some)), HEADS_SEED + settings.seed)
@@ -111,25 +115,24 @@ def render_posed_heads(settings: ReadoutSettings) -> PosedHeads:
 
 
 def smooth_noise(num: int, num_channels: int, coarse_size: int, generator: torch.Generator) -> Tensor:
-    """(num, num_channels, 32, 32), standard normal at ``coarse_size`` squared places and smooth between."""
+    """Return noise (num, num_channels, 32, 32): standard normal on a ``coarse_size`` square grid, interpolated bilinearly."""
     coarse = torch.randn(num, num_channels, coarse_size, coarse_size, generator=generator)
     return F.interpolate(coarse, size=(INPUT_SIZE, INPUT_SIZE), mode="bilinear", align_corners=True)
 
 
 def backgrounds(num: int, generator: torch.Generator) -> Tensor:
-    """(num, 3, 32, 32) in [0, 1]: a quarter black, the others colors that change smoothly or with detail."""
+    """Return backgrounds (num, 3, 32, 32) in [0, 1]: a quarter of them black, the others with smooth or detailed colors."""
     strength = torch.rand(num, 2, 1, 1, 1, generator=generator) * torch.tensor([0.3, 0.2])[:, None, None, None]
     image = torch.rand(num, 3, 1, 1, generator=generator) + 0.3 * smooth_noise(num, 3, 2, generator)
     for i, coarse_size in enumerate((5, 12)):
         image = image + strength[:, i] * smooth_noise(num, 3, coarse_size, generator)
-    return image.clamp(0, 1) * ~chosen(num, 0.25, generator, torch.device("cpu"))
+    return image.clamp(0, 1) * ~random_mask(num, 0.25, generator, torch.device("cpu"))
 
 
 def vary(heads: PosedHeads, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, 32, 32) in [-1, 1] of the heads as photos might show them, and their poses (B, 2); on the CPU.
+    """Augment the heads to resemble photos; return images (B, 3, 32, 32) in [-1, 1] and poses (B, 2), on the CPU.
 
-    Half of them mirrored; nearer or farther, beside the middle, tilted; in other colors, some gray, patchily lit; before a
-    background; and :func:`degrade`.
+    Half are mirrored. Scale, offset, roll, colors (some gray), lighting and background vary, and :func:`degrade` is applied.
     """
     num = len(heads.poses)
 
@@ -146,7 +149,7 @@ def vary(heads: PosedHeads, generator: torch.Generator) -> tuple[Tensor, Tensor]
     layers = F.grid_sample(layers, grid, align_corners=False)
     colors, mask = layers[:, :3], layers[:, 3:]
     mixing = torch.eye(3) + 0.15 * torch.randn(num, 3, 3, generator=generator)
-    mixing = torch.where(chosen(num, 0.15, generator, mixing.device)[..., 0], 1 / 3, mixing)
+    mixing = torch.where(random_mask(num, 0.15, generator, mixing.device)[..., 0], 1 / 3, mixing)
     light = between(0.7, 1.3)[:, None, None, None] + between(0, 0.4)[:, None, None, None] * smooth_noise(num, 1, 4, generator)
     colors = torch.einsum("bij,bjhw->bihw", mixing, colors) * light.clamp_min(0.2)
     image = colors.clamp(0, 1) * (mask > 0) + backgrounds(num, generator) * (1 - mask)
@@ -158,7 +161,7 @@ def _take(heads: PosedHeads, index: Tensor) -> PosedHeads:
 
 
 def train_readout(heads: PosedHeads, settings: ReadoutSettings, device: torch.device) -> PoseReadout:
-    """Train on all but the last ``num_held_out`` of the heads, and read those."""
+    """Train on all but the last ``num_held_out`` heads, then predict the poses of those."""
     generator = torch.Generator().manual_seed(settings.seed + 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -179,14 +182,14 @@ def train_readout(heads: PosedHeads, settings: ReadoutSettings, device: torch.de
 
 
 def get_pose_readout(settings: ReadoutSettings, cache_dir: Path, device: torch.device) -> tuple[PoseReadout, Path]:
-    """The read-out and its file in ``cache_dir``: read from it if it is there and whole, else trained and written there.
+    """Return the network and its file in ``cache_dir``. Train and write it if the file is missing or damaged.
 
-    Raises UserError where it cannot be written.
+    Raises UserError if the file cannot be written.
     """
-    path = kept_path(cache_dir, "pose_readout", [FORMAT, asdict(settings)])
+    path = cache_path(cache_dir, "pose_readout", [FORMAT, asdict(settings)])
     readout = PoseReadout(settings)
-    if read_kept(path, readout) is not None:
+    if load_cached(path, readout) is not None:
         return readout.to(device), path
     readout = train_readout(render_posed_heads(settings), settings, device)
-    keep_network(path, readout, {"format": FORMAT})
+    save_network(path, readout, {"format": FORMAT})
     return readout, path

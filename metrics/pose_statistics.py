@@ -1,7 +1,7 @@
-"""How far images turn, from noisy readings of their poses: spread without the noise, and the prior that fits.
+"""The spread of poses from noisy predictions, corrected for the noise, and the camera prior that fits it.
 
-A reading is taken to be ``offset + slope * pose + noise``. Slope and noise are known from images whose pose is known
-(:class:`Calibration`), so the spread of the poses follows from the spread of the readings. Angles are radians.
+A prediction (reading) is modeled as ``offset + slope * pose + noise``. Slope and noise are estimated from images of known
+pose (:class:`Calibration`), so the spread of the poses follows from the spread of the readings. Angles are in radians.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from torch import Tensor
 
 ANGLES = ("yaw", "pitch")
 MAD_TO_STDDEV = 1.4826  # of a normal distribution
-OUTLIER = 4.0  # robust standard deviations; beyond them a reading says nothing about the rest
-MIN_SLOPE = 0.2  # below it a reading hardly follows the pose
-MIN_SHARE = 0.1  # of the readings' variance that must be the pose's, else it drowns in the noise
+OUTLIER = 4.0  # robust standard deviations from the median; readings beyond are dropped
+MIN_SLOPE = 0.2  # below it, readings hardly depend on the pose
+MIN_SHARE = 0.1  # of the readings' variance that the poses must explain, otherwise noise dominates
 UNIFORM_KURTOSIS = -1.2  # excess; a normal distribution has 0
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How ``num`` readings follow the truth: ``slope`` of the line, ``noise`` (standard deviation) around it, and ``error``, the
-    root mean square of reading - truth."""
+    """Linear fit of ``num`` readings against the true poses.
+
+    ``slope`` of the line, ``noise``: standard deviation around it, ``error``: root mean square of reading - truth.
+    """
 
     slope: float
     noise: float
@@ -34,8 +36,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one angle. ``median``, ``robust`` and ``plain`` standard deviations are of the readings; ``stddev`` is of the poses,
-    the noise taken away, None where it cannot be told; ``kurtosis``: excess, likewise; ``num_outliers`` are left out of all."""
+    """Statistics of one angle.
+
+    ``median`` and the ``robust`` and ``plain`` standard deviations describe the readings. ``stddev`` and ``kurtosis`` (excess)
+    describe the poses, with the noise removed; they are None if they cannot be estimated. ``plain``, ``stddev`` and
+    ``kurtosis`` exclude ``num_outliers`` readings.
+    """
 
     median: float
     robust: float
@@ -48,23 +54,23 @@ class Spread:
 
 
 def calibrate(readings: Tensor, truth: Tensor) -> Calibration:
-    """The line through ``readings`` over ``truth``, (N,) each, by least squares. N > 2, and not all of the truth the same."""
+    """Fit ``readings`` against ``truth``, (N,) each, by least squares. N > 2, and ``truth`` must not be constant."""
     readings, truth = readings.double(), truth.double()
-    centerd = truth - truth.mean()
-    slope = float((centerd * readings).sum() / centerd.square().sum())
-    rest = readings - readings.mean() - slope * centerd
-    noise = float((rest.square().sum() / (len(rest) - 2)).sqrt())
+    centered = truth - truth.mean()
+    slope = float((centered * readings).sum() / centered.square().sum())
+    residuals = readings - readings.mean() - slope * centered
+    noise = float((residuals.square().sum() / (len(residuals) - 2)).sqrt())
     return Calibration(slope, noise, float((readings - truth).square().mean().sqrt()), len(truth))
 
 
 def without_outliers(values: Tensor) -> Tensor:
-    """Those within OUTLIER robust standard deviations of the median."""
+    """Return the values within OUTLIER robust standard deviations of the median."""
     distance = (values - values.median()).abs()
     return values[distance <= OUTLIER * MAD_TO_STDDEV * distance.median()]
 
 
 def measure_spread(readings: Tensor, calibration: Calibration, trusted: bool = True) -> Spread:
-    """readings: (N,), N > 2. Where they are not ``trusted``, nothing is said of the poses."""
+    """Estimate the spread of poses from readings (N,), N > 2. If not ``trusted``, ``stddev`` and ``kurtosis`` are None."""
     readings = readings.double()
     kept = without_outliers(readings)
     robust = MAD_TO_STDDEV * float((readings - readings.median()).abs().median())
@@ -84,22 +90,23 @@ def measure_spread(readings: Tensor, calibration: Calibration, trusted: bool = T
 
 @dataclass(frozen=True)
 class Prior:
-    """A curriculum's camera settings. Those that cannot be told are None."""
+    """A curriculum's camera settings. A width that cannot be estimated is None."""
 
     h_stddev: float | None
     v_stddev: float | None
     sample_dist: str
 
     def settings(self) -> list[str]:
-        """As ``--set`` takes them."""
+        """Return the prior as KEY=VALUE arguments of ``--set``."""
         widths = [f"{name}={value:.2g}" for name, value in (("h_stddev", self.h_stddev), ("v_stddev", self.v_stddev)) if value]
         return [*widths, f"sample_dist={self.sample_dist}"]
 
 
 def fit_prior(yaw: Spread, pitch: Spread) -> Prior | None:
-    """``gaussian``, or ``uniform``, whose settings are half widths: sqrt(3) standard deviations. None where nothing can be told.
+    """Fit a ``gaussian`` or ``uniform`` prior by kurtosis; return None if neither spread can be estimated.
 
-    The kurtosis decides. Noise that is a share 1 - f of the variance spreads its estimate by 1 / f^2, hence the weights.
+    The settings of ``uniform`` are half widths: sqrt(3) standard deviations. If noise makes up a share 1 - f of the variance,
+    the standard error of the kurtosis grows by 1 / f^2, hence the weights.
     """
     clear = [spread for spread in (yaw, pitch) if spread.stddev is not None]
     if not clear:
@@ -112,14 +119,16 @@ def fit_prior(yaw: Spread, pitch: Spread) -> Prior | None:
 
 
 def spread_record(spread: Spread) -> dict[str, Any]:
-    """All numbers of ``spread``, in radians and, where they are angles, in degrees."""
+    """Return all numbers of ``spread``, with angles in radians and in degrees."""
     record = asdict(spread)
     angles = {name: record[name] for name in ("median", "robust", "plain", "stddev")}
     return record | {f"{name}_degrees": None if value is None else math.degrees(value) for name, value in angles.items()}
 
 
 def near(truth: Tensor, spreads: tuple[float, float], fewest: int) -> Tensor:
-    """(N,) bool: which of the poses ``truth`` (N, 2) lie within 2.5 of both ``spreads`` (standard deviations) of the front;
-    all, where ``fewest`` do not."""
+    """Return a mask (N,), True where a pose of ``truth`` (N, 2) is within 2.5 standard deviations (``spreads``) of the front.
+
+    If fewer than ``fewest`` poses are, all are True.
+    """
     inside = (truth.abs() <= 2.5 * torch.tensor(spreads)).all(dim=1)
     return inside if int(inside.sum()) >= fewest else torch.ones_like(inside)

@@ -1,4 +1,4 @@
-"""The image metrics that ``eval_metrics.py --metrics`` offers. Adding one is a function and an entry in :data:`METRICS`."""
+"""The image metrics of ``eval_metrics.py --metrics``. To add one, write a function and add it to :data:`METRICS`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from metrics.swd import sliced_wasserstein
 
 @dataclass
 class Evaluation:
-    """What a metric is computed from. ``real`` and ``fake``: (N, 3, H, W) uint8, their counts may differ.
+    """The inputs of a metric. ``real`` and ``fake``: (N, 3, H, W) uint8; their counts may differ.
 
-    ``real_features``: perceptual features of ``real`` by the size at which they were seen, filled when they are needed; whoever
-    scores the same images again hands them on.
+    ``real_features``: perceptual features of ``real`` by image size, filled on demand. Pass them on to reuse them when the
+    same real images are scored again.
     """
 
     real: Tensor
@@ -35,17 +35,17 @@ class Evaluation:
 
     @property
     def fidelity_settings(self) -> FidelitySettings:
-        """How torch-fidelity is called, for the record."""
+        """The settings of torch-fidelity, for the record."""
         return FidelitySettings.for_counts(len(self.real), len(self.fake), self.extractor, self.seed, self.batch_size)
 
     @cached_property
     def fidelity(self) -> dict[str, float]:
-        """torch-fidelity's results for all of ``names`` that it knows: one pass over the images serves them all."""
+        """torch-fidelity's results for all of ``names`` that it computes, from one pass over the images."""
         wanted = {name for name in self.names if METRICS[name].needs_weights}
         return calculate(self.fake, self.real, wanted, self.fidelity_settings, self.weights_file, self.device)
 
     def features(self, size: int) -> tuple[Tensor, Tensor]:
-        """Perceptual features of the real and the generated images, averaged down to ``size`` px."""
+        """Return perceptual features of the real and the generated images, averaged down to ``size`` px."""
         if size not in self.real_features:
             self.real_features[size] = self._features(self.real, size)
         if size not in self._fake_features:
@@ -62,8 +62,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Metric:
-    """``compute`` returns named numbers; ``needs_weights``: True where torch-fidelity's feature extractor is needed;
-    ``is_perceptual``: True where EfficientNet-Lite0 is, whose weights come with a package."""
+    """A metric. ``compute`` returns named numbers. ``needs_weights``: True if it needs torch-fidelity's feature extractor.
+    ``is_perceptual``: True if it needs EfficientNet-Lite0, whose weights come with a package."""
 
     compute: Callable[[Evaluation], dict[str, float]]
     description: str
@@ -89,7 +89,7 @@ def _swd(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _fd(evaluation: Evaluation) -> dict[str, float]:
-    """At the images' size, and where that is a multiple of 32 px at 32 px too."""
+    """Compute fd at the images' size, and also at 32 px if the size is a larger multiple of 32."""
     size = evaluation.real.shape[-1]
     results = {}
     for name, at in (("fd", size), (f"fd_{perceptual.SMALL_SIZE}", perceptual.SMALL_SIZE)):
@@ -118,7 +118,9 @@ METRICS: dict[str, Metric] = {
     "kid": Metric(_kid, "kernel Inception distance and its deviation over subsets; lower is better", needs_weights=True),
     "is": Metric(_inception_score, "Inception score and its deviation over splits; higher is better", needs_weights=True),
     "swd": Metric(_swd, "sliced Wasserstein distance of image patches, times 1e3; lower is better; needs no weights"),
-    "fd": Metric(_fd, "Frechet distance of EfficientNet-Lite0's features; lower is better; fetches nothing", is_perceptual=True),
-    "kd": Metric(_kd, "kernel distance of the same features; lower is better; fetches nothing", is_perceptual=True),
-    "prc": Metric(_prc, "precision and recall of the same features; higher is better; fetches nothing", is_perceptual=True),
+    "fd": Metric(
+        _fd, "Frechet distance of EfficientNet-Lite0's features; lower is better; downloads nothing", is_perceptual=True
+    ),
+    "kd": Metric(_kd, "kernel distance of the same features; lower is better; downloads nothing", is_perceptual=True),
+    "prc": Metric(_prc, "precision and recall of the same features; higher is better; downloads nothing", is_perceptual=True),
 }

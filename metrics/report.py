@@ -1,4 +1,4 @@
-"""What the metric scripts share: their arguments, loading, the JSON file and the printed table."""
+"""Shared parts of the metric scripts: arguments, loading, the JSON file and the printed table."""
 
 from __future__ import annotations
 
@@ -16,54 +16,57 @@ from checkpoints.loading import LoadedGenerator
 from common.arguments import add_device_argument, finite_float, image_side, int_between, positive_int, resolve_device
 from common.files import make_output_dir, write_atomically
 from generators.renderer import RenderSettings
-from visualization.generator_scripts import load_with_notes
+from visualization.generator_scripts import load_with_notes, note_ignored_options
 
 
 def add_common_arguments(
     parser: argparse.ArgumentParser, *, psi: float, image_size: int | None, output_json: str, batches: bool = True
 ) -> None:
-    """PATH, --curriculum, --psi, --image_size (unless None), --batch_size (if ``batches``), --output_json and --device."""
+    """Add PATH, --curriculum, --psi, --image_size (unless None), --batch_size (if ``batches``), --output_json and --device."""
     parser.add_argument("path", metavar="PATH", help="a generator file of this project, or a published generator.pth")
-    parser.add_argument("--curriculum", help="name or .json file; needed where the file does not carry its own settings")
-    parser.add_argument("--psi", type=finite_float, default=psi, help="truncation: 1 is the full variety, 0 the mean")
+    parser.add_argument("--curriculum", help="name or .json file; required if the file does not contain its settings")
+    parser.add_argument("--psi", type=finite_float, default=psi, help="truncation: 1 is full variety, 0 is the mean")
     if image_size is not None:
         parser.add_argument("--image_size", type=image_side, default=image_size, help="side of an image in pixels")
     if batches:
         parser.add_argument(
-            "--batch_size", type=int_between(1, 1 << 16), default=8, help="images at a time; changes speed and memory only"
+            "--batch_size", type=int_between(1, 1 << 16), default=8, help="images per batch; affects only speed and memory"
         )
-    parser.add_argument("--output_json", default=output_json, help="where the results and their protocol are written")
-    parser.add_argument("--max_batch_size", type=positive_int, help="accepted for old commands: memory is bounded as it is")
+    parser.add_argument("--output_json", default=output_json, help="file for the results and their protocol")
+    parser.add_argument(
+        "--max_batch_size", type=positive_int, help="accepted for old commands and ignored: memory is always bounded"
+    )
     add_device_argument(parser)
 
 
 def load(args: argparse.Namespace) -> LoadedGenerator:
-    """The generator of :func:`add_common_arguments`, whose products are float32 on every device. Raises UserError."""
+    """Load the generator of :func:`add_common_arguments`, with float32 matrix products on every device. Raises UserError."""
     device = resolve_device(args.device)
-    make_output_dir(Path(args.output_json).parent)  # first: a score that cannot be written costs no work
+    make_output_dir(Path(args.output_json).parent)  # first: fail before any work if the score cannot be written
+    note_ignored_options(args)
     return load_with_notes(args.path, args.curriculum, device, precision="float32")
 
 
 def model_record(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, Any]:
-    """Which generator the numbers belong to."""
+    """Return a record of the evaluated generator."""
     record = {"path": str(args.path), "curriculum": loaded.curriculum.name, "step": loaded.step, "notes": loaded.notes}
     return record | {"settings": loaded.curriculum.to_dict()}
 
 
 def rendering_record(settings: RenderSettings) -> dict[str, Any]:
-    """The settings that scored images were rendered with, none of which were jittered."""
+    """Return the rendering settings of scored images, which are never jittered."""
     return {**asdict(settings), "jitter": False}
 
 
 def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Write ``results`` with the date and torch's version. Raises UserError where that cannot be done."""
+    """Write ``results`` with the date and torch's version. Raises UserError if that fails."""
     stamp = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "torch": torch.__version__}
     text = json.dumps({**results, "environment": {**stamp, **results.get("environment", {})}}, indent=2)
     write_atomically(path, (text + "\n").encode())
 
 
 def print_table(title: str, rows: Mapping[str, float | int | str | None]) -> None:
-    """``title`` and one aligned line per named number."""
+    """Print ``title`` and one aligned line per named number."""
     print(title)
     width = max(map(len, rows), default=0)
     for name, value in rows.items():

@@ -1,4 +1,4 @@
-"""What metrics look at: seeded latents and poses, rendered without any noise, and real images to compare with."""
+"""Images for metrics: generated images of seeded latents and poses, rendered without noise, and real images."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 def draw_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> CameraPoses:
-    """(num,) poses from the curriculum's distribution, on the CPU.
+    """Sample (num,) poses from the curriculum's distribution, on the CPU.
 
-    One by one: the hybrid distribution tosses its coin once per call, and half of one metric's images must not hang on it.
+    Poses are sampled one by one, because the hybrid distribution chooses its component once per call.
     """
     names = ("h_mean", "v_mean", "h_stddev", "v_stddev", "sample_dist")
     settings = {name: getattr(curriculum, name) for name in names}
@@ -34,24 +34,25 @@ def draw_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> 
 
 
 def pose_of_seed(seed: int, curriculum: Curriculum) -> CameraPoses:
-    """The (1,) pose of the curriculum's distribution that goes with a seed's latent: drawn after it, from the same numbers."""
+    """Return the (1,) pose of a seed, sampled from the curriculum's distribution by the same generator after the latent."""
     generator = torch.Generator().manual_seed(seed)
     draw_latents(1, curriculum.latent_dim, curriculum.z_dist, generator)
     return draw_poses(1, curriculum, generator)
 
 
 class SharedWorkFailed(RuntimeError):
-    """A process could not do its share; its own error is the cause."""
+    """A process failed to render its share. The process's own error is the cause."""
 
 
 @torch.no_grad()
 def sample_fields(
     loaded: LoadedGenerator, num: int, *, psi: float, seed: int, batch_size: int, what: str, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[Field, CameraPoses]]:
-    """Fields of ``num`` latents and a pose for each, in batches, on the generator's device; the same whatever the batch size.
+    """Yield fields of ``num`` latents with their poses, in batches, on the generator's device.
 
-    ``what`` names the work in the progress bar. Of ``world_size`` processes, ``rank`` gets the batches rank,
-    rank + world_size, ...: whole ones, for the last bits of an image may hang on those it is computed with.
+    The latents and poses do not depend on the batch size. ``what`` labels the progress bar. Process ``rank`` of
+    ``world_size`` gets the batches rank, rank + world_size, ... Batches are never divided, since the last bits of an image
+    may depend on the rest of its batch.
     """
     curriculum, device = loaded.curriculum, next(loaded.generator.parameters()).device
     latents = draw_latents(num, curriculum.latent_dim, curriculum.z_dist, torch.Generator().manual_seed(seed))
@@ -67,13 +68,13 @@ def sample_fields(
 
 
 def image_settings(curriculum: Curriculum) -> RenderSettings:
-    """How images that are scored are rendered: final interval, no density noise, ``last_back`` as in training."""
+    """Return the settings of scored images: final interval, no density noise, ``last_back`` as in training."""
     return RenderSettings.from_curriculum(curriculum)
 
 
 @torch.no_grad()
 def render_images(field: Field, poses: CameraPoses, curriculum: Curriculum, image_size: int) -> Tensor:
-    """(B, 3, H, W) uint8 on the CPU: final interval, no noise, ``last_back`` as in training (the published: off)."""
+    """Render images (B, 3, H, W) uint8, on the CPU, with :func:`image_settings`."""
     settings = image_settings(curriculum)
     rays = camera_rays(poses, image_size, curriculum.fov)
     chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
@@ -93,10 +94,10 @@ def generated_images(
     batch_size: int = 8,
     processes: Processes = ALONE,
 ) -> Tensor | None:
-    """``num`` images of random latents and poses: (num, 3, image_size, image_size) uint8, never compressed.
+    """Render ``num`` images of random latents and poses: (num, 3, image_size, image_size) uint8, never compressed.
 
-    Several ``processes`` render a part each, and the main one gets all of them, the others None. Raises SharedWorkFailed in
-    all of them where one cannot.
+    With several ``processes``, each renders a share; the main process returns all images, the others None. If one process
+    fails, all raise SharedWorkFailed.
     """
     share = {"rank": processes.rank, "world_size": processes.world_size}
     own, failure = torch.empty((0, 3, image_size, image_size), dtype=torch.uint8), None
@@ -104,18 +105,20 @@ def generated_images(
         batches = sample_fields(loaded, num, psi=psi, seed=seed, batch_size=batch_size, what="generated images", **share)
         images = [render_images(field, poses, loaded.curriculum, image_size) for field, poses in batches]
         own = torch.cat(images) if images else own
-    except Exception as error:  # whatever it is, the others are not to wait for this process's images
+    except Exception as error:  # of any kind: the other processes must not wait for these images
         failure = error
     if processes.any(failure is not None):
-        why = "not enough memory" if isinstance(failure, MemoryError) else failure or "another process could not render its share"
-        raise SharedWorkFailed(str(why)) from failure
+        reason = (
+            "not enough memory" if isinstance(failure, MemoryError) else failure or "another process could not render its share"
+        )
+        raise SharedWorkFailed(str(reason)) from failure
     parts = processes.gather(own)
     if not processes.is_main:
         return None
     ordered = own.new_empty((num, *own.shape[1:]))
-    piles = [iter(part.split(batch_size)) for part in parts]
+    queues = [iter(part.split(batch_size)) for part in parts]
     for i, batch in enumerate(ordered.split(batch_size)):
-        batch.copy_(next(piles[i % len(piles)]))
+        batch.copy_(next(queues[i % len(queues)]))
     return ordered
 
 
@@ -128,10 +131,9 @@ def real_images(
     use_cache: bool = True,
     split: Split = ALL_IMAGES,
 ) -> Tensor:
-    """A random choice of at most ``num`` images of ``path``, or of its part ``split``; all where it holds fewer, or num is None.
+    """Return at most ``num`` random images of ``path``, or of its part ``split``; all images if ``num`` is None.
 
-    Returns (N, 3, image_size, image_size) uint8.
-    Raises UserError where there are none, or too many that cannot be read.
+    Returns (N, 3, image_size, image_size) uint8. Raises UserError if there are no images, or too many are unreadable.
     """
     from dataset import ImageDataset
 

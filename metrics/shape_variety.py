@@ -1,6 +1,7 @@
-"""Whether a generator's shapes differ, or one shape carries many faces: depths of many latents, seen from the front.
+"""The variety of a generator's shapes, measured on depth maps of many latents seen from the front.
 
-No score of images sees that. A generator with a single shape for all can pass FID, and its surfaces the geometry score.
+Image scores do not measure it. A generator that paints many faces on a single shape can have a good FID and a good
+geometry score.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from metrics.weighted_variance import mean_pose
 from settings.curriculum import Curriculum
 
 NUM_SHAPES = 64
-MAX_SIZE = 32  # pixels; more see no more of how shapes differ
+MAX_SIZE = 32  # pixels; a higher resolution adds no information on how shapes differ
 BATCH_SIZE = 16
 
 
 def shape_variety(geometry: Geometry) -> dict[str, float]:
-    """Of N >= 2 shapes seen from one pose, over the rays that meet all of them, each shape's mean depth removed.
+    """Return the variety of N >= 2 shapes seen from one pose, over the rays that hit all of them, with mean depths removed.
 
-    ``shape_correlation``: Pearson's between the depths of two shapes, averaged over pairs; 1: all have the same shape.
-    ``shape_deviation``: standard deviation between shapes, averaged over rays, over the relief: the standard deviation over
-    rays of the mean shape. 0: all have the same shape. Empty where too few rays meet all shapes, or the shapes are flat.
+    ``shape_correlation``: Pearson correlation of the depths of two shapes, averaged over pairs. 1 means identical shapes.
+    ``shape_deviation``: standard deviation between shapes, averaged over rays, divided by the relief (the standard deviation
+    of the mean shape over rays). 0 means identical shapes. Returns {} if too few rays hit all shapes or a shape is flat.
     """
     shared = geometry.mask.all(dim=0)
     if len(geometry.mask) < 2 or int(shared.sum()) < MIN_OVERLAP:
@@ -53,7 +54,7 @@ def shape_variety(geometry: Geometry) -> dict[str, float]:
 
 @torch.no_grad()
 def front_geometry(generator: ImplicitGenerator3d, image_size: int, num: int = NUM_SHAPES, psi: float = 1.0) -> Geometry:
-    """Surfaces of the first ``num`` seeds from the mean pose, normals in world axes."""
+    """Render the surfaces of the first ``num`` seeds from the mean pose, with normals in world axes."""
     curriculum = generator.curriculum
     device = next(generator.parameters()).device
     settings = ViewSettings(image_size, 1, surface_only=True)
@@ -65,9 +66,9 @@ def front_geometry(generator: ImplicitGenerator3d, image_size: int, num: int = N
 
 
 def generated_variety(generator: ImplicitGenerator3d, image_size: int, psi: float = 1.0) -> dict[str, float]:
-    """:func:`shape_variety` of NUM_SHAPES seeds, and ``bulge_positive``: the share of them that bulge outward.
+    """Return :func:`shape_variety` of NUM_SHAPES seeds, and ``bulge_positive``: the share of seeds that bulge outward.
 
-    At ``image_size`` pixels, at most MAX_SIZE. A seed without a surface does not bulge. Deterministic.
+    Renders at ``image_size`` px, at most MAX_SIZE. A seed without a surface does not count as bulging. Deterministic.
     """
     geometry = front_geometry(generator, min(image_size, MAX_SIZE), psi=psi)
     bulges = shape_statistics(geometry)["bulge"]
@@ -75,9 +76,9 @@ def generated_variety(generator: ImplicitGenerator3d, image_size: int, psi: floa
 
 
 def true_variety(folder: str | Path, curriculum: Curriculum, image_size: int) -> dict[str, float]:
-    """The same numbers of NUM_SHAPES of the built-in heads in ``folder``, ``_true`` after their names; empty for other sets.
+    """Return the same numbers for NUM_SHAPES built-in heads of the set in ``folder``, with the suffix ``_true``.
 
-    ``curriculum``: whose cameras look. ``image_size`` as in :func:`generated_variety`.
+    Returns {} for other sets. The cameras are those of ``curriculum``. ``image_size`` as in :func:`generated_variety`.
     """
     seed = _seed_of_heads(Path(folder))
     if seed is None:
@@ -88,7 +89,7 @@ def true_variety(folder: str | Path, curriculum: Curriculum, image_size: int) ->
 
 
 def _seed_of_heads(folder: Path) -> int | None:
-    """Of the set that tools/synthetic_heads.py wrote; None where it is another."""
+    """Return the seed of a set by tools/synthetic_heads.py, or None for any other set."""
     try:
         meta = json.loads(read_small_text(folder / "meta.json"))
         return meta["seed"] if meta["kind"] == "procedural heads" and type(meta["seed"]) is int else None

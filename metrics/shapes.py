@@ -1,8 +1,8 @@
-"""Geometry as seen from a camera, and scores that compare two such sets.
+"""Geometry as seen from a camera, and scores that compare two sets of such views.
 
-N views of H x W pixels. Depth is the distance t along the unit ray; normals are unit, outward, in the CAMERA's axes (x to
-the right, y up, z toward the camera): an image shows how a surface lies to its camera, not how it lies in a world whose
-zero yaw each generator is free to choose.
+N views of H x W pixels. Depth is the distance t along the unit ray. Normals are unit, outward, in the CAMERA's axes (x to
+the right, y up, z toward the camera), because an image shows the orientation of a surface relative to its camera, while
+each generator is free to choose which world direction has zero yaw.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from generators.cameras import CameraPoses, camera_to_world
 
-MIN_OVERLAP = 16  # pixels; with fewer a view says nothing about shape
-FLAT = 1e-6  # standard deviation of a depth, world units, that is rounding and no shape
+MIN_OVERLAP = 16  # pixels; views with fewer are not scored
+FLAT = 1e-6  # world units; a smaller standard deviation of depth is rounding error
 
 
 class Geometry(NamedTuple):
-    """``depth`` (N, H, W); ``normals`` (N, 3, H, W), camera axes; ``mask`` (N, H, W) bool, True where there is a surface."""
+    """N views: ``depth`` (N, H, W); ``normals`` (N, 3, H, W), camera axes; ``mask`` (N, H, W) bool, True on a surface."""
 
     depth: Tensor
     normals: Tensor
@@ -27,40 +27,40 @@ class Geometry(NamedTuple):
 
 
 def normals_to_camera(normals: Tensor, poses: CameraPoses) -> Tensor:
-    """World-axis normals (N, 3, H, W) seen from N poses -> camera axes."""
+    """Rotate world-axis normals (N, 3, H, W) into the camera axes of N poses."""
     rotation = camera_to_world(poses)[:, :3, :3]
     return torch.einsum("nji,njhw->nihw", rotation, normals)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the masked pixels of each view: (N, H, W), (N, H, W) -> (N,)."""
+    """Return the mean over the masked pixels of each view: (N, H, W), (N, H, W) -> (N,)."""
     return (values * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)
 
 
-def _centerd(depth: Tensor, mask: Tensor) -> Tensor:
+def _centered(depth: Tensor, mask: Tensor) -> Tensor:
     return depth - _mean(depth, mask)[:, None, None]
 
 
 def mirrored(geometry: Geometry) -> Geometry:
-    """The hollow twin: depth reflected at its mean, so that what stood out goes in; normals tilt the other way."""
+    """Return the hollow counterpart: depth reflected at each view's mean, and normals with x and y negated."""
     depth = 2 * _mean(geometry.depth, geometry.mask)[:, None, None] - geometry.depth
     return Geometry(depth, geometry.normals * torch.tensor([-1.0, -1.0, 1.0])[:, None, None], geometry.mask)
 
 
 def flattened(geometry: Geometry) -> Geometry:
-    """A cardboard cut-out: each view's mean depth, facing the camera."""
+    """Return a flat counterpart: each view's mean depth, with normals toward the camera."""
     depth = _mean(geometry.depth, geometry.mask)[:, None, None].expand_as(geometry.depth)
     facing = torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand_as(geometry.normals)
     return Geometry(depth, facing, geometry.mask)
 
 
 def compare(predicted: Geometry, generated: Geometry) -> dict[str, float]:
-    """How far ``generated`` is from ``predicted``, averaged over the views whose masks overlap.
+    """Return the errors of ``generated`` against ``predicted``, averaged over the views whose masks overlap.
 
     depth_mae, depth_rmse: world units, on pixels of both masks. *_aligned: after each view's mean difference is removed.
-    depth_correlation: Pearson's, per view; negative means hollow where the image shows a bulge. normal_mean_degrees and
-    normal_median_degrees: angle between normals. mask_iou and hit_rate (share of pixels with a surface) count every view.
-    num_views, num_views_compared: the second leaves out views with too small an overlap. NaN where none is left.
+    depth_correlation: Pearson correlation per view; negative means that the surface is hollow where the image shows a bulge.
+    normal_mean_degrees, normal_median_degrees: angle between normals. mask_iou, hit_rate (share of pixels with a surface):
+    over all views. num_views_compared: number of the num_views views that overlap enough; if 0, the errors are NaN.
     """
     both = predicted.mask & generated.mask
     union = (predicted.mask | generated.mask).sum(dim=(1, 2))
@@ -74,7 +74,7 @@ def compare(predicted: Geometry, generated: Geometry) -> dict[str, float]:
         both[compared],
     )
     difference = generated.depth - predicted.depth
-    aligned = _centerd(difference, both)
+    aligned = _centered(difference, both)
     degrees = _angle_degrees(generated.normals, predicted.normals)
     medians = torch.where(both, degrees, torch.nan).flatten(1).nanmedian(dim=1).values
     per_view = {
@@ -90,24 +90,24 @@ def compare(predicted: Geometry, generated: Geometry) -> dict[str, float]:
 
 
 def _angle_degrees(a: Tensor, b: Tensor) -> Tensor:
-    """Angle between vectors (N, 3, H, W). Not by the arc cosine: in float32 it is off by a tenth of a degree near 0."""
+    """Return the angle between vectors (N, 3, H, W). A float32 arc cosine would be off by a tenth of a degree near 0."""
     cross = torch.linalg.cross(a, b, dim=1).norm(dim=1)
     return torch.rad2deg(torch.atan2(cross, (a * b).sum(dim=1)))
 
 
 def _correlation(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """Pearson's correlation over each view's masked pixels, (N,); 0 where one of them is flat to within rounding."""
-    a, b = (_centerd(depth.double(), mask) for depth in (a, b))
+    """Return the Pearson correlation (N,) over each view's masked pixels, 0 if either depth is flat (FLAT)."""
+    a, b = (_centered(depth.double(), mask) for depth in (a, b))
     std_a, std_b = (_mean(depth.square(), mask).sqrt() for depth in (a, b))
     known = (std_a > FLAT) & (std_b > FLAT)
     return torch.where(known, _mean(a * b, mask) / (std_a * std_b).clamp_min(FLAT**2), 0.0)
 
 
 def shape_statistics(geometry: Geometry) -> dict[str, Tensor]:
-    """One number per view that has a surface, nothing predicted; each (M,).
+    """Return statistics (M,) of the M views with a surface; no predictor is involved.
 
-    coverage: share of pixels with a surface. relief: standard deviation of the depth, world units. bulge: how much farther
-    the mask's outer half (by distance from its centroid) lies than its inner half, world units; a hollow shape's is negative.
+    coverage: share of pixels with a surface. relief: standard deviation of the depth, world units. bulge: mean depth of the
+    mask's outer half (by distance from its centroid) minus that of its inner half, world units; negative for hollow shapes.
     facing: mean cosine between the normals and the camera's axis.
     """
     kept = geometry.mask.sum(dim=(1, 2)) >= MIN_OVERLAP
@@ -120,14 +120,14 @@ def shape_statistics(geometry: Geometry) -> dict[str, Tensor]:
     outer, inner = mask & (radius > middle), mask & (radius <= middle)
     return {
         "coverage": mask.float().mean(dim=(1, 2)),
-        "relief": _mean(_centerd(depth, mask).square(), mask).sqrt(),
+        "relief": _mean(_centered(depth, mask).square(), mask).sqrt(),
         "bulge": _mean(depth, outer) - _mean(depth, inner),
         "facing": _mean(normals[:, 2], mask),
     }
 
 
 def compare_statistics(real: Geometry, generated: Geometry) -> dict[str, float | None]:
-    """Means of :func:`shape_statistics` of both sets, and the Wasserstein-1 distance of their distributions."""
+    """Return the means of :func:`shape_statistics` of both sets and the Wasserstein-1 distances of their distributions."""
     reals, fakes = shape_statistics(real), shape_statistics(generated)
     results: dict[str, float | None] = {}
     quantiles = (torch.arange(256) + 0.5) / 256

@@ -1,8 +1,8 @@
-"""Sliced Wasserstein distance of the patches of a Laplacian pyramid: a distance of image sets that needs no network.
+"""Sliced Wasserstein distance of Laplacian pyramid patches: a distance between image sets that needs no network.
 
-It is not FID and does not compare with it: it sees textures and colors up to 7 x 7 pixels at each scale, not objects.
-Source: Karras et al., "Progressive Growing of GANs", section 5. Unlike there, patches are normalized with the REAL set's
-mean and deviation alone: normalizing each set by its own would hide a wrong overall color.
+It is not comparable with FID. It measures texture and color up to 7 x 7 pixels at each scale, not objects.
+Source: Karras et al., "Progressive Growing of GANs", section 5. Unlike there, both sets are normalized with the REAL set's
+mean and deviation, because normalizing each set by its own would hide a wrong overall color.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ PATCH_SIZE = 7
 MIN_SIZE = 16
 NUM_DIRECTIONS = 512
 MAX_PATCHES_PER_IMAGE = 128
-MAX_PATCHES = 1 << 16  # of a level and set: bounds the time for sorting
+MAX_PATCHES = 1 << 16  # per level and set; bounds the sorting time
 _BLUR = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
 def laplacian_pyramid(images: Tensor) -> list[Tensor]:
-    """(N, 3, H, W) float -> levels (N, 3, h, w), each half of the one before, fine to coarse, down to 16 px or so.
+    """Return the Laplacian pyramid of float images (N, 3, H, W): levels (N, 3, h, w), fine to coarse, down to about 16 px.
 
-    Each level but the last is the image minus what its halved version says of it.
+    Each level but the last is the image minus its half-size version, scaled up again.
     """
     levels = []
     while min(images.shape[-2:]) >= 2 * MIN_SIZE:
@@ -42,7 +42,7 @@ def _blur(images: Tensor) -> Tensor:
 
 
 def _patches(images: Tensor, num_per_image: int, generator: torch.Generator) -> Tensor:
-    """Random patches, (N * num_per_image, 3, 49)."""
+    """Sample random patches (N * num_per_image, 3, 49)."""
     num, channels, height, width = images.shape
     rows = torch.randint(height - PATCH_SIZE + 1, (num, num_per_image), generator=generator)
     columns = torch.randint(width - PATCH_SIZE + 1, (num, num_per_image), generator=generator)
@@ -54,7 +54,7 @@ def _patches(images: Tensor, num_per_image: int, generator: torch.Generator) -> 
 
 
 def _descriptors(images: Tensor, seed: int) -> list[Tensor]:
-    """Patches of every level of uint8 images, each (P, 3, 49). Walked in blocks: float images are four times the size."""
+    """Sample patches (P, 3, 49) of every level of uint8 images, in blocks: float images take four times the memory."""
     generator = torch.Generator().manual_seed(seed)
     num_per_image = max(1, min(MAX_PATCHES_PER_IMAGE, MAX_PATCHES // len(images)))
     blocks = []
@@ -65,7 +65,7 @@ def _descriptors(images: Tensor, seed: int) -> list[Tensor]:
 
 
 def sliced_distance(real: Tensor, fake: Tensor, seed: int) -> float:
-    """Mean 1-D Wasserstein-1 distance of two equally large point sets (P, D) over random unit directions, times 1e3."""
+    """Return the mean 1-D Wasserstein-1 distance of two point sets (P, D) over random unit directions, times 1e3."""
     generator = torch.Generator().manual_seed(seed)
     directions = F.normalize(torch.randn(real.shape[1], NUM_DIRECTIONS, generator=generator), dim=0)
     total = 0.0
@@ -86,14 +86,14 @@ def _distances(real: Tensor, fake: Tensor, seed: int) -> list[float]:
 
 
 def sliced_wasserstein(real: Tensor, fake: Tensor, seed: int = 0) -> dict[str, float]:
-    """real, fake: (N, 3, H, W) uint8, at least 8 px; of the larger set the first images are used.
+    """Compare ``real`` and ``fake``: (N, 3, H, W) uint8, at least 8 px; extra images of the larger set are unused.
 
-    Returns ``swd`` (the mean over levels), ``swd_{h}`` per level, and ``swd_real_halves``: the same between two halves of
-    the real images, which is about what a perfect generator of so few images would score. Raises UserError for too small
-    images, or fewer than two real ones.
+    Returns ``swd`` (the mean over levels), ``swd_{h}`` per level, and ``swd_real_halves``: the distance between two halves
+    of the real images, about the score of a perfect generator with so few images. Raises UserError for images that are too
+    small, or for fewer than two real images.
     """
     if min(real.shape[-2:]) < 8 or len(real) < 2:
-        raise UserError(f"swd needs images of at least 8 px and at least 2 real ones, not {len(real)} of {real.shape[-1]} px")
+        raise UserError(f"swd needs at least 2 real images of at least 8 px, not {len(real)} of {real.shape[-1]} px")
     distances = _distances(real, fake, seed)
     sizes = [real.shape[-1]]
     while len(sizes) < len(distances):

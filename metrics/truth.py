@@ -1,7 +1,7 @@
-"""Images with ground truth, as tools/synthetic_heads.py lays them out: images/NAME.png and ground_truth/NAME.npz.
+"""Images with ground truth in the layout of tools/synthetic_heads.py: images/NAME.png and ground_truth/NAME.npz.
 
 Each .npz holds ``depth`` (H, W), distance along the unit ray; ``normals`` (3, H, W), unit, world axes; ``mask`` (H, W),
-True on the object; ``yaw`` and ``pitch``, radians. An optional meta.json tells the camera's fov (``camera.fov``, degrees).
+True on the object; ``yaw`` and ``pitch``, radians. An optional meta.json holds the camera's fov (``camera.fov``, degrees).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NPY_HEADER_BYTES = 4096
 
 
 class TruthFiles(NamedTuple):
-    """Paths of pairs of image and truth in the order of their names, and a digest of what is in the folder."""
+    """Paths of the pairs of image and ground truth, sorted by name, and a digest of the set."""
 
     images: list[Path]
     truths: list[Path]
@@ -36,14 +36,14 @@ class TruthFiles(NamedTuple):
 
 
 class TruthSet(NamedTuple):
-    """``images`` (N, 3, H, W) uint8 and their geometry, with normals in camera axes."""
+    """``images`` (N, 3, H, W) uint8 and their geometry with normals in camera axes."""
 
     images: Tensor
     geometry: Geometry
 
 
 def find_truth(folder: str | Path, limit: int) -> TruthFiles:
-    """The first ``limit`` pairs of ``folder``. Raises UserError where there are none."""
+    """Find the first ``limit`` pairs of ``folder``. Raises UserError if there are none."""
     folder = Path(folder)
     images = {path.stem: path for path in sorted((folder / "images").glob("*.png")) if path.is_file()}
     truths = {path.stem: path for path in sorted((folder / "ground_truth").glob("*.npz")) if path.is_file()}
@@ -51,16 +51,16 @@ def find_truth(folder: str | Path, limit: int) -> TruthFiles:
     if not names:
         raise UserError(
             f"{folder} holds no images with ground truth (images/NAME.png beside ground_truth/NAME.npz); "
-            "make some with: python -m tools.synthetic_heads --output_dir DIR"
+            "create some with: python -m tools.synthetic_heads --output_dir DIR"
         )
     digest = hashlib.sha256()
-    for name in names:  # a compressed file's size changes with its content, and reading all of them would take a minute
+    for name in names:  # sizes stand in for content, since reading all files would take a minute
         digest.update(f"{name} {images[name].stat().st_size} {truths[name].stat().st_size}\n".encode())
     return TruthFiles([images[name] for name in names], [truths[name] for name in names], digest.hexdigest())
 
 
 def read_truth(files: TruthFiles) -> TruthSet:
-    """All pairs of ``files``. Raises UserError, naming the file, where one is damaged or of another size."""
+    """Read all pairs of ``files``. Raises UserError with the file's name if one is damaged or differs in size."""
     images, depths, normals, masks, pitches, yaws = [], [], [], [], [], []
     for image_path, truth_path in zip(files.images, files.truths, strict=True):
         try:
@@ -74,7 +74,7 @@ def read_truth(files: TruthFiles) -> TruthSet:
             raise UserError(f"cannot read {truth_path} or its image ({type(error).__name__}: {printable(error)})") from None
         shape = images[0].shape if images else pixels.shape
         if shape[1] != shape[2] or not (pixels.shape == normal.shape == shape and depth.shape == mask.shape == shape[1:]):
-            raise UserError(f"{truth_path}: image and ground truth must be square and of one size throughout the set")
+            raise UserError(f"{truth_path}: images and ground truth must be square and have the same size throughout the set")
         for column, value in zip((images, depths, normals, masks), (pixels, depth, normal, mask), strict=True):
             column.append(value)
         pitches.append(pitch)
@@ -85,17 +85,17 @@ def read_truth(files: TruthFiles) -> TruthSet:
 
 
 def _check_sizes(path: Path, num_pixels: int) -> None:
-    """ValueError where an .npz holds, or may unfold to, more than the geometry of ``num_pixels`` takes."""
+    """Raise ValueError if an .npz holds, or may decompress to, more data than the geometry of ``num_pixels`` needs."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError("compressed in a way that numpy does not write")
+                raise ValueError("it uses a compression that numpy does not write")
             if member.file_size > NPY_HEADER_BYTES + 3 * 8 * num_pixels:
                 raise ValueError(f"{printable(member.filename)} is larger than its image")
 
 
 def camera_fov(folder: str | Path) -> float | None:
-    """The set's field of view in degrees, or None where it does not say."""
+    """Return the set's field of view in degrees, or None if it is not recorded."""
     try:
         return float(json.loads(read_small_text(Path(folder) / "meta.json"))["camera"]["fov"])
     except (UserError, ValueError, KeyError, TypeError, OverflowError, RecursionError):

@@ -1,16 +1,16 @@
-"""How thick a surface is along the rays: the variance of the rendering weights.
+"""The thickness of surfaces along rays, measured by the variance of the rendering weights.
 
 Source: docs/method.md, "Evaluation protocol"; GOF, section 4.
 
-On coarse samples t_1..t_n alone, with alpha set to 0 in front of (t_surface - interval_max / 2):
+On coarse samples t_1..t_n only, with alpha set to 0 in front of (t_surface - interval_max / 2):
 
     variance = sum_i w_i (t_i - mean)^2 / ((sum_i w_i + 1e-5) (n - 1) / n),    mean = sum_i w_i t_i / (sum_i w_i + 1e-5)
 
-over rays with sum w > 0.99; a ray without a surface counts as having it at t = 1. A field whose weights sit on one sample
-scores 0. From the poses given, nothing is random.
+over rays with sum w > 0.99. A ray without a surface is treated as if the surface were at t = 1. A field whose weights are
+concentrated on one sample scores 0. The result is deterministic for given poses.
 
-A radiance field has no surface, so nothing in front of one is cut; and its last sample, whose alpha stands for
-everything beyond the ray's end, is left out, or rays that meet nothing would count as perfectly thin surfaces there.
+A radiance field has no surface, so no alpha is set to 0. Its last sample, whose alpha represents everything beyond the
+ray's end, is excluded. Otherwise empty rays would count as perfectly thin surfaces there.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from siren.field import Field
 NUM_SAMPLES = 36
 MIN_WEIGHT_SUM = 0.99
 MEAN_EPS = 1e-5
-T_WITHOUT_SURFACE = 1.0  # the published depth of a ray that never turns solid; the recorded values depend on it
+T_WITHOUT_SURFACE = 1.0  # the published depth of a ray that hits nothing; the recorded values depend on it
 
 
 class LatentVariance(NamedTuple):
-    """``variance`` of one latent, the mean over its ``num_rays`` valid rays; NaN where there is none."""
+    """``variance`` of one latent: the mean over its ``num_rays`` valid rays, NaN if there are none."""
 
     variance: float
     num_rays: int
 
 
 class _Geometry:
-    """A field without its colors, which this metric has no use for: half of the work."""
+    """A field without its colors, which this metric does not need. Skipping them halves the computation."""
 
     def __init__(self, field: Field) -> None:
         self.occupancy_logits, self.normals, self.batch_size = field.occupancy_logits, field.normals, field.batch_size
@@ -52,7 +52,7 @@ class _Geometry:
 
 
 def weight_variance(t: Tensor, weights: Tensor) -> Tensor:
-    """The formula above. t, weights: (..., S) front to back. Returns (...)."""
+    """Return the variance (...) by the formula above. t, weights: (..., S), front to back."""
     weight_sum = weights.sum(dim=-1) + MEAN_EPS
     mean = (weights * t).sum(dim=-1) / weight_sum
     num = t.shape[-1]
@@ -61,7 +61,7 @@ def weight_variance(t: Tensor, weights: Tensor) -> Tensor:
 
 @torch.no_grad()
 def ray_variances(field: Field, rays: Rays, curriculum: Curriculum) -> tuple[Tensor, Tensor]:
-    """Variance (B, R) and valid (B, R), True where the weights sum to more than 0.99."""
+    """Return variance (B, R) and valid (B, R), True where the weights sum to more than 0.99."""
     settings = replace(
         RenderSettings.from_curriculum(curriculum),
         surface_sample=False,
@@ -83,13 +83,13 @@ def ray_variances(field: Field, rays: Rays, curriculum: Curriculum) -> tuple[Ten
 
 
 def mean_pose(curriculum: Curriculum, num: int, device: torch.device) -> CameraPoses:
-    """The mean of the curriculum's poses, ``num`` times."""
+    """Return the mean pose of the curriculum, repeated ``num`` times."""
     return CameraPoses(*(torch.full((num,), value, device=device) for value in (curriculum.v_mean, curriculum.h_mean)))
 
 
 @torch.no_grad()
 def latent_variances(field: Field, poses: CameraPoses, curriculum: Curriculum, image_size: int) -> list[LatentVariance]:
-    """One value per latent of ``field``, each seen from its own of ``poses`` (B,) at ``image_size`` px."""
+    """Return one value per latent of ``field``, each seen from its own pose of ``poses`` (B,) at ``image_size`` px."""
     rays = camera_rays(poses, image_size, curriculum.fov)
     chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
     parts = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)

@@ -1,1 +1,1 @@
-"""All settings of a run: the frozen, validated curriculum, and what of it changes with the step."""
+"""All settings of a run: the frozen, validated curriculum, and the schedules that depend on the step."""

@@ -1,7 +1,7 @@
-"""What settings may be: the tables of types, ranges and choices, and which values exclude each other.
+"""Validation of settings: tables of types, ranges and choices, and checks for contradictions.
 
-A value is checked alone first (:data:`NUMBERS`, :data:`COUNTS`, :data:`CHOICES`), then against the others. Every problem is one
-line of text, without the curriculum's name.
+Each value is first checked on its own (:data:`NUMBERS`, :data:`COUNTS`, :data:`CHOICES`), then against the others. Every problem
+is one line of text, without the curriculum's name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN128", "EmbeddingPi
 SAMPLE_DISTS = ("gaussian", "uniform", "truncated_gaussian", "hybrid", "spherical_uniform", None)
 DISCRIMINATORS = ("ProgressiveEncoderDiscriminator", "ResidualDiscriminator")
 MAX_DISC_SIZE = 512  # pixels
-LAST_DISC_SIZE = 4  # pixels, of the residual discriminator's last block
+LAST_DISC_SIZE = 4  # pixels, at the residual discriminator's last block
 MAX_DISC_WIDTHS = (MAX_DISC_SIZE // LAST_DISC_SIZE).bit_length()
 NUM_DISC_LEVELS = 9  # 512 px down to 2 px
 MAX_BACKBONE_LEVELS, MAX_BACKBONE_WIDTH = 8, 1 << 12
@@ -33,15 +33,15 @@ FLAGS = tuple(key for key, value in COMMON.items() if isinstance(value, bool))
 
 
 class Interval(NamedTuple):
-    """A range of numbers. words: how a message names it; whether the ends belong to it is stated there and in the flags."""
+    """A range of numbers, open or closed at either end. requirement: the text that follows "must" in an error message."""
 
-    words: str
+    requirement: str
     low: float = -math.inf
     high: float = math.inf
     is_low_open: bool = False
     is_high_open: bool = False
 
-    def holds(self, value: float) -> bool:
+    def contains(self, value: float) -> bool:
         above = value > self.low if self.is_low_open else value >= self.low
         return above and (value < self.high if self.is_high_open else value <= self.high)
 
@@ -56,7 +56,7 @@ NUMBERS: dict[str, Interval] = {
     "v_stddev": NOT_NEGATIVE,
     "h_mean": NOT_NEGATIVE,
     "v_mean": NOT_NEGATIVE,
-    "tau": Interval("lie between 0 and 1", 0, 1, is_low_open=True, is_high_open=True),
+    "tau": Interval("be greater than 0 and less than 1", 0, 1, is_low_open=True, is_high_open=True),
     "interval_max": POSITIVE,
     "interval_min": POSITIVE,
     "decay_beta": NOT_NEGATIVE,
@@ -64,7 +64,7 @@ NUMBERS: dict[str, Interval] = {
     "r2_lambda": NOT_NEGATIVE,
     "z_lambda": NOT_NEGATIVE,
     "pos_lambda": NOT_NEGATIVE,
-    "topk_v": Interval("lie in (0, 1]", 0, 1, is_low_open=True),
+    "topk_v": Interval("be positive and at most 1", 0, 1, is_low_open=True),
     "opacprior_lambda_init": POSITIVE,
     "opacprior_growth_rate": NOT_NEGATIVE,
     "normal_lambda": NOT_NEGATIVE,
@@ -72,13 +72,13 @@ NUMBERS: dict[str, Interval] = {
     "weight_decay": NOT_NEGATIVE,
     "mapping_lr_factor": POSITIVE,
     "grad_clip": POSITIVE,
-    "augment_target": Interval("be less than 1 (a mean of signs is no greater) and not negative", 0, 1, is_high_open=True),
+    "augment_target": Interval("be less than 1 and not negative (it is a target for a mean of signs)", 0, 1, is_high_open=True),
     "init_ball_radius": NOT_NEGATIVE,
     "ball_hold_lambda": NOT_NEGATIVE,
     "ball_hold_floor": NOT_NEGATIVE,
     "plane_extent": NOT_NEGATIVE,
 }
-COUNTS: dict[str, tuple[int, int]] = {  # least and most; no run wants more, and a file's settings must not fill the memory
+COUNTS: dict[str, tuple[int, int]] = {  # minimum and maximum, which keeps the settings of a file from exhausting the memory
     "end_step": (1, MAX_COUNT),
     "latent_dim": (1, MAX_WIDTH),
     "hidden_dim": (1, MAX_WIDTH),
@@ -105,13 +105,13 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "generator": ("ImplicitGenerator3d",),
     "discriminator": DISCRIMINATORS,
     "clamp_mode": ("relu", "softplus"),
-    "gan_loss": ("non_saturating", "relativistic"),  # those of training/losses.py
+    "gan_loss": ("non_saturating", "relativistic"),  # as in training/losses.py
     "z_dist": ("gaussian", "uniform"),
     "root_method": ("secant", "bisection"),
     "lr_decay": ("constant", "cosine"),
     "plane_reduce": ("sum", "product"),
 }
-NEEDS: dict[str, tuple[str, str | bool]] = {  # settings without effect unless another has a value (True: or is not 0)
+NEEDS: dict[str, tuple[str, str | bool]] = {  # settings that need another setting to have this value (True: any nonzero value)
     "opacprior_lambda_init": ("with_opacprior", True),
     "opacprior_growth_rate": ("with_opacprior", True),
     "normal_lambda": ("with_normal_loss", True),
@@ -137,7 +137,7 @@ STAGE_COUNTS: dict[str, tuple[int, int]] = {
 
 
 def problems(curriculum: Any) -> Iterator[str]:
-    """What is impossible about a curriculum's settings. The first is what counts: later ones may rely on it."""
+    """Yield the problems of a curriculum's settings. Only the first is reliable: later checks may assume that there is none."""
     values = vars(curriculum)
     yield from _problems_of_values(values)
     yield from _problems_of_lists(values)
@@ -150,7 +150,7 @@ def problems(curriculum: Any) -> Iterator[str]:
 def _problems_of_values(values: Mapping[str, Any]) -> Iterator[str]:
     for key in TEXTS:
         if not isinstance(values[key], str):
-            yield f"{key} must be a text, not {shown(values[key])}"
+            yield f"{key} must be a string, not {shown(values[key])}"
     for key in FLAGS:
         if not isinstance(values[key], bool):
             yield f"{key} must be True or False, not {shown(values[key])}"
@@ -170,11 +170,11 @@ def _out_of_range(
     for key, interval in numbers.items():
         if not is_number(values[key]):
             yield f"{key} must be a finite number, not {shown(values[key])}"
-        elif not interval.holds(values[key]):
-            yield f"{key} must {interval.words}, not {shown(values[key])}"
+        elif not interval.contains(values[key]):
+            yield f"{key} must {interval.requirement}, not {shown(values[key])}"
     for key, (least, most) in counts.items():
         if not is_count(values[key], least, most):
-            yield f"{key} must be a whole number of at least {least} and at most {most}, not {shown(values[key])}"
+            yield f"{key} must be a whole number from {least} to {most}, not {shown(values[key])}"
 
 
 def _problems_of_lists(values: Mapping[str, Any]) -> Iterator[str]:
@@ -185,7 +185,7 @@ def _problems_of_lists(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"disc_channels must be {NUM_DISC_LEVELS} positive whole numbers (512 px down to 2 px), not {shown(channels)}"
     widths = values["disc_widths"]
     if not (is_widths(widths) and 1 <= len(widths) <= MAX_DISC_WIDTHS):
-        yield f"disc_widths must be 1 to {MAX_DISC_WIDTHS} positive whole numbers, the last at 4 px, not {shown(widths)}"
+        yield f"disc_widths must be 1 to {MAX_DISC_WIDTHS} positive whole numbers (the last at 4 px), not {shown(widths)}"
 
 
 def _contradictions(c: Any) -> Iterator[str]:
@@ -194,40 +194,40 @@ def _contradictions(c: Any) -> Iterator[str]:
     if c.interval_min > c.interval_max:
         yield f"interval_min ({c.interval_min}) must not exceed interval_max ({c.interval_max})"
     if c.surface_sample and c.interval_max > (c.ray_end - c.ray_start) / 2 + 1e-9:
-        yield f"interval_max ({c.interval_max}) must not exceed half the ray, {(c.ray_end - c.ray_start) / 2:.4g}"
+        yield f"interval_max ({c.interval_max}) must not exceed half of ray_end - ray_start, {(c.ray_end - c.ray_start) / 2:.4g}"
     if c.hierarchical_sample and c.num_steps_fine and c.num_steps_coarse < 3:
         yield f"num_steps_coarse must be at least 3 with hierarchical_sample, not {c.num_steps_coarse}"
     if c.surface_sample and not c.pred_occ:
-        yield "surface_sample needs pred_occ: a radiance field has no surface to find"
+        yield "surface_sample needs pred_occ, because a radiance field has no surface; set surface_sample to False"
     if c.surface_sample and c.num_steps_surface < 2:
         yield f"num_steps_surface must be at least 2 with surface_sample, not {c.num_steps_surface}"
     if (c.with_opacprior or c.with_normal_loss or c.hollow_check_interval or c.init_ball_radius) and not c.pred_occ:
         yield "with_opacprior, with_normal_loss, hollow_check_interval and init_ball_radius need pred_occ"
     if c.white_back and (c.last_back or c.eval_last_back):
         which = "last_back" if c.last_back else "eval_last_back"
-        yield f"white_back has no effect with {which}, which gives missing weight to the last sample; set one of them to False"
+        yield f"white_back has no effect with {which}, which leaves no remaining weight; set one of them to False"
     if c.hollow_check_interval:
         yield from _hollow_problems(c)
     room = min(1 - c.ray_start, c.ray_end - 1)
     if c.init_ball_radius and not MIN_BALL_RADIUS <= c.init_ball_radius < room:
-        yield f"init_ball_radius must be 0 or at least {MIN_BALL_RADIUS} and less than {room:.4g}, where the rays begin or end"
+        yield f"init_ball_radius must be 0 or at least {MIN_BALL_RADIUS} and less than {room:.4g}, to fit within the rays"
 
 
 def _hollow_problems(c: Any) -> Iterator[str]:
-    """Why shapes cannot be watched: which way they bulge has a meaning only from the front, and a turn only about the equator."""
+    """Yield why hollow shapes cannot be detected: this requires frontal cameras, and poses that mirror about the equator."""
     remedy = "set hollow_check_interval to 0"
     if c.sample_dist == "spherical_uniform" or (c.sample_dist is not None and c.h_stddev >= math.pi / 2):
-        yield f"hollow_check_interval needs cameras that stay in front (h_stddev below pi/2, no spherical_uniform); {remedy}"
+        yield f"hollow_check_interval needs frontal cameras (h_stddev below pi/2, no spherical_uniform); {remedy}"
     if abs(c.v_mean - math.pi / 2) > 1e-6:
-        yield f"hollow_check_interval needs v_mean = pi/2, about which alone poses mirror into poses; {remedy}"
+        yield f"hollow_check_interval needs v_mean = pi/2, the only pitch about which poses can be mirrored; {remedy}"
 
 
 def _triplane_problems(c: Any) -> Iterator[str]:
     channels = c.backbone_channels
     if not (is_widths(channels) and 1 <= len(channels) <= MAX_BACKBONE_LEVELS and max(channels) <= MAX_BACKBONE_WIDTH):
-        yield f"backbone_channels must be 1 to 8 positive whole numbers (4 px up to the planes' size), not {shown(channels)}"
+        yield f"backbone_channels must be 1 to 8 positive whole numbers (from 4 px up to the planes' size), not {shown(channels)}"
     if c.plane_channels % 16 or c.decoder_dim % 4:
-        yield "plane_channels must be a multiple of 16, decoder_dim one of 4"
+        yield "plane_channels must be a multiple of 16, and decoder_dim a multiple of 4"
     if c.view_dependent or not c.pred_occ:
         yield "model TRIPLANE needs pred_occ and view_dependent=False"
 
@@ -240,24 +240,24 @@ def _stage_problems(c: Any) -> Iterator[str]:
         yield "the first stage must start at step 0"
     starts = [stage.start_step for stage in c.stages] + [c.end_step]
     if any(later <= earlier for earlier, later in itertools.pairwise(starts)):
-        yield f"stages must start at rising steps and before the end, not at {starts}"
+        yield f"the start steps of stages must increase and be less than the end step, not {starts}"
     for stage in c.stages:
         where = f"stage from step {stage.start_step}:"
         if stage.batch_size % stage.batch_split:
             yield f"{where} batch_size {stage.batch_size} is not divisible by batch_split {stage.batch_split}"
         if stage.img_size & (stage.img_size - 1) or not 4 <= stage.img_size <= MAX_DISC_SIZE:
-            yield f"{where} img_size {stage.img_size} has no discriminator layer; use a power of two from 4 to {MAX_DISC_SIZE}"
+            yield f"{where} img_size {stage.img_size} has no discriminator block; use a power of two from 4 to {MAX_DISC_SIZE}"
         if c.discriminator == "ResidualDiscriminator" and stage.img_size < c.disc_base_size:
             yield (
-                f"{where} img_size {stage.img_size} is less than the {c.disc_base_size} px at which {len(c.disc_widths)}"
-                " disc_widths begin; leave out the first of them"
+                f"{where} img_size {stage.img_size} is less than {c.disc_base_size} px, the base size of {len(c.disc_widths)}"
+                " disc_widths; remove the first of them"
             )
 
 
-def without_effect(curriculum: Any, stated: Iterable[str]) -> Iterator[str]:
-    """What of the settings that a user has stated another one makes meaningless, in words.
+def ineffective_settings(curriculum: Any, stated: Iterable[str]) -> Iterator[str]:
+    """Yield a message for each stated setting that has no effect because of another setting.
 
-    No part of :func:`problems`: an ablation may switch a term off and inherit its weight, and old files hold such settings.
+    This is not part of :func:`problems`: an ablation may disable a loss and inherit its weight, and old files have such settings.
     """
     for key in stated:
         if key not in NEEDS or not getattr(curriculum, key):
@@ -265,31 +265,31 @@ def without_effect(curriculum: Any, stated: Iterable[str]) -> Iterator[str]:
         other, wanted = NEEDS[key]
         value = getattr(curriculum, other)
         if not (value if wanted is True else value == wanted):
-            yield f"{key} has no effect, since {other} is {shown(value)}; leave {key} out, or set {other}"
+            yield f"{key} has no effect, since {other} is {shown(value)}; remove {key} or set {other}"
 
 
 def is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite number and no truth value."""
+    """Return whether ``value`` is a finite number, and not a bool."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an int too large for a float
         return False
 
 
 def is_count(value: Any, least: int, most: int) -> bool:
-    """Whether ``value`` is a whole number in [least, most] and no truth value."""
+    """Return whether ``value`` is an int in [least, most], and not a bool."""
     return type(value) is int and least <= value <= most
 
 
 def is_widths(value: Any) -> bool:
-    """Whether ``value`` is a tuple of layer widths."""
+    """Return whether ``value`` is a tuple of layer widths."""
     return isinstance(value, tuple) and all(is_count(width, 1, MAX_BATCH) for width in value)
 
 
 def shown(value: Any) -> str:
-    """A value for a message: short and printable, whatever it is."""
+    """Return a short, printable representation of any value, for messages."""
     try:
         text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
-    except (ValueError, RecursionError):  # a whole number of thousands of digits, a nest without end
+    except (ValueError, RecursionError):  # an int of thousands of digits, or endless nesting
         text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

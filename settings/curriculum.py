@@ -1,11 +1,11 @@
-"""All settings of a run, frozen and validated when made.
+"""All settings of a run, frozen and validated on construction.
 
-The curricula themselves are the dictionaries of :mod:`curriculums`. A setting that a dictionary or a file leaves out has its
-value in ``curriculums.COMMON``. :meth:`Curriculum.from_dict` reads those dictionaries, the published ones (as found in an
-``options.txt``) and what checkpoints and run folders hold.
+The curricula themselves are the dictionaries in :mod:`curriculums`. If a dictionary or file omits a setting, its value is that
+in ``curriculums.COMMON``. :meth:`Curriculum.from_dict` reads those dictionaries, published ones (as in an ``options.txt``), and
+the settings in checkpoints and run folders.
 
-Angles are radians, except ``fov`` (degrees, full angle). Distances are along the unit ray: the camera sits at
-distance 1 from the origin, so the object lies around t = 1.
+Angles are radians, except ``fov`` (degrees, full angle). Distances are along the unit ray. The camera is at distance 1 from the
+origin, so the object is around t = 1.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any
 
 from common.errors import UserError
 from curriculums import COMMON
-from settings.checks import LAST_DISC_SIZE, is_number, problems, shown, without_effect
-from settings.published import present_form, reject_non_dictionary
+from settings.checks import LAST_DISC_SIZE, ineffective_settings, is_number, problems, shown
+from settings.published import reject_non_dictionary, to_current_format
 
 MAX_NAME = 100  # characters
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Settings that hold from ``start_step`` until the next stage. Batch sizes are per process (GPU)."""
+    """Settings that apply from ``start_step`` until the next stage. Batch sizes are per process (GPU)."""
 
     start_step: int
     batch_size: int
@@ -40,7 +40,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Every setting of a run, described in ``docs/curriculums.md``. Invalid values raise :class:`common.errors.UserError`."""
+    """All settings of a run, described in ``docs/curriculums.md``. Invalid values raise :class:`common.errors.UserError`."""
 
     name: str
     dataset: str
@@ -127,7 +127,7 @@ class Curriculum:
     unique_lr: bool
     fade_steps: int
 
-    # The start of the shape
+    # Initial shape
     init_ball_radius: float
     ball_hold_steps: int
     ball_hold_lambda: float
@@ -144,35 +144,35 @@ class Curriculum:
 
     @property
     def view_last_back(self) -> bool:
-        """Whether views give a ray's missing weight to its last sample."""
+        """True if views give a ray's remaining weight to its last sample."""
         return not self.white_back if self.eval_last_back is None else self.eval_last_back
 
     @property
     def disc_base_size(self) -> int:
-        """Pixels at which the residual discriminator's first block works: every further one of ``disc_widths`` halves them."""
+        """Image size in pixels at the residual discriminator's first block. Each further one of ``disc_widths`` halves it."""
         return LAST_DISC_SIZE << (len(self.disc_widths) - 1)
 
     def stage_at(self, step: int) -> Stage:
-        """The stage that holds at ``step``."""
+        """Return the stage that applies at ``step``."""
         return [stage for stage in self.stages if stage.start_step <= max(step, 0)][-1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers only: what checkpoints hold and :meth:`from_dict` reads."""
+        """Return plain containers, as stored in checkpoints and read by :meth:`from_dict`."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_dict(cls, settings: Mapping[Any, Any], name: str | None = None, notes: list[str] | None = None) -> Curriculum:
-        """From :meth:`to_dict`'s output or a dictionary with stages under their steps; what it leaves out is in ``COMMON``.
+        """Create a curriculum from the output of :meth:`to_dict`, or from a dictionary whose stages are keyed by step.
 
-        notes: gets what the user should know about a published dictionary's or an old file's keys (settings/published.py).
-        Unknown or missing keys raise UserError.
+        Settings that it omits come from ``COMMON``. ``notes`` receives messages for the user about the keys of published
+        dictionaries and old files (settings/published.py). Unknown or missing keys raise UserError.
         """
         if not isinstance(settings, Mapping):
-            raise UserError(f"a curriculum is a dictionary of settings, not {shown(settings)}")
+            raise UserError(f"a curriculum must be a dictionary of settings, not {shown(settings)}")
         label = name or settings.get("name") or "(unnamed)"
         if not isinstance(label, str) or len(label) > MAX_NAME or not label.isprintable():
-            raise UserError(f"a curriculum's name is a short text, not {shown(label)}")
-        settings = COMMON | present_form(label, settings, [] if notes is None else notes) | {"name": label}
+            raise UserError(f"a curriculum's name must be printable text of at most {MAX_NAME} characters, not {shown(label)}")
+        settings = COMMON | to_current_format(label, settings, [] if notes is None else notes) | {"name": label}
         _reject_unknown(label, settings, [field.name for field in dataclasses.fields(cls)], "setting")
         _reject_missing(label, settings, ("dataset", "stages", "end_step"))
         settings["stages"] = _stages(label, settings["stages"])
@@ -185,10 +185,10 @@ class Curriculum:
         for assignment in assignments:
             key, separator, text = assignment.partition("=")
             if not separator:
-                raise UserError(f"--set {shown(assignment)}: write key=value")
+                raise UserError(f"--set {shown(assignment)}: expected key=value")
             try:
                 value = ast.literal_eval(text)
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last three: of absurd text
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last three come from absurd input
                 value = text
             if key in stage_keys:
                 settings["stages"] = [{**stage, key: value} for stage in settings["stages"]]
@@ -196,9 +196,9 @@ class Curriculum:
                 settings[key] = value
             assigned.append(key)
         curriculum = Curriculum.from_dict(settings, self.name)
-        useless = next(without_effect(curriculum, assigned), None)
-        if useless:
-            raise UserError(f"curriculum {self.name}, --set: {useless}")
+        ineffective = next(ineffective_settings(curriculum, assigned), None)
+        if ineffective:
+            raise UserError(f"curriculum {self.name}, --set: {ineffective}")
         return curriculum
 
 
@@ -230,9 +230,9 @@ def _reject_missing(label: str, settings: Mapping[Any, Any], required: Iterable[
 
 
 def _with_types(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``settings`` for a dataclass: lists as tuples, and whole numbers as floats where it has floats.
+    """Convert ``settings`` to the types of a dataclass: lists to tuples, and ints to floats for float fields.
 
-    torch takes no whole number above 2^63 for a float.
+    torch does not accept an int above 2^63 as a float.
     """
     types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
     return {key: _with_type(types[key], value) for key, value in settings.items()}

@@ -1,4 +1,4 @@
-"""A curriculum by its name in :mod:`curriculums`, or from a .json file."""
+"""Lookup of a curriculum by its name in :mod:`curriculums`, or from a .json file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import curriculums
 from common.errors import UserError
 from common.files import read_small_text
-from settings.checks import shown, without_effect
+from settings.checks import ineffective_settings, shown
 from settings.curriculum import MAX_NAME, Curriculum
 from settings.published import stage_step
 
 
 class _Registry(Mapping[str, Curriculum]):
-    """The curricula of :mod:`curriculums` by name. One is validated when it is looked up, so a mistake in it stops no other."""
+    """The curricula of :mod:`curriculums` by name. Each is validated on access, so an invalid one does not affect the others."""
 
     def __getitem__(self, name: str) -> Curriculum:
         return _from_module(name, [])
@@ -34,7 +34,7 @@ CURRICULUMS = _Registry()
 
 
 def _dictionaries() -> dict[str, dict[Any, Any]]:
-    """The module's dictionaries with stages."""
+    """Return the module's dictionaries that have stages."""
     dictionaries = {name: value for name, value in vars(curriculums).items() if isinstance(value, dict)}
     return {name: value for name, value in dictionaries.items() if any(stage_step(key) is not None for key in value)}
 
@@ -42,21 +42,22 @@ def _dictionaries() -> dict[str, dict[Any, Any]]:
 def _from_module(name: str, notes: list[str]) -> Curriculum:
     settings = _dictionaries()[name]
     curriculum = Curriculum.from_dict(settings, name, notes)
-    useless = next(without_effect(curriculum, _own_keys(settings)), None)
-    if useless:
-        raise UserError(f"curriculum {name}: {useless}")
+    ineffective = next(ineffective_settings(curriculum, _own_keys(settings)), None)
+    if ineffective:
+        raise UserError(f"curriculum {name}: {ineffective}")
     return curriculum
 
 
 def _own_keys(settings: Mapping[Any, Any]) -> list[str]:
-    """What a dictionary states otherwise than ``COMMON``; stating a common value again says nothing."""
+    """Return the keys of settings whose values differ from those in ``COMMON``."""
     return [key for key, value in settings.items() if key in curriculums.COMMON and value != curriculums.COMMON[key]]
 
 
 def get_curriculum(name_or_path: str) -> Curriculum:
-    """A curriculum by name, or from a .json file: of :meth:`Curriculum.to_dict`, the run.json of a run, a published dictionary.
+    """Return a curriculum by name, or from a .json file.
 
-    What the user should know about its keys goes to stderr. Raises UserError for an unknown name, naming the known ones.
+    The file may hold the output of :meth:`Curriculum.to_dict`, the run.json of a run, or a published dictionary. Notes about its
+    keys are printed to stderr. Raises UserError for an unknown name, listing the known ones.
     """
     notes: list[str] = []
     if name_or_path in _dictionaries():
@@ -80,14 +81,14 @@ def _from_file(path: str, notes: list[str]) -> Curriculum:
     try:
         settings = json.loads(read_small_text(path))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"the curriculum file {path} is no JSON: {error}") from None
+        raise UserError(f"the curriculum file {path} is not valid JSON: {error}") from None
     if isinstance(settings, dict) and isinstance(settings.get("curriculum"), dict):
         settings = settings["curriculum"]
     if not isinstance(settings, dict):
-        raise UserError(f"the curriculum file {path} must hold a dictionary of settings")
+        raise UserError(f"the curriculum file {path} must contain a dictionary of settings")
     try:
         curriculum = Curriculum.from_dict(settings, settings.get("name", Path(path).stem[:MAX_NAME]), notes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    notes += without_effect(curriculum, _own_keys(settings))
+    notes += ineffective_settings(curriculum, _own_keys(settings))
     return curriculum

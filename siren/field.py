@@ -46,10 +46,10 @@ class RayField(Protocol):
     """A field that is queried by whole rays where possible (generators/view_cache.py)."""
 
     def occupancy_logits_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> Tensor:
-        """origins and unit directions (B, R, 3), increasing t (B, R, S) -> logits (B, R, S)."""
+        """Return logits (B, R, S) at increasing t (B, R, S) on rays with origins and unit directions (B, R, 3)."""
 
     def logits_and_colors_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """origins and unit directions (B, R, 3), increasing t (B, R, S) -> logits (B, R, S) and colors (B, R, S, 3) in [0, 1]."""
+        """Return logits (B, R, S) and colors (B, R, S, 3) in [0, 1]. Arguments as in :meth:`occupancy_logits_on_rays`."""
 
 
 class SirenField:

@@ -68,7 +68,7 @@ def test_half_precision_is_half_the_file_and_close(run: Path, tmp_path: Path) ->
     for precision in ("full", "half"):
         main([str(run), "--name", precision, "--output_dir", str(tmp_path), "--precision", precision])
     before = (tmp_path / "full.safetensors").read_bytes()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         main([str(run), "--name", "full", "--output_dir", str(tmp_path), "--precision", "half"])
     assert (tmp_path / "full.safetensors").read_bytes() == before
     full, half = (tmp_path / f"{precision}.safetensors" for precision in ("full", "half"))
@@ -81,11 +81,11 @@ def test_half_precision_is_half_the_file_and_close(run: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"path": "{tmp}"}, "holds no whole checkpoint"),
+        ({"path": "{tmp}"}, "holds no intact checkpoint"),
         ({"name": "../x"}, "letters, digits"),
-        ({"scores": '{"model": {"step": 2}}'}, "scores step 2, this generator is of step 3"),
-        ({"scores": "[]"}, "holds no dictionary"),
-        ({"scores": "{"}, "is no JSON"),
+        ({"scores": '{"model": {"step": 2}}'}, "holds scores of step 2, but the generator is at step 3"),
+        ({"scores": "[]"}, "does not hold a dictionary"),
+        ({"scores": "{"}, "is not JSON"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(run: Path, tmp_path: Path, change: dict[str, str], words: str) -> None:
@@ -158,8 +158,8 @@ def test_a_sheet_shows_the_images_that_are_scored(run: Path, photos: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["heads", "--output", "sheet.jpg"], "name a .png"),
-        (["heads", "--output", "nowhere/sheet.png"], "there is no folder nowhere"),
+        (["heads", "--output", "sheet.jpg"], "must end in .png"),
+        (["heads", "--output", "nowhere/sheet.png"], "the folder nowhere does not exist"),
         (["nothing", "--output", "sheet.png"], "there is no generator file nothing"),
     ],
 )

@@ -43,7 +43,8 @@ def test_image_turns_with_the_prior(tmp_path):
 
 def test_a_file_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="--prior_output"):
-        write_camera_prior(CURRICULUMS["CATS"], tmp_path / "missing" / "prior.png")
+        (tmp_path / "file").touch()
+        write_camera_prior(CURRICULUMS["CATS"], tmp_path / "file" / "prior.png")
 
 
 def test_from_the_command_line(tmp_path, capsys):

@@ -65,6 +65,6 @@ def test_a_checkpoint_that_the_disk_did_not_keep_is_written_again(state, manager
 
 def test_what_a_disk_never_keeps_is_not_called_saved(state, manager, tmp_path):
     state.num_lost = 2
-    with pytest.raises(NotSaved, match=r"step 3 could not be saved: .*; the newest whole checkpoint is .*0000002\.pt"):
+    with pytest.raises(NotSaved, match=r"step 3 could not be saved: .*; the newest intact checkpoint is .*0000002\.pt"):
         manager.save_last(lambda text: None)
     assert steps_in(tmp_path) == [1, 2, 3]

@@ -153,10 +153,10 @@ def test_wrong_metadata(tmp_path: Path, metadata: dict[str, str | None], message
 def test_wrong_tensors(tmp_path: Path) -> None:
     path = tmp_path / "g.safetensors"
     for name, value, message in (
-        ("siren.final_layer.bias", torch.tensor([float("nan")]), "siren.final_layer.bias holds numbers that are not finite"),
+        ("siren.final_layer.bias", torch.tensor([float("nan")]), "siren.final_layer.bias contains values that are not finite"),
         ("siren.final_layer.bias", torch.tensor([1]), "int64"),
-        ("siren.final_layer.bias", torch.ones(2), r"siren.final_layer.bias has shape \(2,\), the generator needs \(1,\)"),
-        ("siren.more", torch.ones(2), "siren.more, which the generator has not"),
+        ("siren.final_layer.bias", torch.ones(2), r"siren.final_layer.bias has shape \(2,\), but the generator needs \(1,\)"),
+        ("siren.more", torch.ones(2), "unexpected parameter siren.more"),
         ("truncation_mean.frequencies", torch.ones(1, 3), "truncation_mean.frequencies"),
         ("truncation_mean.phase_shifts", torch.full((1, 24), float("inf")), "truncation_mean.phase_shifts"),
     ):

@@ -286,7 +286,7 @@ def test_processes_that_see_other_images_are_refused(photos, tmp_path):
     ranks = Ranks(_train_on_own_photos, 2, tmp_path, command, str(photos), str(tmp_path))
     assert ranks.finish() == [2, 2], ranks.texts()
     num = len(list(photos.glob("*.png")))
-    assert f"holds {num - 1} images for rank 1 on " in ranks.texts()[1] and f", {num} for rank 0" in ranks.texts()[1]
+    assert f"has {num - 1} images for rank 1 on " in ranks.texts()[1] and f"but {num} for rank 0" in ranks.texts()[1]
     assert not list((tmp_path / "out").glob("checkpoint_*"))
 
 
@@ -323,7 +323,7 @@ def test_when_the_main_process_is_killed_the_others_end_with_one_word(photos, tm
     assert time.monotonic() - started < 20 + 60  # the timeout, and a busy machine
     for rank in set(range(4)) - {victim}:
         lines = [line for line in ranks.texts()[rank].splitlines() if "error" in line and "gloo/transport" not in line[:80]]
-        assert len(lines) == 1 and "start the same command again" in lines[0], ranks.texts()[rank]
+        assert len(lines) == 1 and "run the same command again" in lines[0], ranks.texts()[rank]
     newest = max(output.glob("checkpoint_*.pt"))
     assert load_training_checkpoint(newest)["step"] >= 2  # what is there is whole
 
@@ -331,7 +331,7 @@ def test_when_the_main_process_is_killed_the_others_end_with_one_word(photos, tm
 def _wait_at_barrier(folder: str) -> None:
     processes = join_processes(CPU)
     Path(folder, f"pid_{processes.rank}").write_text(str(os.getpid()))
-    with processes.together():
+    with processes.handle_failures():
         if processes.is_main:
             time.sleep(6)  # slow, as when it decodes a large set: twice the timeout, and no reason for the others to go
         processes.barrier()
@@ -348,7 +348,7 @@ def test_a_slow_peer_is_waited_for_and_a_frozen_one_is_not(tmp_path):
     assert ranks.finish() == [-signal.SIGKILL, PeerLost.exit_status, PeerLost.exit_status], ranks.texts()
     assert all((tmp_path / f"met_{rank}").exists() for rank in range(3)), ranks.texts()
     for text in ranks.texts()[1:]:
-        assert "lost rank 0 on" in text and "no sign of life for 3 s" in text
+        assert "lost rank 0 on" in text and "no heartbeat for 3 s" in text
 
 
 def _join_after_a_stale_meeting(folder: str) -> None:
@@ -437,7 +437,7 @@ def test_a_killed_worker_on_another_host_costs_nothing_but_time(photos, tmp_path
     results = hosts.finish(DEADLINE)
     errors = "\n".join(result.errors for result in results)
     assert [result.status for result in results] == [0, 0], errors
-    assert "resuming from" in errors and "start the same command again" in errors
+    assert "resuming from" in errors and "run the same command again" in errors
     run_ranks(train_rank, 2, tmp_path / "ranks", arguments(photos, undisturbed, *more))
     name = "checkpoint_0000060.pt"
     assert (output / name).read_bytes() == (undisturbed / name).read_bytes()
@@ -498,7 +498,7 @@ def _share(folder: str) -> None:
     processes = join_processes(CPU)
     layer = torch.nn.Linear(2, 2)
     torch.nn.init.constant_(layer.weight, float(processes.rank + 1))
-    processes.share(layer.state_dict().values())
+    processes.broadcast(layer.state_dict().values())
     torch.save(layer.state_dict(), f"{folder}/{processes.rank}.pt")
     processes.close()
 
@@ -628,7 +628,7 @@ def test_ssh_stops_all_machines_when_one_fails(photos, tmp_path, repo, monkeypat
     words = ["SYNTH_TINY", str(photos), str(output), *arguments(photos, output)[6:]]
     job = launch("ssh.sh", "127.0.0.1 broken", *words, env=cluster, log=log)
     assert job.wait(DEADLINE) == 7, log.read_text()  # and not after the hours for which the other would wait
-    assert "broken ended first, with status 7" in log.read_text()
+    assert "broken failed first, with status 7" in log.read_text()
     wait_for(lambda: pids_of(output) == [], log.read_text)
 
 

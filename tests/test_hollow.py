@@ -15,8 +15,8 @@ from generators.generator import ImplicitGenerator3d
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
 from train import main as train
-from training.hollow import MIN_TURN_PSNR_DB, PATIENCE, Bulge, measure_bulge
-from training.mirror import Turn, reflection
+from training.hollow import MIN_MIRROR_PSNR_DB, PATIENCE, Bulge, measure_bulge
+from training.mirror import Mirroring, reflection
 from training.run.run_state import RunState
 
 SETTINGS = [
@@ -144,7 +144,7 @@ def test_a_truly_concave_object_is_left_as_it_is(states, photos, tmp_path, monke
     start, output = tmp_path / "start", tmp_path / "run"
     start.mkdir()
     states["bowl"].save(start, 1)
-    monkeypatch.setattr("training.trainer.best_turn", lambda generator, size: Turn(True, MIN_TURN_PSNR_DB - 0.1))
+    monkeypatch.setattr("training.trainer.best_mirroring", lambda generator, size: Mirroring(True, MIN_MIRROR_PSNR_DB - 0.1))
     train(command(photos, output, start, "--max_steps", "5", "--eval_freq", "5", "--eval_images", "0"))
     (line,) = [line for line in lines(output) if "mirrored_depth" in line]
     assert line["mirrored_depth"] is False and line["step"] == PATIENCE

@@ -18,6 +18,7 @@ ORDER = (
     "checkpoints",
     "distributed",
     "visualization",
+    "viewing",
     "web",
     "heads",
     "loading",

@@ -76,7 +76,9 @@ def test_what_is_left_out_is_counted_named_and_given_a_reason(tmp_path: Path, ca
     check(str(tmp_path / "photos"), "Images", 8, tmp_path / "sheet.png")
     told = capsys.readouterr().out
     assert "1 images, 1 readable" in told
-    assert "5 left out (0.heic, 1.heic, 2.heic, ...): an HEIC image; python -m pip install pillow-heif" in told
+    assert (
+        "5 left out (0.heic, 1.heic, 2.heic, ...): a HEIC image; install support with python -m pip" in told
+    )
     assert "1 left out (shot.nef): a camera's raw file; convert it" in told
     assert "1 left out (more.zip): a zip archive; unpack it" in told and "1 left out (labels.csv): no image" in told
     assert "DS_Store" not in told
@@ -176,7 +178,7 @@ def test_why_an_image_cannot_be_read(tmp_path: Path) -> None:
         "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
         "page": (b"<!DOCTYPE html><html>403</html>", "a web page"),
         "heic": (HEIC, "pillow-heif"),
-        "zeros": (bytes(300), "nothing but zeros"),
+        "zeros": (bytes(300), "all zeros"),
         "video": (b"\0\0\0\x18ftypmp42" + bytes(50), "extract its frames"),
         "pdf": (b"%PDF-1.4", "PDF"),
         "text": (b"hello", "no image of a kind that is read here"),

@@ -108,7 +108,7 @@ def test_normals_are_the_fields_gradient(model, monkeypatch):
     (expected,) = torch.autograd.grad(field.occupancy_logits(points).sum(), points)
     assert torch.allclose(gradients, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     assert torch.allclose(logits, field.occupancy_logits(points), atol=1e-5)
-    h = 2e-3
+    h = 2e-4
     for axis in range(3):
         offset = torch.zeros(3)
         offset[axis] = h

@@ -23,7 +23,7 @@ def test_a_pattern_that_the_shell_expanded(tmp_path: Path, capsys: pytest.Captur
         (tmp_path / name).touch()
     parser = ArgumentParser("")
     parser.add_argument("--check")
-    for surplus, told in (([str(tmp_path / "b.jpg"), str(tmp_path / "c.jpg")], "2 names too many"), (["--sizes"], "--sizes")):
+    for surplus, told in (([str(tmp_path / "b.jpg"), str(tmp_path / "c.jpg")], "2 unexpected names"), (["--sizes"], "--sizes")):
         with pytest.raises(SystemExit) as end:
             parser.parse_args(["--check", str(tmp_path / "a.jpg"), *surplus])
         errors = capsys.readouterr().err
@@ -36,7 +36,7 @@ def test_settings_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert (tmp_path / "mine.json").read_bytes().startswith(b"\xef\xbb\xbf")
     assert get_curriculum(str(tmp_path / "mine.json")) == CURRICULUMS["CATS"]
     (tmp_path / "utf16.json").write_text("{}", encoding="utf-16")
-    with pytest.raises(UserError, match="no text in UTF-8"):
+    with pytest.raises(UserError, match="is not UTF-8 text"):
         read_small_text(tmp_path / "utf16.json")
 
 

@@ -172,7 +172,7 @@ def test_weights_of_another_kind(tmp_path):
     other = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(3)}, other)
     settings = FidelitySettings.for_counts(8, 8, "inception-v3-compat", 0, 4)
-    with pytest.raises(UserError, match="another network"):
+    with pytest.raises(UserError, match="not a weights file of inception"):
         calculate(random_images(8), random_images(8), {"fid"}, settings, other, torch.device("cpu"))
     torch.save([1, 2], other)
     with pytest.raises(UserError, match="named tensors"):
@@ -289,7 +289,7 @@ def test_departures_from_the_published_protocol_are_named():
     (only,) = eval_metrics.departures(as_published, 5000, "all", celeba.with_overrides(["last_back=True"]))
     assert "last_back" in only
     (only,) = eval_metrics.departures(as_published, 500, "holdout", celeba)
-    assert "the part holdout" in only
+    assert "the holdout split" in only
 
 
 def test_real_images_are_counted_apart_from_generated_ones(photo_dir, tiny_generator_path, tmp_path):

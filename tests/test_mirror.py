@@ -49,7 +49,7 @@ def test_pose_is_read_about_the_front():
 def test_nothing_is_mirrored_where_mirrored_cameras_are_rolled():
     for changes in (["v_mean=1.2"], ["v_mean=0.785398", "h_mean=0.0"]):
         generator = ImplicitGenerator3d(CURRICULUMS["SYNTH_TINY"].with_overrides([*changes, "hollow_check_interval=0"]))
-        with pytest.raises(UserError, match="only where v_mean is pi/2"):
+        with pytest.raises(UserError, match="only if v_mean is pi/2"):
             mirror_field(generator)
 
 
@@ -128,13 +128,13 @@ def test_what_was_solid_at_tau_is_free_when_inverted(tau):
     curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides([f"tau={tau}", "hidden_dim=12"])
     torch.manual_seed(0)
     generator = ImplicitGenerator3d(curriculum)
-    generator.siren.final_layer.weight.mul_(10)
+    generator.siren.final_layer.weight.mul_(60)
     z, points = torch.randn(2, 64), (torch.rand(2, 200, 3) - 0.5) * 0.2
     before = generator.field(generator.film(z)).occupancy_logits(points * FLIP_Z)
     mirror_field(generator, invert=True)
     after = generator.field(generator.film(z)).occupancy_logits(points)
     level = math.log(tau / (1 - tau))
-    assert torch.allclose(after - level, level - before, atol=1e-4)
+    assert torch.allclose(after - level, level - before, atol=1e-3)
     assert 0.02 < float((before > level).float().mean()) < 0.98
 
 

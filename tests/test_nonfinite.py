@@ -61,14 +61,14 @@ def test_bad_steps_are_counted_and_the_first_term_named():
     guard = Guard(CPU, BadSteps())
     for step, scalars in enumerate([terms(), terms(grad_G=math.nan), terms(), terms(math.inf), terms(math.nan, math.nan)]):
         guard.watch(step, scalars)
-    assert guard.look() == BadSteps(skipped=3, in_a_row=2, first_step=3, first_term="D/grad_norm")
+    assert guard.read() == BadSteps(skipped=3, in_a_row=2, first_step=3, first_term="D/grad_norm")
     guard.watch(5, terms())
-    assert guard.look().in_a_row == 0
+    assert guard.read().in_a_row == 0
     guard.watch(6, {**terms(grad_G=math.nan), "G/gan": torch.tensor(math.inf)})
-    assert guard.look() == BadSteps(skipped=4, in_a_row=1, first_step=6, first_term="G/gan")
-    resumed = Guard(CPU, guard.look())
+    assert guard.read() == BadSteps(skipped=4, in_a_row=1, first_step=6, first_term="G/gan")
+    resumed = Guard(CPU, guard.read())
     resumed.watch(7, terms(math.nan))
-    assert resumed.look() == BadSteps(skipped=5, in_a_row=2, first_step=6, first_term="G/gan")
+    assert resumed.read() == BadSteps(skipped=5, in_a_row=2, first_step=6, first_term="G/gan")
 
 
 def test_a_term_that_ends_leaves_the_others_their_names():
@@ -77,9 +77,9 @@ def test_a_term_that_ends_leaves_the_others_their_names():
     held = {**terms(grad_G=math.nan), "G/ball_hold": torch.tensor(1.0), "G/hit_rate": torch.tensor(1.0)}
     guard.watch(0, {name: held[name] for name in ("D/gan", "D/grad_norm", "G/gan", "G/ball_hold", "G/hit_rate", "G/grad_norm")})
     guard.watch(1, terms())
-    assert guard.look() == BadSteps(skipped=1, in_a_row=0, first_step=0, first_term="G/grad_norm")
+    assert guard.read() == BadSteps(skipped=1, in_a_row=0, first_step=0, first_term="G/grad_norm")
     guard.watch(2, terms(math.nan))
-    assert guard.look() == BadSteps(skipped=2, in_a_row=1, first_step=2, first_term="D/grad_norm")
+    assert guard.read() == BadSteps(skipped=2, in_a_row=1, first_step=2, first_term="D/grad_norm")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -100,13 +100,13 @@ def test_a_term_that_comes_late_still_goes_before_the_gradients():
     good, bad = torch.tensor(1.0), torch.tensor(math.nan)
     guard.watch(0, {"D/gan": good, "D/grad_norm": good, "G/grad_norm": good})
     guard.watch(1, {"D/gan": good, "D/r1": bad, "D/grad_norm": bad, "G/grad_norm": good})
-    assert guard.look().first_term == "D/r1"
+    assert guard.read().first_term == "D/r1"
     guard.watch(2, {"D/gan": good, "D/r1": good, "D/grad_norm": good, "G/grad_norm": good})
     guard.watch(3, {"D/gan": good, "D/grad_norm": bad, "G/grad_norm": good})
-    assert guard.look().first_term == "D/grad_norm"
+    assert guard.read().first_term == "D/grad_norm"
     guard.watch(4, {"D/gan": good, "D/r1": good, "D/r2": good, "D/grad_norm": good, "G/grad_norm": good})
     guard.watch(5, {"D/gan": good, "D/r1": good, "D/r2": bad, "D/grad_norm": bad, "G/grad_norm": good})
-    assert guard.look().first_term == "D/r2"
+    assert guard.read().first_term == "D/r2"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the fused kernel that looks at the gradient itself")

@@ -28,7 +28,7 @@ def test_a_folder_holds_the_files_of_one_generator(tmp_path: Path) -> None:
     assert read_claim(tmp_path) is None and claim_folder(tmp_path, "a/heads.safetensors", "01") is None
     assert claim_folder(tmp_path, "b/copy.safetensors", "01") is None  # the same weights in another file
     assert read_claim(tmp_path) == {"generator": "a/heads.safetensors", "sha256": "01"}
-    with pytest.raises(UserError, match=r"of the generator a/heads\.safetensors .* c/cats\.safetensors is another; choose"):
+    with pytest.raises(UserError, match=r"of the generator a/heads\.safetensors .* not of c/cats\.safetensors; choose"):
         claim_folder(tmp_path, "c/cats.safetensors", "02")
     assert "earlier state of a/heads.safetensors" in claim_folder(tmp_path, "a/heads.safetensors", "03")  # its run went on
     assert read_claim(tmp_path)["sha256"] == "03" and output_folder(tmp_path) == "made by a generator"
@@ -41,7 +41,7 @@ def test_two_generators_into_one_folder(tiny_generator_path: Path, empty_generat
     arguments = ["--seeds", "0", "--voxel_resolution", "16", *CPU]
     extract_shapes.main([str(tiny_generator_path), *arguments, "--obj", "--output_dir", str(tmp_path / "shapes")])
     before = {path.name: path.read_bytes() for path in (tmp_path / "shapes").iterdir()}
-    with pytest.raises(UserError, match=r"shapes holds files of .*/tiny\.safetensors .*/empty\.safetensors is another"):
+    with pytest.raises(UserError, match=r"shapes holds files of .*/tiny\.safetensors not of .*/empty\.safetensors;"):
         extract_shapes.main([str(empty_generator_path), *arguments, "--output_dir", str(tmp_path / "shapes")])
     assert {path.name: path.read_bytes() for path in (tmp_path / "shapes").iterdir()} == before
     extract_shapes.main([str(tiny_generator_path), *arguments, "--psi", "0", "--output_dir", str(tmp_path / "shapes")])
@@ -138,7 +138,7 @@ def test_shapes_of_a_published_file_alone(published_files: Path, tmp_path: Path,
     path = published_files / "whole_module" / "generator.pth"
     extract_shapes.main([str(path), "--seeds", "0", "1", "--voxel_resolution", "24", "--output_dir", str(tmp_path), *CPU])
     notes = capsys.readouterr().err
-    assert "does not say its curriculum: the network is the file's own" in notes and "with --curriculum NAME, the mesh" in notes
+    assert "does not name its curriculum: network inferred from the file" in notes and "with --curriculum NAME, the mesh" in notes
     voxels = np.load(tmp_path / "0_24_voxel.npy")
     assert voxels.shape == (24, 24, 24) and voxels.max() > 0.9 and (tmp_path / "1_24.ply").exists()
     named = ["--curriculum", "BFM", "--output_dir", str(tmp_path / "named")]

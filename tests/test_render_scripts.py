@@ -241,12 +241,12 @@ def test_a_missing_generator_is_named(script: Script, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("multiview", ["--seeds_start", "-1"], "must lie between 0"),
+        ("multiview", ["--seeds_start", "-1"], "must be between 0"),
         ("multiview", ["--image_size", "0"], "at least 1"),
         ("multiview", ["--psi", "nan"], "finite"),
         ("multiview", ["--ray_step_multiplier", "1.5"], "not a whole number"),
         ("video", ["--seed", "two"], "not a seed"),
-        ("video", ["--seed", str(2**63)], "must lie between 0"),
+        ("video", ["--seed", str(2**63)], "must be between 0"),
         ("video", ["--num_frames", "0"], "at least 1"),
         ("video", ["--fps", "0"], "greater than 0"),
         ("interpolation", ["--seeds"], "expected at least one argument"),

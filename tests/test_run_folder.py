@@ -11,12 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints.files import damage_in, load_training_checkpoint, save_training_checkpoint, whole_checkpoints
+from checkpoints.files import damage_in, intact_checkpoints, load_training_checkpoint, save_training_checkpoint
 from common.errors import UserError
 from common.files import WriteError, remove_unfinished
-from training.run.console import steady_output, tell
+from training.run.console import print_notice, steady_output
 from training.run.recorder import append_line
-from training.run.run_folder import FolderLock, clean_up, cut_log, remove_old_checkpoints, room_warning, set_aside_newer
+from training.run.run_folder import (
+    FolderLock,
+    clean_up,
+    disk_space_warning,
+    remove_old_checkpoints,
+    set_aside_newer,
+    truncate_log,
+)
 
 
 def save(folder: Path, step: int) -> Path:
@@ -72,7 +79,7 @@ def test_files_from_before_the_checksum_still_load(tmp_path):
     data[data.index(torch.tensor([9.0]).numpy().tobytes())] ^= 1
     path.write_bytes(data)
     notices: list[str] = []
-    assert [p.name for p in whole_checkpoints(tmp_path, notices.append)] == ["checkpoint_0000007.pt"]
+    assert [p.name for p in intact_checkpoints(tmp_path, notices.append)] == ["checkpoint_0000007.pt"]
     assert len(notices) == 1 and "checkpoint_0000008.pt is damaged" in notices[0]
 
 
@@ -105,18 +112,18 @@ def in_child(action: Callable[[], None]) -> int:
 
 def test_a_folder_in_use_is_refused_until_its_process_dies(tmp_path):
     held = []
-    pid = in_child(lambda: held.append(FolderLock(tmp_path, tell)))
+    pid = in_child(lambda: held.append(FolderLock(tmp_path, print_notice)))
     try:
         with pytest.raises(UserError, match=f"in use by process {pid} on "):
-            FolderLock(tmp_path, tell)
+            FolderLock(tmp_path, print_notice)
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    lock = FolderLock(tmp_path, tell)
+    lock = FolderLock(tmp_path, print_notice)
     with pytest.raises(UserError, match=f"process {os.getpid()}"):
-        FolderLock(tmp_path, tell)
+        FolderLock(tmp_path, print_notice)
     lock.release()
-    FolderLock(tmp_path, tell).release()
+    FolderLock(tmp_path, print_notice).release()
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
@@ -179,22 +186,22 @@ def test_the_log_is_cut_where_the_run_goes_on(tmp_path):
     path = tmp_path / "log.jsonl"
     lines = [json.dumps({"step": step, "D/gan": 1.0}) + "\n" for step in (1, 2, 3, 4)]
     path.write_text("".join(lines) + '{"step": 5, "D/g')
-    cut_log(path, 4)
+    truncate_log(path, 4)
     assert path.read_text() == "".join(lines)
-    cut_log(path, 2)
+    truncate_log(path, 2)
     assert path.read_text() == "".join(lines[:2])
     event = '{"step": 4, "event": "went back"}\n'
     path.write_text(lines[0] + event + lines[3])
-    cut_log(path, 1)
+    truncate_log(path, 1)
     assert path.read_text() == lines[0] + event
-    cut_log(tmp_path / "none", 2)
+    truncate_log(tmp_path / "none", 2)
 
 
 def test_too_little_room_is_told(tmp_path):
-    assert room_warning(tmp_path, 1, 3) is None
-    warning = room_warning(tmp_path, 10**18, 3)
+    assert disk_space_warning(tmp_path, 1, 3) is None
+    warning = disk_space_warning(tmp_path, 10**18, 3)
     assert warning and str(tmp_path) in warning
-    assert room_warning(tmp_path / "gone", 1, 3) is None
+    assert disk_space_warning(tmp_path / "gone", 1, 3) is None
 
 
 # ------------------------------------------------------------------------------------------------ full disks
@@ -219,7 +226,7 @@ def test_words_that_cannot_be_written_do_not_raise(monkeypatch):
         with pytest.raises(OSError):
             print("to a full disk", file=full)
         with steady_output():
-            tell("to a full disk")
+            print_notice("to a full disk")
         with pytest.raises(OSError):
             full.flush()
         monkeypatch.undo()

@@ -206,11 +206,11 @@ def test_resume_never_auto_and_path(photos, tmp_path, capsys):
     path = output / "checkpoint_0000001.pt"
     capsys.readouterr()
     train(command(photos, output, "--resume", str(path), "--max_steps", "2"))
-    assert "2 checkpoints beyond step 1 are in" in capsys.readouterr().err
+    assert "moved 2 checkpoints after step 1 to" in capsys.readouterr().err
     assert steps_in(output) == [1, 2] and steps_in(output / "superseded") == [2, 3] and logged_steps(output) == [1, 2]
     assert checkpoint(output, 2) == before[2]
     path.write_bytes(before[1][:-9])
-    with pytest.raises(UserError, match=r"--resume .*checkpoint_0000001\.pt: it is damaged"):
+    with pytest.raises(UserError, match=r"--resume .*checkpoint_0000001\.pt: the file is damaged"):
         train(command(photos, output, "--resume", str(path)))
     with pytest.raises(UserError, match="No such file"):
         train(command(photos, output, "--resume", str(output / "nowhere.pt")))
@@ -239,7 +239,7 @@ def test_another_number_of_processes_is_refused_by_name(photos, tmp_path):
     from training.run.run_state import RunState
 
     state = RunState(CURRICULUMS["SYNTH_TINY"].with_overrides(ONE_STAGE), 0, torch.device("cpu"), None)
-    with pytest.raises(UserError, match=r"1 process\(es\), 1 x 2 images a step; this run has 4, 4 x 2"):
+    with pytest.raises(UserError, match=r"1 process\(es\), 1 x 2 images per step, but this run has 4, 4 x 2"):
         state.resume(tmp_path / "checkpoint_0000001.pt", world_size=4)
 
 
@@ -275,7 +275,7 @@ def test_a_full_disk_costs_no_run_and_no_checkpoint(photos, tmp_path, small_disk
 
     with monkeypatch.context() as patch:
         patch.setattr(training.trainer.Trainer, "_record", full_after_step_2)
-        with pytest.raises(NotSaved, match=r"newest whole checkpoint is .*checkpoint_0000001\.pt") as end:
+        with pytest.raises(NotSaved, match=r"newest intact checkpoint is .*checkpoint_0000001\.pt") as end:
             train(command(photos, output, *on, "--use_logger", "--sample_interval", "2"))
     assert end.value.exit_status == 3
     errors = capsys.readouterr().err
@@ -366,7 +366,7 @@ def test_images_that_vanish_on_the_way_are_left_out_and_counted(photos, tmp_path
     monkeypatch.setattr(training.trainer.Trainer, "_record", lose_some)
     train(command(photos, tmp_path / "out", "--max_steps", "5", settings=two_stages()))
     errors = capsys.readouterr().err
-    assert "2 images in" in errors and "2.png" in errors and "has 3 images, it had 6" in errors
+    assert "2 unreadable images in" in errors and "2.png" in errors and "has 3 images, but had 6" in errors
     assert load_training_checkpoint(tmp_path / "out" / "checkpoint_0000005.pt")["num_images"] == 3
 
 
@@ -400,11 +400,11 @@ def test_a_reader_that_fails_is_started_again_at_its_place(photos, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(ImageDataset, "gather", lambda self, indices: fails(self, indices, lambda call: call == 3))
         train(command(photos, tmp_path / "out", "--max_steps", "8"))
-    assert capsys.readouterr().err.count("the share went away); starting the reader again") == 1
+    assert capsys.readouterr().err.count("the share went away); restarting the reader") == 1
     assert checkpoint(tmp_path / "out", 8) == checkpoint(tmp_path / "whole", 8)
     calls.clear()
     with monkeypatch.context() as patch:
         patch.setattr(ImageDataset, "gather", lambda self, indices: fails(self, indices, lambda call: call > 6))
-        with pytest.raises(UserError, match="cannot be read any more"):
+        with pytest.raises(UserError, match="can no longer be read"):
             train(command(photos, tmp_path / "ended", "--max_steps", "80"))
     assert steps_in(tmp_path / "ended")

@@ -305,7 +305,7 @@ def test_a_run_is_held_to_its_ball_for_a_while_and_a_finished_one_never_again(ph
 def test_a_run_goes_on_with_its_own_settings(photos, tmp_path):
     train([*arguments(photos, tmp_path, "--max_steps", "1"), "r1_lambda=3", "normal_lambda=0.2"])
     with pytest.raises(
-        UserError, match=r"r1_lambda = 3.*\(others differ too: normal_lambda\); go on with its own \(--curriculum .*run.json"
+        UserError, match=r"r1_lambda = 3.*\(also different: normal_lambda\); use its own settings \(--curriculum .*run.json"
     ):
         train(arguments(photos, tmp_path, "--max_steps", "2"))
     own = arguments(photos, tmp_path, "--max_steps", "2")
@@ -324,19 +324,19 @@ def test_stages_to_come_may_change_and_those_gone_by_may_not(photos, tmp_path, c
     train([*arguments(photos, in_one_go, "--max_steps", "3"), stages % (first + second)])
     train([*arguments(photos, cut, "--max_steps", "2"), stages % first])
     train([*arguments(photos, cut, "--max_steps", "3"), stages % (first + second), "end_step=30000"])
-    assert "step 2; changed from here on: stages, end_step" in "".join(capfd.readouterr())
+    assert "step 2; changed settings: stages, end_step" in "".join(capfd.readouterr())
     whole, continued = (load_training_checkpoint(folder / "checkpoint_0000003.pt") for folder in (in_one_go, cut))
     assert all(torch.equal(continued["generator"][name], tensor) for name, tensor in whole["generator"].items())
-    with pytest.raises(UserError, match=r"with stages\[1\]\.img_size = 16, this run asks for 32; only stages from step 3 on may"):
+    with pytest.raises(UserError, match=r"with stages\[1\]\.img_size = 16, but this run has 32; only stages from step 3 on may"):
         train([*arguments(photos, cut, "--max_steps", "4"), stages % (first + other)])
     cosine = arguments(photos, tmp_path / "cosine", "--max_steps", "1")
     train([*cosine, "lr_decay=cosine"])
-    with pytest.raises(UserError, match="with end_step = 20000, this run asks for 30000"):
+    with pytest.raises(UserError, match="with end_step = 20000, but this run has 30000"):
         train([*cosine, "lr_decay=cosine", "end_step=30000"])
-    with pytest.raises(UserError, match="with lr_decay = 'constant', this run asks for 'cosine';"):
+    with pytest.raises(UserError, match="with lr_decay = 'constant', but this run has 'cosine';"):
         train([*arguments(photos, cut, "--max_steps", "4"), stages % (first + second), "lr_decay=cosine"])
     with pytest.raises(
-        UserError, match=r"with stages\[1\] = \{'start_step': 2, .*\}, this run asks for None; only stages from step 3 on may"
+        UserError, match=r"with stages\[1\] = \{'start_step': 2, .*\}, but this run has None; only stages from step 3 on may"
     ):
         train([*arguments(photos, cut, "--max_steps", "4"), stages % first])
 
@@ -357,10 +357,10 @@ def test_averages_follow_the_weights(photos, tmp_path):
 def test_the_crop_is_kept_with_the_run(photos, tmp_path):
     train(arguments(photos, tmp_path, "--max_steps", "1", "--dataset", "Cats"))
     assert load_generator(tmp_path / "generator.safetensors").curriculum.dataset == "Cats"
-    with pytest.raises(UserError, match="was trained with dataset = 'Cats', this run asks for 'Images'"):
+    with pytest.raises(UserError, match="was trained with dataset = 'Cats', but this run has 'Images'"):
         train(arguments(photos, tmp_path, "--max_steps", "2", "--dataset", "Images"))
     faster = arguments(photos, tmp_path, "--max_steps", "2", "--dataset", "Cats")
-    with pytest.raises(UserError, match=r"with stages\[0\]\.gen_lr = 0\.0004, this run asks for 0\.001;"):
+    with pytest.raises(UserError, match=r"with stages\[0\]\.gen_lr = 0\.0004, but this run has 0\.001;"):
         train([*faster, "gen_lr=1e-3"])
 
 
@@ -482,7 +482,7 @@ def test_held_out_images_are_never_read_and_their_number_stays(photos, tmp_path)
     train([*arguments(photos, tmp_path / "run", "--max_steps", "1", "--eval_freq", "1", "--eval_images", "8"), *held_out])
     content = load_training_checkpoint(tmp_path / "run" / "checkpoint_0000001.pt")
     assert content["num_images"] == 6
-    with pytest.raises(UserError, match="num_holdout = 4, this run asks for 3"):
+    with pytest.raises(UserError, match="num_holdout = 4, but this run has 3"):
         train([*arguments(photos, tmp_path / "run", "--max_steps", "2"), "num_holdout=3"])
     with pytest.raises(UserError, match="of them 10 cannot be held out"):
         train([*arguments(photos, tmp_path / "other", "--max_steps", "1"), "num_holdout=10"])

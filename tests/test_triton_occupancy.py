@@ -67,7 +67,7 @@ def test_fields_load_without_triton(repo):
     """Importing it takes a while, and PyTorch for CPUs comes without it."""
     code = """
 import importlib, sys
-import siren.siren
+import siren.field, siren.backends.fused
 assert "siren.backends.triton_occupancy" not in sys.modules
 sys.modules["triton"] = None
 assert not importlib.reload(siren.backends.fused).ENABLED

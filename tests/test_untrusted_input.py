@@ -129,7 +129,7 @@ def test_zips_with_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02N.")
         archive.writestr("archive/data.pkl", b"\x80\x02K\x01.")
-    with pytest.raises(UserError, match="two members of one name"):
+    with pytest.raises(UserError, match="two members with the same name"):
         read_torch_file(path)
 
 

@@ -1,12 +1,12 @@
-"""Train variants of a curriculum with several seeds, and put their scores into one table.
+"""Train variants of a curriculum with several seeds and collect their scores in one table.
 
     python -m tools.ablation hollow --dataset_path data/heads64 --output_dir outputs/hollow --seeds 1 2 3 4
     python -m tools.ablation recipe --dataset_path data/heads64 --output_dir outputs/recipe --curriculum SYNTH --steps 30000
 
-Each run is one `train.py` with its own folder OUTPUT_DIR/VARIANT_sSEED, so an interrupted ablation goes on where it stood, and
-the same command with more seeds or steps adds to it. Scores are the run's own measurements at its last step (metrics.jsonl,
-docs/metrics.md). Written: OUTPUT_DIR/GROUP.json (every run) and OUTPUT_DIR/GROUP.md (means over seeds). On several GPUs, start it
-once per GPU with CUDA_VISIBLE_DEVICES and other seeds, then once more with all seeds for the table.
+Each run is a `train.py` process with its own folder OUTPUT_DIR/VARIANT_sSEED. An interrupted ablation resumes where it
+stopped, and the same command with more seeds or steps extends it. Scores are the measurements of each run at its last step
+(metrics.jsonl, docs/metrics.md). Writes OUTPUT_DIR/GROUP.json (every run) and OUTPUT_DIR/GROUP.md (means over seeds). With
+several GPUs, start it once per GPU with CUDA_VISIBLE_DEVICES and different seeds, then once with all seeds for the table.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# What the table shows: the name in metrics.jsonl, a heading, and the format.
+# Columns of the table: the name in metrics.jsonl, a heading and the number format.
 COLUMNS = (
     ("depth_correlation", "depth correlation", "{:.2f}"),
     ("depth_error", "depth error x 1e3", "{:.1f}"),
@@ -92,26 +92,26 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
     parser.add_argument("group", choices=GROUPS)
     parser.add_argument("--dataset_path", required=True, help="a set with ground truth (tools/synthetic_heads.py), or any photos")
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--variants", nargs="+", help="only these of the group (default: all)")
-    parser.add_argument("--curriculum", default="SYNTH_TINY", help="default: %(default)s")
+    parser.add_argument("--variants", nargs="+", help="variants of the group to train (default: all)")
+    parser.add_argument("--curriculum", default="SYNTH_TINY", help="name or .json file (default: %(default)s)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings for all variants")
-    parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--steps", type=positive_int, default=1200, help="of each run (default: %(default)s)")
-    parser.add_argument("--eval_images", type=int, default=256, help="for SWD (default: %(default)s)")
-    parser.add_argument("--only_table", action="store_true", help="train nothing: the table of the runs that are there")
+    parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0, 1, 2], help="seeds of each variant (default: 0 1 2)")
+    parser.add_argument("--steps", type=positive_int, default=1200, help="steps of each run (default: %(default)s)")
+    parser.add_argument("--eval_images", type=int, default=256, help="images for SWD (default: %(default)s)")
+    parser.add_argument("--only_table", action="store_true", help="do not train; write the table of the existing runs")
     return parser.parse_args(argv)
 
 
 def settings_of(args: Any, variant: str) -> list[str]:
-    """For --set. A variant may refer to the number of steps, and to the weight of R1 that it would have without it."""
+    """Return the arguments of --set. A variant may refer to the number of steps and to the R1 weight set so far."""
     r1_lambda = get_curriculum(args.curriculum).with_overrides(args.set).r1_lambda
     return [*args.set, *(setting.format(steps=args.steps, r1_lambda=r1_lambda) for setting in GROUPS[args.group][variant])]
 
 
 def distinct(args: Any, variants: list[str]) -> list[str]:
-    """Without those that this curriculum makes the same run as an earlier one, or that nobody named and that it cannot be.
+    """Return ``variants`` without those equal to an earlier one in this curriculum.
 
-    Raises UserError for impossible settings.
+    Variants with invalid settings are skipped, unless --variants names them or they come first: those raise UserError.
     """
     found: dict[str, Any] = {}
     for variant in variants:
@@ -120,18 +120,18 @@ def distinct(args: Any, variants: list[str]) -> list[str]:
         except UserError as error:
             if args.variants or not found:
                 raise
-            print(f"{variant} is left out: {error}", flush=True)
+            print(f"{variant} is skipped: {error}", flush=True)
             continue
         same = next((name for name, other in found.items() if other == curriculum), None)
         if same is None:
             found[variant] = curriculum
         else:
-            print(f"{variant} is the same run as {same} with {args.curriculum}: left out", flush=True)
+            print(f"{variant} is the same run as {same} with {args.curriculum}; skipped", flush=True)
     return list(found)
 
 
 def train(args: Any, variant: str, seed: int) -> int:
-    """One run, to --steps; returns train.py's exit status."""
+    """Train one run to --steps; return train.py's exit status."""
     command = [sys.executable, str(TRAIN), "--curriculum", args.curriculum, "--dataset_path", args.dataset_path]
     command += ["--output_dir", str(folder_of(args, variant, seed)), "--seed", str(seed), "--max_steps", str(args.steps)]
     command += ["--eval_freq", str(args.steps), "--eval_images", str(args.eval_images), "--sample_interval", str(args.steps)]
@@ -145,7 +145,7 @@ def folder_of(args: Any, variant: str, seed: int) -> Path:
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """The last measurement of a run, and the steps at which it was mirrored; None where there is none."""
+    """Return the last measurement of a run and the steps at which it was mirrored; None if there is no measurement."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return None
@@ -157,13 +157,13 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def is_hollow(run: dict[str, Any]) -> bool | None:
-    """By the images where there is a ground truth, else by the bulge; None where the run has no shapes."""
+    """Return whether a run is hollow, by depth correlation if there is ground truth, else by bulge; None without a surface."""
     sign = run.get("depth_correlation", run.get("bulge"))
     return None if sign is None else sign < 0
 
 
 def table(runs: dict[str, dict[int, dict[str, Any]]], settings: dict[str, list[str]]) -> str:
-    """Markdown: a row for each variant, means over its seeds with the standard deviation, and the variants' ``settings``."""
+    """Return a Markdown table of means and standard deviations over seeds, a row per variant, and the variants' ``settings``."""
     shown = [column for column in COLUMNS if any(column[0] in run for seeds in runs.values() for run in seeds.values())]
     lines = ["| variant | seeds | step | hollow | mirrored | " + " | ".join(heading for _, heading, _ in shown) + " |"]
     lines.append("|---" * (5 + len(shown)) + "|")
@@ -194,12 +194,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     variants = args.variants or list(GROUPS[args.group])
     unknown = [name for name in variants if name not in GROUPS[args.group]]
     if unknown:
-        raise UserError(f"--variants {unknown[0]}: not in {args.group} (known: {', '.join(GROUPS[args.group])})")
+        raise UserError(f"--variants {unknown[0]}: not in {args.group}; use {', '.join(GROUPS[args.group])}")
     variants = distinct(args, variants)
     output = make_output_dir(args.output_dir)
     failed = []
     if not args.only_table:
-        for seed in args.seeds:  # all variants of a seed first: a cut ablation compares what it has
+        for seed in args.seeds:  # seeds in the outer loop: an interrupted ablation still compares all variants
             for variant in variants:
                 started = time.monotonic()
                 print(f"{variant}, seed {seed}", flush=True)
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if status:
                     failed.append(f"{variant}_s{seed} (status {status})")
                     if status in (2, 128 + 2, 128 + 15):
-                        raise UserError(f"the run {failed[-1]} says why; the same command goes on from here")
+                        raise UserError(f"the run {failed[-1]} failed, see its message above; repeat the command to resume")
                 print(f"  {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
     runs = {v: {s: run for s in args.seeds if (run := read_run(folder_of(args, v, s))) is not None} for v in variants}
     record = {"group": args.group, "curriculum": args.curriculum, "set": args.set, "steps": args.steps, "failed": failed}

@@ -1,4 +1,4 @@
-"""Puts what docs/make_images.sh rendered into the README's files: NAME.png, and NAME.webp and NAME_between.webp, which move."""
+"""Compose the README's images from the output of docs/make_images.sh: NAME.png, NAME.webp, NAME_between.webp."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read(path: Path):
 
 
 def animate(output: str, folders: list[list[Path]]) -> None:
-    """``folders``: of frames 000.png and so on, as rows of a grid."""
+    """Write an animation of a grid. ``folders``: rows of folders with frames 000.png, 001.png, ..."""
     frames = []
     for i in range(len(list(folders[0][0].glob("*.png")))):
         rows = [[read(folder / f"{i:03d}.png") for folder in row] for row in folders]
@@ -34,8 +34,8 @@ def animate(output: str, folders: list[list[Path]]) -> None:
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("work_dir", type=Path, help="where imgs/, vids/ and meshes/ lie")
-    parser.add_argument("output", help="docs/NAME, without a suffix")
+    parser.add_argument("work_dir", type=Path, help="folder that contains imgs/, vids/ and meshes/")
+    parser.add_argument("output", help="path of the output files without a suffix, such as docs/NAME")
     parser.add_argument("--seeds", type=seed_number, nargs="+", required=True)
     args = parser.parse_args()
     work, rows = args.work_dir, []

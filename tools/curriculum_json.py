@@ -1,4 +1,4 @@
-"""Print a curriculum as JSON, every setting filled in: to edit, and to pass to any script as ``--curriculum mine.json``.
+"""Print a curriculum with all its settings as JSON. Edit it and pass it to any script as ``--curriculum mine.json``.
 
 python -m tools.curriculum_json CelebA > mine.json
 python -m tools.curriculum_json CATS --set dataset=Images h_stddev=0.4 > mine.json

@@ -1,4 +1,4 @@
-"""Write docs/curriculums.md: every curriculum in full, side by side, with what each setting does.
+"""Write docs/curriculums.md: all curricula side by side, with a description of each setting.
 
     python -m tools.curriculum_table
 
@@ -43,7 +43,7 @@ number of sub-batches (`batch_split`), if there are several.
 
 
 class Described(NamedTuple):
-    """A setting of ``COMMON``: its group's heading, its name, what it does."""
+    """A setting of ``COMMON``: the heading of its group, its name and its description."""
 
     group: str
     key: str
@@ -52,12 +52,12 @@ class Described(NamedTuple):
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="the page to write")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="output file (default: docs/curriculums.md)")
     return parser
 
 
 def described_settings(source: str) -> list[Described]:
-    """The settings of ``COMMON`` in a curriculums.py, in order, with the comments beside and above them.
+    """Return the settings of ``COMMON`` in the source of curriculums.py, in order, with their comments and group headings.
 
     Raises UserError for a setting without a comment.
     """
@@ -73,7 +73,7 @@ def described_settings(source: str) -> list[Described]:
         last_line = value.end_lineno or value.lineno
         name = ast.literal_eval(key)
         if last_line not in comments:
-            raise UserError(f"curriculums.py, line {last_line}: say in a comment what {name} does")
+            raise UserError(f"curriculums.py, line {last_line}: {name} has no comment; describe it in one on the same line")
         found.append(Described(group, name, comments[last_line]))
     return found
 
@@ -83,11 +83,11 @@ def _common(source: str) -> ast.Dict:
         if isinstance(statement, ast.Assign) and [getattr(target, "id", None) for target in statement.targets] == ["COMMON"]:
             assert isinstance(statement.value, ast.Dict)
             return statement.value
-    raise UserError("curriculums.py has no dictionary COMMON")
+    raise UserError("curriculums.py does not define the dictionary COMMON")
 
 
 def markdown_page(settings: list[Described], curricula: Mapping[str, Curriculum]) -> str:
-    """The whole page."""
+    """Return the page in Markdown."""
     parts = [INTRODUCTION, STAGES + "\n" + _table(["curriculum", "dataset", "from step: stage", "end"], _stage_rows(curricula))]
     for group in dict.fromkeys(setting.group for setting in settings):
         members = [setting for setting in settings if setting.group == group]
@@ -109,7 +109,7 @@ def _stage_rows(curricula: Mapping[str, Curriculum]) -> Iterable[list[str]]:
 
 
 def _is_own(name: str, key: str) -> bool:
-    """Whether a curriculum states the setting itself."""
+    """Return whether a curriculum sets the value itself."""
     return key in getattr(curriculums, name)
 
 

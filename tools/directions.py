@@ -1,15 +1,15 @@
-"""Principal directions of a generator's styles: what each one changes, seen and measured.
+"""Compute principal directions of a generator's styles, and render and measure their effects.
 
     python -m tools.directions heads --output_dir directions
     python render_video.py heads --seed 3 --direction directions/heads_directions.safetensors:0:1.5
 
-Directions are those of the largest variance of the styles of 10,000 latents (GANSpace, section 3). Writes
-``NAME_directions.safetensors``, which render scripts take as --direction FILE:K:AMOUNT; ``NAME_direction_K.png`` for each, the
-mean latent moved by -2 to 2 standard deviations, images above and normals below; and ``NAME_directions.json`` with what each
-moves between -1 and 1 standard deviations, seen from the mean pose:
-- shape: root mean square change of the surface's depth, world units, over pixels that show the surface both times;
+These are the directions of the largest variance of the styles of 10,000 latents (GANSpace, section 3). Writes
+``NAME_directions.safetensors``, which render scripts take as --direction FILE:K:AMOUNT; ``NAME_direction_K.png`` for each
+direction, with the mean latent moved by -2 to 2 standard deviations, images above normals; and ``NAME_directions.json`` with
+the changes between -1 and 1 standard deviations, seen from the mean pose:
+- shape: root mean square change of the surface's depth, world units, over pixels that show a surface in both;
 - color: root mean square change of the field's color, in [0, 1], at the points of the mean latent's surface;
-- share of either: its square among the squares of all directions measured.
+- share of each: its square divided by the sum of squares over all directions measured.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MEASURE_SIZE = 64  # pixels
 
 
 class Movement(NamedTuple):
-    """What a direction moves between -1 and 1 standard deviations; see the module's docstring."""
+    """Changes along a direction between -1 and 1 standard deviations; see the module's docstring."""
 
     shape: float
     color: float
@@ -53,10 +53,10 @@ class Movement(NamedTuple):
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("path", metavar="PATH", help="a generator file, or the name of a shipped one")
-    parser.add_argument("--curriculum", help="name or .json file; needed where the file does not carry its own settings")
-    parser.add_argument("--output_dir", default="directions", help="where files go; created where it is missing")
-    parser.add_argument("--num_directions", type=int_between(1, 512), default=8, help="the first of them")
+    parser.add_argument("path", metavar="PATH", help="a generator file, or the name of a pretrained generator")
+    parser.add_argument("--curriculum", help="name or .json file; required if the file does not contain its settings")
+    parser.add_argument("--output_dir", default="directions", help="output folder; created if missing")
+    parser.add_argument("--num_directions", type=int_between(1, 512), default=8, help="number of directions")
     parser.add_argument("--image_size", type=image_side, default=128, help="side of an image in pixels")
     add_device_argument(parser)
     return parser.parse_args(argv)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def field_at(loaded: LoadedGenerator, distribution: StyleDistribution, k: int, amount: float) -> Field:
-    """The mean latent's field, moved along direction ``k`` by ``amount`` standard deviations."""
+    """Return the field of the mean latent moved along direction ``k`` by ``amount`` standard deviations."""
     coordinates = torch.zeros(1, len(distribution.sigma), device=distribution.mean.device)
     coordinates[0, k] = amount
     with torch.no_grad():
@@ -92,13 +92,13 @@ def field_at(loaded: LoadedGenerator, distribution: StyleDistribution, k: int, a
 
 @torch.no_grad()
 def measure(loaded: LoadedGenerator, distribution: StyleDistribution, k: int, pose: CameraPoses) -> Movement:
-    """Raises UserError where the mean latent has no surface."""
+    """Measure the changes along direction ``k``. Raises UserError if the mean latent has no surface."""
     rays = camera_rays(pose, MEASURE_SIZE, loaded.curriculum.fov)
     settings = RenderSettings.from_curriculum(loaded.curriculum)
     mean, low, high = (field_at(loaded, distribution, k, amount) for amount in (0.0, -1.0, 1.0))
     at_mean, at_low, at_high = (render(field, rays, settings).surface for field in (mean, low, high))
     if not at_mean.hit_mask.any():
-        raise UserError("the mean latent has no surface, so there is nothing to measure; is the generator trained?")
+        raise UserError("the mean latent has no surface, so nothing can be measured; use a trained generator")
     both = at_low.hit_mask & at_high.hit_mask
     shape = _rms((at_high.t - at_low.t)[both])
     points = ray_points(rays, at_mean.t.unsqueeze(-1))[:, at_mean.hit_mask[0]]
@@ -112,7 +112,7 @@ def _rms(values: Tensor) -> float:
 
 
 def sheet(loaded: LoadedGenerator, distribution: StyleDistribution, k: int, pose: CameraPoses, image_size: int) -> Tensor:
-    """(3, H, W) in [-1, 1]: a column per amount, images above normals."""
+    """Render a sheet (3, H, W) in [-1, 1]: a column per amount, images above normals."""
     settings = ViewSettings(image_size=image_size)
     fields = [field_at(loaded, distribution, k, amount) for amount in AMOUNTS]
     views: list[View] = [render_view(field, pose, loaded.curriculum, settings) for field in fields]
@@ -121,7 +121,7 @@ def sheet(loaded: LoadedGenerator, distribution: StyleDistribution, k: int, pose
 
 
 def report_of(distribution: StyleDistribution, movements: Sequence[Movement]) -> list[dict[str, Any]]:
-    """One entry per direction, with its share of the styles' variance."""
+    """Return one entry per direction, with its share of the styles' variance."""
     variances = distribution.sigma.square()
     totals = Movement(*(max(sum(value**2 for value in column), 1e-30) for column in zip(*movements, strict=True)))
     return [

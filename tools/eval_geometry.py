@@ -1,10 +1,10 @@
-"""How true a generator's surfaces are to its own images, on data with ground truth (tools/synthetic_heads.py).
+"""Score a generator's surfaces against its own images, with ground truth data (tools/synthetic_heads.py).
 
     python -m tools.eval_geometry model.safetensors --dataset_path data/heads64
 
-A generated head is no particular head of the set, so there is no truth to compare it with pixel by pixel. But there is a
-truth about images OF heads: a small predictor learns it from the set (depth, normals, mask), reads the geometry off each
-generated image, and that is compared with the surface the generator put there. See docs/metrics.md.
+A generated head matches no head of the set, so it has no per-pixel ground truth. The set does give the relation between
+images of heads and their geometry. A small network trained on the set predicts depth, normals and mask of each generated
+image, and these are compared with the generator's surface. See docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ def make_parser() -> ArgumentParser:
     add_common_arguments(parser, psi=1.0, image_size=None, output_json="outputs/eval_geometry.json")
     parser.add_argument("--dataset_path", required=True, help="a set with ground truth: a folder with images/ and ground_truth/")
     parser.add_argument("--num_images", type=positive_int, default=256, help="generated images")
-    parser.add_argument("--num_truth", type=positive_int, default=4000, help="views of the set, at most")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of latents, poses, and the predictor's training")
-    parser.add_argument("--predictor_steps", type=positive_int, default=PredictorSettings.num_steps)
-    parser.add_argument("--predictor_cache", help="folder where trained predictors are kept (default: with decoded images)")
+    parser.add_argument("--num_truth", type=positive_int, default=4000, help="maximum number of views of the set")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of latents, poses and the predictor's training")
+    parser.add_argument(
+        "--predictor_steps", type=positive_int, default=PredictorSettings.num_steps, help="training steps of the predictor"
+    )
+    parser.add_argument("--predictor_cache", help="folder of trained predictors (default: the cache of decoded images)")
     return parser
 
 
@@ -69,7 +71,7 @@ def _protocol(args: Any, curriculum: Curriculum, size: int, num_truth: int, sett
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Replace NaN and infinity, which JSON does not allow, by None."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -80,11 +82,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = find_truth(args.dataset_path, args.num_truth)
     loaded = load(args)
     if not loaded.curriculum.pred_occ:
-        raise UserError(f"curriculum {loaded.curriculum.name} is a radiance field: it has no surface to score")
+        raise UserError(
+            f"curriculum {loaded.curriculum.name} is a radiance field without a surface to score; use an occupancy curriculum"
+        )
     notes = []
     fov = camera_fov(args.dataset_path)
     if fov is not None and abs(fov - loaded.curriculum.fov) > 1e-6:
-        notes.append(f"the set was seen with a fov of {fov:g} degrees, the generator has {loaded.curriculum.fov:g}")
+        notes.append(f"the set was rendered with a fov of {fov:g} degrees, but the generator uses {loaded.curriculum.fov:g}")
     device = next(loaded.generator.parameters()).device
     settings = PredictorSettings(seed=args.seed, num_steps=args.predictor_steps)
     cache_dir = Path(args.predictor_cache) if args.predictor_cache else default_cache_dir()
@@ -109,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in notes:
         print(f"note: {note}")
     write_json(args.output_json, _finite(record))
-    print_table(f"{args.num_images} generated views at {size} px, against geometry read off their images", _table(record))
+    print_table(f"{args.num_images} generated views at {size} px, against geometry predicted from their images", _table(record))
     print(f"written to {args.output_json}")
 
 

@@ -1,10 +1,10 @@
-"""Package a trained generator for others: one small file and its model card.
+"""Package a trained generator for distribution: a small file and its model card.
 
     python -m tools.package_model outputs/mine --name mine --scores outputs/eval_geometry.json outputs/eval_metrics.json
 
-writes pretrained/mine.safetensors, which all scripts then take by its name, and pretrained/mine.json: the command, curriculum,
-data, seed, steps, device and minutes of the run, and the scores with all they depend on. Weights are stored in half precision
-where that cannot be seen (--precision auto: images above 60 dB PSNR from those of the full one).
+writes pretrained/mine.safetensors, which all scripts accept by its name, and the card pretrained/mine.json: command,
+curriculum, data, seed, steps, device and minutes of the run, and the scores with their protocols. By default (--precision
+auto), weights are stored in half precision if the PSNR to full-precision images is at least 60 dB.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from metrics.sampling import draw_poses
 
 MAX_BYTES = 5_000_000
 INVISIBLE_DB = 60.0
-NUM_PICTURES = 8
-PICTURE_SIZE = 64
+NUM_IMAGES = 8
+IMAGE_SIZE = 64
 DTYPES = {"full": torch.float32, "half": torch.float16}
 NOT_IN_COMMAND = {
     "output_dir",
@@ -51,30 +51,30 @@ NOT_IN_COMMAND = {
 
 def parse_arguments(argv: Sequence[str] | None) -> Any:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("path", help="the output folder of a run, or a generator file")
+    parser.add_argument("path", help="a run's output folder, or a generator file")
     parser.add_argument("--name", required=True, help="a short name: letters, digits, - and _")
-    parser.add_argument("--run_dir", help="with a generator file: the folder of its run, for the card")
-    parser.add_argument("--scores", nargs="+", default=[], metavar="JSON", help="what the eval scripts wrote for this generator")
+    parser.add_argument("--run_dir", help="folder of the run of a generator file, for the card")
+    parser.add_argument("--scores", nargs="+", default=[], metavar="JSON", help="results of the eval scripts for this generator")
     parser.add_argument("--note", default="", help="a sentence for the card")
-    parser.add_argument("--minutes", type=positive_float, help="of training, if the run's log does not tell all of them")
+    parser.add_argument("--minutes", type=positive_float, help="training time in minutes, if the run's log is incomplete")
     parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
-    parser.add_argument("--overwrite", action="store_true", help="replace a model of that name")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model of that name")
     parser.add_argument("--output_dir", default=str(PRETRAINED_DIR))
     return parser.parse_args(argv)
 
 
 @torch.no_grad()
 def images(loaded: LoadedGenerator) -> torch.Tensor:
-    """NUM_PICTURES of fixed latents and poses, (N, 3, H, W) in [-1, 1]."""
+    """Render NUM_IMAGES images (N, 3, H, W) in [-1, 1] of fixed latents and poses."""
     c = loaded.curriculum
-    z = draw_latents(NUM_PICTURES, c.latent_dim, c.z_dist, torch.Generator().manual_seed(0))
-    poses = draw_poses(NUM_PICTURES, c, torch.Generator().manual_seed(1))
-    views = render_views(loaded.generator.field(loaded.generator.film(z)), poses, c, ViewSettings(PICTURE_SIZE, 1))
+    z = draw_latents(NUM_IMAGES, c.latent_dim, c.z_dist, torch.Generator().manual_seed(0))
+    poses = draw_poses(NUM_IMAGES, c, torch.Generator().manual_seed(1))
+    views = render_views(loaded.generator.field(loaded.generator.film(z)), poses, c, ViewSettings(IMAGE_SIZE, 1))
     return torch.stack([view.image for view in views])
 
 
 def half_precision_psnr(loaded: LoadedGenerator) -> float:
-    """How far images with half-precision weights are from those with full ones, dB."""
+    """Return the PSNR in dB between images with half-precision and full-precision weights."""
     with tempfile.TemporaryDirectory(prefix="gof_package_") as folder:
         path = Path(folder) / "half.safetensors"
         save_inference(path, loaded.generator, loaded.step or 0, torch.float16)
@@ -86,14 +86,14 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_small_text(path))
     except ValueError:
-        raise UserError(f"{path} is no JSON; name a file that an eval script wrote") from None
+        raise UserError(f"{path} is not JSON; name a result file of an eval script") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no dictionary; name a file that an eval script wrote")
+        raise UserError(f"{path} does not hold a dictionary; name a result file of an eval script")
     return content
 
 
 def training_record(folder: Path, minutes: float | None) -> dict[str, Any]:
-    """Of the card: what the run's folder tells of it. Minutes are those of steps, without start-up and measurements."""
+    """Return the card's record of a run, read from its folder. Minutes cover steps, without start-up and measurements."""
     run = read_json(folder / "run.json")
     arguments = {
         key: value for key, value in run["arguments"].items() if key not in NOT_IN_COMMAND and not key.endswith("_interval")
@@ -111,7 +111,7 @@ def training_record(folder: Path, minutes: float | None) -> dict[str, Any]:
 
 
 def _command(arguments: dict[str, Any]) -> str:
-    """What was typed, but for what does not change the result."""
+    """Return the training command without options that do not affect the result."""
     words = ["python train.py"]
     for key, value in arguments.items():
         if value is True:
@@ -134,7 +134,9 @@ def model_card(args: Any, loaded: LoadedGenerator, run_dir: Path | None, dtype: 
         content = read_json(path)
         model = content.pop("model", {})
         if isinstance(model, dict) and model.get("step") not in (None, loaded.step):
-            raise UserError(f"{path} scores step {model['step']}, this generator is of step {loaded.step}; measure it again")
+            raise UserError(
+                f"{path} holds scores of step {model['step']}, but the generator is at step {loaded.step}; run the script again"
+            )
         content.get("protocol", {}).pop("dataset_path", None)
         card["scores"][path.stem] = content
     card["settings"] = loaded.curriculum.to_dict()
@@ -147,13 +149,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--name {args.name!r}: use letters, digits, - and _")
     target = Path(args.output_dir) / f"{args.name}.safetensors"
     if target.exists() and not args.overwrite:
-        raise UserError(f"{target} is there already; choose another --name, or --overwrite it")
+        raise UserError(f"{target} already exists; choose another --name, or use --overwrite")
     path = Path(args.path)
     run_dir = Path(args.run_dir) if args.run_dir else None
     if path.is_dir():
         run_dir, newest = path, latest_checkpoint(path)
         if newest is None:
-            raise UserError(f"{path} holds no whole checkpoint; name the folder of a run, or a generator file")
+            raise UserError(f"{path} holds no intact checkpoint; name the folder of a run, or a generator file")
         path = newest
     loaded = load_generator(path)
     psnr = half_precision_psnr(loaded)
@@ -168,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"the file would be {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}; use --precision half")
         write_atomically(target, packed.read_bytes())
     write_json(output / f"{args.name}.json", {**card, "bytes": size})
-    print(f"{target}: {size / 1e6:.2f} MB, {dtype} precision (half costs {psnr:.0f} dB); card beside it")
+    print(f"{target}: {size / 1e6:.2f} MB, {dtype} precision (PSNR of half precision: {psnr:.0f} dB); card: {args.name}.json")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How far the object turns in your photos: h_stddev, v_stddev and sample_dist for a curriculum, read off the images.
+"""Estimate the spread of poses in your photos: h_stddev, v_stddev and sample_dist of a curriculum.
 
-    python -m tools.pose_spread photos/ --dataset CelebA         # read by a network that learned poses from the built-in heads
-    python -m tools.pose_spread photos/ --checkpoint outputs/run # read by the discriminator of a run with these photos
+    python -m tools.pose_spread photos/ --dataset CelebA         # by a network trained on the built-in heads
+    python -m tools.pose_spread photos/ --checkpoint outputs/run # by the discriminator of a run on these photos
 
-The first is for faces; it is trained once, in some minutes, and refuses images that are foreign to it. The second is for
-anything, but leans toward the camera prior that the run had: a hint at most. The last line is for train.py. See
-docs/own_photos.md for how close both come.
+The first command is for faces. Its network is trained once, in a few minutes, and rejects images unlike its training data.
+The second works for any object, but its result is biased toward the camera prior of the run: treat it as a hint. The last
+line of output is the --set option for train.py. See docs/own_photos.md for the accuracy of both.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from metrics.sampling import real_images
 from visualization.images import image_grid, save_image
 
 FEWEST_IMAGES = 20
-NUM_GENERATED = 256  # images of known pose that a discriminator's reading is tried on
+NUM_GENERATED = 256  # images of known pose that calibrate a discriminator
 SHEET_COLUMNS = 10
-MAX_BEYOND = 0.05  # of the readings, outside the range of poses learned from
-FOREIGN = 2.0  # times the disagreement with mirror images that held-out heads have
+MAX_BEYOND = 0.05  # share of readings at the edge of the training poses
+FOREIGN = 2.0  # limit of the mirror disagreement, as a multiple of that of held-out heads
 
 
 @dataclass(frozen=True)
 class Readings:
-    """``poses`` (N, 2) of the images; ``known``: (M, 4), poses of others and what was read there; ``notes``: what to mind.
+    """Predicted poses. ``poses`` (N, 2) of the images; ``known`` (M, 4): true and predicted poses of calibration images.
 
-    Disagreements between an image and its mirror image, (N, 2) and (M, 2), tell how much noisier these images are than
-    those of known pose; None where that cannot be asked.
+    ``notes``: warnings. ``disagreement`` (N, 2) and ``known_disagreement`` (M, 2): differences between the predictions for an
+    image and its mirror image. They show how much noisier these images are than the calibration images. None if unknown.
     """
 
     poses: Tensor
@@ -60,28 +60,28 @@ class Readings:
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     parser.add_argument("path", metavar="PATH", help="photos: a folder (searched recursively), a glob or a zip")
-    parser.add_argument("--dataset", help=f"crop: {', '.join(DATASETS)} (default: the run's, else Images)")
-    parser.add_argument("--checkpoint", help="a training checkpoint, or a run's folder: read by its discriminator")
-    parser.add_argument("--num_images", type=positive_int, default=1000, help="at most so many, chosen at random")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of images, and of generated ones")
+    parser.add_argument("--dataset", help=f"crop of the photos: {', '.join(DATASETS)} (default: the run's, else Images)")
+    parser.add_argument("--checkpoint", help="a training checkpoint, or a run's folder: use its discriminator")
+    parser.add_argument("--num_images", type=positive_int, default=1000, help="maximum number of images, selected at random")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of the selection of images and of generated images")
     heads, steps = ReadoutSettings.num_heads, ReadoutSettings.num_steps
-    parser.add_argument("--num_heads", type=int_between(30, 10**6), default=heads, help="built-in heads to learn from")
-    parser.add_argument("--readout_steps", type=positive_int, default=steps, help="of learning from them")
-    parser.add_argument("--readout_cache", help="folder where trained read-outs are kept (default: with decoded images)")
-    parser.add_argument("--sheet", metavar="PNG", help="write images of least, middle and greatest yaw and pitch: look at them")
-    parser.add_argument("--json", metavar="OUT", help="write all numbers")
+    parser.add_argument("--num_heads", type=int_between(30, 10**6), default=heads, help="built-in heads for training the network")
+    parser.add_argument("--readout_steps", type=positive_int, default=steps, help="training steps")
+    parser.add_argument("--readout_cache", help="folder of trained networks (default: the cache of decoded images)")
+    parser.add_argument("--sheet", metavar="PNG", help="write images of least, middle and greatest yaw and pitch, for inspection")
+    parser.add_argument("--json", metavar="OUT", help="write all results as JSON")
     add_device_argument(parser)
     return parser
 
 
 def read_with_heads(images: Tensor, readout: PoseReadout, name: str, settings: ReadoutSettings) -> Readings:
-    """``images`` (N, 3, 32, 32) in [-1, 1]."""
+    """Predict the poses of ``images`` (N, 3, 32, 32) in [-1, 1] by the network trained on heads."""
     poses, disagreement = readout.read(images)
     ranges = torch.tensor([MAX_YAW, MAX_PITCH])
     beyond = float((poses.abs() > 0.95 * ranges).any(dim=1).float().mean())
     notes = []
     if beyond > MAX_BEYOND:
-        notes.append(f"{beyond:.0%} of the images lie at the edge of the poses learned from; the true spread may be larger")
+        notes.append(f"{beyond:.0%} of the images are at the edge of the training poses; the true spread may be larger")
     held_out = readout.held_out.cpu()
     reader: dict[str, Any] = {"kind": "built-in heads", "file": name, "settings": asdict(settings)}
     for i, angle in enumerate(ANGLES):
@@ -89,25 +89,25 @@ def read_with_heads(images: Tensor, readout: PoseReadout, name: str, settings: R
         reader[f"{angle}_mirror_disagreement"] = {"images": here, "held_out_heads": there}
         if here > FOREIGN * there:
             notes.append(
-                f"{angle}: an image and its mirror image differ by {here:.2f} rad, those of heads by {there:.2f}; "
-                "these images are foreign to the read-out, which is not believed"
+                f"{angle}: predictions for an image and its mirror image differ by {here:.2f} rad, for heads by {there:.2f}; "
+                "these images are too unlike the training data, so the result is rejected"
             )
     return Readings(poses, held_out[:, :4], reader, notes, disagreement, held_out[:, 4:])
 
 
 def read_with_discriminator(images: Tensor, head: PoseHead, seed: int) -> Readings:
-    """``images`` (N, 3, H, H) in [-1, 1], H the run's."""
+    """Predict the poses of ``images`` (N, 3, H, H) in [-1, 1] by a discriminator, with H its image size."""
     readings, truth = head.read_generated(NUM_GENERATED, seed)
     c = head.curriculum
     prior = {name: getattr(c, name) for name in ("h_stddev", "v_stddev", "sample_dist")}
     reader = {"kind": "discriminator", "file": str(head.path), "step": head.step, "image_size": head.image_size, "prior": prior}
     known = torch.cat([truth, readings], dim=1)
-    note = "a discriminator leans toward the prior of its run, and a short run's misreads: a hint at most (docs/own_photos.md)"
+    note = "a discriminator is biased toward the prior of its run and is inaccurate after a short run (docs/own_photos.md)"
     return Readings(head.read(images), known, reader, [note])
 
 
 def spreads_of(readings: Readings) -> tuple[Spread, Spread]:
-    """Of yaw and pitch. The noise is that of known poses about as wide spread as these: the widest are the hardest to read."""
+    """Estimate the spreads of yaw and pitch, with noise from known poses of a similar spread: wide poses have larger errors."""
 
     def measure(some: Tensor) -> tuple[Spread, Spread]:
         known, spreads = readings.known[some], []
@@ -129,7 +129,7 @@ def _rms(values: Tensor) -> float:
 
 
 def write_sheet(path: str, images: Tensor, poses: Tensor) -> None:
-    """Five rows: the least, middle and greatest yaw, the least and greatest pitch. Raises UserError."""
+    """Write a sheet of five rows: least, middle and greatest yaw, least and greatest pitch. Raises UserError."""
     rows = []
     num = min(SHEET_COLUMNS, len(images))
     for i, places in ((0, ("least", "middle", "greatest")), (1, ("least", "greatest"))):
@@ -141,7 +141,7 @@ def write_sheet(path: str, images: Tensor, poses: Tensor) -> None:
 
 def print_spreads(spreads: Sequence[Spread]) -> None:
     def angle(value: float | None) -> str:
-        return f"{'cannot be told':>24}" if value is None else f"{value:+9.3f} rad {math.degrees(value):+7.1f} deg"
+        return f"{'unknown':>24}" if value is None else f"{value:+9.3f} rad {math.degrees(value):+7.1f} deg"
 
     print(f"  {'':<28}{'yaw':>24}{'pitch':>26}")
     rows = {
@@ -152,16 +152,18 @@ def print_spreads(spreads: Sequence[Spread]) -> None:
     }
     for label, name in rows.items():
         print(f"  {label:<28}" + "  ".join(angle(getattr(spread, name)) for spread in spreads))
-    for label, name in {"error on known poses (rms)": "error", "noise taken away": "noise"}.items():
+    for label, name in {"error on known poses (rms)": "error", "noise removed": "noise"}.items():
         print(f"  {label:<28}" + "  ".join(angle(getattr(spread.calibration, name)) for spread in spreads))
-    kurtoses = ["cannot be told" if s.kurtosis is None else f"{s.kurtosis:+.2f}" for s in spreads]
+    kurtoses = ["unknown" if s.kurtosis is None else f"{s.kurtosis:+.2f}" for s in spreads]
     print(f"  {'excess kurtosis':<28}{kurtoses[0]:>24}  {kurtoses[1]:>24}   (gaussian 0, uniform -1.2)")
 
 
 def report(args: Any, images: Tensor, readings: Readings) -> None:
     yaw, pitch = spreads_of(readings)
     prior = fit_prior(yaw, pitch)
-    print(f"{args.path}: {len(images)} images, read by {readings.reader['kind']} ({Path(readings.reader['file']).name})")
+    print(
+        f"{args.path}: {len(images)} images, poses predicted by {readings.reader['kind']} ({Path(readings.reader['file']).name})"
+    )
     print_spreads((yaw, pitch))
     for note in readings.notes:
         print(f"  note: {note}")
@@ -173,15 +175,15 @@ def report(args: Any, images: Tensor, readings: Readings) -> None:
     }
     if args.sheet:
         write_sheet(args.sheet, images, readings.poses)
-        print(f"  images at the ends of the readings: {args.sheet}")
+        print(f"  sheet of images by pose: {args.sheet}")
     if args.json:
         write_json(args.json, record)
     for name, spread in (("yaw", yaw), ("pitch", pitch)):
         if spread.stddev is None:
-            print(f"  note: {name} cannot be told: it is hardly followed, drowns in error, or is not believed")
+            print(f"  note: {name} cannot be estimated: the predictions hardly follow it, are too noisy, or were rejected")
     if prior is None:
-        remedy = "train longer, or choose" if args.checkpoint else "choose"
-        raise UserError(f"neither yaw nor pitch of these images can be told; {remedy} by eye (dataset.py --check)")
+        remedy = "train longer, or set them" if args.checkpoint else "set them"
+        raise UserError(f"neither yaw nor pitch can be estimated from these images; {remedy} by eye (dataset.py --check)")
     print(f"--set {' '.join(settings)}")
 
 
@@ -192,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.dataset = args.dataset or (head.curriculum.dataset if head else "Images")
     images = real_images(args.path, args.dataset, args.num_images, head.image_size if head else INPUT_SIZE, args.seed)
     if len(images) < FEWEST_IMAGES:
-        raise UserError(f"{args.path} holds {len(images)} images; a spread needs at least {FEWEST_IMAGES}, better hundreds")
+        raise UserError(f"{args.path} holds {len(images)} images; use at least {FEWEST_IMAGES}, preferably hundreds")
     images = images.float() / 127.5 - 1
     if head:
         readings = read_with_discriminator(images, head, args.seed)

@@ -1,9 +1,9 @@
-"""One HTML page about a quickstart's folder: commands, curves, samples, views, videos, meshes, scores.
+"""Write an HTML report of a quickstart folder: commands, curves, samples, views, videos, meshes, scores.
 
     python -m tools.report quickstart
 
-Images and videos are inside the page: it opens by double click, offline, and can be sent to somebody. What is missing in the
-folder is left out. auto_bash/quickstart.sh says what lies where in the folder.
+Images and videos are embedded, so the page works offline and as a single file. Missing parts of the folder are omitted. See
+auto_bash/quickstart.sh for the layout of the folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from visualization.images import QUANTITIES
 
 CHARTS: dict[str, dict[str, str]] = {
     "GAN losses": {"D/gan": "discriminator", "G/gan": "generator"},
-    "Pose read off an image (MSE)": {"D/pose": "discriminator", "G/pose": "generator"},
+    "Pose predicted from an image (MSE)": {"D/pose": "discriminator", "G/pose": "generator"},
     "Hit rate: share of rays with a surface": {"G/hit_rate": "hit rate"},
     "Surface terms": {"G/opacity_prior": "opacity prior", "G/normal": "normal smoothness", "G/ball_hold": "hold to the ball"},
 }
@@ -42,7 +42,7 @@ MAX_INLINE_BYTES = 1 << 26  # of an image or a video
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the quickstart. ``status``: ok, or what went wrong in words."""
+    """A command of the quickstart. ``status``: ok, or a description of the error."""
 
     title: str
     seconds: int
@@ -51,7 +51,7 @@ class Step:
 
 
 def read_steps(path: Path) -> list[Step]:
-    """Lines of ``title, seconds, status, command``, separated by tabs; lines of another form are skipped."""
+    """Read lines of ``title, seconds, status, command``, separated by tabs; malformed lines are skipped."""
     steps = []
     for line in read_lines(path):
         fields = line.split("\t", 3)
@@ -61,7 +61,7 @@ def read_steps(path: Path) -> list[Step]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The dictionary in ``path``; empty where there is none to read."""
+    """Return the dictionary in ``path``, empty if it cannot be read."""
     try:
         content = json.loads(read_small_text(path))
     except (UserError, ValueError, RecursionError):
@@ -70,13 +70,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def part_of(record: dict[str, Any], key: str) -> dict[str, Any]:
-    """The dictionary under ``key``; empty where there is none."""
+    """Return the dictionary under ``key``, empty if there is none."""
     part = record.get(key)
     return part if isinstance(part, dict) else {}
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file; none where it cannot be read or has more than MAX_LOG_BYTES."""
+    """Return the lines of a file, empty if it cannot be read or has more than MAX_LOG_BYTES."""
     try:
         if require_file(path).stat().st_size <= MAX_LOG_BYTES:
             return path.read_text(errors="replace").splitlines()
@@ -86,7 +86,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_log(path: Path) -> dict[int, dict[str, float]]:
-    """Scalars by step of a log.jsonl; a line cut off by a crash is skipped, a step done again after it counts once."""
+    """Return the scalars of a log.jsonl by step. Truncated lines are skipped; of a repeated step, the last values count."""
     log: dict[int, dict[str, float]] = {}
     for line in read_lines(path):
         try:
@@ -106,9 +106,9 @@ def commands_section(steps: list[Step]) -> str:
         shown = f'<span class="{"bad" if bad else "good"}">{escape(step.status)}</span>'
         rows.append([escape(step.title), f"<code>{escape(step.command)}</code>", f"{step.seconds} s", shown])
     total = sum(step.seconds for step in steps)
-    took = f"{total // 60} min {total % 60} s"
-    note = f"<p>{len(steps)} commands, {took}. Each can be run again by itself from the project's folder.</p>"
-    return section("What was run", note + table(["step", "command", "time", "result"], rows))
+    duration = f"{total // 60} min {total % 60} s"
+    note = f"<p>{len(steps)} commands, {duration}. Each can be repeated separately from the project's folder.</p>"
+    return section("Commands", note + table(["step", "command", "time", "result"], rows))
 
 
 def data_section(folder: Path) -> str:
@@ -120,9 +120,7 @@ def data_section(folder: Path) -> str:
         if {"num_images", "image_size"} <= set(meta)
         else ""
     )
-    caption = (
-        f"{count or 'Real images'}, each with its exact depth, normals, mask and pose beside it. Training sees the images only."
-    )
+    caption = f"{count or 'Real images'}, each with its exact depth, normals, mask and pose. Training uses only the images."
     return section("The data", figure(sheet, caption, pixelated=True))
 
 
@@ -137,11 +135,11 @@ def training_section(folder: Path) -> str:
         for title, names in CHARTS.items():
             curves = [Curve(label, thinned([(s, v[key]) for s, v in log.items() if key in v])) for key, label in names.items()]
             charts.append(chart(title, [curve for curve in curves if len(curve.points) > 1], mark=first_own))
-        mark = " The dashed line is where the quickstart took over from the shipped checkpoint." if first_own else ""
+        mark = " The dashed line marks where the quickstart continued from the pretrained checkpoint." if first_own else ""
         parts.append(f"<p>Steps {min(log)} to {max(log)}.{mark}</p><div class='charts'>{''.join(charts)}</div>")
     samples = files_in(folder / "train" / "samples", "*.png")
     if samples:
-        legend = "Six latents (rows), three views each: image, depth, normals, mask. Nothing is truncated (psi 1)."
+        legend = "Six latents (rows), three views each: image, depth, normals, mask. No truncation (psi 1)."
         parts.append(figure(samples[0], f"Before: step {int_or_name(samples[0])}. {legend}", pixelated=True))
     if len(samples) > 1:
         parts.append(figure(samples[-1], f"After: step {int_or_name(samples[-1])}, the same latents.", pixelated=True))
@@ -149,14 +147,14 @@ def training_section(folder: Path) -> str:
 
 
 def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most MAX_POINTS: means over equal runs, so that a long history stays readable."""
+    """Reduce a curve to at most MAX_POINTS by averaging over equal intervals."""
     run = -(-len(points) // MAX_POINTS)
     groups = [points[i : i + run] for i in range(0, len(points), max(run, 1))]
     return [(group[len(group) // 2][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
 def files_in(folder: Path, pattern: str) -> list[Path]:
-    """The regular files of that pattern, sorted, of a size that a page can hold."""
+    """Return the regular files matching ``pattern``, sorted, of at most MAX_INLINE_BYTES."""
     found = (path for path in folder.glob(pattern) if path.is_file())
     return sorted(path for path in found if path.stat().st_size <= MAX_INLINE_BYTES)
 
@@ -175,9 +173,9 @@ def views_section(folder: Path) -> str:
         image = figure(grid, f"seed {grid.stem.removeprefix('grid_')}")
         figures.append(f"<div class='labeled'><div class='labels'>{labels}</div>{image}</div>")
     note = (
-        "<p>One latent from five sides. <b>Surface depth</b>, <b>mask</b> and <b>normals</b> belong to the surface that root"
-        " finding meets; the <b>surface image</b> is the color at that point alone. Where it looks like the image, the field is"
-        " a surface.</p>"
+        "<p>One latent from five views. <b>Surface depth</b>, <b>mask</b> and <b>normals</b> describe the surface found by root"
+        " finding. The <b>surface image</b> shows the color at that point only. If it looks like the image, the volume has"
+        " become a surface.</p>"
     )
     return section("Views", note + f"<div class='pair'>{''.join(figures)}</div>")
 
@@ -186,7 +184,7 @@ def videos_section(folder: Path) -> str:
     turning = [path for path in files_in(folder / "vids", "*.mp4") if not path.stem.startswith("interpolation")]
     walking = files_in(folder / "vids", "interpolation*.mp4")
     parts = []
-    for title, paths in (("The camera goes round", turning), ("From head to head", walking)):
+    for title, paths in (("Camera orbit", turning), ("Interpolation", walking)):
         if paths:
             parts.append(
                 f"<h3>{title}</h3><div class='thirds'>{''.join(video_figure(path, video_caption(path)) for path in paths)}</div>"
@@ -207,7 +205,7 @@ def meshes_section(folder: Path) -> str:
     figures = "".join(figure(path, f"seed {path.stem.split('_')[0]}") for path in images)
     glbs = [f"<code>{escape(path.name)}</code>" for path in sorted((folder / "shapes").glob("*.glb"))]
     where = escape(str(folder / "shapes"))
-    note = f"<p>With colors, for Blender or any viewer: {', '.join(glbs)} in <code>{where}</code>.</p>" if glbs else ""
+    note = f"<p>With colors, for Blender or other viewers: {', '.join(glbs)} in <code>{where}</code>.</p>" if glbs else ""
     return section("Meshes", f"<p>The surface at occupancy 0.5, without its colors.</p>{figures}{note}")
 
 
@@ -218,10 +216,10 @@ def scores_section(folder: Path) -> str:
     if not rows:
         return ""
     note = (
-        "<p>What each number means, and its limits: <code>docs/metrics.md</code>. Few images and seeds: enough to see that it"
-        " works, not to compare methods.</p>"
+        "<p>See <code>docs/metrics.md</code> for the meaning and limits of each number. The counts of images and seeds are enough"
+        " to see that training works, but not to compare methods.</p>"
     )
-    return section("Scores", note + table(["score", "value", "for scale", "from"], rows))
+    return section("Scores", note + table(["score", "value", "reference", "measured on"], rows))
 
 
 def image_rows(record: dict[str, Any]) -> list[list[str]]:
@@ -232,7 +230,12 @@ def image_rows(record: dict[str, Any]) -> list[list[str]]:
     if "swd" in metrics:
         halves = number(metrics.get("swd_real_halves"))
         rows.append(
-            ["SWD of images, × 10³ (lower is better)", number(metrics["swd"]), f"{halves} between two halves of the real", counts]
+            [
+                "SWD of images, × 10³ (lower is better)",
+                number(metrics["swd"]),
+                f"{halves} between two halves of the real images",
+                counts,
+            ]
         )
     for name in ("fid", "kid", "is"):
         if name in metrics:
@@ -246,9 +249,7 @@ def variance_rows(record: dict[str, Any]) -> list[list[str]]:
         return []
     counts = f"{whole(metrics.get('num_seeds'))} seeds at {whole(protocol.get('image_size'))} px"
     value = f"{number(metrics['weighted_variance_1e4'])} ± {number(metrics.get('std_over_seeds_1e4'))}"
-    return [
-        ["Thickness of surfaces: weighted variance, × 10⁴ (lower is thinner)", value, "about 0.03 for a perfect surface", counts]
-    ]
+    return [["Surface thickness: weighted variance, × 10⁴ (lower is thinner)", value, "about 0.03 for a perfect surface", counts]]
 
 
 def geometry_rows(record: dict[str, Any]) -> list[list[str]]:
@@ -264,16 +265,16 @@ def geometry_rows(record: dict[str, Any]) -> list[list[str]]:
                 f"{escape(name)} {number(part_of(baselines, name)[key])}" for name in baselines if key in part_of(baselines, name)
             ]
             scale = ", ".join([f"predictor's own {number(floor.get(key))}", *twins])
-            rows.append([f"{label}, against what the images show", number(score[key]), scale, counts])
+            rows.append([f"{label}, against geometry predicted from the images", number(score[key]), scale, counts])
     if "depth_correlation" in score:
-        way = "faces bulge outward" if score.get("bulges_outward") else '<b class="bad">faces are hollow</b>'
+        direction = "faces bulge outward" if score.get("bulges_outward") else '<b class="bad">faces are hollow</b>'
         rows.append(
-            ["Correlation of depths", number(score["depth_correlation"]), f"1 is perfect, negative is hollow: {way}", counts]
+            ["Depth correlation", number(score["depth_correlation"]), f"1 is perfect, negative is hollow: {direction}", counts]
         )
     if "mask_iou" in score:
         rows.append(
             [
-                "Overlap of silhouettes (IoU)",
+                "Silhouette overlap (IoU)",
                 number(score["mask_iou"]),
                 f"predictor's own {number(floor.get('mask_iou'))}",
                 counts,
@@ -291,37 +292,39 @@ def whole(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number of a size that can be shown and drawn."""
+    """Return whether ``value`` is a number small enough to be displayed."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def next_section(folder: Path) -> str:
     train, photos = escape(str(folder / "train")), "photos/"
     items = [
-        (f"bash auto_bash/quickstart.sh {escape(str(folder))}", "trains on from here and makes this page again"),
-        (f"tensorboard --logdir {train}", "curves and samples while a run goes on"),
-        (f"python dataset.py --check {photos}", "what is in a folder of your own photos"),
+        (f"bash auto_bash/quickstart.sh {escape(str(folder))}", "continues training and writes this page again"),
+        (f"tensorboard --logdir {train}", "curves and samples during a run"),
+        (f"python dataset.py --check {photos}", "checks a folder of your own photos"),
         (
             f"python train.py --curriculum CelebA --dataset_path {photos} --dataset Images --output_dir outputs/mine",
-            "train on it",
+            "trains on them",
         ),
     ]
     rows = "".join(f"<li><code>{command}</code><br>{text}</li>" for command, text in items)
-    return section("Next", f"<ul>{rows}</ul><p>The README goes through training on your own photos step by step.</p>")
+    return section("Next", f"<ul>{rows}</ul><p>The README explains training on your own photos step by step.</p>")
 
 
 def summary(folder: Path, steps: list[Step]) -> str:
     curriculum = part_of(read_json(folder / "train" / "run.json"), "curriculum")
     failed = [step.title for step in steps if step.status != "ok"]
-    text = "A generator that learns solid 3D heads from flat images: no poses, no shapes were given to it."
+    text = "A generator that learns solid 3D heads from 2D images, without poses or shapes."
     name = curriculum.get("name", "")
-    facts = [f"curriculum {name}" if name else "", f"made {datetime.now().astimezone():%Y-%m-%d %H:%M}"]
-    problem = f"<p class='bad'>Not everything worked: {escape(', '.join(failed))}. The rest is below.</p>" if failed else ""
+    facts = [f"curriculum {name}" if name else "", f"created {datetime.now().astimezone():%Y-%m-%d %H:%M}"]
+    problem = (
+        f"<p class='bad'>Some commands failed: {escape(', '.join(failed))}. The other results are below.</p>" if failed else ""
+    )
     return f"<p class='lead'>{text}</p><p class='facts'>{escape(' · '.join(filter(None, facts)))}</p>{problem}"
 
 
 def hero(folder: Path) -> str:
-    """The first thing seen: the generator itself, or where its page is missing, heads that turn."""
+    """Return the top of the page: the live generator, or videos of rotating heads if its page is missing."""
     live = files_in(folder, LIVE_PAGE)
     if live:
         document = escape(live[0].read_text(errors="replace"))
@@ -335,9 +338,9 @@ def hero(folder: Path) -> str:
 
 
 def write_report(folder: Path, output: Path) -> None:
-    """The page about ``folder``. Raises UserError where there is nothing to show, or the page cannot be written."""
+    """Write the report of ``folder``. Raises UserError if there is nothing to show or the page cannot be written."""
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; run bash auto_bash/quickstart.sh {folder} first")
+        raise UserError(f"{folder} is not a folder; run bash auto_bash/quickstart.sh {folder} first")
     steps = read_steps(folder / "steps.tsv")
     body = [
         training_section(folder),
@@ -356,13 +359,13 @@ def write_report(folder: Path, output: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser: argparse.ArgumentParser = ArgumentParser(__doc__)
-    parser.add_argument("folder", metavar="FOLDER", help="what auto_bash/quickstart.sh wrote")
-    parser.add_argument("--output", help="the page (default: FOLDER/index.html)")
+    parser.add_argument("folder", metavar="FOLDER", help="output folder of auto_bash/quickstart.sh")
+    parser.add_argument("--output", help="output file (default: FOLDER/index.html)")
     args = parser.parse_args(argv)
     folder = Path(args.folder)
     output = Path(args.output) if args.output else folder / "index.html"
     write_report(folder, output)
-    print(f"the page: {output.resolve()}")
+    print(f"report: {output.resolve()}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pieces of tools/report.py's page: figures with their file inside, tables, small line charts, the frame with its style."""
+"""HTML parts of tools/report.py's page: figures with embedded files, tables, line charts, and the page with its style."""
 
 from __future__ import annotations
 
@@ -61,24 +61,24 @@ class Curve(NamedTuple):
 
 
 def inline(path: Path) -> str:
-    """The file as a data: URL."""
+    """Return the file as a data: URL."""
     return f"data:{MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def figure(path: Path, caption: str, pixelated: bool = False) -> str:
-    """An image over the full width. ``pixelated``: enlarged without blur, for images of few pixels."""
+    """Return a full-width image. ``pixelated``: enlarge without smoothing, for low resolutions."""
     kind = ' class="pixelated"' if pixelated else ""
     return f'<figure><img{kind} src="{inline(path)}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def video_figure(path: Path, caption: str) -> str:
-    """A video that plays on repeat."""
+    """Return a looping video."""
     video = f'<video autoplay loop muted playsinline controls src="{inline(path)}"></video>'
     return f"<figure>{video}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """``rows``: HTML, not text."""
+    """Return a table. ``head`` is text; ``rows`` are HTML."""
     header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -93,7 +93,7 @@ def anchor(title: str) -> str:
 
 
 def chart(title: str, curves: Sequence[Curve], mark: float | None = None) -> str:
-    """Lines over steps as SVG, with the extremes of both axes; empty without curves. ``mark``: a step to point out."""
+    """Return an SVG line chart over steps, labeled with the axes' extremes; empty without points. ``mark``: a step to mark."""
     points = [(x, y) for curve in curves for x, y in curve.points if math.isfinite(y)]
     if not points:
         return ""
@@ -126,7 +126,7 @@ def chart(title: str, curves: Sequence[Curve], mark: float | None = None) -> str
 
 
 def page(title: str, introduction: str, sections: Sequence[str]) -> str:
-    """The whole document. Each section's heading is linked at the top."""
+    """Return the whole document, with links to the sections at the top."""
     titles = [part.split("<h2>", 1)[1].split("</h2>", 1)[0] for part in sections]
     links = "".join(f'<a href="#{anchor(name)}">{name}</a>' for name in titles)
     return (

@@ -1,12 +1,12 @@
-"""A sheet of random images, of one generator or of several one above the other.
+"""Write a sheet of random images of one or more generators, one below the other.
 
-With the same latents where these are of one size, and the same poses where the camera prior is the same.
+Generators with the same latent size share latents, and generators with the same camera prior share poses.
 
     python -m tools.sheet cats --output cats.png --num 48
     python -m tools.sheet outputs/a/generator.safetensors heads --output both.png --dataset_path photos/
 
-They are drawn as eval_metrics.py draws them (random latents, poses of the camera prior, psi 1), so this is what a score is about,
-not a selection. --dataset_path adds as many real ones below.
+Latents and poses are sampled as in eval_metrics.py (random latents, poses of the camera prior, psi 1), so the images are the
+ones that are scored, without selection. --dataset_path adds as many real images below.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ PADDING = 2  # px
 
 def parse_arguments(argv: Sequence[str] | None) -> Any:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("generators", nargs="+", help="files, or names of shipped ones")
-    parser.add_argument("--output", required=True, help="the image, .png")
-    parser.add_argument("--num", type=int_between(1, 4096), default=48, help="images of each")
-    parser.add_argument("--columns", type=int_between(1, 256), default=16)
+    parser.add_argument("generators", nargs="+", help="generator files, or names of pretrained generators")
+    parser.add_argument("--output", required=True, help="output file, .png")
+    parser.add_argument("--num", type=int_between(1, 4096), default=48, help="images per generator")
+    parser.add_argument("--columns", type=int_between(1, 256), default=16, help="images per row")
     parser.add_argument("--image_size", type=int_between(4, 1024), default=64, help="pixels")
     parser.add_argument("--psi", type=finite_float, default=1.0, help="truncation")
     parser.add_argument("--seed", type=seed_number, default=0)
-    parser.add_argument("--curriculum", help="name or .json file; needed where files do not carry their own settings")
-    parser.add_argument("--dataset_path", help="real images to set below")
-    parser.add_argument("--dataset", help="how these are cropped: a preset of dataset.py (default: the first generator's)")
+    parser.add_argument("--curriculum", help="name or .json file; required if the files do not contain their settings")
+    parser.add_argument("--dataset_path", help="real images to add below")
+    parser.add_argument("--dataset", help="crop of the real images: a preset of dataset.py (default: the first generator's)")
     add_device_argument(parser)
     return parser.parse_args(argv)
 
 
 def sheet(groups: Sequence[Tensor], columns: int) -> Tensor:
-    """``groups`` of images, (N, 3, H, W) uint8 each, in rows of ``columns``; returns (3, height, width) in [-1, 1]."""
+    """Arrange groups of images, (N, 3, H, W) uint8 each, in rows of ``columns``; return (3, height, width) in [-1, 1]."""
     images = [list(group.float() / 127.5 - 1) for group in groups]
     return image_grid([group[i : i + columns] for group in images for i in range(0, len(group), columns)], PADDING)
 
@@ -57,19 +57,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     output = Path(args.output)
     if output.suffix != ".png":
-        raise UserError(f"--output {output}: name a .png")
+        raise UserError(f"--output {output}: must end in .png")
     if not output.resolve().parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.parent}")
+        raise UserError(f"--output {output}: the folder {output.parent} does not exist; create it first")
     device = resolve_device(args.device)
     opened = [load_with_notes(path, args.curriculum, device) for path in args.generators]
     real = []
-    if args.dataset_path:  # looked at first: rendering takes longer
+    if args.dataset_path:  # read first, since rendering takes longer
         preset = args.dataset or opened[0].curriculum.dataset
         spec = spec_over(preset, opened[0].curriculum)
         real = [real_images(args.dataset_path, spec, args.num, args.image_size, args.seed)]
     groups = [generated_images(g, args.num, args.image_size, psi=args.psi, seed=args.seed, batch_size=16) for g in opened]
     save_image(output, sheet([*groups, *real], args.columns))
-    below = f"; below, {len(real[0])} real ones" if real else ""
+    below = f"; {len(real[0])} real images below" if real else ""
     print(f"wrote {output}: {args.num} images of each of {', '.join(map(str, args.generators))}{below}")
 
 

@@ -1,4 +1,4 @@
-"""Make the built-in data set: images of procedural heads with exact geometry beside each.
+"""Create the built-in data set: images of procedural heads with exact geometry.
 
     python -m tools.synthetic_heads --output_dir data/heads64 --num_images 4000
 
@@ -6,14 +6,14 @@ writes
 
     DIR/meta.json                  seed, curriculum, count, size, camera
     DIR/images/000000.png          the image, on black
-    DIR/ground_truth/000000.npz    depth (H, W) float32: t along the unit ray, 0 where the ray meets nothing
-                                   normals (3, H, W) float32: unit, outward, world axes, 0 where the ray meets nothing
-                                   mask (H, W) bool: True where the ray through the pixel's center meets the head
+    DIR/ground_truth/000000.npz    depth (H, W) float32: t along the unit ray, 0 where it hits nothing
+                                   normals (3, H, W) float32: unit, outward, world axes, 0 where the ray hits nothing
+                                   mask (H, W) bool: True where the ray through the pixel's center hits the head
                                    yaw, pitch: radians
 
-Head number i depends on (seed, i, curriculum's cameras, size) alone, so a smaller set is the beginning of a larger one, an
-interrupted run goes on where it stopped, and a set can be extended by asking for more images. From Python:
-``sample_heads`` -> ``render_heads``, and ``head_sdf`` for the exact shape.
+Head i depends only on (seed, i, cameras of the curriculum, size). A smaller set is therefore a prefix of a larger one: an
+interrupted run resumes where it stopped, and a larger --num_images extends a set. From Python: ``sample_heads`` ->
+``render_heads``, and ``head_sdf`` for the exact shape.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ __all__ = ["HeadImages", "HeadParameters", "generate", "head_poses", "head_sdf",
 BLOCK = 32  # heads rendered together
 _CAMERA_FIELDS = ("fov", "h_mean", "v_mean", "h_stddev", "v_stddev", "sample_dist")
 MAX_IMAGES, MAX_SIZE = 10_000_000, 8192
-_VERSION = 1  # of the look: raise it when the same seed gives other images
+_VERSION = 1  # increase it when the same seed gives different images
 
 
 def head_poses(indices: Iterable[int], seed: int, curriculum: Curriculum) -> CameraPoses:
-    """The poses that heads ``indices`` of the set ``seed`` are seen from: pitch and yaw (B,), radians."""
+    """Return the camera poses of heads ``indices`` of the set ``seed``: pitch and yaw (B,), radians."""
     fields = {name: getattr(curriculum, name) for name in _CAMERA_FIELDS if name != "fov"}
     poses = [sample_camera_poses(1, **fields, generator=head_generator(seed ^ 0x5EED, index)) for index in indices]
     return CameraPoses(torch.cat([p.pitch for p in poses]), torch.cat([p.yaw for p in poses]))
@@ -69,7 +69,7 @@ def _truth_path(output_dir: Path, index: int) -> Path:
 
 
 def _write(output_dir: Path, index: int, heads: HeadImages, row: int, poses: CameraPoses) -> None:
-    """One head's two files, each complete or absent."""
+    """Write a head's two files, each atomically."""
     pixels = ((heads.images[row] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     truth = {
         "depth": heads.depth[row].numpy(),
@@ -83,7 +83,7 @@ def _write(output_dir: Path, index: int, heads: HeadImages, row: int, poses: Cam
 
 
 def _make_block(indices: list[int], output_dir: Path, image_size: int, seed: int, curriculum: Curriculum) -> int:
-    """Render and write the heads ``indices``; returns how many."""
+    """Render and write the heads ``indices``; return their number."""
     poses = head_poses(indices, seed, curriculum)
     heads = render_heads(sample_heads(indices, seed), poses, image_size, curriculum.fov)
     for row, index in enumerate(indices):
@@ -102,7 +102,7 @@ def _meta(num_images: int, image_size: int, seed: int, curriculum: Curriculum) -
 
 
 def _open_set(output_dir: Path, meta: dict[str, Any]) -> None:
-    """Claim ``output_dir`` for the set ``meta``. Raises UserError if it holds anything but this set or its beginning."""
+    """Write ``meta`` to ``output_dir``. Raises UserError if it holds anything but this set or a prefix of it."""
     meta_path = output_dir / "meta.json"
     if meta_path.exists():
         try:
@@ -114,10 +114,10 @@ def _open_set(output_dir: Path, meta: dict[str, Any]) -> None:
         if not same or count > meta["num_images"]:
             differs = [key for key in meta if found.get(key) != meta[key]]
             raise UserError(
-                f"{output_dir} already holds another set of heads (its {', '.join(differs)} differ); choose another --output_dir"
+                f"{output_dir} already holds another set of heads (different {', '.join(differs)}); choose another --output_dir"
             )
     elif any(path.name not in ("images", "ground_truth") or any(path.iterdir()) for path in output_dir.iterdir()):
-        raise UserError(f"{output_dir} is not empty and holds no set of heads; choose another folder with --output_dir")
+        raise UserError(f"{output_dir} is not empty and is not a set of heads; choose another folder with --output_dir")
     write_atomically(meta_path, (json.dumps(meta, indent=1) + "\n").encode())
 
 
@@ -129,23 +129,23 @@ def generate(
     curriculum: Curriculum | None = None,
     num_workers: int | None = None,
 ) -> int:
-    """Make or complete the set in ``output_dir``; returns how many heads were rendered (0: it was there already).
+    """Create or complete the set in ``output_dir``; return the number of heads rendered, 0 if the set was complete.
 
-    ``num_workers``: processes (None: one per core; 1: none but this one). Raises UserError where the folder holds something
+    ``num_workers``: processes (None: one per core; 1: only this process). Raises UserError if the folder holds something
     else or cannot be written.
     """
     if not 1 <= num_images <= MAX_IMAGES or not 2 <= image_size <= MAX_SIZE:
         ranges = f"--num_images from 1 to {MAX_IMAGES} and --image_size from 2 to {MAX_SIZE}"
-        raise UserError(f"cannot make {num_images} images of {image_size} px; use {ranges}")
+        raise UserError(f"cannot create {num_images} images of {image_size} px; use {ranges}")
     if not -(2**63) <= seed < 2**63:
-        raise UserError(f"--seed {seed} is no 64-bit number")
+        raise UserError(f"--seed {seed} is not a signed 64-bit number; use a smaller one")
     curriculum = curriculum or get_curriculum("SYNTH")
     output_dir = make_output_dir(output_dir)
     _open_set(output_dir, _meta(num_images, image_size, seed, curriculum))
     for name in ("images", "ground_truth"):
         make_output_dir(output_dir / name)
     missing = [i for i in range(num_images) if not (_image_path(output_dir, i).exists() and _truth_path(output_dir, i).exists())]
-    # large images in smaller blocks, so that memory stays the same
+    # larger images in smaller blocks, so that memory stays constant
     block = max(1, min(BLOCK, BLOCK * 64**2 // image_size**2))
     blocks = [missing[i : i + block] for i in range(0, len(missing), block)]
     work = partial(_make_block, output_dir=output_dir, image_size=image_size, seed=seed, curriculum=curriculum)
@@ -163,12 +163,12 @@ def generate(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser("Make the built-in data set: procedural heads with exact depth, normals, mask and pose.")
-    parser.add_argument("--output_dir", required=True, help="where the set goes; an interrupted set there is completed")
+    parser = ArgumentParser("Create the built-in data set: procedural heads with exact depth, normals, mask and pose.")
+    parser.add_argument("--output_dir", required=True, help="folder of the set; an incomplete set is resumed")
     parser.add_argument("--num_images", type=int, default=1000)
     parser.add_argument("--image_size", type=int, default=64, help="pixels")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other heads")
-    parser.add_argument("--curriculum", default="SYNTH", help="whose cameras the heads are seen by")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the heads")
+    parser.add_argument("--curriculum", default="SYNTH", help="curriculum whose cameras are used (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=None, help="processes (default: one per core)")
     args = parser.parse_args(argv)
     if args.num_workers is not None and args.num_workers < 1:

@@ -1,1 +1,1 @@
-"""What a training run is made of: schedules, losses, the two optimization steps, averages, and the trainer that joins them."""
+"""Training: losses, the D and G steps, moving averages, evaluation during a run, and the training loop."""

@@ -1,4 +1,4 @@
-"""Batches of real images for one stage, starting where the run stands."""
+"""Batches of real images for one stage, continuing from the images the run has seen."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dataset import ImageDataset, Split, spec_over
 from distributed.processes import Processes
 from loading.batches import BatchStream
 from settings.curriculum import Stage
-from training.run.console import tell
+from training.run.console import print_notice
 from training.run.run_state import RunState
 
 RESTART_PAUSES = (0.0, 2.0, 10.0)  # seconds before the first, second and third restart of the reader in a row
 
 
 class StageBatches:
-    """Batches (B, 3, H, W) in [-1, 1] at the stage's size. Raises UserError where the images cannot be read.
+    """Batches (B, 3, H, W) in [-1, 1] at the stage's size. Raises UserError if the images cannot be read.
 
-    ``is_under_way``: the run has read its images before, and continues with those that are left.
+    ``is_under_way``: the run has already read its images, and continues with those that are still readable.
     """
 
     def __init__(
@@ -31,44 +31,45 @@ class StageBatches:
         self.stream: BatchStream | None = None
         self._state, self._processes = state, processes
 
-        def read(is_my_turn: bool) -> None:
-            if is_my_turn:
+        def read(is_reading: bool) -> None:
+            if is_reading:
                 limit = {"max_unreadable": 1.0} if is_under_way else {}
                 split = Split("train", state.curriculum.num_holdout)
                 spec = spec_over(preset, state.curriculum)
                 self.dataset = ImageDataset(path, stage.img_size, spec, "default" if use_cache else None, split=split, **limit)
 
-        # One process of each machine decodes the images, the others read its cache.
+        # One process per machine decodes the images; the others read its cache.
         processes.all_or_none(lambda: read(processes.is_first_on_machine))
         processes.all_or_none(lambda: read(not processes.is_first_on_machine))
-        num_of_main = int(processes.text_of_main(str(len(self.dataset))))
-        processes.all_or_none(lambda: self._check_number(path, num_of_main))
+        num_on_main = int(processes.broadcast_text(str(len(self.dataset))))
+        processes.all_or_none(lambda: self._check_num_images(path, num_on_main))
         if processes.is_main:
-            self._tell_of_changes(path)
+            self._report_changes(path)
         state.num_images = len(self.dataset)
         self.restart()
 
-    def _check_number(self, path: str, num_of_main: int) -> None:
-        """The order of the images and the length of an epoch follow from their number: it must agree in all processes."""
-        if len(self.dataset) != num_of_main:
+    def _check_num_images(self, path: str, num_on_main: int) -> None:
+        """Check that all processes see the same number of images, which sets their order and the length of an epoch."""
+        if len(self.dataset) != num_on_main:
             where = f"rank {self._processes.rank} on {socket.gethostname()}"
             raise UserError(
-                f"{path} holds {len(self.dataset)} images for {where}, {num_of_main} for rank 0; let all see the same files"
+                f"{path} has {len(self.dataset)} images for {where}, but {num_on_main} for rank 0;"
+                " make the same files available to all processes"
             )
 
-    def _tell_of_changes(self, path: str) -> None:
+    def _report_changes(self, path: str) -> None:
         names, num, before = self.dataset.unreadable_names, len(self.dataset), self._state.num_images
         if names:
             first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             reason = next(iter(self.dataset.unreadable.values()))
-            tell(f"{len(names)} images in {path} cannot be read and are left out: {first}; the first is {reason}")
+            print_notice(f"skipping {len(names)} unreadable images in {path}: {first}; the first is {reason}")
         for note in self.dataset.notes():
-            tell(f"{path}: {note}")
+            print_notice(f"{path}: {note}")
         if before not in (None, num):
-            tell(f"{path} has {num} images, it had {before} when this run last looked: they come in another order now")
+            print_notice(f"{path} has {num} images, but had {before} when this run last read it: their order changes")
 
     def restart(self) -> None:
-        """Start reading where the run stands."""
+        """Start reading at the run's next image."""
         self.close()
         self.stream = BatchStream(
             self.dataset,
@@ -82,19 +83,20 @@ class StageBatches:
         )
 
     def next(self) -> Tensor:
-        """The run's next batch. A reader that fails is restarted a few times; then raises UserError."""
+        """Return the run's next batch. Restart a failing reader a few times, then raise UserError."""
         path = self.dataset.source.path
         for pause in (*RESTART_PAUSES, None):
             try:
                 return next(self.stream)
-            except Exception as error:  # whatever ended the reader
+            except Exception as error:  # the reader may raise anything
                 why = f"({type(error).__name__}: {error})"
                 if pause is None:
-                    raise UserError(f"images from {path} cannot be read any more {why}") from error
-            tell(f"reading images from {path} failed {why}; starting the reader again")
+                    raise UserError(f"images from {path} can no longer be read {why}") from error
+            print_notice(f"reading images from {path} failed {why}; restarting the reader")
             time.sleep(pause)
             self.restart()
 
     def close(self) -> None:
+        """Stop the reader."""
         if self.stream is not None:
             self.stream.close()

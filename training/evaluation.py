@@ -1,7 +1,7 @@
-"""What a run measures of itself every ``--eval_freq`` steps, into metrics.jsonl and TensorBoard (docs/metrics.md).
+"""Evaluation during a run: metrics every ``--eval_freq`` steps, in metrics.jsonl and TensorBoard (docs/metrics.md).
 
-Nothing is fetched. Parts that have nothing to work with are left out: shape error without a set's ground truth, FID and KID
-without the extractor's weights.
+Nothing is downloaded. Metrics whose requirements are missing are skipped: the shape error without ground truth for the data
+set, FID and KID without the extractor's weights.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from generators.views import ViewSettings, render_views
 from loading.cache import default_cache_dir
 from loading.files import Split
 from metrics.consistency import view_consistency
-from metrics.efficientnet import is_at_hand
-from metrics.fidelity import weights_at_hand
+from metrics.efficientnet import is_installed
+from metrics.fidelity import local_weights
 from metrics.geometry import background_is_white, generated_geometry, over_background, surfaces_of
 from metrics.perceptual import MIN_IMAGES
 from metrics.predictor import GeometryPredictor, PredictorSettings, get_predictor
@@ -36,12 +36,12 @@ from metrics.truth import TruthFiles, find_truth, read_truth
 from metrics.weighted_variance import latent_variances, mean_pose
 
 NUM_SEEDS = 8
-NUM_SHAPES = 64  # views of which the shape error is measured
-NUM_TRUTH = 4000  # views of the set that its predictor may learn from, as in tools/eval_geometry.py
+NUM_SHAPES = 64  # views for the shape error
+NUM_TRUTH = 4000  # most views with ground truth to train the predictor on, as in tools/eval_geometry.py
 BATCH_SIZE = 8
-MIN_IMAGE_SIZE = 8  # pixels, of what SWD can see
+MIN_IMAGE_SIZE = 8  # pixels; SWD needs at least this size
 EXTRACTOR = "inception-v3-compat"
-KEPT = {  # of the metrics' results
+KEPT = {  # results of the metrics to log
     "swd",
     "swd_real_halves",
     "fid",
@@ -60,7 +60,11 @@ Part = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """``num_images``: how many for fd, SWD, FID and KID; 0: none. ``weights``: the extractor's; None: where torch keeps them."""
+    """Options of an evaluation.
+
+    ``num_images``: number of images for fd, SWD, FID and KID; 0: skip them. ``weights``: file with the extractor's weights;
+    None: the torch cache.
+    """
 
     dataset_path: str
     dataset_preset: str
@@ -70,19 +74,19 @@ class EvaluationOptions:
 
 
 class Evaluator:
-    """Measures the averaged generator of a run; what does not change in the course of it is made once."""
+    """Evaluate the averaged generator of a run. Results that do not change during the run are cached."""
 
     def __init__(self, options: EvaluationOptions, processes: Processes) -> None:
         self._options = options
         self._processes = processes
         self._real: dict[int, Tensor] = {}
-        self._real_features: dict[int, Tensor] = {}  # of those
+        self._real_features: dict[int, Tensor] = {}
         self._true_variety: dict[int, dict[str, float]] = {}
 
     def parts(self, generator: ImplicitGenerator3d, image_size: int, step: int) -> dict[str, Part]:
-        """By name, what is to be measured, in the main process; each may raise what it likes. Every process must call this.
+        """Return the metrics to compute, by name, in the main process. Each may raise any exception.
 
-        The images of all processes are collected here, so that nobody waits for one whose part fails later.
+        Every process must call this: images are gathered here, so that no process waits for one whose metric fails later.
         """
         loaded = LoadedGenerator(generator, generator.curriculum, step, [])
         fake, failure = self._generated_images(loaded, image_size)
@@ -100,7 +104,7 @@ class Evaluator:
         return parts
 
     def _generated_images(self, loaded: LoadedGenerator, image_size: int) -> tuple[Tensor | None, Exception | None]:
-        """In the main process ``num_images`` images, or why there are none; all processes render a share."""
+        """Return ``num_images`` images in the main process, or the failure. All processes render a share."""
         num = self._options.num_images
         if num == 0 or image_size < MIN_IMAGE_SIZE:
             return None, None
@@ -120,13 +124,13 @@ class Evaluator:
 
     @property
     def _folders(self) -> list[Path]:
-        """Where the ground truth of a set may lie, as tools/synthetic_heads.py lays it out."""
+        """The folders that may hold ground truth, in the layout of tools/synthetic_heads.py."""
         path = Path(self._options.dataset_path)
         return [path, path.parent] if path.name == "images" else [path]
 
     @cached_property
     def _truth(self) -> TruthFiles | None:
-        """The data set's ground truth, where it has one."""
+        """The data set's ground truth, or None."""
         for folder in self._folders:
             try:
                 return find_truth(folder, NUM_TRUTH)
@@ -135,8 +139,8 @@ class Evaluator:
         return None
 
     @cached_property
-    def _ruler(self) -> tuple[GeometryPredictor, int, bool]:
-        """The predictor, the set's image size, and whether it has a white background."""
+    def _predictor(self) -> tuple[GeometryPredictor, int, bool]:
+        """The predictor, the data set's image size, and whether its background is white."""
         files = self._truth
         cache_dir = default_cache_dir()
         predictor = get_predictor(files, PredictorSettings(), cache_dir, self._processes.device)[0]
@@ -144,7 +148,7 @@ class Evaluator:
         return predictor, some.images.shape[-1], background_is_white(some)
 
     def _shape_error(self, loaded: LoadedGenerator) -> dict[str, float]:
-        predictor, size, is_white = self._ruler
+        predictor, size, is_white = self._predictor
         curriculum = over_background(loaded.curriculum, is_white)
         images, generated = generated_geometry(loaded, curriculum, NUM_SHAPES, size, psi=1.0, seed=0, batch_size=BATCH_SIZE)
         scores = compare(predictor.predict(images), generated)
@@ -154,12 +158,12 @@ class Evaluator:
             "normal_median_degrees": "normal_median_degrees",
             "mask_iou": "mask_iou",
         }
-        return {ours: scores[theirs] for ours, theirs in names.items()}
+        return {name: scores[key] for name, key in names.items()}
 
     # -- images ----------------------------------------------------------------------------------------------------
 
     def _image_metrics(self, fake: Tensor, image_size: int, generator: ImplicitGenerator3d) -> dict[str, float]:
-        options, weights = self._options, weights_at_hand(EXTRACTOR, self._options.weights)
+        options, weights = self._options, local_weights(EXTRACTOR, self._options.weights)
         if image_size not in self._real:
             spec = spec_over(options.dataset_preset, generator.curriculum)
             where = (options.dataset_path, spec, options.num_images, image_size)
@@ -169,7 +173,7 @@ class Evaluator:
             self._real_features = {}
         real = self._real[image_size]
         names = ["swd", *(() if weights is None else ("fid", "kid"))]
-        if min(len(real), len(fake)) >= MIN_IMAGES and is_at_hand():
+        if min(len(real), len(fake)) >= MIN_IMAGES and is_installed():
             names += ["fd", "prc"]
         device = next(generator.parameters()).device
         how = {"device": device, "extractor": EXTRACTOR, "weights_file": weights, "real_features": self._real_features}
@@ -186,12 +190,12 @@ def _raise(error: Exception) -> dict[str, float]:
 
 @torch.no_grad()
 def surface_metrics(generator: ImplicitGenerator3d, image_size: int) -> dict[str, float]:
-    """Scalars of fixed seeds at psi 1, seen from the mean pose with the narrowest interval.
+    """Return surface metrics of fixed seeds at psi 1, from the mean pose with the narrowest interval.
 
-    ``hit_rate``: rays that enter a surface. ``weighted_variance_1e4``: thickness of the surface, times 1e4, where any ray
-    qualifies. ``bulge``: how much nearer the middle of the shapes is than their rim, world units; below 0 they are hollow
-    (training/hollow.py turns them outward). ``surface_psnr_db``: the image of the roots alone against the volume-rendered
-    one, on rays that hit. ``consistency_*``: see :func:`metrics.consistency.compare_views`.
+    ``hit_rate``: fraction of rays that hit a surface. ``weighted_variance_1e4``: thickness of the surface, times 1e4, if any
+    ray qualifies. ``bulge``: mean distance in world units by which a shape's center is nearer than its rim; below 0, shapes
+    are hollow (training/hollow.py turns them outward). ``surface_psnr_db``: PSNR of the surface-rendered against the
+    volume-rendered image, on rays that hit. ``consistency_*``: see :func:`metrics.consistency.compare_views`.
     """
     curriculum = generator.curriculum
     device = next(generator.parameters()).device

@@ -1,9 +1,9 @@
-"""The watch against hollow shapes: look now and then which way the shapes bulge, and turn them outward where they don't.
+"""Detection of hollow shapes: measure at intervals whether shapes bulge outward or inward.
 
-From unposed images a shape and its hollow twin look the same (training/mirror.py), so which of them a run finds is chance. Its
-shapes say which it was: seen from the front, the middle of an object is nearer than its rim; of its mold, farther.
-The rest of the run is as good either way: mirroring keeps what both networks have learned. It disturbs fog, though, which
-may bulge either way before it takes shape: so only what stays hollow is turned.
+Unposed images cannot distinguish a shape from its hollow twin (training/mirror.py), so a run finds either by chance. The
+shapes show which one: from the front, the center of an object is nearer than its rim, and the center of a mold is farther.
+Mirroring turns a mold into an object and keeps what both networks have learned. Early in a run, though, shapes are fog that
+may bulge either way, and mirroring disturbs it. So only shapes that stay hollow are mirrored.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from metrics.shapes import shape_statistics
 from metrics.weighted_variance import mean_pose
 
 NUM_SEEDS = 16
-FEWEST_SHAPES = 8  # with a surface; fewer say nothing about the generator
-MAX_SIZE = 32  # pixels; more see no more of a bulge
-HOLLOW = 0.05  # of a ray's length
-MIN_TURN_PSNR_DB = 14.0  # of images after a turn against those before: a mold leaves 16 and more, a truly concave object 10
-PATIENCE = 4  # looks in a row: fog that is still to take shape goes inward for a while, and comes out again
+MIN_SHAPES = 8  # with a surface; fewer are too few to judge the generator
+MAX_SIZE = 32  # pixels; more do not improve the measurement
+HOLLOW = 0.05  # fraction of a ray's length
+MIN_MIRROR_PSNR_DB = 14.0  # of images after mirroring against those before: 16 or more for a mold, 10 for a concave object
+PATIENCE = 4  # consecutive checks: shapes that are still forming may be hollow for a while
 
 
 @dataclass(frozen=True)
 class Bulge:
-    """``mean`` over ``num_shapes`` latents, world units, positive outward, and its ``standard_error``."""
+    """Bulge of the shapes: ``mean`` over ``num_shapes`` latents, positive outward, and its ``standard_error``, world units."""
 
     mean: float
     standard_error: float
     num_shapes: int
 
     def is_hollow(self, ray_length: float) -> bool:
-        """Whether the shapes, on the whole and beyond doubt, go inward."""
-        surely = self.mean + 2 * self.standard_error
-        return self.num_shapes >= FEWEST_SHAPES and self.mean < -HOLLOW * ray_length and surely < 0
+        """Return whether the shapes bulge inward on average, by more than two standard errors."""
+        upper_bound = self.mean + 2 * self.standard_error
+        return self.num_shapes >= MIN_SHAPES and self.mean < -HOLLOW * ray_length and upper_bound < 0
 
 
 @torch.no_grad()
 def measure_bulge(generator: ImplicitGenerator3d, image_size: int) -> Bulge:
-    """Of fixed latents at psi 1 from the mean pose: :func:`metrics.shapes.shape_statistics`, the same at every call."""
+    """Measure the bulge of fixed latents at psi 1 from the mean pose (:func:`metrics.shapes.shape_statistics`)."""
     curriculum = generator.curriculum
     device = next(generator.parameters()).device
     field = generator.field(generator.film(latents_of_first_seeds(NUM_SEEDS, curriculum).to(device)))

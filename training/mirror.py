@@ -1,14 +1,14 @@
-"""The way out of a hollow shape: mirror the field in depth and train on.
+"""Mirroring of hollow shapes: reflect the field in depth and continue training.
 
-Through a narrow lens, a shape mirrored in depth and seen from the mirrored pose gives nearly the same image, so unposed
-images cannot tell a face from its hollow mold, and training may settle on the mold. Mirroring the field along the mean
-direction of view, and the pose read-outs of D about the mean pose, turns one into the other with everything else as it was.
+With a narrow field of view, a shape mirrored in depth gives nearly the same image from the mirrored pose. So unposed images
+cannot distinguish a face from its hollow mold, and training may converge to the mold. Reflecting the field along the mean
+viewing direction, and D's pose head about the mean pose, results one into the other and leaves everything else unchanged.
 
-Where the mold is a solid block, its mirror image is solid up to the camera, and solid has to become free: then the
-occupancy is inverted too. Where it is a shell before empty space, it must not be. :func:`best_turn` finds out by looking.
+If the mold is a solid block, its mirror image is solid up to the camera, so the occupancy must be inverted too. If it is a
+shell in front of empty space, it must not be. :func:`best_mirroring` compares both by rendering.
 
-The mirrored pose of (pitch, yaw) is (2 v_mean - pitch, 2 h_mean - yaw) where cameras look along the equator, v_mean = pi/2. About
-another mean the mirrored camera would also be rolled, which no pose is: there nothing is mirrored.
+For v_mean = pi/2, where cameras look along the equator, the mirrored pose of (pitch, yaw) is (2 v_mean - pitch, 2 h_mean - yaw).
+For another mean, the mirrored camera would also be rolled, which no pose can express, so mirroring is rejected.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from generators.views import ViewSettings, render_views
 from settings.curriculum import Curriculum
 
 NUM_SEEDS = 8
-MAX_SIZE = 32  # pixels; more see no more of a shape
+MAX_SIZE = 32  # pixels; more do not improve the comparison
 
 
-class Turn(NamedTuple):
-    """``invert``: solid becomes free and free solid. ``psnr_db``: of the images, those before against those after."""
+class Mirroring(NamedTuple):
+    """``invert``: whether solid and free space are exchanged. ``psnr_db``: PSNR between the images before and after."""
 
     invert: bool
     psnr_db: float
 
 
 def reflection(curriculum: Curriculum) -> torch.Tensor:
-    """(3, 3), float64: reverses the mean direction of view and leaves what is across it; diag(1, 1, -1) for the usual means.
+    """Return the reflection (3, 3), float64, along the mean viewing direction: diag(1, 1, -1) for the usual means.
 
-    Raises UserError where v_mean is not pi/2.
+    Raises UserError unless v_mean is pi/2.
     """
     if abs(curriculum.v_mean - math.pi / 2) > 1e-6:
-        raise UserError(f"a run can be mirrored in depth only where v_mean is pi/2, not {curriculum.v_mean:.6g}")
+        raise UserError(f"a run can be mirrored in depth only if v_mean is pi/2, not {curriculum.v_mean:.6g}")
     axis = mean_direction(curriculum.h_mean, curriculum.v_mean).double()
     return torch.eye(3, dtype=torch.float64) - 2 * torch.outer(axis, axis) / axis.square().sum()
 
 
 @torch.no_grad()
-def best_turn(generator: ImplicitGenerator3d, image_size: int) -> Turn:
-    """With or without inverting: what leaves colors and silhouettes, seen from the mirrored poses, most as they were."""
+def best_mirroring(generator: ImplicitGenerator3d, image_size: int) -> Mirroring:
+    """Return the mirroring, with or without inversion, that best preserves colors and silhouettes from the mirrored poses."""
     c = generator.curriculum
     device = next(generator.parameters()).device
     z = latents_of_first_seeds(NUM_SEEDS, c).to(device)
-    aside = torch.linspace(-0.5, 0.5, NUM_SEEDS, device=device)
-    offsets = torch.stack([aside * c.v_stddev, -aside * c.h_stddev])
+    steps = torch.linspace(-0.5, 0.5, NUM_SEEDS, device=device)
+    offsets = torch.stack([steps * c.v_stddev, -steps * c.h_stddev])
     settings = ViewSettings(min(image_size, MAX_SIZE), 1, last_back=c.last_back)
 
     def images(of: ImplicitGenerator3d, sign: int) -> torch.Tensor:
@@ -63,22 +63,22 @@ def best_turn(generator: ImplicitGenerator3d, image_size: int) -> Turn:
         views = render_views(of.field(of.film(z)), poses, c, settings)
         return torch.stack([torch.cat([view.image, view.hit_mask[None] * 2.0 - 1]) for view in views])
 
-    before, turns = images(generator, 1), {}
+    before, results = images(generator, 1), {}
     for invert in (False, True):
         other = copy.deepcopy(generator)
         mirror_field(other, invert)
         errors = (images(other, -1) - before).square().mean(dim=(0, 2, 3)).clamp_min(1e-12)
-        turns[float(errors.mean())] = Turn(invert, float(10 * torch.log10(4 / errors[:3].mean())))
-    return turns[min(turns)]
+        results[float(errors.mean())] = Mirroring(invert, float(10 * torch.log10(4 / errors[:3].mean())))
+    return results[min(results)]
 
 
 @torch.no_grad()
 def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
-    """field(x, direction) becomes field(R x, R direction), R the :func:`reflection`, in place; exact for every latent.
+    """Replace field(x, direction) by field(R x, R direction), with R the :func:`reflection`, in place. Exact for every latent.
 
-    invert: logits are reflected at that of the curriculum's tau, so that what was solid is free.
+    ``invert``: reflect logits about logit(tau), so that solid and free space are exchanged.
 
-    Raises UserError for a model with a feature grid that does not lie along the mean direction of view.
+    Raises UserError if the model has a feature grid that is not aligned with the mean viewing direction.
     """
     matrix, tau = reflection(generator.curriculum), generator.curriculum.tau
     double_level = 2 * math.log(tau / (1 - tau))
@@ -88,9 +88,9 @@ def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
     siren = generator.siren
     along_z = torch.equal(matrix, torch.diag(matrix.new_tensor([1, 1, -1])))
     if siren.embedding_grid is not None and not along_z:
-        raise UserError(f"{generator.curriculum.model} can be mirrored in depth only where h_mean and v_mean are pi/2")
+        raise UserError(f"{generator.curriculum.model} can be mirrored in depth only if h_mean and v_mean are pi/2")
     position, direction = siren.network[0].layer.weight[:, -3:], siren.color_layer_sine.layer.weight[:, :3]
-    for weight in (position, direction):  # a point's coordinates are the last three inputs, a direction's the first three
+    for weight in (position, direction):  # points are the last three inputs, directions the first three
         weight.copy_(weight.double() @ matrix.to(weight.device))
     if siren.embedding_grid is not None:
         siren.embedding_grid.copy_(siren.embedding_grid.flip(2))
@@ -101,11 +101,11 @@ def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
 
 @torch.no_grad()
 def mirror_moments(generator: ImplicitGenerator3d, optimizer: torch.optim.Optimizer, invert: bool = False) -> None:
-    """Adam's moments for the mirrored field, in place: a gradient turns as its weights do.
+    """Transform Adam's moments for the mirrored field, in place: gradients transform like the weights.
 
-    Second moments, of squares, stay; that is exact where the :func:`reflection` changes signs alone.
+    Second moments are unchanged, which is exact if the :func:`reflection` only changes signs.
     """
-    if generator.curriculum.model == "TRIPLANE":  # its weights are not turned, only where they are looked up
+    if generator.curriculum.model == "TRIPLANE":  # mirroring changes the lookup, not the weights of the planes
         decoder = generator.triplane.decoder
         for moment in (m for p in (decoder.output_weight, decoder.output_bias) for m in _moments(optimizer, p, "exp_avg")):
             moment[0].mul_(-1 if invert else 1)
@@ -125,21 +125,21 @@ def mirror_moments(generator: ImplicitGenerator3d, optimizer: torch.optim.Optimi
 
 @torch.no_grad()
 def mirror_readout_moments(discriminator: Discriminator, optimizer: torch.optim.Optimizer) -> None:
-    """Adam's first moments for D's mirrored read-outs of the pose, in place."""
+    """Negate Adam's first moments of D's pose head, in place."""
     for parameter in (discriminator.final_layer.weight, discriminator.final_layer.bias):
         for moment in _moments(optimizer, parameter, "exp_avg"):
             moment[-NUM_POSE:].neg_()
 
 
 def _moments(optimizer: torch.optim.Optimizer, parameter: torch.Tensor | None, *names: str) -> list[torch.Tensor]:
-    """The parameter's moments of these names; none before its first step."""
+    """The parameter's moments of the given names. Empty before its first step."""
     state = optimizer.state.get(parameter, {}) if parameter is not None else {}
     return [state[name] for name in names if name in state]
 
 
 @torch.no_grad()
 def mirror_pose_readout(discriminator: Discriminator, curriculum: Curriculum) -> None:
-    """D reads 2 mean - pitch and 2 mean - yaw where it read pitch and yaw, in place: the pose on the other side of the front."""
+    """Make D predict 2 v_mean - pitch and 2 h_mean - yaw instead of pitch and yaw, in place: the mirrored pose."""
     means = discriminator.final_layer.bias.new_tensor([curriculum.v_mean, curriculum.h_mean])
     discriminator.final_layer.weight[-NUM_POSE:].neg_()
     discriminator.final_layer.bias[-NUM_POSE:].neg_().add_(2 * means)

@@ -1,4 +1,4 @@
-"""The grid that shows how a run is doing: fixed latents seen from a few yaws, as image, depth, normals and mask."""
+"""Sample grids of a run: fixed latents from a few yaws, as image, depth, normals and mask."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ YAWS = (-0.4, 0.0, 0.4)
 
 @torch.no_grad()
 def sample_grid(generator: ImplicitGenerator3d, image_size: int, interval: float) -> Tensor:
-    """(3, H, W) in [-1, 1]: a row of views, at psi 1, per seed. ``interval``: Delta of the surface samples."""
+    """Render a grid (3, H, W) in [-1, 1] with a row of views at psi 1 per seed. ``interval``: Delta of the surface samples."""
     c, device = generator.curriculum, next(generator.parameters()).device
     settings = ViewSettings(image_size=image_size, ray_step_multiplier=1, interval=interval)
     yaws = torch.tensor(YAWS, device=device) + c.h_mean
     poses = CameraPoses(torch.full_like(yaws, c.v_mean), yaws)
-    # The expected depth of a ray that meets nothing means nothing, so where there are surfaces theirs is shown.
+    # The expected depth of a ray that hits nothing is meaningless, so show the surface depth if there are surfaces.
     quantities = ("image", "surface_depth" if c.pred_occ else "depth", "normals", "mask")
     rows = []
     for seed in range(NUM_SEEDS):

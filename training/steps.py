@@ -1,6 +1,6 @@
-"""The images and the losses of one optimization step, as functions of the networks, the inputs and the settings.
+"""Images and losses of one optimization step, as functions of the networks, the inputs and the settings.
 
-Everything random arrives as an argument. The order of a step is in ``Trainer._step`` (training/trainer.py).
+All random numbers are arguments. ``Trainer._step`` (training/trainer.py) calls these functions in order.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from training.outward_start import ball_hold_loss
 
 
 class GeneratorInputs(NamedTuple):
-    """Latents ``z`` (B, latent_dim), camera ``poses`` (B,), the renderer's random numbers, and unit ``neighbors``
-    (B, R, 3), the directions in which the normal loss looks, and ``ball_points`` (B, N, 3), where the field is held to a ball
-    (None where these are off). ``augmentation`` (B, 2, NUM_UNIFORMS) in [0, 1): how generated and real images are augmented
-    for D."""
+    """Random inputs of a step.
+
+    ``z`` (B, latent_dim): latents. ``poses`` (B,): camera poses. ``noise``: the renderer's random numbers. ``neighbors``
+    (B, R, 3): unit directions to the neighbors of the normal loss. ``ball_points`` (B, N, 3): points at which the field is
+    held to a ball. ``augmentation`` (B, 2, NUM_UNIFORMS) in [0, 1): random numbers to augment generated and real images.
+    The last three are None if unused.
+    """
 
     z: Tensor
     poses: CameraPoses
@@ -37,11 +40,12 @@ class GeneratorInputs(NamedTuple):
     augmentation: Tensor | None = None
 
     def split(self, num_parts: int) -> list[GeneratorInputs]:
-        """Equal parts of the batch, in order."""
+        """Split the batch into equal parts, in order."""
         size = len(self.z) // num_parts
         return [self.part(slice(i * size, (i + 1) * size)) for i in range(num_parts)]
 
     def part(self, s: slice) -> GeneratorInputs:
+        """Return the inputs of the images in slice ``s``."""
         poses = CameraPoses(self.poses.pitch[s], self.poses.yaw[s])
         rest = (None if tensor is None else tensor[s] for tensor in (self.neighbors, self.ball_points, self.augmentation))
         return GeneratorInputs(self.z[s], poses, self.noise[s], *rest)
@@ -49,8 +53,11 @@ class GeneratorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Settings that follow from the step number; and ``augment_p`` (), how often D sees augmented images, which adapts during
-    the run and comes from the trainer (None: never)."""
+    """Settings of one step, determined by the step number.
+
+    ``augment_p`` () is the probability of each augmentation. It adapts during the run and is set by the trainer; None: no
+    augmentation.
+    """
 
     image_size: int
     render: RenderSettings
@@ -64,6 +71,7 @@ class StepSettings:
 
     @classmethod
     def at(cls, curriculum: Curriculum, step: int) -> StepSettings:
+        """Evaluate the curriculum's schedules at ``step``."""
         noise = schedules.density_noise_at(curriculum, step)
         settings = RenderSettings.from_curriculum(curriculum, schedules.interval_at(curriculum, step))
         penalties = schedules.penalty_weights_at(curriculum, step)
@@ -80,14 +88,14 @@ class StepSettings:
 
 
 class StepResult(NamedTuple):
-    """``total``: the loss to back-propagate; ``terms``: unweighted losses and other scalars for the log, detached."""
+    """Losses of D or G. ``total``: the loss to backpropagate. ``terms``: unweighted losses and other logged scalars, detached."""
 
     total: Tensor
     terms: dict[str, Tensor]
 
 
 class Generated(NamedTuple):
-    """``images`` (B, 3, H, W) in [-1, 1], and the field, the rays and the rendered ``output`` that they come from."""
+    """Generated ``images`` (B, 3, H, W) in [-1, 1], with their field, rays and rendered ``output``."""
 
     images: Tensor
     field: Field
@@ -96,7 +104,7 @@ class Generated(NamedTuple):
 
 
 def generate(generator: ImplicitGenerator3d, inputs: GeneratorInputs, settings: StepSettings) -> Generated:
-    """Render the batch of ``inputs``."""
+    """Generate the images of ``inputs``."""
     field = generator.field(generator.film(inputs.z))
     rays = camera_rays(inputs.poses, settings.image_size, generator.curriculum.fov)
     output = render(field, rays, settings.render, inputs.noise)
@@ -104,15 +112,15 @@ def generate(generator: ImplicitGenerator3d, inputs: GeneratorInputs, settings: 
 
 
 def to_images(output: RenderOutput, size: int) -> Tensor:
-    """(B, 3, size, size) in [-1, 1]."""
+    """Return rendered colors as images (B, 3, size, size) in [-1, 1]."""
     return output.rgb.transpose(1, 2).unflatten(2, (size, size)) * 2 - 1
 
 
-def augmented(images: Tensor, inputs: GeneratorInputs, settings: StepSettings, place: int) -> Tensor:
-    """``images`` (B, 3, H, W) as D sees them. ``place`` in ``inputs.augmentation``: GENERATED or REAL."""
+def augmented(images: Tensor, inputs: GeneratorInputs, settings: StepSettings, kind: int) -> Tensor:
+    """Return ``images`` (B, 3, H, W), augmented for D if augmentation is on. ``kind``: GENERATED or REAL."""
     if settings.augment_p is None:
         return images
-    return augment(images, inputs.augmentation[:, place], settings.augment_p)
+    return augment(images, inputs.augmentation[:, kind], settings.augment_p)
 
 
 def discriminator_losses(
@@ -124,25 +132,25 @@ def discriminator_losses(
     settings: StepSettings,
     amp_dtype: torch.dtype | None = None,
 ) -> StepResult:
-    """D's losses on ``real`` and ``fake`` images, (B, 3, H, W) in [-1, 1] each. ``inputs``: what ``fake`` was generated from."""
+    """D's losses on ``real`` and ``fake`` images, (B, 3, H, W) in [-1, 1] each. ``inputs``: the inputs that gave ``fake``."""
     c, gan_loss = curriculum, losses.GAN_LOSSES[curriculum.gan_loss]
     real = real.detach().requires_grad_(settings.lambda_r1 > 0)
     fake = fake.detach().requires_grad_(settings.lambda_r2 > 0)
     with torch.autocast(real.device.type, amp_dtype, enabled=amp_dtype is not None):
-        judged_real = discriminator(augmented(real, inputs, settings, REAL), settings.fade_alpha)
-        judged_fake = discriminator(augmented(fake, inputs, settings, GENERATED), settings.fade_alpha)
-    weighted = {"gan": (1.0, gan_loss.of_D(judged_real.score, judged_fake.score))}
+        output_real = discriminator(augmented(real, inputs, settings, REAL), settings.fade_alpha)
+        output_fake = discriminator(augmented(fake, inputs, settings, GENERATED), settings.fade_alpha)
+    weighted = {"gan": (1.0, gan_loss.of_D(output_real.score, output_fake.score))}
     if settings.lambda_r1:
-        weighted["r1"] = (0.5 * settings.lambda_r1, losses.zero_centered_penalty_loss(judged_real.score, real))
+        weighted["r1"] = (0.5 * settings.lambda_r1, losses.zero_centered_penalty_loss(output_real.score, real))
     if settings.lambda_r2:
-        weighted["r2"] = (0.5 * settings.lambda_r2, losses.zero_centered_penalty_loss(judged_fake.score, fake))
+        weighted["r2"] = (0.5 * settings.lambda_r2, losses.zero_centered_penalty_loss(output_fake.score, fake))
     if c.pos_lambda:
-        weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged_fake.pose, inputs.poses))
+        weighted["pose"] = (c.pos_lambda, losses.pose_loss(output_fake.pose, inputs.poses))
     if c.z_lambda:
-        weighted["latent"] = (c.z_lambda, losses.latent_loss(judged_fake.latent, inputs.z))
-    scalars = {"score_real": judged_real.score.detach().mean(), "score_fake": judged_fake.score.detach().mean()}
+        weighted["latent"] = (c.z_lambda, losses.latent_loss(output_fake.latent, inputs.z))
+    scalars = {"score_real": output_real.score.detach().mean(), "score_fake": output_fake.score.detach().mean()}
     if settings.augment_p is not None:
-        margins = judged_real.score - judged_fake.score if gan_loss.is_relative else judged_real.score
+        margins = output_real.score - output_fake.score if gan_loss.is_relative else output_real.score
         scalars["sureness"] = margins.detach().sign().mean()
     return _result(weighted, scalars)
 
@@ -157,29 +165,29 @@ def generator_losses(
     amp_dtype: torch.dtype | None = None,
     image_weights: Tensor | None = None,
 ) -> StepResult:
-    """G's losses on what was ``generated`` from ``inputs``.
+    """G's losses on the images ``generated`` from ``inputs``.
 
-    ``real`` (B, 3, H, W) in [-1, 1]: what a relativistic loss compares with (top-k goes by the generated images' own scores
-    all the same). ``image_weights`` (B,): the whole batch's top-k choice where ``inputs`` is only a part of it. Raises
-    ValueError where a relativistic loss has no ``real``.
+    ``real`` (B, 3, H, W) in [-1, 1]: real images for a relativistic loss; top-k always uses the scores of generated images.
+    ``image_weights`` (B,): top-k weights of the whole batch, if ``inputs`` is only a part of it. Raises ValueError if a
+    relativistic loss has no ``real``.
     """
     c, gan_loss = curriculum, losses.GAN_LOSSES[curriculum.gan_loss]
     if gan_loss.is_relative and real is None:
-        raise ValueError("a relativistic loss needs real images to compare with")
+        raise ValueError("a relativistic loss needs real images; pass real")
     images, field, rays, output = generated
     with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
-        judged = discriminator(augmented(images, inputs, settings, GENERATED), settings.fade_alpha)
+        output_D = discriminator(augmented(images, inputs, settings, GENERATED), settings.fade_alpha)
         real_scores = None
         if gan_loss.is_relative:
             with torch.no_grad():
                 real_scores = discriminator(augmented(real, inputs, settings, REAL), settings.fade_alpha).score
     if image_weights is None:
-        image_weights = losses.topk_image_weights(judged.score, settings.topk_fraction)
-    weighted = {"gan": (1.0, gan_loss.of_G(judged.score, real_scores, image_weights))}
+        image_weights = losses.topk_image_weights(output_D.score, settings.topk_fraction)
+    weighted = {"gan": (1.0, gan_loss.of_G(output_D.score, real_scores, image_weights))}
     if c.pos_lambda:
-        weighted["pose"] = (c.pos_lambda, losses.pose_loss(judged.pose, inputs.poses))
+        weighted["pose"] = (c.pos_lambda, losses.pose_loss(output_D.pose, inputs.poses))
     if c.z_lambda:
-        weighted["latent"] = (c.z_lambda, losses.latent_loss(judged.latent, inputs.z))
+        weighted["latent"] = (c.z_lambda, losses.latent_loss(output_D.latent, inputs.z))
     if settings.lambda_opacity_prior:
         weighted["opacity_prior"] = (settings.lambda_opacity_prior, losses.opacity_prior_loss(output.alphas))
     if inputs.neighbors is not None:
@@ -191,7 +199,7 @@ def generator_losses(
 
 
 def _result(weighted: dict[str, tuple[float, Tensor]], scalars: dict[str, Tensor]) -> StepResult:
-    """The sum of the ``weighted`` losses; in the log, the losses without their weights, then other ``scalars``."""
+    """Sum the ``weighted`` losses. The terms are the unweighted losses and the other ``scalars``."""
     total = torch.stack([weight * value for weight, value in weighted.values()]).sum()
     terms = {name: value.detach() for name, (_, value) in weighted.items()}
     return StepResult(total, terms | scalars)
@@ -199,7 +207,7 @@ def _result(weighted: dict[str, tuple[float, Tensor]], scalars: dict[str, Tensor
 
 def _normal_loss(field: Field, rays: Rays, output: RenderOutput, neighbors: Tensor, h_sample: float) -> Tensor:
     t, hit_mask = output.surface.t, output.surface.hit_mask
-    if t.device.type == "cpu":  # keep only rays that hit; on a GPU their number would need a synchronization
+    if t.device.type == "cpu":  # keep only rays that hit; on a GPU, counting them would require a synchronization
         num = max(1, int(hit_mask.sum(dim=1).max()))
         order = hit_mask.byte().argsort(dim=1, descending=True, stable=True)[:, :num]
         wide = order.unsqueeze(-1).expand(*order.shape, 3)

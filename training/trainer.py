@@ -17,10 +17,10 @@ from settings.curriculum import Curriculum, Stage
 from training.augmentation import GENERATED, adapted
 from training.batches import StageBatches
 from training.evaluation import EvaluationOptions, Evaluator
-from training.hollow import MIN_TURN_PSNR_DB, PATIENCE, measure_bulge
+from training.hollow import MIN_MIRROR_PSNR_DB, PATIENCE, measure_bulge
 from training.inputs import draw_inputs
 from training.losses import topk_image_weights
-from training.mirror import best_turn
+from training.mirror import best_mirroring
 from training.run.checkpoint_manager import CheckpointManager
 from training.run.nonfinite import BadSteps, Diverged, Guard, are_finite, nan_unless_finite, step_if_finite
 from training.run.recorder import Recorder
@@ -37,12 +37,12 @@ from training.steps import (
     generator_losses,
 )
 
-CHECK_STOP_EVERY = 10  # steps, with several GPUs, which must synchronize to agree
+CHECK_STOP_EVERY = 10  # steps, with several GPUs, which must synchronize to agree on it
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of the command line; all else is in the curriculum. None: no limit; an interval of 0: never."""
+    """Options of a run that are not in the curriculum. None: no limit. An interval of 0: never."""
 
     output_dir: Path
     dataset_path: str
@@ -65,7 +65,7 @@ class RunOptions:
 
 
 class Trainer:
-    """Train ``state`` until the curriculum ends, a limit is reached, or a signal asks to stop."""
+    """Train ``state`` until the curriculum ends, a limit is reached, or a stop signal arrives."""
 
     def __init__(self, state: RunState, options: RunOptions, processes: Processes, amp_dtype: torch.dtype | None = None) -> None:
         self.state = state
@@ -84,29 +84,29 @@ class Trainer:
         )
         where = (options.dataset_path, options.dataset_preset, options.eval_images, options.eval_weights, options.use_cache)
         self.evaluator = Evaluator(EvaluationOptions(*where), processes)
-        past_after = max(options.save_interval, 10 * options.max_bad_steps)
-        self.recovery = Recovery(state, options.output_dir, processes, past_after)
+        reset_after = max(options.save_interval, 10 * options.max_bad_steps)
+        self.recovery = Recovery(state, options.output_dir, processes, reset_after)
         self._batches: StageBatches | None = None
         self.stop_signals = StopSignals()
 
     def run(self, recorder: Recorder | None) -> str:
-        """Train, write a checkpoint of the last step, and return why training stopped, in words.
+        """Train, write a checkpoint of the last step, and return the reason why training stopped, for printing.
 
-        Raises NotSaved where that checkpoint cannot be written, Diverged where recovery fails, and UserError where the images
-        are gone (after a checkpoint).
+        Raises NotSaved if that checkpoint cannot be written, Diverged if recovery fails, and UserError if the images
+        disappear. In the last case, a checkpoint is written first.
         """
         first_step = self.state.step
         with self.stop_signals:
             try:
-                while (reason := self._why_stop(first_step)) is None:
+                while (reason := self._stop_reason(first_step)) is None:
                     stage, real = self._next_batch(recorder)
                     scalars = self._step(real, stage)
                     self.state.step += 1
                     self.state.images_seen += stage.batch_size * self.processes.world_size
-                    if self._is_sound(recorder):
+                    if self._is_good_step(recorder):
                         self._turn_outward(recorder, stage)
                         self._record(recorder, scalars, stage)
-                self._save_last(recorder)  # first: whoever asked to stop may not wait for the grid
+                self._save_last(recorder)  # before the sample grid, as the process may be killed soon after a stop signal
                 if recorder is not None:
                     self._sample(recorder)
             finally:
@@ -115,7 +115,7 @@ class Trainer:
         return reason
 
     def open_images(self) -> None:
-        """Open the images of the present stage. ``run`` does it if it was not done before."""
+        """Open the images of the current stage. ``run`` calls this if it was not called before."""
         c, options, state, is_under_way = self.curriculum, self.options, self.state, self._batches is not None
         if is_under_way:
             self._batches.close()
@@ -124,14 +124,14 @@ class Trainer:
             self._batches = StageBatches(*where, c.stage_at(state.step), state, self.processes, is_under_way)
 
     def _next_batch(self, recorder: Recorder | None) -> tuple[Stage, Tensor]:
-        """The present stage and its next batch; also sets the learning rates."""
+        """Return the current stage and its next batch. Also set the learning rates."""
         stage, is_first = self.curriculum.stage_at(self.state.step), self._batches is None
         try:
             if is_first or self._batches.stage is not stage:
                 self.open_images()
             real = self._batches.next()
         except UserError:
-            if not is_first:  # between two steps the state is consistent
+            if not is_first:  # the state is consistent between steps
                 self._save_last(recorder)
             raise
         self.state.set_learning_rates(self.state.step)
@@ -140,19 +140,19 @@ class Trainer:
     # -- one step --------------------------------------------------------------------------------------------------
 
     def _step(self, real: Tensor, stage: Stage) -> dict[str, Tensor]:
-        """One step of D, then one of G, on ``real`` (B, 3, H, W). Returns scalars for the log, on the device."""
+        """Take one step of D, then one of G, on ``real`` (B, 3, H, W). Returns scalars for the log, on the device."""
         c, state, num_parts = self.curriculum, self.state, stage.batch_split
         settings = self._settings()
         inputs_G = self._draw_inputs(settings, stage, "G")
         inputs_D = inputs_G if c.share_images else self._draw_inputs(settings, stage, "D")
-        # Shared images are generated once, and their graph waits for G while D learns. A batch in parts is
-        # generated twice: D learns from all parts before G sees its verdict on the first.
+        # Shared images are generated once, and their graph is kept for G during D's step. A batch in parts is generated
+        # twice, because D's step must finish on all parts before G's step starts on the first.
         shared = generate(state.generator, inputs_G, settings) if c.share_images and num_parts == 1 else None
         terms_D = self._train_discriminator(real, inputs_D, settings, num_parts, shared)
         terms_G = self._train_generator(real, inputs_G, settings, num_parts, shared)
         if c.augment_target:
-            sureness = self.processes.mean({"sureness": terms_D["sureness"]})["sureness"]
-            state.augment_p = adapted(state.augment_p, sureness, c.augment_target, len(real) * self.processes.world_size)
+            mean_sign = self.processes.mean({"sureness": terms_D["sureness"]})["sureness"]
+            state.augment_p = adapted(state.augment_p, mean_sign, c.augment_target, len(real) * self.processes.world_size)
             terms_D["augment_p"] = state.augment_p
         is_finite = are_finite(state.generator.parameters())
         for average in state.averages.values():
@@ -176,7 +176,7 @@ class Trainer:
     def _train_discriminator(
         self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings, num_parts: int, shared: Generated | None
     ) -> dict[str, Tensor]:
-        """A step of D on ``real`` images and on ``shared`` ones; None: they are generated here, part by part."""
+        """Take a step of D on ``real`` and ``shared`` images. If ``shared`` is None, generate images part by part."""
         state, D = self.state, self.state.discriminator
         state.optimizer_D.zero_grad(set_to_none=True)
         results = []
@@ -191,7 +191,7 @@ class Trainer:
     def _train_generator(
         self, real: Tensor, inputs: GeneratorInputs, settings: StepSettings, num_parts: int, shared: Generated | None
     ) -> dict[str, Tensor]:
-        """A step of G on the ``shared`` images; None: they are generated here, part by part."""
+        """Take a step of G on the ``shared`` images. If ``shared`` is None, generate images part by part."""
         state, D = self.state, self.state.discriminator
         state.optimizer_G.zero_grad(set_to_none=True)
         D.requires_grad_(False)
@@ -213,7 +213,7 @@ class Trainer:
 
     @torch.no_grad()
     def _topk_over_parts(self, inputs: GeneratorInputs, settings: StepSettings, num_parts: int) -> Tensor | None:
-        """Top-k weights of a batch in parts, which need every score before the first gradient."""
+        """Top-k weights of a batch in parts, computed from all scores before the first gradient. None if not needed."""
         if num_parts == 1 or settings.topk_fraction >= 1:
             return None
         scores = []
@@ -224,7 +224,7 @@ class Trainer:
         return topk_image_weights(torch.cat(scores), settings.topk_fraction)
 
     def _finish(self, optimizer, scaler, network: nn.Module, results: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Clip the gradient, step where it is finite, and average the parts' terms."""
+        """Clip the gradient, step if it is finite, and return the mean terms of the parts."""
         scaler.unscale_(optimizer)
         terms = {name: torch.stack([terms[name] for terms in results]).mean() for name in results[0]}
         terms["grad_norm"] = nn.utils.clip_grad_norm_(network.parameters(), self.curriculum.grad_clip)
@@ -233,12 +233,15 @@ class Trainer:
 
     # -- recovery --------------------------------------------------------------------------------------------------
 
-    def _is_sound(self, recorder: Recorder | None) -> bool:
-        """False after a recovery. The counts are read when the log synchronizes with the device anyway."""
+    def _is_good_step(self, recorder: Recorder | None) -> bool:
+        """Recover after too many bad steps. Returns False after a recovery.
+
+        On a GPU, the counts are read only when the log synchronizes with the device anyway.
+        """
         state = self.state
         if self.processes.device.type != "cpu" and state.step % self.options.log_interval:
             return True
-        state.bad_steps = self.guard.look()
+        state.bad_steps = self.guard.read()
         if state.bad_steps.in_a_row >= self.options.max_bad_steps:
             self._go_back(recorder, state.bad_steps)
             return False
@@ -246,13 +249,13 @@ class Trainer:
         return True
 
     def _go_back(self, recorder: Recorder | None, bad: BadSteps) -> None:
-        """Recover from ``bad`` steps. Raises Diverged where that fails."""
-        state, from_step, what = self.state, self.state.step, self.recovery.diagnosis(bad)
+        """Recover from ``bad`` steps. Raises Diverged if recovery fails."""
+        state, from_step, diagnosis = self.state, self.state.step, self.recovery.diagnosis(bad)
         try:
             path = self.recovery.go_back(bad)
-        except Diverged as verdict:
+        except Diverged as error:
             if recorder is not None:
-                recorder.event(from_step, "diverged", reason=str(verdict), skipped_steps=bad.skipped)
+                recorder.event(from_step, "diverged", reason=str(error), skipped_steps=bad.skipped)
             raise
         self.guard = Guard(self.processes.device, state.bad_steps)
         self.checkpoint_manager.forget()
@@ -261,13 +264,13 @@ class Trainer:
         if recorder is not None:
             recorder.go_back(state.step)
             attempt, skipped = state.attempt, bad.skipped
-            recorder.event(state.step, "went back", reason=what, from_step=from_step, attempt=attempt, skipped_steps=skipped)
-            recorder.warn(f"{what}: going back to {path}, with other random numbers (attempt {attempt})")
+            recorder.event(state.step, "went back", reason=diagnosis, from_step=from_step, attempt=attempt, skipped_steps=skipped)
+            recorder.warn(f"{diagnosis}: going back to {path} with different random numbers (attempt {attempt})")
 
     # -- hollow shapes ---------------------------------------------------------------------------------------------
 
     def _turn_outward(self, recorder: Recorder | None, stage: Stage) -> None:
-        """Mirror the networks in depth where the shapes stay hollow. The main process measures, and all follow it."""
+        """Mirror the networks in depth if the shapes stay hollow. The main process decides for all."""
         c, state = self.curriculum, self.state
         if not c.hollow_check_interval or state.step % c.hollow_check_interval:
             return
@@ -277,16 +280,16 @@ class Trainer:
         state.hollow_looks = state.hollow_looks + 1 if is_hollow else 0
         if state.hollow_looks == PATIENCE:
             state.hollow_looks = 0
-            turn = best_turn(average, stage.img_size) if self.processes.is_main else None
-            is_mold = self.processes.any(turn is not None and turn.psnr_db >= MIN_TURN_PSNR_DB)
+            mirroring = best_mirroring(average, stage.img_size) if self.processes.is_main else None
+            is_mold = self.processes.any(mirroring is not None and mirroring.psnr_db >= MIN_MIRROR_PSNR_DB)
             if is_mold:
-                state.mirror_depth(self.processes.any(turn is not None and turn.invert))
+                state.mirror_depth(self.processes.any(mirroring is not None and mirroring.invert))
             if recorder is not None:
-                recorder.log_turn(state.step, bulge.mean, turn, is_mold)
+                recorder.log_mirroring(state.step, bulge.mean, mirroring, is_mold)
 
-    # -- around the steps ------------------------------------------------------------------------------------------
+    # -- stopping, logging and saving -----------------------------------------------------------------------------
 
-    def _why_stop(self, first_step: int) -> str | None:
+    def _stop_reason(self, first_step: int) -> str | None:
         options, step = self.options, self.state.step
         if step >= self.curriculum.end_step:
             return f"the curriculum ends at step {self.curriculum.end_step}"
@@ -307,7 +310,7 @@ class Trainer:
         return f"signal {signal.Signals(signal_number).name}" if signal_number else "another process was asked to stop"
 
     def _record(self, recorder: Recorder | None, scalars: dict[str, Tensor], stage: Stage) -> None:
-        """Log, sample, evaluate, save. Saving comes last: once a checkpoint exists, its step has been recorded."""
+        """Log, sample, evaluate, and save. Saving comes last, so that every checkpoint's step has been recorded."""
         step, options = self.state.step, self.options
         is_logged = step % options.log_interval == 0
         if is_logged:
@@ -321,18 +324,18 @@ class Trainer:
         if options.eval_interval and step % options.eval_interval == 0:
             self._evaluate(recorder, stage)
         if recorder is not None and self.checkpoint_manager.is_due():
-            self.state.bad_steps = self.guard.look()
+            self.state.bad_steps = self.guard.read()
             self.checkpoint_manager.save(recorder.warn)
 
     def _evaluate(self, recorder: Recorder | None, stage: Stage) -> None:
-        """Evaluate the averaged generator. Every process takes part; the main one records."""
+        """Evaluate the averaged generator. Every process takes part. The main one logs the results."""
         step = self.state.step
         parts = self.evaluator.parts(self.state.averages["ema"].generator, stage.img_size, step)
         if recorder is not None:
             recorder.log_evaluation(step, parts)
 
     def _readable(self, scalars: dict[str, Tensor]) -> dict[str, float]:
-        """Scalars as numbers: the one place where the log synchronizes with the device."""
+        """Return the scalars as numbers. This is the only place where the log synchronizes with the device."""
         values = torch.stack([value.float() for value in scalars.values()]).tolist()
         settings = self._settings()
         return {
@@ -356,5 +359,5 @@ class Trainer:
 
     def _save_last(self, recorder: Recorder | None) -> None:
         if recorder is not None:
-            self.state.bad_steps = self.guard.look()
+            self.state.bad_steps = self.guard.read()
             self.checkpoint_manager.save_last(recorder.warn)

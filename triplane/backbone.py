@@ -57,7 +57,7 @@ class ModulatedConv(nn.Module):
         self.is_upsampled = is_upsampled
 
     def forward(self, before: ConvOutput | Tensor, w: Tensor) -> ConvOutput:
-        """before: output of the previous layer, or an image (B, num_in, H, W); w: (B, w_dim)."""
+        """Apply the convolution. before: output of the previous layer, or an image (B, num_in, H, W); w: (B, w_dim)."""
         style = self.affine(w)
         norm = style.square() @ self.weight.square().sum(dim=(2, 3)).t()
         demodulation = math.sqrt(2) * (norm + 1e-8).rsqrt()  # the LeakyReLU halves the mean square
@@ -77,14 +77,14 @@ class ToPlanes(nn.Module):
         self.gain = gain / math.sqrt(num_in)
 
     def forward(self, before: ConvOutput, w: Tensor, coarser: Tensor | None) -> Tensor:
-        """before (B, num_in, H, W), w (B, w_dim), coarser planes (B, num_out, H/2, W/2) -> planes (B, num_out, H, W)."""
+        """Return planes (B, num_out, H, W). before: (B, num_in, H, W); w: (B, w_dim); coarser: planes (B, num_out, H/2, W/2)."""
         modulated = before.modulated(self.affine(w) * self.gain).permute(0, 2, 3, 1)
         planes = F.linear(modulated, self.weight.t(), self.bias).permute(0, 3, 1, 2)
         return planes if coarser is None else planes + upsample(coarser)
 
 
 class Backbone(nn.Module):
-    """Styles -> planes (B, size, size, 3, plane_channels), indexed [y, x, plane]: XY, XZ, YZ.
+    """Synthesis network: styles to planes (B, size, size, 3, plane_channels), indexed [y, x, plane]: XY, XZ, YZ.
 
     ``channels``: one width for each resolution 4, 8, ..., plane_size. At initialization, the sum of the planes is of order 1.
     """
@@ -108,7 +108,7 @@ class Backbone(nn.Module):
         return 2 * num_resolutions - 1
 
     def forward(self, styles: Tensor) -> Tensor:
-        """styles (B, num_layers, w_dim) -> planes (B, size, size, 3, plane_channels)."""
+        """Map styles (B, num_layers, w_dim) to planes (B, size, size, 3, plane_channels)."""
         x = self.start.expand(len(styles), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         planes, layers = None, iter(styles.unbind(dim=1))
         for convs, to_planes in zip(self.blocks, self.to_planes, strict=True):

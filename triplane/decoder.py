@@ -27,13 +27,13 @@ class DecoderWeights(NamedTuple):
 
 
 def activation(x: Tensor) -> Tensor:
-    """Leaky ReLU with its corner rounded by a parabola on [-1, 1], so that surfaces have no creases. No transcendentals."""
+    """Apply a leaky ReLU whose corner is a parabola on [-1, 1]: smooth, so surfaces have no creases, without transcendentals."""
     bend = x.clamp(-1, 1) + 1
     return LEAK * x + (1 - LEAK) * (0.25 * bend.square() + torch.relu(x - 1))
 
 
 def decode(weights: DecoderWeights, features: Tensor) -> Tensor:
-    """features (..., C) -> (..., 4): the logit without the ball's logit, and colors before the sigmoid."""
+    """Map features (..., C) to (..., 4): the logit without the ball's logit, and colors before the sigmoid."""
     hidden = activation(features @ weights.hidden_weight.t() + weights.hidden_bias)
     return hidden @ weights.output_weight.t() + weights.output_bias
 

@@ -34,7 +34,10 @@ MAX_NATIVE_HIDDEN = 128
 
 
 class Frame(NamedTuple):
-    """values (12,): the row-major 3 x 3 matrix from world to plane coordinates, then the ball's radius, slope and limit."""
+    """Placement of the planes, and the ball.
+
+    values (12,): the row-major 3 x 3 matrix from world to plane coordinates, then the ball's radius, slope and limit.
+    """
 
     values: Tensor
 
@@ -56,7 +59,7 @@ class Frame(NamedTuple):
 def query(
     planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor, with_colors: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """planes (B, size, size, 3, C), indexed [y, x, plane], points (B, N, 3) -> logits (B, N), colors (B, N, 3) or None."""
+    """Return logits (B, N), and colors (B, N, 3) or None, at points (B, N, 3). planes: (B, size, size, 3, C), [y, x, plane]."""
     if not is_compiled_for(planes, decoder, points):
         return plain_query(planes, decoder, frame, is_product, points, with_colors)
     if torch.is_grad_enabled() and (planes.requires_grad or any(weight.requires_grad for weight in decoder)):
@@ -71,7 +74,7 @@ def query(
 def plain_query(
     planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor, with_colors: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`query` in plain PyTorch; points get a gradient too."""
+    """Compute :func:`query` in plain PyTorch; points get a gradient too."""
     features = plain_features(planes, points @ frame.matrix.t(), is_product)
     if not with_colors:
         decoder = DecoderWeights(*decoder[:2], decoder.output_weight[:1], decoder.output_bias[:1])

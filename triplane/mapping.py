@@ -14,7 +14,7 @@ LEARNING_RATE_FACTOR = 0.1  # of the mapping network; StyleGAN uses 0.01, for lo
 
 
 class TriplaneStyles(NamedTuple):
-    """styles: (B, num_layers, w_dim), the w of each backbone layer, coarse to fine."""
+    """Styles of B latents: (B, num_layers, w_dim), the w of each backbone layer, coarse to fine."""
 
     styles: Tensor
 

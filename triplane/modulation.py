@@ -30,7 +30,7 @@ def modulate(x: Tensor, demodulation: Tensor, bias: Tensor, style: Tensor) -> Te
 
 
 def plain_modulate(x: Tensor, demodulation: Tensor, bias: Tensor, style: Tensor) -> Tensor:
-    """:func:`modulate` in plain PyTorch."""
+    """Compute :func:`modulate` in plain PyTorch."""
     u = torch.addcmul(bias[:, None, None], x, demodulation[:, :, None, None])
     return F.leaky_relu(u, LEAKY_SLOPE) * style[:, :, None, None]
 

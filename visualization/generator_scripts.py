@@ -77,6 +77,13 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save_raw", action="store_true", help="also write raw_SEED_I.npz: the view's arrays and its pose")
 
 
+def note_ignored_options(args: argparse.Namespace) -> None:
+    """Print a note on stderr for each published option that is accepted and ignored."""
+    for option in ("max_batch_size", "old_batch_size"):
+        if getattr(args, option, None) is not None:
+            print(f"note: --{option.removeprefix('old_')} has no effect: memory is always bounded", file=sys.stderr)
+
+
 def open_generator(
     args: argparse.Namespace, fallback: Curriculum | None = None, owns_folder: bool = True
 ) -> tuple[LoadedGenerator, Path]:
@@ -85,9 +92,7 @@ def open_generator(
     fallback: as for :func:`checkpoints.loading.load_generator`. owns_folder: whether the folder is for one generator alone.
     """
     device = resolve_device(args.device)
-    for option in ("max_batch_size", "old_batch_size"):
-        if getattr(args, option, None) is not None:
-            print(f"note: --{option.removeprefix('old_')} has no effect: memory is bounded as it is", file=sys.stderr)
+    note_ignored_options(args)
     loaded = load_with_notes(args.path, args.curriculum, device, fallback, args.precision)
     output_dir = make_output_dir(args.output_dir)
     if owns_folder:

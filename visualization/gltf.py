@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 FLOAT, UINT16, UINT32 = 5126, 5123, 5125  # component types
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
@@ -53,6 +52,8 @@ def linear_colors(srgb: np.ndarray) -> np.ndarray:
 
 def png_bytes(image: np.ndarray) -> bytes:
     """(H, W, 3) uint8 as a PNG file."""
+    from PIL import Image  # here: benchmarks/gpu.py runs without it
+
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()

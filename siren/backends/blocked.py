@@ -25,7 +25,7 @@ BLOCK_WITH_GRADIENT = 1024  # smaller, because more matrices are in use at a tim
 
 
 def logits_and_colors(folded: FoldedSiren, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """x (B, N, C) -> logits (B, N) and, given unit directions (B, N, 3), colors (B, N, 3) in [0, 1].
+    """Map x (B, N, C) to logits (B, N) and, given unit directions (B, N, 3), colors (B, N, 3) in [0, 1].
 
     Differentiable once, with respect to ``folded`` and ``x``.
     """
@@ -33,7 +33,7 @@ def logits_and_colors(folded: FoldedSiren, x: Tensor, directions: Tensor | None)
 
 
 def logits_and_gradients(folded: FoldedSiren, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (B, N, C) -> logits (B, N) and d logit / d x (B, N, C). Both are differentiable once, with respect to ``folded``."""
+    """Map x (B, N, C) to logits (B, N) and d logit / d x (B, N, C), differentiable once with respect to ``folded``."""
     return _GradientQuery.apply(*_detached_without_grad(x, *folded.tensors()))
 
 

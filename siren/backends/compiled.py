@@ -33,12 +33,12 @@ def is_on() -> bool:
 
 
 def logits_and_colors(siren: FoldedSiren, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """x (B, N, C), directions (B, N, 3) -> logits (B, N), colors (B, N, 3) in [0, 1]. Differentiable once."""
+    """Map x (B, N, C) to logits (B, N) and, given directions (B, N, 3), colors (B, N, 3) in [0, 1]. Differentiable once."""
     return _compiled(_logits_and_colors)(siren, x, directions)
 
 
 def logits_and_gradients(siren: FoldedSiren, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (B, N, C) -> logits (B, N) and d logit / d x (B, N, C). Differentiable once."""
+    """Map x (B, N, C) to logits (B, N) and d logit / d x (B, N, C). Differentiable once."""
     return _compiled(folded.logits_and_gradients)(siren, x)
 
 

@@ -61,7 +61,7 @@ def fold(
 
 
 def in_two_parts(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """x (B, N, C), weight (B, C, H), float32 -> (B, N, 4C), (B, 4C, H) with the same product, exact to 20 bits under TF32.
+    """Expand x (B, N, C) and weight (B, C, H), float32, to (B, N, 4C) and (B, 4C, H), whose product has 20 exact bits under TF32.
 
     Each input is split into its first 11 bits, which TF32 keeps, and the remainder. One product then sums the four partial
     products.
@@ -80,7 +80,7 @@ def _products(folded: FoldedSiren, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...
 
 
 def phases(folded: FoldedSiren, x: Tensor) -> list[Tensor]:
-    """x (B, N, C) -> the phases of all layers, (B, N, H) each."""
+    """Return the phases of all layers, (B, N, H) each, for x (B, N, C)."""
     x, weights = _products(folded, x)
     found = []
     for weight, bias in zip(weights, folded.biases, strict=True):
@@ -90,7 +90,7 @@ def phases(folded: FoldedSiren, x: Tensor) -> list[Tensor]:
 
 
 def features(folded: FoldedSiren, x: Tensor) -> Tensor:
-    """x (B, N, C) -> features (B, N, H)."""
+    """Map x (B, N, C) to features (B, N, H)."""
     x, weights = _products(folded, x)
     for weight, bias in zip(weights, folded.biases, strict=True):
         x = sine(torch.baddbmm(bias.unsqueeze(1), x, weight))
@@ -98,19 +98,19 @@ def features(folded: FoldedSiren, x: Tensor) -> Tensor:
 
 
 def logits(folded: FoldedSiren, hidden: Tensor) -> Tensor:
-    """Features (B, N, H) -> logits (B, N)."""
+    """Map features (B, N, H) to logits (B, N)."""
     return F.linear(hidden, folded.logit_weight, folded.logit_bias).squeeze(-1)
 
 
 def colors(folded: FoldedSiren, hidden: Tensor, directions: Tensor) -> Tensor:
-    """Features (B, N, H) and unit directions (B, N, 3) -> colors (B, N, 3) in [0, 1]."""
+    """Map features (B, N, H) and unit directions (B, N, 3) to colors (B, N, 3) in [0, 1]."""
     phase = torch.baddbmm(folded.color_bias.unsqueeze(1), hidden, folded.color_weight)
     phase = torch.baddbmm(phase, directions, folded.direction_weight)
     return torch.sigmoid(F.linear(sine(phase), folded.rgb_weight, folded.rgb_bias))
 
 
 def logits_and_gradients(folded: FoldedSiren, x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (B, N, C) -> logits (B, N) and d logit / d x (B, N, C), by an explicit chain rule.
+    """Map x (B, N, C) to logits (B, N) and d logit / d x (B, N, C), by an explicit chain rule.
 
     One forward and one transposed pass cost as much as two occupancy queries and need no second autograd graph.
     """

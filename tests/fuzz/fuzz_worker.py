@@ -43,7 +43,7 @@ PROGRAM_EVENTS = frozenset(
     + ("pickle.find_class", "socket.connect", "socket.bind", "urllib.Request", "webbrowser.open")
 )
 ANYWHERE = "*"  # in Case.may_write: the output folder is work/ itself
-STARTERS = {"imageio_ffmpeg._io", "imageio_ffmpeg._utils", "ctypes.util"}  # start the video encoder; look for OpenGL
+STARTERS = {"visualization.videos", "imageio_ffmpeg._utils", "ctypes.util"}  # start the video encoder; look for OpenGL
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def run_tests(tree: Path, names: Sequence[str], log: Path) -> int:
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.chdir(tree)
+            os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they import for seconds what no test here uses
             sys.path[:] = [str(tree), *(entry for entry in sys.path if entry not in (str(REPO), str(Path(__file__).parent)))]
             import pytest
 

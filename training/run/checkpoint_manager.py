@@ -1,8 +1,8 @@
-"""The checkpoint manager: when a run is saved, and what happens when it cannot be.
+"""The checkpoint manager: when to save a run, and what to do if saving fails.
 
-A checkpoint that cannot be written does not stop training: one line says so, older files stay, and the manager tries again
-after 1, 2, 4, 8, 16 and then every 16 minutes, and at every step at which a checkpoint is due. At the end of a run it tries
-a few times within ten seconds, and then raises :class:`NotSaved`.
+A checkpoint that cannot be written does not stop training. The manager prints one line, keeps older files, and retries after
+1, 2, 4, 8, 16 and then every 16 minutes, and at every step at which a checkpoint is due. At the end of a run it retries a
+few times within ten seconds, and then raises :class:`NotSaved`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class NotSaved(UserError):
 
 
 class CheckpointManager:
-    """Save ``state`` into ``folder`` every ``interval`` steps and at milestones (0: never), and when the run ends."""
+    """Save ``state`` in ``folder`` every ``interval`` steps, at milestones, and when the run ends. An interval of 0: never."""
 
     def __init__(
         self, state: RunState, folder: Path, interval: int, milestone_interval: int, num_kept: int, world_size: int
@@ -43,20 +43,21 @@ class CheckpointManager:
         self._retry_after = FIRST_RETRY
 
     def is_due(self) -> bool:
+        """Return whether to save at the current step."""
         step = self._state.step
         if self._retry_at is not None and time.monotonic() >= self._retry_at:
             return True
         return bool(self._interval and step % self._interval == 0) or is_milestone(step, self._milestone_interval)
 
     def save(self, warn: Callable[[str], None]) -> None:
-        """Write a checkpoint during the run; a failure is reported through ``warn``."""
+        """Write a checkpoint during the run. Report a failure through ``warn``."""
         state = self._state
-        if state.bad_steps.in_a_row:  # do not replace a good checkpoint by one that may lead nowhere
+        if state.bad_steps.in_a_row:  # the state may be diverging: do not let it replace a good checkpoint
             self._retry_at = time.monotonic()
             return
         bad = state.first_not_finite()
         if bad:
-            warn(f"no checkpoint at step {state.step}: {bad} holds numbers that are not finite")
+            warn(f"no checkpoint at step {state.step}: {bad} contains non-finite values")
             return
         try:
             self._write()
@@ -69,13 +70,13 @@ class CheckpointManager:
             self._retry_at, self._retry_after = None, FIRST_RETRY
 
     def save_last(self, warn: Callable[[str], None]) -> None:
-        """Save the last state of the run. Raises NotSaved, or Diverged where that state is not finite."""
+        """Save the last state of the run. Raises NotSaved, or Diverged if that state is not finite."""
         state = self._state
         bad = state.first_not_finite()
         if bad:
             raise Diverged(
-                f"the run ends at step {state.step} unsaved, because {bad} holds numbers that are not finite;"
-                f" the last whole checkpoint is {latest_checkpoint(self._folder, warn)}"
+                f"the run ends at step {state.step} without a checkpoint, because {bad} contains non-finite values;"
+                f" the last intact checkpoint is {latest_checkpoint(self._folder, warn)}"
             )
         for pause in (*PAUSES_AT_END, None):
             try:
@@ -85,14 +86,14 @@ class CheckpointManager:
                     what = "only its generator.safetensors" if self._saved_step == state.step else f"step {state.step}"
                     newest = latest_checkpoint(self._folder, warn)
                     raise NotSaved(
-                        f"{what} could not be saved: {error}; the newest whole checkpoint is {newest}."
-                        " Make room and run the same command again"
+                        f"{what} could not be saved: {error}; the newest intact checkpoint is {newest}."
+                        " Free some disk space and run the same command again"
                     ) from None
-                warn(f"cannot save the last state: {error}; trying again")
+                warn(f"cannot save the last state: {error}; retrying")
                 time.sleep(pause)
 
     def _write(self) -> None:
-        """Write the checkpoint, then the inference file, which matters less. Raises UserError."""
+        """Write the checkpoint, then the less important inference file. Raises UserError."""
         state = self._state
         if self._saved_step != state.step:
             state.save(self._folder, self._world_size)
@@ -101,10 +102,10 @@ class CheckpointManager:
         if not state.bad_steps.in_a_row:
             try:
                 remove_old_checkpoints(self._folder, state.step, self._num_kept, self._milestone_interval)
-            except WriteError:  # the file cannot be read back: the next attempt writes it again
+            except WriteError:  # the file cannot be read back: write it again at the next attempt
                 self._saved_step = None
                 raise
 
     def forget(self) -> None:
-        """After a recovery: a checkpoint of the present step may be of an earlier attempt, so write it again."""
+        """Forget what was saved, after a recovery: a checkpoint of the current step may come from an earlier attempt."""
         self._saved_step = self._retry_at = None

@@ -1,6 +1,6 @@
 """Console output that never stops a run: the terminal may close, or stdout may be a file on a full disk.
 
-TensorBoard writes in threads of its own, which die when the disk is full; no traceback is printed for them.
+TensorBoard's writer threads fail when the disk is full. Their tracebacks are suppressed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 
 class SteadyStream:
-    """A text stream that drops what cannot be written."""
+    """A text stream that drops text it cannot write."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -33,7 +33,7 @@ class SteadyStream:
 
 @contextlib.contextmanager
 def steady_output() -> Iterator[None]:
-    """A context in which print and progress bars never raise, and threads that die of an OSError print no traceback."""
+    """Keep print and progress bars from raising in this context, and suppress tracebacks of OSErrors in threads."""
     previous = threading.excepthook
 
     def hook(what: threading.ExceptHookArgs) -> None:
@@ -48,6 +48,6 @@ def steady_output() -> Iterator[None]:
         threading.excepthook = previous
 
 
-def tell(text: str) -> None:
-    """Print one line on stderr."""
+def print_notice(text: str) -> None:
+    """Print ``text`` as one line on stderr."""
     print(" ".join(text.split()), file=sys.stderr, flush=True)

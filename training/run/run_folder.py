@@ -1,4 +1,4 @@
-"""The output folder of a run: its lock, which checkpoints are kept, and disk space."""
+"""The output folder of a run: its lock, the checkpoints to keep, and disk space."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from common.files import WriteError, remove_unfinished, write_atomically
 from common.locks import try_lock
 
 LOCK_NAME = ".lock"
-LAUNCHER_GRACE = 10.0  # seconds: a launcher may restart a process while the old one is still ending
+LAUNCHER_GRACE = 10.0  # seconds; a launcher may restart a process before the old one has exited
 
 
 class FolderLock:
-    """The lock of the one process that writes into ``folder``; the system releases it when that process ends.
+    """The lock of the only process that writes in ``folder``. The system releases it when that process ends.
 
-    Raises UserError, naming the holder, where another process has it. A file system without locks is reported through
-    ``notice``, and the run continues.
+    Raises UserError, naming the holder, if another process has the lock. If the file system has no locks, ``notice`` gets a
+    message and the run continues.
     """
 
     def __init__(self, folder: Path, notice: Callable[[str], None]) -> None:
         path = folder / LOCK_NAME
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # not inherited by programs that this process starts
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # not inherited by subprocesses
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; choose another --output_dir") from None
         self._file = os.fdopen(descriptor, "r+", errors="replace")
@@ -42,7 +42,7 @@ class FolderLock:
                 self.release()
                 raise UserError(f"{folder} is in use by {holder}; wait for that run, stop it, or choose another --output_dir")
             time.sleep(0.2)
-        with contextlib.suppress(OSError):  # a full disk: the lock still holds
+        with contextlib.suppress(OSError):  # on a full disk the lock still holds
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
             self._file.flush()
@@ -51,23 +51,25 @@ class FolderLock:
         try:
             return try_lock(self._file)
         except OSError as error:
-            notice(f"{folder} is on a file system without locks ({error.strerror}): make sure that no other run writes there")
+            notice(f"{folder} is on a file system without locks ({error.strerror}); make sure that no other run writes there")
             return True
 
     def release(self) -> None:
+        """Release the lock."""
         self._file.close()
 
 
 def clean_up(folder: Path) -> None:
-    """Remove files that a killed run left unfinished. Call it only under the lock."""
+    """Remove unfinished files of a killed run. The caller must hold the lock."""
     for place in (folder, folder / "samples"):
         remove_unfinished(place)
 
 
 def remove_old_checkpoints(folder: Path, step: int, num_kept: int, milestone_interval: int) -> None:
-    """Keep the newest ``num_kept`` checkpoints and all milestones; remove the others once that of ``step`` proves whole.
+    """Keep the newest ``num_kept`` checkpoints and all milestones. Remove the others if the one of ``step`` is intact.
 
-    Checkpoints beyond ``step`` are left alone: the run passed them over, because they are damaged or diverged.
+    Checkpoints after ``step`` are left alone: the run skipped them, because they are damaged or diverged. Raises WriteError
+    if the checkpoint of ``step`` is damaged.
     """
     found = [(of_step, path) for of_step, path in list_checkpoints(folder) if of_step <= step]
     old = [path for of_step, path in found[num_kept:] if not is_milestone(of_step, milestone_interval)]
@@ -82,14 +84,15 @@ def remove_old_checkpoints(folder: Path, step: int, num_kept: int, milestone_int
 
 
 def is_milestone(step: int, interval: int) -> bool:
-    """Whether the checkpoint of ``step`` is kept forever; ``interval`` 0: none is."""
+    """Return whether the checkpoint of ``step`` is never deleted. ``interval`` 0: no milestones."""
     return interval > 0 and step > 0 and step % interval == 0
 
 
 def set_aside_newer(folder: Path, step: int) -> list[Path]:
-    """Move checkpoints beyond ``step`` into ``folder``/superseded, so that the next run does not resume from them.
+    """Move checkpoints after ``step`` to ``folder``/superseded, so that the next run does not resume from them.
 
-    Files that are there already stay: another checkpoint of the same step gets a number.
+    Existing files there are not overwritten: another checkpoint of the same step gets a number. Returns the new paths. Raises
+    UserError if a file cannot be moved.
     """
     moved = []
     for path in [path for newer, path in list_checkpoints(folder) if newer > step]:
@@ -105,20 +108,20 @@ def set_aside_newer(folder: Path, step: int) -> list[Path]:
     return moved
 
 
-def room_warning(folder: Path, checkpoint_bytes: int, num_kept: int) -> str | None:
-    """A warning where the disk has too little space for the checkpoints to be kept and one being written; else None."""
+def disk_space_warning(folder: Path, checkpoint_bytes: int, num_kept: int) -> str | None:
+    """Return a warning if the disk has too little space for ``num_kept`` checkpoints and one being written, else None."""
     needed = max(1, num_kept + 1 - len(list_checkpoints(folder))) * checkpoint_bytes
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(folder).free
         if free < needed:
-            return f"{folder} has {free / 1e6:.0f} MB left, and the checkpoints of this run will need {needed / 1e6:.0f} MB more"
+            return f"{folder} has {free / 1e6:.0f} MB free, but the checkpoints of this run need {needed / 1e6:.0f} MB more"
     return None
 
 
-def cut_log(path: Path, last_step: int) -> None:
-    """Remove lines beyond ``last_step`` from a JSON-lines log, which will be written again, and incomplete lines.
+def truncate_log(path: Path, last_step: int) -> None:
+    """Remove lines after ``last_step``, which the run will write again, and incomplete lines from a JSON-lines log.
 
-    Events stay, whatever their step.
+    Keep events of any step.
     """
     if not path.is_file():
         return

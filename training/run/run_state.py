@@ -25,7 +25,7 @@ from training.outward_start import fit_to_ball
 from training.run.nonfinite import BadSteps, are_finite
 
 EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
-WARMED_UP = 10**6  # updates, after which the warm-up of every average is over
+WARMED_UP = 10**6  # updates; enough to end the warm-up of every average
 RESUME_KEYS = ("seed", "images_seen", "optimizer_G", "optimizer_D", "scaler_G", "scaler_D")
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 FREE_KEYS = ("eval_last_back", "num_eval_imgs", "unique_lr", "get_normal_with_pred_depth")  # may differ when a run is resumed
@@ -43,13 +43,13 @@ class RunState:
         self.seed = seed
         self.device = device
         self.step = 0
-        self.is_fresh = True  # no weights of another run, or of this one's earlier part
+        self.is_fresh = True  # no weights have been loaded from a checkpoint
         self.images_seen = 0
-        self.num_images: int | None = None  # in the data set, as the checkpoint has it
-        self.is_held = False  # to the ball that it started from (training/outward_start.py), beyond the curriculum's floor
-        self.hollow_looks = 0  # in a row, at which the shapes were hollow (training/hollow.py)
-        self.augment_p = torch.zeros((), device=device)  # how often D sees augmented images (training/augmentation.py)
-        self.attempt = 0  # number of recoveries; each draws other random numbers
+        self.num_images: int | None = None  # in the data set, as recorded in the checkpoint
+        self.is_held = False  # held to its initial ball by more than the curriculum's floor (training/outward_start.py)
+        self.hollow_looks = 0  # consecutive checks in which the shapes were hollow (training/hollow.py)
+        self.augment_p = torch.zeros((), device=device)  # probability of augmentation (training/augmentation.py)
+        self.attempt = 0  # number of recoveries; each draws different random numbers
         self.bad_steps = BadSteps()
         self.generator = generator.to(device)
         self.discriminator = discriminator.to(device)
@@ -59,7 +59,7 @@ class RunState:
         self.scaler_G, self.scaler_D = (torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16) for _ in range(2))
 
     def start_outward(self) -> None:
-        """Fit the fresh generator, and its averages, to the curriculum's ball, which tri-planes are from the beginning."""
+        """Fit a new generator and its averages to the curriculum's ball. Tri-planes are initialized as a ball already."""
         self.is_held = True
         if self.curriculum.model == "TRIPLANE":
             return
@@ -74,7 +74,7 @@ class RunState:
 
     @property
     def draw_seed(self) -> int | tuple[int, int]:
-        """The seed of a step's random inputs, together with its number."""
+        """The seed of a step's random inputs, used together with the step number."""
         return (self.seed, self.attempt) if self.attempt else self.seed
 
     def set_learning_rates(self, step: int) -> None:
@@ -88,7 +88,7 @@ class RunState:
     # -- saving and resuming ---------------------------------------------------------------------------------------
 
     def save(self, output_dir: Path, world_size: int) -> Path:
-        """Write the training checkpoint and return its path. Raises WriteError; a file that was there stays whole."""
+        """Write the training checkpoint and return its path. Raises WriteError, and then leaves an existing file intact."""
         path = output_dir / f"checkpoint_{self.step:07d}.pt"
         is_held = self.is_held and ball_hold_weight_at(self.curriculum, self.step) > self.curriculum.ball_hold_floor
         state = {
@@ -106,7 +106,7 @@ class RunState:
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
         }
-        state |= {name: _in_order(optimizer.state_dict()) for name, optimizer in self._optimizers.items()}
+        state |= {name: _sorted_state(optimizer.state_dict()) for name, optimizer in self._optimizers.items()}
         state |= {name: scaler.state_dict() for name, scaler in self._scalers.items()}
         state |= {name: average.generator.state_dict() for name, average in self.averages.items()}
         state |= {f"{name}_num_updates": average.num_updates for name, average in self.averages.items()}
@@ -118,7 +118,7 @@ class RunState:
         save_inference(output_dir / "generator.safetensors", self.averages["ema"].generator, self.step)
 
     def first_not_finite(self) -> str | None:
-        """Name a part of the run that holds NaN or infinity, or None. Synchronizes with the device."""
+        """Name the first part of the state that contains NaN or infinity, or None. Synchronizes with the device."""
         networks = {name: list(network.parameters()) for name, network in self._networks.items()}
         parts = networks | {name: _moments(optimizer) for name, optimizer in self._optimizers.items()}
         return next((f"the {name}" for name, tensors in parts.items() if tensors and not are_finite(tensors)), None)
@@ -129,18 +129,18 @@ class RunState:
         return sum(sizes.values()) + 2 * (sizes["generator"] + sizes["discriminator"])
 
     def resume(self, path: Path, world_size: int) -> list[str]:
-        """Continue from the checkpoint ``path``. Returns the names of settings that differ, but did not affect its steps.
+        """Resume from the checkpoint ``path``. Returns the names of changed settings that did not affect its steps.
 
-        Raises UserError, naming the first, where a setting that did affect them differs.
+        Raises UserError, naming the first, if a setting that did affect its steps differs.
         """
         state = load_training_checkpoint(path)
         missing = [key for key in RESUME_KEYS if key not in state]
         if missing:
             raise UserError(
-                f"{path} lacks {missing[0]}, so no run can continue from it; use --load_dir to start from its weights"
+                f"{path} lacks {missing[0]}, so a run cannot resume from it; use --load_dir to start from its weights"
             )
-        their_curriculum = Curriculum.from_dict(state["curriculum"])
-        self._refuse_another_run(path, state, their_curriculum, world_size)
+        saved_curriculum = Curriculum.from_dict(state["curriculum"])
+        self._check_same_run(path, state, saved_curriculum, world_size)
         self.step = state["step"]
         self.images_seen = _count(path, state, "images_seen")
         self.hollow_looks = _count(path, state, "hollow_looks")
@@ -150,50 +150,50 @@ class RunState:
         self._load_weights(path, state)
         for name, optimizer in self._optimizers.items():
             if not _load_optimizer(optimizer, state[name]):
-                raise UserError(f"{path}: its {name} does not fit its network; use --load_dir to start from its weights")
+                raise UserError(f"{path}: {name} does not match the network; use --load_dir to start from its weights")
         for name, scaler in self._scalers.items():
-            if scaler.is_enabled() and state[name] != {}:  # a run in another precision has none
+            if scaler.is_enabled() and state[name] != {}:  # empty if saved at another precision
                 try:
                     scaler.load_state_dict(state[name])
                 except (KeyError, TypeError, ValueError, RuntimeError):
-                    raise UserError(f"{path}: its {name} is not as it was written; use --load_dir instead") from None
-        self.set_learning_rates(max(self.step - 1, 0))  # so that saved again without a step it is the same file
-        before = their_curriculum.to_dict()
+                    raise UserError(f"{path}: {name} is invalid; use --load_dir to start from its weights") from None
+        self.set_learning_rates(max(self.step - 1, 0))  # saving again without a step must give the same file
+        before = saved_curriculum.to_dict()
         return [key for key, value in self.curriculum.to_dict().items() if before.get(key) != value]
 
-    def _refuse_another_run(self, path: Path, state: dict[str, Any], curriculum: Curriculum, world_size: int) -> None:
-        """Raise UserError where a setting, the seed or the number of processes of ``state`` is another than this run's.
+    def _check_same_run(self, path: Path, state: dict[str, Any], curriculum: Curriculum, world_size: int) -> None:
+        """Raise UserError if a setting, the seed or the number of processes of ``state`` differs from this run's.
 
-        The batch is per process, so another number of them is another batch; old files do not say theirs.
+        The batch size is per process, so the number of processes changes the global batch. Old files do not record it.
         """
         step = state["step"]
-        theirs, ours = (_lived_through(c, step) for c in (curriculum, self.curriculum))
-        differing = [key for key in ours if key in theirs and theirs[key] != ours[key]]
+        saved, current = (_settings_until(c, step) for c in (curriculum, self.curriculum))
+        differing = [key for key in current if key in saved and saved[key] != current[key]]
         if differing:
-            name, was, wanted = _first_difference(differing[0], theirs[differing[0]], ours[differing[0]])
-            others = f" (others differ too: {', '.join(differing[1:])})" if differing[1:] else ""
+            name, was, wanted = _first_difference(differing[0], saved[differing[0]], current[differing[0]])
+            others = f" (also different: {', '.join(differing[1:])})" if differing[1:] else ""
             record = path.parent / "run.json"
-            own = f"go on with its own (--curriculum {record})," if record.is_file() else "use its settings,"
+            own = f"use its own settings (--curriculum {record})," if record.is_file() else "use its settings,"
             ahead = f"; only stages from step {step} on may change" if differing[0] == "stages" else ""
             raise UserError(
-                f"{path} was trained with {name} = {was!r}, this run asks for {wanted!r}{others}{ahead}; {own}"
-                " choose another --output_dir, or --load_dir to start a new run from its weights"
+                f"{path} was trained with {name} = {was!r}, but this run has {wanted!r}{others}{ahead}; {own}"
+                " choose another --output_dir, or use --load_dir to start a new run from its weights"
             )
         if _count(path, state, "seed") != self.seed:
-            raise UserError(f"{path} was trained with --seed {state['seed']}, this run asks for {self.seed}; use the same seed")
+            raise UserError(f"{path} was trained with --seed {state['seed']}, but this run has {self.seed}; use the same seed")
         num = _count(path, state, "world_size")
         if num not in (0, world_size):
             size = self.curriculum.stage_at(max(step - 1, 0)).batch_size
             raise UserError(
-                f"{path} was trained by {num} process(es), {num} x {size} images a step; this run has {world_size},"
-                f" {world_size} x {size}: start {num} (torchrun --nproc_per_node), or a new run from its weights (--load_dir,"
-                " another --output_dir)"
+                f"{path} was trained by {num} process(es), {num} x {size} images per step, but this run has {world_size},"
+                f" {world_size} x {size}; start {num} (torchrun --nproc_per_node), or start a new run from its weights"
+                " (--load_dir, another --output_dir)"
             )
 
     def start_from(self, folder: Path, notes: list[str]) -> None:
-        """Take weights, averages and (where they fit) optimizers from another run's folder, ours or a published one.
+        """Load weights, averages and, if they match, optimizers from another run's folder, this project's or a published one.
 
-        The step stays as it is. Raises UserError where the networks' shapes differ.
+        The step is unchanged. Raises UserError if the networks' shapes differ.
         """
         newest = latest_checkpoint(folder) if folder.is_dir() else folder
         if newest is not None:
@@ -205,10 +205,10 @@ class RunState:
         self._load_weights(newest or folder, state)
         for name, optimizer in self._optimizers.items():
             if state.get(name) is not None and not _load_optimizer(optimizer, state[name]):
-                notes.append(f"{name} does not fit this run's parameters; it starts afresh")
+                notes.append(f"{name} does not match this run's parameters; it starts from scratch")
 
     def mirror_depth(self, invert: bool) -> None:
-        """Turn a hollow shape outward (training/mirror.py), with Adam's first moments."""
+        """Mirror the networks and Adam's moments in depth, to turn a hollow shape outward (training/mirror.py)."""
         mirror_pose_readout(self.discriminator, self.curriculum)
         mirror_readout_moments(self.discriminator, self.optimizer_D)
         mirror_moments(self.generator, self.optimizer_G, invert)
@@ -229,10 +229,10 @@ class RunState:
         return {"scaler_G": self.scaler_G, "scaler_D": self.scaler_D}
 
     def _load_weights(self, path: Path, state: dict[str, Any]) -> None:
-        """Load networks and averages, with ``is_held``: a shape is not pressed into a ball again."""
+        """Load networks and averages, and ``is_held``, so that a later shape is not pulled back to the ball."""
         self.is_fresh = False
         self.is_held = bool(_count(path, state, "is_held"))
-        self.augment_p = _share(path, state, "augment_p").to(self.device)
+        self.augment_p = _probability(path, state, "augment_p").to(self.device)
         _load_network(self.generator, state["generator"], path, "generator")
         if state.get("discriminator") is not None:
             _load_network(self.discriminator, state["discriminator"], path, "discriminator")
@@ -243,19 +243,19 @@ class RunState:
             average.num_updates = _count(path, state, f"{source}_num_updates")
 
 
-def _first_difference(name: str, theirs: Any, ours: Any) -> tuple[str, Any, Any]:
-    """The name of the innermost setting that differs, and both its values."""
-    if isinstance(theirs, list) and isinstance(ours, list):  # a surplus one differs from None
-        pairs = [(f"{name}[{i}]", *both) for i, both in enumerate(itertools.zip_longest(theirs, ours))]
-    elif isinstance(theirs, dict) and isinstance(ours, dict) and theirs.keys() == ours.keys():
-        pairs = [(f"{name}.{key}", theirs[key], ours[key]) for key in ours]
+def _first_difference(name: str, saved: Any, current: Any) -> tuple[str, Any, Any]:
+    """Return the name of the innermost setting that differs, and both values."""
+    if isinstance(saved, list) and isinstance(current, list):  # a missing element counts as None
+        pairs = [(f"{name}[{i}]", *both) for i, both in enumerate(itertools.zip_longest(saved, current))]
+    elif isinstance(saved, dict) and isinstance(current, dict) and saved.keys() == current.keys():
+        pairs = [(f"{name}.{key}", saved[key], current[key]) for key in current]
     else:
-        return name, theirs, ours
+        return name, saved, current
     return next(_first_difference(*pair) for pair in pairs if pair[1] != pair[2])
 
 
-def _lived_through(curriculum: Curriculum, step: int) -> dict[str, Any]:
-    """The settings that affected a run's first ``step`` steps; those of later stages may change when it is resumed."""
+def _settings_until(curriculum: Curriculum, step: int) -> dict[str, Any]:
+    """Return the settings that affected a run's first ``step`` steps. Later stages may change when a run is resumed."""
     settings = {key: value for key, value in curriculum.to_dict().items() if key not in FREE_KEYS}
     settings["stages"] = [stage for stage in settings["stages"] if stage["start_step"] < max(step, 1)]
     if curriculum.lr_decay == "constant":
@@ -266,30 +266,30 @@ def _lived_through(curriculum: Curriculum, step: int) -> dict[str, Any]:
 def _count(path: Path, state: dict[str, Any], key: str) -> int:
     value = state.get(key)
     if value is not None and (type(value) is not int or value < 0):
-        raise UserError(f"{path}: its {key} is not a whole number")
+        raise UserError(f"{path}: {key} is not a non-negative integer; the file is damaged")
     return value or 0
 
 
-def _share(path: Path, state: dict[str, Any], key: str) -> Tensor:
-    """A number () in [0, 1]; 0 in older files, which do not have it."""
+def _probability(path: Path, state: dict[str, Any], key: str) -> Tensor:
+    """Return a saved number () in [0, 1], or 0 for older files without it. Raises UserError."""
     value = state.get(key, torch.zeros(()))
     if not isinstance(value, Tensor) or value.shape != () or not 0 <= float(value) <= 1:
-        raise UserError(f"{path}: its {key} is not a number in [0, 1]")
+        raise UserError(f"{path}: {key} is not a number in [0, 1]; the file is damaged")
     return value.detach().float().clone()
 
 
 def _bad_steps(path: Path, state: Any) -> BadSteps:
-    """The saved counts; zeros in older files, which do not have them."""
+    """Return the saved counts, or zeros for older files without them. Raises UserError."""
     known = asdict(BadSteps())
     state = known if state is None else state
     if not isinstance(state, dict) or {k: type(v) for k, v in state.items()} != {k: type(v) for k, v in known.items()}:
-        raise UserError(f"{path}: its bad_steps are not as they were written")
+        raise UserError(f"{path}: bad_steps is invalid; the file is damaged")
     return BadSteps(**state)
 
 
-def _in_order(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state with sorted keys: their order is that in which parameters first got a gradient."""
-    return {**state, "state": {place: dict(sorted(moments.items())) for place, moments in sorted(state["state"].items())}}
+def _sorted_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Sort the keys of an optimizer's state, whose order depends on when parameters first got a gradient."""
+    return {**state, "state": {index: dict(sorted(moments.items())) for index, moments in sorted(state["state"].items())}}
 
 
 def _moments(optimizer: torch.optim.Adam) -> list[Tensor]:
@@ -303,58 +303,61 @@ def _adam(parameters: Any, curriculum: Curriculum, device: torch.device) -> torc
 
 
 def _generator_groups(generator: ImplicitGenerator3d) -> list[dict[str, Any]]:
-    """One group, or the mapping network apart at a rate of its own (``mapping_lr_factor``)."""
+    """Return one parameter group, or two if the mapping network has its own learning rate (``mapping_lr_factor``)."""
     factor = generator.curriculum.mapping_lr_factor
     if factor == 1:
         return [{"params": list(generator.parameters())}]
     mapping = list(generator.network.mapping_network.parameters())
-    known = {id(parameter) for parameter in mapping}
-    rest = [parameter for parameter in generator.parameters() if id(parameter) not in known]
+    mapping_ids = {id(parameter) for parameter in mapping}
+    rest = [parameter for parameter in generator.parameters() if id(parameter) not in mapping_ids]
     return [{"params": rest}, {"params": mapping, "rate": factor}]
 
 
 def _load_network(network: nn.Module, weights: Any, path: Path, what: str) -> None:
-    """Load ``weights``. Raises UserError, naming the first parameter that does not fit."""
+    """Load ``weights``. Raises UserError, naming the first parameter whose shape does not match."""
     weights = check_state(path, what, weights)
-    ours, theirs = ({name: tuple(value.shape) for name, value in part.items()} for part in (network.state_dict(), weights))
-    for name in [*ours, *theirs]:
-        if ours.get(name) != theirs.get(name):
-            found, needed = (shapes.get(name, "absent") for shapes in (theirs, ours))
-            raise UserError(f"{path}: its {what}'s {printable(name)} is {found}, this curriculum's model needs {needed}")
+    current, saved = ({name: tuple(value.shape) for name, value in part.items()} for part in (network.state_dict(), weights))
+    for name in [*current, *saved]:
+        if current.get(name) != saved.get(name):
+            found, needed = (shapes.get(name, "missing") for shapes in (saved, current))
+            raise UserError(
+                f"{path}: {printable(name)} of its {what} is {found}, but this curriculum's model needs {needed};"
+                " use the curriculum of that run"
+            )
     network.load_state_dict(weights)
 
 
 def _published_state(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """A published run's files in the form of our training checkpoints, and notes on what was missing."""
+    """Return a published run's files in the form of a training checkpoint, and notes on missing parts."""
     found = load_published_training(folder)
     state: dict[str, Any] = {"generator": found.generator.state, "discriminator": found.discriminator}
     for name in EMA_DECAYS:
         average = getattr(found, name)
         state[name] = average.state if average else None
-        # an average that does not say how often it was updated is a finished one: its warm-up is over
+        # without a number of updates, assume that the warm-up of the average is over
         state[f"{name}_num_updates"] = (average.num_updates if average.num_updates is not None else WARMED_UP) if average else 0
     state["optimizer_G"], state["optimizer_D"] = found.optimizer_G, found.optimizer_D
     return state, found.notes
 
 
 def _load_optimizer(optimizer: torch.optim.Adam, state: Any) -> bool:
-    """Load the moments of ``state`` if they fit the optimizer's parameters; return whether they did.
+    """Load the moments of ``state`` if they match the optimizer's parameters. Returns whether they match.
 
-    Learning rates and betas stay this run's own. Moments of surplus parameters are ignored: the published discriminator ends
-    with a head that nothing uses.
+    Learning rates and betas are not loaded. Moments of surplus parameters are ignored, because the published discriminator
+    has an unused head at its end.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     try:
         indices = [index for group in state["param_groups"] for index in group["params"]][: len(parameters)]
-        moments = {place: state["state"][index] for place, index in enumerate(indices) if index in state["state"]}
+        moments = {i: state["state"][index] for i, index in enumerate(indices) if index in state["state"]}
         fits = len(indices) == len(parameters) and all(
-            moment[name].shape == parameters[place].shape for place, moment in moments.items() for name in ADAM_MOMENTS
+            moment[name].shape == parameters[i].shape for i, moment in moments.items() for name in ADAM_MOMENTS
         )
         moments = {
-            place: {**{name: moment[name] for name in ADAM_MOMENTS}, "step": torch.tensor(float(moment["step"]))}
-            for place, moment in moments.items()
+            i: {**{name: moment[name] for name in ADAM_MOMENTS}, "step": torch.tensor(float(moment["step"]))}
+            for i, moment in moments.items()
         }
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError):  # it may hold anything
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError):  # an untrusted file
         return False
     if fits:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the first is noted, and the run saves and ends; the second ends the process at once."""
+"""Signals that stop a run. After the first, the run saves a checkpoint and ends. The second kills the process."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-# SIGUSR1: what Slurm can send before the time is up; SIGHUP: the terminal closed
+# SIGUSR1: sent by Slurm before the time limit; SIGHUP: the terminal closed
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))  # Windows lacks the last two
-LAUNCHER_ECHO = 2.0  # seconds within which torchrun passes on a signal that its processes got themselves
+LAUNCHER_ECHO = 2.0  # seconds within which torchrun forwards a signal that its processes have already received
 
 
 class StopSignals:
-    """A context in which ``number`` becomes the signal that asked to stop; None before."""
+    """A context in which ``number`` is the stop signal that was received, or None."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -23,9 +23,9 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup: the run is to outlive its terminal
-        heeded = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored]
-        self._previous = {number: signal.signal(number, self._note) for number in heeded}
+        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup: the run outlives its terminal
+        handled = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_ignored]
+        self._previous = {number: signal.signal(number, self._note) for number in handled}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:

@@ -15,7 +15,7 @@ async function runBenchmark(viewer, onProgress) {
   const results = [];
   for (const size of BENCHMARK_SIZES) {
     onProgress(`Measuring ${size} px ...`);
-    await viewer.capture(size); // compiles, and learns how long strips may be
+    await viewer.capture(32); // compiles, and learns how long strips may be
     const times = [];
     let last;
     for (const start = performance.now(); performance.now() - start < 1000 * BENCHMARK_SECONDS && times.length < MAX_FRAMES; ) {

@@ -1,0 +1,1 @@
+"""A viewer in the browser that renders with PyTorch (view.py)."""

@@ -1,0 +1,275 @@
+"""The page: viser's scene and panel for each browser, and what its events change.
+
+Each browser has a panel and a session of its own. What comes from it are numbers and choices, which are checked; none names a
+file, and files for download are made in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import threading
+import time
+
+import viser
+
+from checkpoints.loading import LoadedGenerator
+from common.arguments import MAX_SEED
+from viewing.camera import BrowserCamera, camera_at, fitting_distance, window_half_side
+from viewing.frames import QUANTITIES, Frame, FrameJob, FrameSettings
+from viewing.looks import Look, field_of
+from viewing.shapes import colored_mesh, prior_cameras, prior_reach
+from viewing.worker import Session, Worker
+from visualization.images import png_bytes
+
+MAX_SHOWN_SEED = 2**31 - 1  # what the page's number box can hold
+SIZES = (64, 128, 256, 512)
+VOLUME, SURFACE = "volume", "surface"
+FAN_DISTANCE, FAN_TURN = 5.0, 0.9  # where the camera goes to show the prior: distance, and yaw from the mean in radians
+STATUS_SECONDS = 0.5  # between status lines while something moves
+
+
+class LocalServer(viser.ViserServer):
+    """A viser server that does not offer itself to the world, whatever a browser requests."""
+
+    def request_share_url(self, verbose: bool = True) -> str | None:
+        return None
+
+
+class Viewer:
+    """Serves a worker's frames on ``host``:``port``, or the next free port. :attr:`url` says where."""
+
+    def __init__(self, worker: Worker, name: str, host: str, port: int, look: Look, settings: FrameSettings) -> None:
+        self._worker, self._look, self._settings = worker, look, settings
+        self._pages: dict[int, Page] = {}
+        with contextlib.redirect_stdout(io.StringIO()):  # viser's own banner
+            self._server = LocalServer(host=host, port=port, label=name)
+        self._name = name
+        curriculum = worker.loaded.curriculum
+        fov = math.radians(curriculum.fov) * 1.25
+        first = camera_at(curriculum.h_mean, curriculum.v_mean, 1.0, fov)
+        self._server.scene.set_up_direction("+y")
+        self._server.initial_camera.position = first.position
+        self._server.initial_camera.look_at = (0.0, 0.0, 0.0)
+        self._server.initial_camera.fov = fov
+        self._server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="small")
+        self._server.on_client_connect(self._connect)
+        self._server.on_client_disconnect(self._disconnect)
+        shown_host = "127.0.0.1" if host in ("0.0.0.0", "") else host
+        self.url = f"http://{f'[{shown_host}]' if ':' in shown_host else shown_host}:{self._server.get_port()}"
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def show_generator(self, loaded: LoadedGenerator) -> None:
+        """Show a newer generator to everyone."""
+        self._worker.replace_generator(loaded)
+
+    def _connect(self, client: viser.ClientHandle) -> None:
+        page = Page(client, self._worker, self._name, self._look, self._settings)
+        self._pages[client.client_id] = page
+
+    def _disconnect(self, client: viser.ClientHandle) -> None:
+        page = self._pages.pop(client.client_id, None)
+        if page is not None:
+            page.close()
+
+
+class Page:
+    """One browser's panel and scene."""
+
+    def __init__(self, client: viser.ClientHandle, worker: Worker, name: str, look: Look, settings: FrameSettings) -> None:
+        self._client, self._worker, self._name = client, worker, name
+        self._mesh_lock = threading.Lock()
+        self._status_at = 0.0
+        self._last_frame_at = 0.0
+        self._frame_seconds = 0.0
+        self._build_panel(look, settings)
+        camera = _camera_of(client)
+        self._fit(camera)
+        self._session = Session(self, camera, look, settings)
+        self._listen()
+        worker.add(self._session)
+
+    def close(self) -> None:
+        self._worker.remove(self._session)
+
+    def show(self, frame: Frame, is_refined: bool, seconds: float) -> None:
+        """Display a frame, and now and then what it took."""
+        self._client.scene.set_background_image(
+            frame.pixels, format="jpeg", jpeg_quality=95 if is_refined else 85, depth=frame.depth
+        )
+        self._client.flush()
+        now = time.perf_counter()
+        between, self._last_frame_at = now - self._last_frame_at, now
+        if is_refined or now - self._status_at > STATUS_SECONDS:
+            self._status_at = now
+            rate = f"{seconds:.2f} s" if is_refined else f"{seconds * 1000:.0f} ms, {1 / between:.0f} frames/s"
+            step = self._worker.loaded.step
+            trained = f" · step {step}" if step else ""
+            self._status.content = f"**{self._name}**{trained} · {frame.image_size} px in {rate}"
+
+    # -- the panel -------------------------------------------------------------------------------------------------
+
+    def _build_panel(self, look: Look, settings: FrameSettings) -> None:
+        gui = self._client.gui
+        modes = (VOLUME, SURFACE) if self._worker.loaded.curriculum.pred_occ else (VOLUME,)
+        self._status = gui.add_markdown(f"**{self._name}**")
+        self._seed = gui.add_number("Seed", look.seed, min=0, max=MAX_SHOWN_SEED, step=1)
+        self._another = gui.add_button("Another")
+        self._psi = gui.add_slider(
+            "psi", min=0.0, max=1.5, step=0.05, initial_value=look.psi, hint="1: full variety; 0: the mean"
+        )
+        self._mix = gui.add_checkbox("Mix", False, hint="the geometry of the seed in the appearance of another")
+        self._appearance = gui.add_number("Appearance", look.seed + 1, min=0, max=MAX_SHOWN_SEED, step=1, disabled=True)
+        self._quantity = gui.add_dropdown("Show", QUANTITIES, initial_value=settings.quantity)
+        self._mode = gui.add_dropdown("Render", modes, initial_value=SURFACE if settings.surface else VOLUME)
+        sizes = sorted({*SIZES, settings.image_size})
+        self._size = gui.add_dropdown("Pixels", [str(size) for size in sizes], initial_value=str(settings.image_size))
+        self._prior = gui.add_checkbox("Camera prior", False, hint="cameras as training draws them")
+        self._mesh = gui.add_checkbox("Mesh beside it", False)
+        self._reset = gui.add_button("Reset view")
+        self._snapshot = gui.add_button("Save image")
+        self._download = gui.add_button("Save mesh")
+
+    def _listen(self) -> None:
+        for control in (self._seed, self._psi, self._mix, self._appearance, self._quantity, self._mode, self._size):
+            control.on_update(self._change)
+        self._prior.on_update(self._toggle_prior)
+        self._mesh.on_update(self._toggle_mesh)
+        self._another.on_click(self._next_seed)
+        self._reset.on_click(self._reset_view)
+        self._snapshot.on_click(self._save_image)
+        self._download.on_click(self._save_mesh)
+        self._client.camera.on_update(self._move)
+
+    def _next_seed(self, event: object) -> None:
+        self._seed.value = (self._look().seed + 1) % (MAX_SHOWN_SEED + 1)
+        self._change(event)
+
+    def _move(self, event: object) -> None:
+        camera = _camera_of(self._client)
+        if camera.is_possible() and camera != self._session.camera:
+            self._worker.change(self._session, camera=camera)
+
+    def _change(self, event: object) -> None:
+        self._appearance.disabled = not self._mix.value
+        before, look = self._session.look, self._look()
+        self._worker.change(self._session, look=look, settings=self._frame_settings())
+        if self._mesh.value and look != before:
+            self._toggle_mesh(event)
+
+    def _look(self) -> Look:
+        """What the panel says, or before it where a browser sent what its controls cannot hold."""
+        last = self._session.look
+        psi = _number(self._psi.value, last.psi, -2.0, 2.0)
+        seed = int(_number(self._seed.value, last.seed, 0, MAX_SEED))
+        appearance = int(_number(self._appearance.value, 0, 0, MAX_SEED)) if self._mix.value else None
+        return Look(seed, psi, appearance)
+
+    def _frame_settings(self) -> FrameSettings:
+        last = self._session.settings
+        quantity = self._quantity.value if self._quantity.value in QUANTITIES else last.quantity
+        size = int(self._size.value) if self._size.value in map(str, SIZES) else last.image_size
+        with_depth = bool(self._prior.value or self._mesh.value)
+        return FrameSettings(quantity, self._mode.value == SURFACE, size, with_depth)
+
+    # -- the scene -------------------------------------------------------------------------------------------------
+
+    def _fit(self, camera: BrowserCamera) -> None:
+        """Step back where the window is too narrow for the whole frame."""
+        distance = fitting_distance(window_half_side(self._worker.loaded.curriculum), camera.fov, camera.aspect)
+        if distance > 1:
+            self._stand(0.0, distance, camera.fov)
+
+    def _stand(self, turn: float, distance: float, fov: float) -> None:
+        """Look at the origin from ``turn`` radians of yaw beside the mean pose."""
+        curriculum = self._worker.loaded.curriculum
+        target = camera_at(curriculum.h_mean + turn, curriculum.v_mean, distance, fov)
+        self._client.camera.position = target.position
+        self._client.camera.look_at = (0.0, 0.0, 0.0)
+
+    def _reset_view(self, event: object) -> None:
+        camera = _camera_of(self._client)
+        half_side = window_half_side(self._worker.loaded.curriculum)
+        self._stand(0.0, fitting_distance(half_side, camera.fov, camera.aspect), camera.fov)
+
+    def _toggle_prior(self, event: object) -> None:
+        """Draw the cameras, from where all of them are in view; or remove them."""
+        scene, camera = self._client.scene, _camera_of(self._client)
+        cameras = prior_cameras(self._worker.loaded)
+        if self._prior.value:
+            for i, drawn in enumerate(cameras):
+                scene.add_camera_frustum(
+                    f"/prior/{i}", drawn.fov, 1.0, scale=0.12, color=(40, 110, 200), wxyz=drawn.wxyz, position=drawn.position
+                )
+            reach = 1.2 + prior_reach(cameras)
+            self._stand(FAN_TURN, max(FAN_DISTANCE, fitting_distance(reach / 2, camera.fov, camera.aspect)), camera.fov)
+        else:
+            scene.remove_by_name("/prior")
+            self._reset_view(event)
+        self._change(event)
+
+    def _toggle_mesh(self, event: object) -> None:
+        """Draw the mesh to the right of the head, or remove it."""
+        scene = self._client.scene
+        with self._mesh_lock:
+            scene.remove_by_name("/mesh")
+            mesh = self._make_mesh() if self._mesh.value else None
+            if mesh is not None:
+                scene.add_mesh_trimesh("/mesh", mesh, position=(2.2 * window_half_side(self._worker.loaded.curriculum), 0.0, 0.0))
+        if self._mesh.value:
+            camera = _camera_of(self._client)
+            half_side = window_half_side(self._worker.loaded.curriculum)
+            needed = fitting_distance(3.2 * half_side, camera.fov, camera.aspect) if camera.aspect < 2.5 else 1.0
+            distance = math.hypot(*camera.position)
+            if distance < needed / max(1.0, camera.aspect):
+                self._client.camera.position = tuple(x * needed / max(1.0, camera.aspect) / distance for x in camera.position)
+                self._client.camera.look_at = (0.0, 0.0, 0.0)
+        self._worker.change(self._session, settings=self._frame_settings())
+
+    def _make_mesh(self):
+        note = self._client.gui.add_notification("Mesh", "computing", loading=True, with_close_button=False)
+        loaded = self._worker.loaded
+        device = next(loaded.generator.parameters()).device
+        mesh = colored_mesh(loaded, field_of(loaded, self._look()), device)
+        note.loading, note.with_close_button, note.auto_close_seconds = False, True, 4.0
+        note.body = "this head has no surface" if mesh is None else f"{len(mesh.faces)} triangles"
+        return mesh
+
+    def _save_image(self, event: object) -> None:
+        """Render the view once more, at rest's size, and send it as PNG, without what lies around the frame."""
+        session, loaded = self._session, self._worker.loaded
+        device = next(loaded.generator.parameters()).device
+        job = FrameJob(field_of(loaded, session.look), loaded.curriculum, session.camera, session.settings)
+        frame = job.advance(job.num_rays, device)
+        if frame is not None and job.num_rays:
+            self._client.send_file_download(f"{self._file_stem()}.png", png_bytes(frame.cropped()), save_immediately=True)
+
+    def _save_mesh(self, event: object) -> None:
+        with self._mesh_lock:
+            mesh = self._make_mesh()
+        if mesh is not None:
+            self._client.send_file_download(
+                f"{self._file_stem()}.glb", bytes(mesh.export(file_type="glb")), save_immediately=True
+            )
+
+    def _file_stem(self) -> str:
+        look = self._session.look
+        return f"seed_{look.seed}" + ("" if look.appearance_seed is None else f"_in_{look.appearance_seed}")
+
+
+def _number(value: object, otherwise: float, least: float, most: float) -> float:
+    """``value`` if it is a number of the range, else ``otherwise``."""
+    is_number = type(value) in (int, float) and math.isfinite(value) and least <= value <= most
+    return value if is_number else otherwise
+
+
+def _camera_of(client: viser.ClientHandle) -> BrowserCamera:
+    camera = client.camera
+    height = max(1, int(camera.image_height))
+    aspect = max(1, int(camera.image_width)) / height
+    x, y, z = (float(number) for number in camera.position)
+    w, i, j, k = (float(number) for number in camera.wxyz)
+    return BrowserCamera((x, y, z), (w, i, j, k), float(camera.fov), aspect, height)

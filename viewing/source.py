@@ -1,0 +1,53 @@
+"""Where the generator comes from: a file, or the folder of a run that is being trained."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from checkpoints.loading import LoadedGenerator
+from common.errors import UserError
+from visualization.generator_scripts import load_with_notes
+
+INFERENCE_NAME = "generator.safetensors"
+CHECKPOINT = re.compile(r"checkpoint_(\d+)\.pt")
+
+
+class RunFolder:
+    """The newest generator of a run's folder. A file that cannot be read, because it is half-written, is tried again later."""
+
+    def __init__(self, path: Path, curriculum: str | None, device: torch.device, precision: str) -> None:
+        """Raises UserError where ``path`` is no folder."""
+        if not path.is_dir():
+            raise UserError(f"--watch {path} is no folder; name the --output_dir of a training")
+        self.problem: str | None = None  # why the newest file could not be read
+        self._path, self._curriculum, self._device, self._precision = path, curriculum, device, precision
+        self._seen: tuple[object, ...] | None = None
+
+    def poll(self) -> LoadedGenerator | None:
+        """The newest generator if it changed since the last call and can be read."""
+        try:
+            path = newest_generator(self._path)
+            if path is None:
+                return None
+            state = path.stat()
+            signature = (path, state.st_mtime_ns, state.st_size, state.st_ino)
+            if signature == self._seen:
+                return None
+            self._seen = signature
+            loaded = load_with_notes(path, self._curriculum, self._device, precision=self._precision)
+        except (UserError, OSError) as error:  # OSError: deleted in between
+            self.problem = str(error)
+            return None
+        self.problem = None
+        return loaded
+
+
+def newest_generator(folder: Path) -> Path | None:
+    """The run's inference file, or before there is one its checkpoint of the highest step; None where there is neither."""
+    if (folder / INFERENCE_NAME).is_file():
+        return folder / INFERENCE_NAME
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := CHECKPOINT.fullmatch(path.name))]
+    return max(found)[1] if found else None
