@@ -524,4 +524,5 @@ def test_ctrl_c_keeps_the_best_so_far(repo: Path, scene: Scene, tiny_generator_p
         "0.png",
         "0.mp4",
         "0.glb",
+        "overview.png",
     }
