@@ -600,7 +600,8 @@ def test_options(tmp_path: Path, published_files: Path) -> None:
     curriculum = read_options_curriculum(path)
     for key, value in stated.items():
         if isinstance(key, str):
-            found, bfm = getattr(curriculum, key), getattr(CURRICULUMS["BFM"], key)
+            name = "view_last_back" if key == "eval_last_back" else key  # stored as None where it is the default
+            found, bfm = getattr(curriculum, name), getattr(CURRICULUMS["BFM"], name)
             assert found == value == bfm, key
     assert curriculum.stages == CURRICULUMS["BFM"].stages and curriculum.end_step == 80_000
     marker = tmp_path / "ran"
