@@ -76,9 +76,7 @@ def test_what_is_left_out_is_counted_named_and_given_a_reason(tmp_path: Path, ca
     check(str(tmp_path / "photos"), "Images", 8, tmp_path / "sheet.png")
     told = capsys.readouterr().out
     assert "1 images, 1 readable" in told
-    assert (
-        "5 left out (0.heic, 1.heic, 2.heic, ...): a HEIC image; install support with python -m pip" in told
-    )
+    assert "5 left out (0.heic, 1.heic, 2.heic, ...): a HEIC image; install support with python -m pip" in told
     assert "1 left out (shot.nef): a camera's raw file; convert it" in told
     assert "1 left out (more.zip): a zip archive; unpack it" in told and "1 left out (labels.csv): no image" in told
     assert "DS_Store" not in told
