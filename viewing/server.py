@@ -97,9 +97,7 @@ class Page:
 
     def show(self, frame: Frame, is_refined: bool, seconds: float) -> None:
         """Display a frame, and now and then what it took."""
-        self._client.scene.set_background_image(
-            frame.pixels, format="jpeg", jpeg_quality=95 if is_refined else 85, depth=frame.depth
-        )
+        self._client.scene.set_background_image(frame.pixels, format="jpeg", jpeg_quality=95, depth=frame.depth)
         self._client.flush()
         now = time.perf_counter()
         between, self._last_frame_at = now - self._last_frame_at, now
