@@ -73,7 +73,7 @@ def discriminator_maps(discriminator: Discriminator, images: Tensor) -> list[Ten
 
 
 def _discriminator_of(path: Path, loaded: LoadedGenerator) -> Discriminator | None:
-    """Load the discriminator of a training checkpoint; None for other files. Raises UserError if it and the curriculum disagree."""
+    """Load a training checkpoint's discriminator; None for other files. Raises UserError if it does not fit the curriculum."""
     with path.open("rb") as file:
         if file.read(len(ZIP_START)) != ZIP_START:
             return None
