@@ -48,7 +48,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Weights and rates of the search; see :func:`image_loss`, :func:`prior_loss`. ``crop_stddevs``: shift, roll, log scale."""
+    """Weights and rates; see :func:`image_loss` and :func:`prior_loss`. ``crop_stddevs``: shift, roll (rad), log scale."""
 
     num_steps: int = 150
     image_size: int = 64
