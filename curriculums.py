@@ -107,7 +107,6 @@ BFM = {
     80_000: {},
     "dataset": "BFM",
     # Rendering
-    "eval_last_back": True,
     "num_steps_surface": 12,
     "num_steps_fine": 3,
     "interval_min": 0.02,
@@ -127,8 +126,6 @@ CelebA = {
     160_000: {"batch_size": 4, "img_size": 128, "gen_lr": 4e-6, "disc_lr": 2e-5, "batch_split": 2},
     200_000: {},
     "dataset": "CelebA",
-    # Rendering
-    "eval_last_back": True,
     # Initial shape
     "hollow_check_interval": 100,  # not in the paper
 }
@@ -146,7 +143,6 @@ CATS = {
     "v_stddev": 0.4,
     "sample_dist": "uniform",
     # Rendering
-    "eval_last_back": True,
     "interval_max": 0.2,
     "interval_min": 0.1,
     "decay_beta": 2e-5,
@@ -172,7 +168,6 @@ PIGAN_CelebA = {
     "num_steps_coarse": 12,
     "num_steps_surface": 0,
     "num_steps_fine": 12,
-    "eval_last_back": True,
     # Losses
     "r1_lambda": 0.2,
     "with_opacprior": False,

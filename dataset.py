@@ -2,9 +2,9 @@
 
     python dataset.py --check PATH --dataset Images --image_size 64 --output contact.png --curriculum CelebA
 
-says what is in PATH before a run depends on it, and shows how far the curriculum's camera will turn. A data set known by
-name is one entry in DATASETS. Images are decoded once (loading/cache.py), so that a batch is a gather; BatchStream
-(loading/batches.py) is what training reads.
+checks PATH before a run depends on it, and shows the range of the curriculum's camera poses. Each named data set is one
+entry in DATASETS. Images are decoded once (loading/cache.py), so that fetching a batch is a gather. Training reads them
+through BatchStream (loading/batches.py).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = [
 
 MAX_SIZE = 8192  # pixels, of a square
 MAX_UNREADABLE = 0.05  # of all images
-NUM_REASONS, NUM_NAMED = 3, 5  # in a message: of unreadable images, and of the names with each
+NUM_REASONS, NUM_NAMED = 3, 5  # reasons listed in an error message, and names per reason
 
 # Adding a data set is one entry here; a curriculum's `dataset` names it.
 DATASETS: dict[str, DatasetSpec] = {
@@ -67,16 +67,16 @@ DATASETS: dict[str, DatasetSpec] = {
 
 
 def get_dataset_spec(preset: str) -> DatasetSpec:
-    """A preset by name. Raises UserError for an unknown one."""
+    """Return a preset by name. Raises UserError if it is unknown."""
     if preset not in DATASETS:
         raise UserError(f"unknown dataset {preset!r} (known: {', '.join(DATASETS)})")
     return DATASETS[preset]
 
 
 def spec_over(preset: str, curriculum: Curriculum, nearest: bool = False) -> DatasetSpec:
-    """A preset whose transparent images lie over what free space renders to with ``curriculum``. Raises UserError.
+    """Return a preset that composites transparent images over the ``curriculum``'s background color. Raises UserError.
 
-    ``nearest``: resized as the published code resizes real images for its scores.
+    ``nearest``: resize real images as the published code does for its metrics.
     """
     return replace(get_dataset_spec(preset), background=255 if curriculum.white_back else 0, nearest=nearest)
 
@@ -84,10 +84,10 @@ def spec_over(preset: str, curriculum: Curriculum, nearest: bool = False) -> Dat
 class ImageDataset(torch.utils.data.Dataset):
     """Readable images of ``path``, square at ``size`` pixels.
 
-    ``preset``: a name in DATASETS, or a spec of its own. ``cache_dir``: ``"default"``, a folder, or None to decode into memory
-    without a file. ``split``: which part of the images. Unreadable images are skipped and named in ``unreadable``, with the
-    reason; more than ``max_unreadable`` of all (and more than one) raise UserError, as does a path without images.
-    ``remarks``: what is to be known about how images were read -> of how many.
+    ``preset``: a name in DATASETS, or a DatasetSpec. ``cache_dir``: ``"default"``, a folder, or None to decode into memory
+    without a cache file. ``split``: the part of the images to use. Unreadable images are skipped and listed in
+    ``unreadable`` with the reason. A fraction above ``max_unreadable`` (and more than one image) raises UserError, as does
+    a path without images. ``remarks``: remark on how images were read -> number of images.
     """
 
     def __init__(
@@ -123,21 +123,21 @@ class ImageDataset(torch.utils.data.Dataset):
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> Tensor:
-        """(3, size, size) uint8."""
+        """Return an image (3, size, size) uint8."""
         return torch.from_numpy(np.array(self.pixels[index])).permute(2, 0, 1).contiguous()
 
     def gather(self, indices: Tensor) -> Tensor:
-        """Images (B, 3, size, size), uint8, of ``indices`` (B,)."""
+        """Return images (B, 3, size, size) uint8 at ``indices`` (B,)."""
         return torch.from_numpy(np.ascontiguousarray(self.pixels[indices.numpy()])).permute(0, 3, 1, 2)
 
     def notes(self, left_out: bool = True) -> list[str]:
-        """What the user should know about the images: a line each. ``left_out``: also about what is not among them."""
+        """Return remarks on the images for the user, one per line. ``left_out``: include excluded files."""
         lines = words_left_out(self.source.left_out, also_no_images=False) if left_out else []
         return lines + [f"{count} images hold {remark}" for remark, count in self.remarks.items()]
 
 
 def raise_if_unreadable(reasons: Mapping[str, str], num: int, path: str, max_unreadable: float) -> None:
-    """UserError with the first names and reasons when too many of ``num`` images, or all, could not be read."""
+    """Raise UserError, with the first names and reasons, if too many of ``num`` images, or all, could not be read."""
     if not reasons or not (len(reasons) == num or len(reasons) > max(1, max_unreadable * num)):
         return
     names_by_reason: dict[str, list[str]] = {}
@@ -145,14 +145,14 @@ def raise_if_unreadable(reasons: Mapping[str, str], num: int, path: str, max_unr
         names_by_reason.setdefault(reason, []).append(Path(name).name)
     groups = sorted(names_by_reason.items(), key=lambda group: -len(group[1]))[:NUM_REASONS]
     named = [", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "") for _, names in groups]
-    told = " | ".join(f"{names}: {reason}" for names, (reason, _) in zip(named, groups, strict=True))
-    raise UserError(f"{len(reasons)} of {num} images in {path} cannot be read: {told}")
+    details = " | ".join(f"{names}: {reason}" for names, (reason, _) in zip(named, groups, strict=True))
+    raise UserError(f"{len(reasons)} of {num} images in {path} cannot be read: {details}")
 
 
 def check(path: str, preset: str, size: int, output: str | Path, curriculum: Curriculum | None = None) -> None:
-    """Print what ``path`` holds and write a sheet of up to 64 images, spread over the set, as training sees them."""
+    """Print a summary of ``path`` and write a contact sheet of up to 64 evenly spaced images, as training sees them."""
     source, spec = find_images(path), spec_over(preset, curriculum) if curriculum else get_dataset_spec(preset)
-    refuse_input(path, source, output)
+    check_output_path(path, source, output)
     dataset = ImageDataset(path, size, spec, max_unreadable=1.0)
     sizes, hashes = _survey(source)
     print(f"{path}: {len(source.names)} images, {len(dataset)} readable, {dataset.num_unreadable} not")
@@ -166,7 +166,7 @@ def check(path: str, preset: str, size: int, output: str | Path, curriculum: Cur
         print(f"  and {len(sizes) - 8} other sizes")
     smallest = min((min(wh) for wh in sizes), default=0)
     if smallest < size:
-        print(f"  the smallest side is {smallest} px: images below {size} px are enlarged")
+        print(f"  the smallest side is {smallest} px: images below {size} px are upsampled")
     copies = [names for names in hashes.values() if len(names) > 1]
     print(f"  exact duplicates: {sum(len(names) - 1 for names in copies)}")
     for names in copies[:5]:
@@ -186,19 +186,19 @@ def check(path: str, preset: str, size: int, output: str | Path, curriculum: Cur
     print(f"  {len(shown)} of them: {output}")
 
 
-def refuse_input(path: str, source: ImageSource, output: str | Path) -> None:
-    """UserError where ``output`` would replace an image or an archive of ``path``, or become one more image of it."""
+def check_output_path(path: str, source: ImageSource, output: str | Path) -> None:
+    """Raise UserError if ``output`` would overwrite an image or archive of ``path``, or add an image to it."""
     place, target = Path(path).expanduser(), Path(output).expanduser()
     if target.suffix.lower() != ".png":
-        raise UserError(f"{output} will be a PNG image: give it a name that ends in .png")
+        raise UserError(f"{output} is written as a PNG image: pass a name that ends in .png")
     target = target.resolve()
     own = target in {Path(name).resolve() for name in source.names if Path(name).name == target.name and not source.zip_path}
     if own or (place.is_dir() and target.is_relative_to(place.resolve())):
-        raise UserError(f"{output} would lie among the images of {path}, and be trained on; name a place outside")
+        raise UserError(f"{output} would be among the images of {path} and be trained on; choose a path outside")
 
 
 def _survey(source: ImageSource) -> tuple[Counter[tuple[int, int]], dict[str, list[str]]]:
-    """How often each size (width, height) comes, and the names that share each file hash."""
+    """Count the image sizes (width, height), and group the names by file hash."""
     sizes: Counter[tuple[int, int]] = Counter()
     hashes: dict[str, list[str]] = {}
     for name in source.names:
@@ -207,30 +207,30 @@ def _survey(source: ImageSource) -> tuple[Counter[tuple[int, int]], dict[str, li
             hashes.setdefault(hashlib.sha256(file.getvalue()).hexdigest(), []).append(name)
             with open_image(file) as image:
                 sizes[image.size] += 1
-        except Exception:  # counted and named as unreadable already
+        except Exception:  # already reported as unreadable
             continue
     return sizes, hashes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser("Say what a folder, glob or zip of images holds, and show how training sees it.")
+    parser = ArgumentParser("Summarize a folder, glob or zip of images, and show it as training sees it.")
     parser.add_argument("--check", required=True, metavar="PATH", help="folder (searched recursively), glob or zip")
     parser.add_argument("--dataset", default="Images", help=f"preset: {', '.join(DATASETS)}")
     parser.add_argument("--image_size", type=int, default=64, help="pixels")
-    parser.add_argument("--output", default="contact.png", help="the sheet of examples")
-    parser.add_argument("--curriculum", help="also show how far its camera prior turns the object (a name or a .json file)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the curriculum")
+    parser.add_argument("--output", default="contact.png", help="the contact sheet to write")
+    parser.add_argument("--curriculum", help="also show the range of its camera poses (a name or a .json file)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override settings of the curriculum")
     parser.add_argument("--prior_output", default="camera_prior.png", help="with --curriculum: the image of the prior")
     args = parser.parse_args(argv)
     if args.set and args.curriculum is None:
-        raise UserError("--set changes settings of a curriculum: name one with --curriculum")
+        raise UserError("--set overrides settings of a curriculum: pass one with --curriculum")
     curriculum = get_curriculum(args.curriculum).with_overrides(args.set) if args.curriculum else None
     if curriculum is not None:
-        refuse_input(args.check, find_images(args.check), args.prior_output)
+        check_output_path(args.check, find_images(args.check), args.prior_output)
     check(args.check, args.dataset, args.image_size, args.output, curriculum)
     if curriculum is not None:
         print(write_camera_prior(curriculum, args.prior_output))
-        print(f"  a head from its quantiles: {args.prior_output}; your images should turn about as far")
+        print(f"  a head at quantiles of the pose prior: {args.prior_output}; your images should span about the same range")
 
 
 if __name__ == "__main__":

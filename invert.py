@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         paths, rows = write_all(inversion, scene, photo, name, output_dir / stem, args.view_size)
         report(stem, inversion, paths)
         parts.append(overview_part(rows))
-        if len(parts) > 1:
+        if len(photos) > 1:
             save_image(output_dir / "overview.png", image_grid(parts))
         if inversion.was_interrupted:
             raise KeyboardInterrupt

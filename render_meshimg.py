@@ -1,10 +1,10 @@
-"""Images of the shapes that extract_shapes.py took out: the surface of each voxel file from five sides.
+"""Render the shapes that extract_shapes.py extracted: the surface of each voxel file from five viewpoints.
 
     python render_meshimg.py --input_dir shapes
 
-For each ``{stem}_voxel.npy`` it writes ``{stem}_mesh.ply`` (the surface), ``{stem}_{i}.png`` with i the view's number (yaw
--0.5, -0.25, 0, 0.25, 0.5 rad from the front) and ``{stem}_views.png``, all views in a row. The surface is the
-``{stem}.ply`` beside the voxels if there is one; else, as for voxels of the published code, it is taken from the voxels.
+For each ``{stem}_voxel.npy``, write ``{stem}_mesh.ply`` (the surface), ``{stem}_{i}.png`` for view i (yaw -0.5, -0.25, 0,
+0.25, 0.5 rad from the front) and ``{stem}_views.png``, all views in a row. The surface is ``{stem}.ply`` next to the voxels
+if it exists; otherwise, as for voxels of the published code, it is extracted from the voxels.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in paths:
         try:
             num_rendered += render_file(path, output_dir, renderer, args)
-        except UserError as error:  # the others are not to suffer from it
+        except UserError as error:  # continue with the other files
             failures[path] = error
-            print(f"{path}: left out: {error}", file=sys.stderr)
+            print(f"{path}: skipped: {error}", file=sys.stderr)
     if failures:
         named = ", ".join(map(str, list(failures)[:MAX_NAMED])) + (", ..." if len(failures) > MAX_NAMED else "")
         first = next(iter(failures.values()))
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def render_file(path: Path, output_dir: Path, renderer: MeshRenderer, args: argparse.Namespace) -> bool:
-    """Write the mesh and the images of one voxel file; False where it has no surface. Raises UserError."""
+    """Write the mesh and images of one voxel file. Return False if it has no surface. Raises UserError."""
     stem = path.name.removesuffix(SUFFIX).removesuffix(".npy")
     mesh = mesh_of(path, stem, args)
     if mesh is None:
@@ -82,40 +82,40 @@ def render_file(path: Path, output_dir: Path, renderer: MeshRenderer, args: argp
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("paths", metavar="VOXELS", nargs="*", help="voxel files; all of --input_dir where none is named")
+    parser.add_argument("paths", metavar="VOXELS", nargs="*", help="voxel files (default: all in --input_dir)")
     parser.add_argument("--input_dir", default="shapes", help="the folder that extract_shapes.py wrote")
-    parser.add_argument("--output_dir", default="mesh_images", help="where images go; created where it is missing")
+    parser.add_argument("--output_dir", default="mesh_images", help="output folder; created if missing")
     parser.add_argument("--cube_size", type=positive_float, help="side of the voxels' cube (default: as recorded, or 0.3)")
     parser.add_argument("--level", type=positive_float, help="occupancy at the surface (default: as recorded, or 0.5)")
     parser.add_argument("--clip_radius", type=positive_float, help="free beyond this distance (default: as recorded, or none)")
     parser.add_argument("--largest_piece", action="store_true", help="keep only the largest connected piece")
-    parser.add_argument("--mesh_colors", action="store_true", help="image the colored .ply beside the voxels")
+    parser.add_argument("--mesh_colors", action="store_true", help="render the colored .ply next to the voxels")
     parser.add_argument("--image_size", type=image_side, default=512, help="side of an image in pixels")
     parser.add_argument("--fov", type=positive_float, default=12.0, help="field of view in degrees")
     parser.add_argument("--renderer", choices=RENDERERS, default="auto", help="auto: pyrender, or ray casting without GL")
     args = parser.parse_args(argv)
     if args.fov >= 180:
-        parser.error("--fov must lie below 180 degrees")
+        parser.error("--fov must be below 180 degrees")
     if args.level is not None and args.level >= 1:
-        parser.error("--level must lie between 0 and 1")
+        parser.error("--level must be between 0 and 1")
     return args
 
 
 def find_voxel_files(args: argparse.Namespace) -> list[Path]:
-    """The named files, or those of the input folder. Raises UserError where there are none."""
+    """Return the voxel files given as arguments, or those in the input folder. Raises UserError if there are none."""
     if args.paths:
         return [Path(path) for path in args.paths]
     paths = sorted(Path(args.input_dir).glob(f"*{SUFFIX}"), key=lambda path: (len(path.name), path.name))
     if not paths:
-        raise UserError(f"no voxel files (*{SUFFIX}) in {args.input_dir}; run extract_shapes.py first, or name the files")
+        raise UserError(f"no voxel files (*{SUFFIX}) in {args.input_dir}; run extract_shapes.py first, or pass the files")
     return paths
 
 
 def mesh_of(path: Path, stem: str, args: argparse.Namespace) -> Trimesh | None:
-    """The surface of the voxels, gray unless --mesh_colors; None where there is none.
+    """Return the surface of the voxels, gray unless --mesh_colors; None if there is none.
 
-    The .ply that extract_shapes.py took from the same voxels is the same surface, only finer: its vertices were moved onto
-    the field's own surface. It is used unless an argument asks for another surface.
+    The .ply that extract_shapes.py extracted from the same voxels is a refined version of the surface: its vertices were
+    moved onto the field's surface. It is used unless an argument requests a different surface.
     """
     voxels = load_voxels(path)
     beside = path.with_name(f"{stem}.ply")

@@ -1,10 +1,11 @@
-"""Images of seeds from five sides: image, depth, surface depth, mask, normals, surface image, and a grid of all.
+"""Render seeds from five viewpoints: image, depth, surface depth, mask, normals, surface image, and a grid of all.
 
     python render_multiview_images.py pretrained/heads.safetensors --seeds_start 0 --seeds_end 4
 
-Writes ``{quantity}_{seed}_{i}.png`` with i the view's number (yaw -0.5, -0.25, 0, 0.25, 0.5 rad from the mean pose) and
-``grid_{seed}.png``: a row per quantity, a column per view. A latent of invert.py goes by its file's name
-(``--latent inverted/photo_latent.safetensors``). How quantities are colored stands in visualization/images.py.
+Writes ``{quantity}_{seed}_{i}.png`` for view i (yaw -0.5, -0.25, 0, 0.25, 0.5 rad from the mean pose) and
+``grid_{seed}.png``, with a row per quantity and a column per view. For a latent of invert.py
+(``--latent inverted/photo_latent.safetensors``), the file name replaces the seed. visualization/images.py documents the
+coloring of each quantity.
 """
 
 from __future__ import annotations

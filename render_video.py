@@ -1,10 +1,10 @@
-"""A video of a seed or a latent: the camera goes once round an ellipse in front of it.
+"""Render a video of a seed or a latent: the camera moves once around an ellipse in front of it.
 
     python render_video.py pretrained/heads.safetensors --seed 0
 
-Writes ``{seed}.mp4`` (H.264) with its frames in ``{seed}_frames/``; other quantities than the image come out as
-``{seed}_{quantity}.mp4``. A latent of invert.py goes by its file's name (``--latent inverted/photo_latent.safetensors``).
-The loop closes, so it can be played on repeat. Colors are explained in visualization/images.py.
+Writes ``{seed}.mp4`` (H.264) with its frames in ``{seed}_frames/``, and ``{seed}_{quantity}.mp4`` for quantities other than
+the image. For a latent of invert.py (``--latent inverted/photo_latent.safetensors``), the file name replaces the seed.
+The loop is closed, so it can be played on repeat. visualization/images.py documents the coloring.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from visualization.video_rendering import MAX_FRAMES, Shot, add_video_arguments,
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     add_generator_arguments(parser, output_dir="vids")
-    parser.add_argument("--seed", "--seeds", dest="seeds", type=seed_number, nargs="+", help="a video each (default: 0)")
+    parser.add_argument("--seed", "--seeds", dest="seeds", type=seed_number, nargs="+", help="seeds, one video each (default: 0)")
     add_latent_arguments(parser)
-    parser.add_argument("--num_frames", type=int_between(1, MAX_FRAMES), default=36, help="frames of the whole loop")
+    parser.add_argument("--num_frames", type=int_between(1, MAX_FRAMES), default=36, help="frames of the loop")
     add_video_arguments(parser)
     add_view_arguments(parser)
     args = parser.parse_args(argv)

@@ -1,12 +1,12 @@
-"""A video that walks from seed to seed, or latent to latent, and back to the first, while the camera moves.
+"""Render a video that interpolates from seed to seed, or latent to latent, and back to the first, while the camera moves.
 
     python render_video_interpolation.py pretrained/heads.safetensors --seeds 0 1 2 3 --trajectory front
 
-Between two seeds the styles (of a SIREN: its FiLM parameters) are interpolated linearly; the last seed leads back to the
-first and the camera ends where it began, so the video can be played on repeat. Writes
-``interpolation_{seeds}_{trajectory}.mp4`` and so on, as render_video.py does. With --save_raw a frame is named after the seed
-that its segment starts from.
-Every frame is another latent, so there is nothing to share between them, and --plain changes nothing.
+Between two seeds, the styles (FiLM parameters of a SIREN) are interpolated linearly. The last seed leads back to the first
+and the camera returns to its start, so the video can be played on repeat. Writes
+``interpolation_{seeds}_{trajectory}.mp4`` etc., like render_video.py. With --save_raw, a frame is named after the seed at
+the start of its segment.
+Each frame has a different latent, so nothing is cached between frames and --plain has no effect.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_generator_arguments(parser, output_dir="vids")
     parser.add_argument("--seeds", type=seed_number, nargs="+", help="the seeds, in order (default: 0 1 2 3)")
     add_latent_arguments(parser)
-    parser.add_argument("--trajectory", choices=sorted(TRAJECTORIES), default="front", help="where the camera goes")
+    parser.add_argument("--trajectory", choices=sorted(TRAJECTORIES), default="front", help="camera trajectory")
     parser.add_argument("--num_frames", type=int_between(1, MAX_FRAMES), default=36, help="frames from one seed to the next")
     parser.add_argument(
-        "--depth_map", action="store_true", help="also a video of depth, as --quantities has it; for old commands"
+        "--depth_map", action="store_true", help="also write a depth video; same as --quantities depth, for compatibility"
     )
     add_video_arguments(parser)
     add_view_arguments(parser)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def alike(subjects: Sequence[Subject], loaded: LoadedGenerator) -> list[Subject]:
-    """``subjects``, and where any has weights tuned to a photo, the generator's own for those that have none."""
+    """Return ``subjects`` that all have weights if any has: those without tuned weights get the generator's own."""
     tuned = [subject.weights for subject in subjects if subject.weights is not None]
     if not tuned:
         return list(subjects)
@@ -78,7 +78,7 @@ def alike(subjects: Sequence[Subject], loaded: LoadedGenerator) -> list[Subject]
 
 
 def interpolate_closed(subjects: Sequence[Subject], num_frames: int) -> list[Subject]:
-    """``num_frames`` steps from each to the next and from the last to the first, whose own frame is not repeated."""
+    """Take ``num_frames`` steps from each subject to the next and from the last to the first, without repeating the first."""
     pairs = zip(subjects, [*subjects[1:], subjects[0]], strict=True)
     return [start.lerp(end, i / num_frames) for start, end in pairs for i in range(num_frames)]
 

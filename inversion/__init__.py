@@ -1,1 +1,1 @@
-"""A photo in 3D: the latent and the camera behind a photo, the generator tuned to it, and what is written about it."""
+"""Inversion of a photo: search for its latent and camera, tuning of the generator, and output files."""

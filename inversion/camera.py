@@ -1,7 +1,7 @@
-"""The rays of a photo's pixels, for a photo that is cropped otherwise than training's images.
+"""Rays through a photo's pixels, for a photo that is cropped differently from the training images.
 
-A photo's pixel p = (x, y) in [-1, 1], x to the right and y up, lies at q = scale * R(roll) p + shift in the image plane of the
-generator's camera, whose own images cover q in [-1, 1]. So nothing is resampled: the photo stays as it is, the rays move.
+A photo's pixel p = (x, y) in [-1, 1], x to the right and y up, is at q = scale * R(roll) p + shift in the image plane of the
+generator's camera, whose images cover q in [-1, 1]. The photo is not resampled; the rays move instead.
 B batch, S side of an image in pixels.
 """
 
@@ -18,7 +18,7 @@ from generators.cameras import CameraPoses, Rays, camera_to_world
 
 
 class Crop(NamedTuple):
-    """``shift_x``, ``shift_y``: half images; ``roll``: radians, counterclockwise; ``log_scale``. (B,) each; 0 changes nothing."""
+    """``shift_x``, ``shift_y``: half images; ``roll``: radians, counterclockwise; ``log_scale``. (B,) each; 0 is the identity."""
 
     shift_x: Tensor
     shift_y: Tensor
@@ -27,12 +27,12 @@ class Crop(NamedTuple):
 
 
 def no_crop(num: int, device: torch.device | str = "cpu") -> Crop:
-    """The crop of ``num`` images that are framed as training's are."""
+    """Identity crop of ``num`` images."""
     return Crop(*torch.zeros(4, num, device=device))
 
 
 def pixel_centers(size: int, full_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Coordinates (size,) of an image of ``full_size`` pixels, averaged over blocks: where the pixels of a reduced one lie."""
+    """Pixel centers (size,) in [-1, 1] of an image of ``full_size`` pixels that is reduced to ``size`` by averaging blocks."""
     if full_size % size:
         raise ValueError(f"{full_size} pixels do not reduce to {size} by a whole factor")
     return torch.linspace(-1, 1, full_size, device=device).view(size, -1).mean(dim=1)
@@ -41,7 +41,7 @@ def pixel_centers(size: int, full_size: int, device: torch.device | str = "cpu")
 def photo_rays(poses: CameraPoses, crop: Crop, size: int, full_size: int, fov_degrees: float) -> Rays:
     """Rays (B, size * size, 3) through a photo's pixels, row-major from the top left; differentiable in poses and crop.
 
-    ``full_size``: the photo's side; ``size``: the side it is reduced to by averaging, a divisor of it.
+    ``full_size``: the photo's side; ``size``: the side after reduction by averaging, a divisor of ``full_size``.
     """
     centers = pixel_centers(size, full_size, poses.yaw.device)
     y, x = torch.meshgrid(-centers, centers, indexing="ij")
@@ -58,7 +58,7 @@ def photo_rays(poses: CameraPoses, crop: Crop, size: int, full_size: int, fov_de
 
 
 def normals_in_photo(normals: Tensor, poses: CameraPoses, crop: Crop) -> Tensor:
-    """World-axis normals (B, 3, H, W) -> the photo's axes: x to its right, y up, z toward the camera."""
+    """Rotate normals (B, 3, H, W) from world axes to the photo's axes: x to its right, y up, z toward the camera."""
     rotation = camera_to_world(poses)[:, :3, :3]
     camera = torch.einsum("nji,njhw->nihw", rotation, normals)
     cos, sin = torch.cos(crop.roll)[:, None, None], torch.sin(crop.roll)[:, None, None]

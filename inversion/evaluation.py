@@ -1,4 +1,4 @@
-"""Inversion against the truth: photos whose surface and camera are known (tools/synthetic_heads.py makes them)."""
+"""Evaluation of inversion on photos with ground-truth surface and camera (from tools/synthetic_heads.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from metrics.truth import TruthFiles, read_truth
 
 
 class Scores(NamedTuple):
-    """Of one view of one photo; see :func:`metrics.shapes.compare`."""
+    """Scores of one view of one photo; see :func:`metrics.shapes.compare`."""
 
     psnr_db: float
     depth_correlation: float
@@ -31,7 +31,7 @@ class Scores(NamedTuple):
 
 
 def read_poses(files: TruthFiles) -> CameraPoses:
-    """The true pitch and yaw of every photo, (N,) each, radians. Raises UserError, naming the file, for a damaged one."""
+    """Read the true pitch and yaw of all photos, (N,) each, radians. Raises UserError, naming the file, for a damaged one."""
     angles = []
     for path in files.truths:
         try:
@@ -43,14 +43,14 @@ def read_poses(files: TruthFiles) -> CameraPoses:
 
 
 def view_scores(view: PhotoView, truth: Geometry) -> Scores:
-    """One view against the truth of its photo, (1, ...)."""
+    """Compare one view with the ground truth of its photo, (1, ...)."""
     found = Geometry(view.depth.unsqueeze(0), view.normals.unsqueeze(0), view.mask.unsqueeze(0))
     results = compare(truth, found)
     return Scores(view.psnr_db, *(results[name] for name in Scores._fields[1:]))
 
 
 def pose_error_degrees(found: Tensor, true: CameraPoses) -> dict[str, float]:
-    """``found``: (1, 2) as (pitch, yaw); ``true``: (1,) each. Signed errors, and the angle between the cameras' directions."""
+    """Return signed pose errors and the angle between the cameras. ``found``: (1, 2) as (pitch, yaw); ``true``: (1,) each."""
     found_poses = CameraPoses(*(angle.cpu() for angle in found.unbind(dim=1)))
     cosine = (camera_positions(found_poses).double() * camera_positions(true).double()).sum()
     return {
@@ -61,7 +61,7 @@ def pose_error_degrees(found: Tensor, true: CameraPoses) -> dict[str, float]:
 
 
 def evaluate(scene: Scene, files: TruthFiles, search: SearchSettings, tune: TuneSettings | None, seed: int) -> dict[str, Any]:
-    """Invert every photo of ``files`` and compare. KeyboardInterrupt ends it after the photo in hand, with what there is."""
+    """Invert and score every photo. KeyboardInterrupt stops after the current photo and returns the results so far."""
     data, poses = read_truth(files), read_poses(files)
     if data.images.shape[-1] != search.image_size:
         raise UserError(f"the photos have {data.images.shape[-1]} px; pass --image_size {data.images.shape[-1]}")
@@ -88,7 +88,7 @@ def _photo_report(stem: str, inversion: Inversion, truth: Geometry, pose: Camera
 
 
 def summarize(photos: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over photos, and how many are hollow: their depth correlates negatively with the truth, or has no overlap."""
+    """Medians over photos, and the number of hollow ones: depth correlates negatively with the truth, or has no overlap."""
     summary: dict[str, Any] = {"num_photos": len(photos), "median_seconds": float(np.median([p["seconds"] for p in photos]))}
     for name in ("yaw_error_degrees", "pitch_error_degrees", "pose_error_degrees"):
         values = np.array([photo[name] for photo in photos])
@@ -105,7 +105,7 @@ def summarize(photos: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """The summary as a table in Markdown."""
+    """Format the summary as a Markdown table."""
     stages = [stage for stage in ("before", "after") if stage in summary]
     rows = [
         ("PSNR, dB", "median_psnr_db", ".1f"),

@@ -1,7 +1,7 @@
-"""Feature maps of images for the loss: of EfficientNet-Lite0 where it is installed, or of the generator's own discriminator.
+"""Feature maps of images for the loss: from EfficientNet-Lite0 if it is installed, or from the generator's discriminator.
 
-Images (B, 3, S, S) in [0, 1]. Pixels alone prefer a blurred mean to edges a pixel off; early layers of a trained network tolerate
-that, and see edges and textures as people do.
+Images (B, 3, S, S) in [0, 1]. Pixel errors prefer a blurred mean to edges one pixel off. Early layers of a trained
+network tolerate small shifts and respond to edges and textures as people do.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from discriminators.residual import ResidualDiscriminator
 from inversion.losses import Features
 from metrics.efficientnet import PIXEL_MEAN, PIXEL_SCALE, STAGES, EfficientNetLite0, is_installed, load_efficientnet
 
-NUM_STAGES = 4  # of EfficientNet: down to 1/16 of its input's side
+NUM_STAGES = 4  # of EfficientNet, down to 1/16 of the input's side
 
 
 def open_features(path: str | Path, loaded: LoadedGenerator, device: torch.device) -> tuple[Features | None, str]:
-    """Feature maps for the loss and where they come from, in words; None where there is no network at hand."""
+    """Return the feature network for the loss, or None if none is available, and a description of its source."""
     if is_installed():
         network = load_efficientnet().to(device)
         return lambda images: efficientnet_maps(network, images), "EfficientNet-Lite0"
@@ -40,7 +40,7 @@ def open_features(path: str | Path, loaded: LoadedGenerator, device: torch.devic
 
 
 def efficientnet_maps(network: EfficientNetLite0, images: Tensor) -> list[Tensor]:
-    """Maps after the stem and the first NUM_STAGES stages."""
+    """Return the maps after the stem and the first NUM_STAGES stages."""
     x = F.relu6(network.bn0(network.conv_stem((images * 255 - PIXEL_MEAN) / PIXEL_SCALE)))
     maps = [x]
     ends = list(itertools.accumulate(stage[0] for stage in STAGES))[:NUM_STAGES]
@@ -52,7 +52,7 @@ def efficientnet_maps(network: EfficientNetLite0, images: Tensor) -> list[Tensor
 
 
 def discriminator_maps(discriminator: Discriminator, images: Tensor) -> list[Tensor]:
-    """Maps after each block that images of this size pass."""
+    """Return the maps after each block that images of this size pass through."""
     images = images * 2 - 1
     maps = []
     if isinstance(discriminator, ResidualDiscriminator):
@@ -73,7 +73,7 @@ def discriminator_maps(discriminator: Discriminator, images: Tensor) -> list[Ten
 
 
 def _discriminator_of(path: Path, loaded: LoadedGenerator) -> Discriminator | None:
-    """The discriminator in a training checkpoint; None for other files. Raises UserError where it does not fit the curriculum."""
+    """Load a training checkpoint's discriminator; None for other files. Raises UserError if it does not fit the curriculum."""
     with path.open("rb") as file:
         if file.read(len(ZIP_START)) != ZIP_START:
             return None
@@ -84,6 +84,6 @@ def _discriminator_of(path: Path, loaded: LoadedGenerator) -> Discriminator | No
         discriminator = build_discriminator(loaded.curriculum)
     try:
         discriminator.load_state_dict(checked_training(path, content)["discriminator"])
-    except RuntimeError:  # torch lists every parameter that is missing or of another shape
+    except RuntimeError:  # torch lists every parameter that is missing or has another shape
         raise UserError(f"{path}: its discriminator is not that of curriculum {loaded.curriculum.name}") from None
     return discriminator

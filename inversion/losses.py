@@ -1,8 +1,8 @@
-"""What makes a rendered image like a photo. Images (B, 3, H, W) in [0, 1]; every loss is (B,), unweighted.
+"""Losses between rendered images and photos. Images (B, 3, H, W) in [0, 1]; every loss is (B,), unweighted.
 
-The pyramid compares averages over ever larger blocks: far from the solution only these have a gradient that leads there, for
-single pixels of a nose that lies beside the photo's nose say nothing about where to move it. The second term says where edges
-are and how strong, whatever the light: features of a network where there is one, otherwise the image's own gradients.
+The pyramid compares averages over blocks of increasing size. Far from the solution, only these have a useful gradient: single
+pixels of a nose that does not overlap the photo's nose do not indicate where to move it. The second term compares the position
+and strength of edges, independently of the light: with features of a network if available, otherwise with image gradients.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SMALLEST_LEVEL = 4  # pixels
-# Images (B, 3, H, W) in [0, 1] -> feature maps (B, C, h, w), whatever the network behind it.
+# Images (B, 3, H, W) in [0, 1] -> feature maps (B, C, h, w), for any network.
 Features = Callable[[Tensor], list[Tensor]]
 
 
 def image_pyramid(images: Tensor) -> list[Tensor]:
-    """The images, then halved by averaging again and again while their sides stay whole and at least SMALLEST_LEVEL."""
+    """Return the images and their repeated halvings by averaging, as long as sides are even and at least SMALLEST_LEVEL."""
     levels = [images]
     while levels[-1].shape[-1] % 2 == 0 and levels[-1].shape[-1] // 2 >= SMALLEST_LEVEL:
         levels.append(F.avg_pool2d(levels[-1], 2))
@@ -43,9 +43,9 @@ def gradient_loss(rendered: Tensor, photo: Tensor) -> Tensor:
 
 
 def feature_loss(rendered: Tensor, photo: Tensor, features: Features) -> Tensor:
-    """Squared distance of unit-length feature vectors, averaged over places, summed over layers.
+    """Squared distance of unit-length feature vectors, averaged over positions, summed over layers.
 
-    Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features", 2018, equation 1, with all channels alike.
+    Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features", 2018, equation 1, with equal channel weights.
     """
     total = torch.zeros(len(rendered), device=rendered.device)
     for a, b in zip(features(rendered), features(photo), strict=True):

@@ -1,4 +1,4 @@
-"""What is written of a photo in 3D: the latent file, a sheet, a video and a mesh."""
+"""Output files of an inversion: the latent file, a sheet, a video and a mesh."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ WHITE = 1.0
 def write_all(
     inversion: Inversion, scene: Scene, photo: Tensor, name: GeneratorName, stem: Path, view_size: int
 ) -> tuple[list[Path], list[list[Tensor]]]:
-    """Write ``{stem}_latent.safetensors``, ``.png``, ``.mp4`` and, where there is a surface, ``.glb``.
+    """Write ``{stem}_latent.safetensors``, ``.png``, ``.mp4`` and, if there is a surface, ``.glb``.
 
-    Returns their paths and the rows of the sheet.
+    Return their paths and the rows of the sheet.
 
     photo: (3, S, S) in [0, 1]. ``view_size``: side of a view in pixels.
     """
@@ -63,7 +63,7 @@ def write_all(
 
 
 def mesh_of(field: Field, scene: Scene) -> Trimesh | None:
-    """The largest piece of the surface with vertex colors; None where there is no surface."""
+    """Extract the largest piece of the surface with vertex colors; None if there is no surface."""
     curriculum, device = scene.curriculum, scene.device
     settings = MeshSettings(level=curriculum.tau, clip_radius=visible_radius(curriculum), largest_piece=True)
     voxels = np.empty((MESH_RESOLUTION,) * 3, dtype=np.float32)
@@ -79,10 +79,10 @@ def mesh_of(field: Field, scene: Scene) -> Trimesh | None:
 def sheet_rows(
     inversion: Inversion, field: Field, mesh: Trimesh | None, scene: Scene, photo: Tensor, view_size: int
 ) -> list[list[Tensor]]:
-    """Three rows of seven images (3, view_size, view_size) in [-1, 1]; two where there is no mesh.
+    """Render three rows of seven images (3, view_size, view_size) in [-1, 1]; two rows if there is no mesh.
 
-    The photo, its reconstruction and five views; the reconstruction before tuning (where there is one), its normals, and those
-    of the five views; the mesh from the photo's pose and from the five.
+    First row: photo, reconstruction, five views. Second: the reconstruction before tuning (if tuned), its normals, and the
+    normals of the five views. Third: the mesh from the photo's pose and from the five views.
     """
     poses = multiview(scene.curriculum)
     pitch, yaw = inversion.found.angles[0].tolist()
@@ -105,13 +105,13 @@ def sheet_rows(
 
 
 def overview_part(rows: list[list[Tensor]]) -> list[Tensor]:
-    """Of :func:`sheet_rows`: photo, reconstruction, the views from the left, the front and the right, normals of these."""
+    """Select from :func:`sheet_rows`: photo, reconstruction, views from the left, front and right, and their normals."""
     (photo, reconstruction, left, _, front, _, right), normals = rows[0], rows[1]
     return [photo, reconstruction, left, front, right, normals[2], normals[4], normals[6]]
 
 
 def _enlarged(image: Tensor, size: int) -> Tensor:
-    """(3, S, S) at ``size`` pixels, its pixels as squares where it grows."""
+    """Resize (3, S, S) to ``size`` pixels; when enlarged, pixels become squares."""
     return F.interpolate(image.unsqueeze(0).cpu(), (size, size), mode="nearest-exact")[0]
 
 
@@ -121,7 +121,7 @@ def _view(field: Field, pose: TrajectoryPose, scene: Scene, view_size: int) -> V
 
 
 def write_video(path: Path, field: Field, scene: Scene, view_size: int) -> None:
-    """Once round the ellipse of render_video.py, with training's samples per ray and background."""
+    """Render one turn of the ellipse of render_video.py, with the samples per ray and background of training."""
     settings = ViewSettings(image_size=view_size, ray_step_multiplier=1, last_back=scene.curriculum.last_back)
     with VideoWriter(path, FPS) as video:
         for pose in ellipse(NUM_FRAMES, scene.curriculum):

@@ -1,4 +1,4 @@
-"""What was found of a photo: the latent with its pose, rendered as the photo shows it."""
+"""Reconstruction of a photo: latent and pose, rendered from the photo's camera."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from inversion.search import Candidates, Progress, Scene, Search, SearchSettings
 from inversion.tuning import TuneSettings, Tuning
 from siren.field import Field
 
-RAY_STEP_MULTIPLIER = 2  # times the curriculum's samples per ray, as the render scripts have it
+RAY_STEP_MULTIPLIER = 2  # times the curriculum's samples per ray, as in the render scripts
 
 
 @dataclass(frozen=True)
 class PhotoView:
-    """A field from a photo's camera. ``image`` (3, S, S) in [0, 1]; ``depth`` (S, S), distance along the ray at the surface;
+    """A field seen from a photo's camera. ``image`` (3, S, S) in [0, 1]; ``depth`` (S, S), distance along the ray to the surface;
     ``normals`` (3, S, S), unit, the photo's axes (x right, y up, z to the camera); ``mask`` (S, S), True on the surface."""
 
     image: Tensor
@@ -39,9 +39,9 @@ class PhotoView:
 
 @dataclass(frozen=True)
 class Inversion:
-    """``found``: the best candidate (B = 1); ``weights``: tuned ones by name, or None; views before and after tuning.
+    """Result of an inversion. ``found``: best candidate (B = 1); ``weights``: tuned, by name, or None; views before and after.
 
-    ``was_interrupted``: True where Ctrl-C ended the search or the tuning before its time.
+    ``was_interrupted``: True if Ctrl-C stopped the search or the tuning early.
     """
 
     found: Candidates
@@ -63,9 +63,9 @@ def invert(
     seed: int,
     label: str,
 ) -> Inversion:
-    """Find the latent and the camera of a photo (3, S, S) in [0, 1], then tune the weights where ``tune_settings`` are given.
+    """Find the latent and the camera of a photo (3, S, S) in [0, 1], then tune the weights if ``tune_settings`` are given.
 
-    KeyboardInterrupt ends what is running; the best so far is kept.
+    KeyboardInterrupt stops the current phase; the best result so far is kept.
     """
     search = Search(scene, photo, search_settings)
     was_interrupted = not _run_to_end(search.run(), search_settings.total_steps(), label)
@@ -81,7 +81,7 @@ def invert(
 
 
 def _run_to_end(steps: Iterator[Progress], total: int, label: str) -> bool:
-    """Whether the steps came to their end, shown in a progress bar; False where KeyboardInterrupt stopped them."""
+    """Run the steps with a progress bar. Return False if KeyboardInterrupt stopped them, else True."""
     with tqdm(total=total, desc=label, unit="step") as bar:
         try:
             for progress in steps:
@@ -99,7 +99,7 @@ def _shown(progress: Progress) -> str:
 
 @torch.no_grad()
 def photo_view(generator: ImplicitGenerator3d, scene: Scene, found: Candidates, photo: Tensor) -> PhotoView:
-    """The found latent from the found camera, at the photo's size, with training's background."""
+    """Render the found latent from the found camera, at the photo's size, with the background of training."""
     size = photo.shape[-1]
     field: Field = generator.field(scene.distribution.styles(found.coordinates, found.offsets))
     rays = photo_rays(found.poses(), found.crop(), size, size, scene.curriculum.fov)
@@ -115,14 +115,14 @@ def photo_view(generator: ImplicitGenerator3d, scene: Scene, found: Candidates, 
 
 
 def _columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of rays (B, R): colors (B, R, 3) in [0, 1], the surface's depth and hit mask (B, R), its normals (B, R, 3)."""
+    """Return colors (B, R, 3) in [0, 1], surface depth and hit mask (B, R), and normals (B, R, 3) of rays (B, R)."""
     output = render(field, rays, settings)
     normals, _ = surface_appearance(field, rays, output)
     return output.rgb, output.surface.t, output.surface.hit_mask, normals
 
 
 def latent_of(inversion: Inversion, scene: Scene, name: GeneratorName) -> Latent:
-    """What the latent file of an inversion holds."""
+    """Content of an inversion's latent file."""
     found = inversion.found
     pitch, yaw = found.angles[0].tolist()
     photo = {"pitch": pitch, "yaw": yaw, **{key: float(value[0]) for key, value in found.crop()._asdict().items()}}

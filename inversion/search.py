@@ -1,13 +1,13 @@
-"""The search for the latent and the camera behind a photo, by rendering.
+"""Search for a photo's latent and camera by rendering.
 
 1. Score a bank of random latents, each from a pose of a grid over the camera prior, at 16 px, without gradients. The bank is
    rendered once and serves every photo.
-2. Refine the best, and their twins across the depth ambiguity: a relief seen from one side and its hollow counterpart seen from
-   the other give nearly the same image, so the search for one may end near the other. A twin has the opposite pose.
+2. Refine the best, and their twins under the depth ambiguity: a relief seen from one side and its hollow counterpart seen from
+   the other give nearly the same image, so a search may converge to the wrong one. A twin has the opposite pose.
 3. Refine the best few of these at 32 px, and the best of these at the photo's full size.
 
-Refined are coordinates along the principal directions of the generator's styles, in standard deviations; an offset beside them;
-yaw and pitch; and a small crop (inversion/camera.py). Each is drawn toward its prior.
+The unknowns are coordinates along the principal directions of the generator's styles, in standard deviations; an offset outside
+these directions; yaw and pitch; and a small crop (inversion/camera.py). Each has a prior in the objective.
 B candidates, K principal directions, D numbers in the styles, S side of an image in pixels.
 """
 
@@ -31,10 +31,10 @@ from inversion.losses import Features, feature_loss, gradient_loss, psnr_db, pyr
 from settings.curriculum import Curriculum
 
 BANK_SIZE = 16  # pixels
-MIN_FEATURE_SIZE = 32  # pixels; of smaller images a network sees little
+MIN_FEATURE_SIZE = 32  # pixels; networks extract little from smaller images
 BANK_BATCH = 64
 RAYS_PER_CHUNK = 1 << 15
-WIDE_PRIORS = ("uniform", "spherical_uniform", "hybrid")  # half width h_stddev; the others are cut at two of it
+WIDE_PRIORS = ("uniform", "spherical_uniform", "hybrid")  # half width h_stddev; the others are cut at two stddevs
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Weights and rates of the search; see :func:`objective` for the terms. ``crop_stddevs``: shift, roll (rad), log scale."""
+    """Weights and rates; see :func:`image_loss` and :func:`prior_loss`. ``crop_stddevs``: shift, roll (rad), log scale."""
 
     num_steps: int = 150
     image_size: int = 64
@@ -92,7 +92,7 @@ class Candidates(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What a search needs to know of a generator, the same for all photos."""
+    """State of a generator that all searches share."""
 
     generator: ImplicitGenerator3d
     curriculum: Curriculum
@@ -107,7 +107,7 @@ class Scene(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The best candidate after a step: objective, PSNR in dB at the stage's size, yaw and pitch in radians."""
+    """Best candidate after a step: objective, PSNR in dB at the stage's size, yaw and pitch in radians."""
 
     step: int
     objective: float
@@ -133,7 +133,7 @@ def open_scene(loaded: LoadedGenerator, settings: SearchSettings, seed: int, fea
 
 
 def prior_half_widths(curriculum: Curriculum) -> tuple[float, float]:
-    """How far from their means pitch and yaw go in training, nearly always; radians."""
+    """Half widths of nearly all training pitches and yaws around their means, radians."""
     factor = 1 if curriculum.sample_dist in WIDE_PRIORS else 2
     return factor * curriculum.v_stddev, factor * curriculum.h_stddev
 
@@ -141,7 +141,7 @@ def prior_half_widths(curriculum: Curriculum) -> tuple[float, float]:
 def draw_bank(
     generator: ImplicitGenerator3d, curriculum: Curriculum, distribution: StyleDistribution, num: int, seed: int
 ) -> Candidates:
-    """``num`` latents of ``seed`` and as many poses, evenly spread over the camera prior's rectangle (Halton's sequence)."""
+    """Draw ``num`` latents and as many poses, evenly spread over the camera prior's rectangle (Halton sequence)."""
     device = distribution.mean.device
     z = draw_latents(num, curriculum.latent_dim, curriculum.z_dist, torch.Generator().manual_seed(seed))
     with torch.no_grad():
@@ -155,7 +155,7 @@ def draw_bank(
 
 
 def _halton(index: int, base: int) -> float:
-    """Number ``index`` of the van der Corput sequence in ``base``, in [0, 1)."""
+    """Return element ``index`` of the van der Corput sequence in ``base``, in [0, 1)."""
     value, share = 0.0, 1.0
     index += 1
     while index:
@@ -173,7 +173,7 @@ def render_candidates(
     size: int,
     full_size: int,
 ) -> Tensor:
-    """Images (B, 3, size, size) in [0, 1], each as its photo of ``full_size`` pixels shows it, with training's background."""
+    """Render images (B, 3, size, size) in [0, 1] in the frame of a photo of ``full_size`` pixels, on training's background."""
     field = generator.field(distribution.styles(candidates.coordinates, candidates.offsets))
     rays = photo_rays(candidates.poses(), candidates.crop(), size, full_size, curriculum.fov)
     settings = RenderSettings.from_curriculum(curriculum)
@@ -184,14 +184,14 @@ def render_candidates(
 
 
 def image_loss(rendered: Tensor, photo: Tensor, features: Features | None, settings: SearchSettings) -> Tensor:
-    """Pyramid and features; without a network, or for small images, pyramid and gradients: (B,)."""
+    """Pyramid and feature loss (B,); pyramid and gradient loss without a network or for small images."""
     if features is None or rendered.shape[-1] < MIN_FEATURE_SIZE:
         return pyramid_loss(rendered, photo) + settings.lambda_gradient * gradient_loss(rendered, photo)
     return pyramid_loss(rendered, photo) + settings.lambda_feature * feature_loss(rendered, photo, features)
 
 
 def prior_loss(candidates: Candidates, curriculum: Curriculum, settings: SearchSettings) -> Tensor:
-    """How far candidates are from what training drew: styles, offsets, poses beyond the camera prior, crops. (B,)"""
+    """Deviation of candidates from the training distribution: styles, offsets, poses beyond the prior, crops. (B,)"""
     mean = candidates.angles.new_tensor([curriculum.v_mean, curriculum.h_mean])
     limits = candidates.angles.new_tensor(prior_half_widths(curriculum))
     beyond = ((candidates.angles - mean).abs() - limits).clamp_min(0)
@@ -206,7 +206,7 @@ def prior_loss(candidates: Candidates, curriculum: Curriculum, settings: SearchS
 
 
 def best_of_bank(scene: Scene, photo: Tensor, num: int, settings: SearchSettings) -> Candidates:
-    """The half of ``num`` that lie nearest to the photo (1, 3, S, S), and their twins across the depth ambiguity."""
+    """Select the ``num`` / 2 latents closest to the photo (1, 3, S, S), and their twins under the depth ambiguity."""
     small = torch.nn.functional.avg_pool2d(photo, photo.shape[-1] // BANK_SIZE).expand_as(scene.bank_images)
     errors = image_loss(scene.bank_images, small, None, settings)
     nearest = scene.bank.rows(errors.argsort()[: (num + 1) // 2])
@@ -216,7 +216,7 @@ def best_of_bank(scene: Scene, photo: Tensor, num: int, settings: SearchSettings
 
 
 class Search:
-    """The search for one photo, step by step, so that whoever runs it may stop at any step and keep ``best``."""
+    """Search for one photo, step by step. The caller may stop after any step and use ``best``."""
 
     def __init__(self, scene: Scene, photo: Tensor, settings: SearchSettings) -> None:
         """photo: (3, S, S) in [0, 1]."""
@@ -235,7 +235,7 @@ class Search:
             candidates = yield from self._refine(candidates, size, self.settings.steps_of(stage))
 
     def _refine(self, start: Candidates, size: int, num_steps: int) -> Iterator[Progress]:
-        """Returns the best state of every candidate, best first."""
+        """Refine candidates at ``size`` pixels. Return the best state of each candidate, best first."""
         photo = torch.nn.functional.avg_pool2d(self.photo, self.photo.shape[-1] // size)
         parts = Candidates(*(part.requires_grad_(True) for part in start))
         s = self.settings
@@ -273,5 +273,5 @@ class Search:
 
 
 def falling_rate(step: int, num_steps: int) -> float:
-    """From 1 to 0.1 along half a cosine."""
+    """Learning rate factor: half a cosine from 1 to 0.1."""
     return 0.1 + 0.45 * (1 + math.cos(math.pi * step / max(1, num_steps)))

@@ -1,11 +1,10 @@
-"""Pivotal tuning of the generator's weights to one photo, with the shape held.
+"""Pivotal tuning of the generator's weights to one photo, with regularization of the shape.
 
-The latent found by the search is the pivot: its styles, pose and crop stay, and the weights move until the image is the photo.
-Left alone, the surface would move as well, for a crumpled one can show any image from one side. So the tuned field is held to
-the pivot's: its occupancy at random points of the volume and near the surface; its normals at the surface; and the colors of
-the surface that the photo does not show. Source: Roich et al., "Pivotal Tuning", 2021; what is held instead of their
-locality term is occupancy, normals and colors, since here a shape can be queried.
-N points.
+The latent found by the search is the pivot. Its styles, pose and crop are fixed, and the weights are optimized until the image
+matches the photo. Unconstrained, this would crumple the surface, since a crumpled surface can show any image from one side. The
+tuned field is therefore kept close to the pivot's: occupancy at random points of the volume and near the surface, normals at
+the surface, and colors of the surface that the photo does not show. Source: Roich et al., "Pivotal Tuning", 2021. These terms
+replace their locality regularization, since here the shape can be queried. N points.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from siren.field import Field
 
 POOL_SIZE = 48  # pixels of the views that find surface points
 POOL_YAWS = (-0.6, -0.3, 0.0, 0.3, 0.6)  # radians from the mean pose
-NEAR_SURFACE = 0.01  # world units: standard deviation of half of the points whose occupancy is held
-SEEN_COSINE = 0.3  # between normal and the direction to the photo's camera: above it the photo decides on colors
-FROZEN = "mapping"  # in the name of parameters that the pivot does without
+NEAR_SURFACE = 0.01  # world units: standard deviation of the offset from the surface, for half of the occupancy points
+SEEN_COSINE = 0.3  # of the angle between normal and the direction to the photo's camera; above it, the photo determines colors
+FROZEN = "mapping"  # in the names of parameters that a fixed latent does not use
 
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """``num_points``: of each hold, per step."""
+    """Settings of tuning. ``num_points``: points of each regularizer, per step."""
 
     num_steps: int = 100
     rate: float = 5e-4
@@ -55,7 +54,7 @@ class SurfacePool(NamedTuple):
 
 
 class Tuning:
-    """Tuning for one photo, step by step; ``weights`` are the best so far, by name, None before the first step."""
+    """Tuning for one photo, step by step; ``weights``: the best so far, by name; None before the first step."""
 
     def __init__(self, scene: Scene, photo: Tensor, pivot: Candidates, settings: TuneSettings, search: SearchSettings, seed: int):
         """photo: (3, S, S) in [0, 1]. ``search``: the weights of the image loss."""
@@ -84,7 +83,7 @@ class Tuning:
         for step in range(settings.num_steps):
             optimizer.param_groups[0]["lr"] = settings.rate * falling_rate(step, settings.num_steps)
             field = generator.field(self._styles)
-            # Jittered as in training: weights fitted to fixed samples show between them, by 2 dB with twice as many samples.
+            # Jittered as in training: weights that overfit fixed samples lose 2 dB when rendered with twice as many.
             noise = draw_noise(1, size * size, rendering, scene.device, self._random)
             image = render(field, rays, rendering, noise).rgb
             image = image.transpose(1, 2).unflatten(2, (size, size))
@@ -98,7 +97,7 @@ class Tuning:
             yield Progress(step + 1, best, best_psnr, yaw, pitch, size)
 
     def _hold(self, field: Field, pivot: Field, pool: SurfacePool) -> Tensor:
-        """How far the field is from the pivot's: occupancies, normals, and colors that the photo does not show."""
+        """Regularization toward the pivot's field: occupancies, normals, and colors that the photo does not show."""
         settings, num = self.settings, self.settings.num_points
         near_points = self._draw(pool.points, num)
         noise = torch.randn(len(near_points), 3, generator=self._random).to(near_points.device) * NEAR_SURFACE
@@ -118,7 +117,7 @@ class Tuning:
         return loss
 
     def _ahead(self, points: Tensor) -> Tensor:
-        """The mean direction of view for each of points (1, N, 3)."""
+        """Repeat the mean view direction for each of points (1, N, 3)."""
         curriculum = self.scene.curriculum
         return mean_direction(curriculum.h_mean, curriculum.v_mean).to(points.device).expand_as(points)
 
@@ -126,12 +125,12 @@ class Tuning:
         return torch.randint(total, (num,), generator=self._random)
 
     def _draw(self, rows: Tensor, num: int) -> Tensor:
-        """``num`` random rows of (N, 3), or none of none."""
+        """Draw ``num`` random rows of (N, 3); empty if there are none."""
         return rows[self._indices(len(rows), num).to(rows.device)] if len(rows) else rows
 
 
 def surface_pool(field: Field, photo_poses: CameraPoses, scene: Scene) -> SurfacePool:
-    """The pivot's surface as the photo's camera and those of POOL_YAWS see it."""
+    """Sample the pivot's surface from the photo's camera and those of POOL_YAWS."""
     curriculum = scene.curriculum
     device = scene.device
     points = []
@@ -150,7 +149,7 @@ def surface_pool(field: Field, photo_poses: CameraPoses, scene: Scene) -> Surfac
 
 
 def _surface_points(field: Field, poses: CameraPoses, scene: Scene) -> Tensor:
-    """Where the rays of a view enter the surface: (N, 3)."""
+    """Return the points where the rays of a view enter the surface, (N, 3)."""
     rays = camera_rays(poses, POOL_SIZE, scene.curriculum.fov)
     surface = render(field, rays, RenderSettings.from_curriculum(scene.curriculum)).surface
     return ray_points(Rays(*rays), surface.t.unsqueeze(-1))[0][surface.hit_mask[0]]

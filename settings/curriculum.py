@@ -176,6 +176,8 @@ class Curriculum:
         _reject_unknown(label, settings, [field.name for field in dataclasses.fields(cls)], "setting")
         _reject_missing(label, settings, ("dataset", "stages", "end_step"))
         settings["stages"] = _stages(label, settings["stages"])
+        if settings["eval_last_back"] is (not settings["white_back"]):  # what None stands for; published dictionaries say it
+            settings["eval_last_back"] = None
         return cls(**_with_types(cls, settings))
 
     def with_overrides(self, assignments: Iterable[str]) -> Curriculum:

@@ -145,7 +145,9 @@ def test_broken_images_are_skipped_named_and_too_many_stop(folder: Path, tmp_pat
     again = ImageDataset(folder, 8, cache_dir=tmp_path / "cache")
     assert again.unreadable_names == data.unreadable_names and reds(again) == reds(data)
     (folder / "3b.jpg").write_text("text")
-    with pytest.raises(UserError, match=r"2 of 7 images .*2b\.png: damaged at the beginning.*copy it again.*\| 3b\.jpg: not an image"):
+    with pytest.raises(
+        UserError, match=r"2 of 7 images .*2b\.png: damaged at the beginning.*copy it again.*\| 3b\.jpg: not an image"
+    ):
         ImageDataset(folder, 8, cache_dir=None)
     assert len(ImageDataset(folder, 8, cache_dir=None, max_unreadable=0.5)) == 5
 

@@ -30,6 +30,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str | None]] = {
     "style_mixing": (("GENERATOR", "--rows", "0", "--columns", "1", "--output_dir", "OUT"), PICTURES),
     "tools.directions": (("GENERATOR", "--output_dir", "OUT"), SCORES),
     "tools.eval_geometry": (("GENERATOR", "--dataset_path", "TRUTH", "--output_json", "OUT/x.json"), SCORES),
+    "view": (("GENERATOR",), PICTURES),
     "tools.mesh_score": (("GENERATOR", "--output_dir", "OUT"), PICTURES),
     "tools.pose_spread": (("PHOTOS", "--num_images", "64", "--readout_cache", "OUT"), None),
     "tools.sheet": (("GENERATOR", "--output", "OUT/sheet.png"), SCORES),

@@ -78,7 +78,7 @@ def test_a_worker_that_is_killed_costs_no_image(tmp_path, capsys):
     blocks = [range(0, 4), range(4, 8), range(8, 10)]
     work = partial(dying_worker.work, once=str(tmp_path / "died"))
     assert [list(part) for part in _in_parallel(work, blocks, 2)] == [[0, 2, 4, 6], [8, 10, 12, 14], [16, 18]]
-    assert capsys.readouterr().err.count("a process that decodes images died") >= 1
+    assert capsys.readouterr().err.count("a decoding process died") >= 1
 
 
 def test_an_image_that_kills_every_process_is_the_only_one_lost():

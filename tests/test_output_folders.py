@@ -73,7 +73,7 @@ def test_a_damaged_voxel_file_does_not_stop_the_others(tmp_path: Path, capsys: p
     assert {"0_16_views.png", "2_16_views.png", "2_16_mesh.ply"} <= made and not any(
         name.startswith(("1_", "3_")) for name in made
     )
-    assert capsys.readouterr().err.count("left out:") == 3
+    assert capsys.readouterr().err.count("skipped:") == 3
 
 
 def test_a_score_that_fails_does_not_lose_the_finished_ones(

@@ -275,4 +275,4 @@ def test_meshimg_without_voxels(tmp_path: Path, capsys) -> None:
         render_meshimg.main([str(tmp_path / "none_voxel.npy"), "--output_dir", str(tmp_path), "--renderer", "raycast"])
     with pytest.raises(SystemExit):
         render_meshimg.main(["--fov", "180"])
-    assert "--fov must lie below 180" in capsys.readouterr().err
+    assert "--fov must be below 180" in capsys.readouterr().err

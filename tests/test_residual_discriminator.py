@@ -157,7 +157,7 @@ def test_other_sizes_are_refused(discriminator, size):
 @pytest.mark.parametrize(
     "setting, named",
     [
-        ("img_size=16", "leave out the first"),
+        ("img_size=16", "remove the first"),
         ("disc_widths=()", "disc_widths"),
         ("disc_widths=(8, 0)", "disc_widths"),
         ("disc_widths=(1, 2, 3, 4, 5, 6, 7, 8, 9)", "disc_widths"),

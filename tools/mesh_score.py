@@ -1,11 +1,11 @@
-"""How much a mesh looks like the rendered image: meshes as files, drawn unlit, against the field's colors at its surface.
+"""Compare exported meshes, rendered without lights, with the field's colors at its surface.
 
     python -m tools.mesh_score heads
 
-For each seed, the surface is cut as extract_shapes.py cuts it and made into .glb files: with vertex colors, all faces and
---faces of them; and with a texture. Each file is read back by trimesh and drawn by OpenGL (pyrender) without lights from
-five viewpoints. PSNR is against ``surface_image`` of the same pose: one color per pixel, that of the field where the ray
-enters the surface, on black. Writes ``mesh_score.json`` and, with --sheet, an image of what was compared.
+For each seed, the surface is extracted as in extract_shapes.py and written to .glb files: with vertex colors, at all faces
+and decimated to --faces, and with a texture. Each file is read back by trimesh and rendered by OpenGL (pyrender) without
+lights from five viewpoints. PSNR is against ``surface_image`` of the same pose: for each pixel, the field's color where the
+ray enters the surface, on black. Writes ``mesh_score.json`` and, with --sheet, an image of the comparison.
 """
 
 from __future__ import annotations
@@ -80,17 +80,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add_generator_arguments(parser, output_dir="mesh_score")
-    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2, 3], help="a shape each")
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[0, 1, 2, 3], help="seeds, one shape each")
     parser.add_argument("--image_size", type=image_side, default=256, help="side of an image in pixels")
     parser.add_argument("--voxel_resolution", type=int_between(2, 1024), default=256, help="voxels along a side")
-    parser.add_argument("--faces", type=int_between(16, 1 << 30), default=DEFAULT_FACES, help="of the decimated meshes")
+    parser.add_argument(
+        "--faces", type=int_between(16, 1 << 30), default=DEFAULT_FACES, help="number of faces of the decimated meshes"
+    )
     parser.add_argument("--texture", type=int_between(16, 16384), default=1024, help="texels along a side")
-    parser.add_argument("--sheet", action="store_true", help="also write SEED_compared.png: the truth, and a row per mesh")
+    parser.add_argument("--sheet", action="store_true", help="also write SEED_compared.png: the reference, and a row per mesh")
     return parser.parse_args(argv)
 
 
 def write_meshes(loaded: LoadedGenerator, field: Field, stem: Path, args: argparse.Namespace) -> dict[str, tuple[Path, int]]:
-    """The .glb files to compare: by name, path and number of faces. Raises UserError where there is no surface."""
+    """Write the .glb files to compare; return path and number of faces by name. Raises UserError if there is no surface."""
     curriculum, device = loaded.curriculum, next(loaded.generator.parameters()).device
     settings = MeshSettings(level=curriculum.tau, clip_radius=visible_radius(curriculum))
     voxels = np.empty((args.voxel_resolution,) * 3, dtype=np.float32)
@@ -112,7 +114,7 @@ def write_meshes(loaded: LoadedGenerator, field: Field, stem: Path, args: argpar
 
 
 def surface_image(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, size: int) -> Tensor:
-    """(3, size, size) in [-1, 1]: the field's color where each pixel's ray enters the surface; black where none does."""
+    """Render (3, size, size) in [-1, 1]: the field's color where a pixel's ray enters the surface, black elsewhere."""
     settings = ViewSettings(image_size=size, fov_degrees=pose.fov_degrees)
     camera = make_pose(pose.yaw, pose.pitch, next(loaded.generator.parameters()).device)
     view = render_view(field, camera, loaded.curriculum, settings)
@@ -159,7 +161,7 @@ def read_primitive(path: Path):
 
 
 def summary(squared_errors: Sequence[Sequence[float]], num_faces: Sequence[int]) -> dict[str, object]:
-    """Mean squared errors of seeds' views, colors in [0, 1] -> PSNR of their mean, of each seed, and of the worst view."""
+    """Return the PSNR of the mean squared error (colors in [0, 1]) over all views, for each seed, and of the worst view."""
     errors = np.array(squared_errors)
     return {
         "psnr_db": psnr_db(errors.mean()),
@@ -170,7 +172,7 @@ def summary(squared_errors: Sequence[Sequence[float]], num_faces: Sequence[int])
 
 
 def psnr_db(mean_squared_error: float) -> float:
-    """Of colors in [0, 1]."""
+    """Return the PSNR in dB of colors in [0, 1]."""
     return -10 * math.log10(max(float(mean_squared_error), 1e-12))
 
 

@@ -32,7 +32,7 @@ class TriplaneStyles(NamedTuple):
 
 
 def normal_parameter(*shape: int, stddev: float = 1.0) -> nn.Parameter:
-    """Return a parameter from N(0, stddev^2), uninitialized on meta, where drawing loads torch's compiler: seconds."""
+    """Return a parameter from N(0, stddev^2); uninitialized on meta, where drawing would load torch's compiler for seconds."""
     values = torch.empty(shape)
     return nn.Parameter(values if values.is_meta else values.normal_(std=stddev))
 

@@ -1,1 +1,1 @@
-"""A viewer in the browser that renders with PyTorch (view.py)."""
+"""Browser viewer that renders with PyTorch (view.py)."""

@@ -1,9 +1,9 @@
-"""The browser's camera, and which pixels of its image show the field.
+"""The browser's camera, and the pixels of its image that show the field.
 
-Training saw a square frame through the origin, seen from distance 1. A camera in the browser may stand anywhere, so the frame
-is drawn as a square of that size through the origin, perpendicular to the line of sight; everything else stays background.
-In the browser's image it is a rectangle of whole pixels: :class:`Block`. At distance 1, looking at the origin, it is the image
-of the other scripts. Angles are radians; world axes as in generators/cameras.py.
+In training, the cameras see a square frame through the origin from distance 1. The browser's camera may be anywhere, so the frame
+is rendered as a square of that size through the origin, perpendicular to the line of sight. Everything else is background. In
+the browser's image, the frame is a rectangle of whole pixels: :class:`Block`. At distance 1, looking at the origin, it equals
+the image of the other scripts. Angles are radians; world axes as in generators/cameras.py.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch.nn import functional as F
 from generators.cameras import CameraPoses, Rays, camera_to_world
 from settings.curriculum import Curriculum
 
-MIN_HEIGHT, MAX_HEIGHT = 16, 1200  # pixels of a frame, whatever the browser says of its window
+MIN_HEIGHT, MAX_HEIGHT = 16, 1200  # pixels of a frame, for any window size that the browser reports
 MIN_ASPECT, MAX_ASPECT = 0.1, 10.0
-VIEW_MARGIN = 1.25  # the browser's field of view over the curriculum's
+VIEW_MARGIN = 1.25  # ratio of the browser's field of view to the curriculum's
 MIN_DISTANCE = 0.05
 
 
 @dataclass(frozen=True)
 class BrowserCamera:
-    """``position`` (3,), world; ``wxyz``: camera to world, unit quaternion, of a camera that looks along its +z with +y down
+    """``position`` (3,), world; ``wxyz``: camera-to-world unit quaternion of a camera that looks along +z with +y down
     (OpenCV's axes, which viser uses); ``fov``: vertical; ``aspect``: width over height; ``height``: of the window in pixels."""
 
     position: tuple[float, float, float]
@@ -37,7 +37,7 @@ class BrowserCamera:
     height: int
 
     def is_possible(self) -> bool:
-        """Whether an image can be made from it: a browser may send anything."""
+        """Return whether the camera can be rendered: a browser may send any values."""
         numbers = (*self.position, *self.wxyz, self.fov, self.aspect)
         return (
             all(math.isfinite(number) and abs(number) < 1e6 for number in numbers)
@@ -48,7 +48,7 @@ class BrowserCamera:
         )
 
     def rotation(self) -> Tensor:
-        """(3, 3), camera to world."""
+        """Camera-to-world rotation (3, 3)."""
         w, x, y, z = (float(number) / math.hypot(*self.wxyz) for number in self.wxyz)
         return torch.tensor(
             [
@@ -59,7 +59,7 @@ class BrowserCamera:
         )
 
     def pose(self) -> tuple[float, float]:
-        """Yaw and pitch of the position, as the other scripts count them."""
+        """Yaw and pitch of the position, in the convention of the other scripts."""
         x, y, z = self.position
         return math.atan2(z, x), math.acos(max(-1.0, min(1.0, y / math.hypot(x, y, z))))
 
@@ -76,17 +76,17 @@ class Block(NamedTuple):
 
 
 def window_half_side(curriculum: Curriculum) -> float:
-    """Half the side of training's frame at the origin, world units: tan(fov / 2)."""
+    """Half side of the training frame at the origin, world units: tan(fov / 2)."""
     return math.tan(math.radians(curriculum.fov) / 2)
 
 
 def fitting_distance(half_side: float, fov: float, aspect: float) -> float:
-    """Distance from which a square of half side ``half_side`` fits into the browser's image, at least 1."""
+    """Distance at which a square of half side ``half_side`` fits into the browser's image, at least 1."""
     return max(1.0, half_side * VIEW_MARGIN / (math.tan(fov / 2) * min(aspect, 1.0)))
 
 
 def visible_block(camera: BrowserCamera, half_side: float, image_size: int) -> Block:
-    """The frame's pixels, about ``image_size`` squared however much of it is in view; fewer where it is small in the window."""
+    """Pixels of the visible frame: about ``image_size`` squared, fewer if the frame is small in the window."""
     spans = _visible_spans(camera, half_side)
     most = max(MIN_HEIGHT, min(camera.height, MAX_HEIGHT))
     if spans is None:
@@ -100,7 +100,7 @@ def visible_block(camera: BrowserCamera, half_side: float, image_size: int) -> B
 
 
 def _visible_spans(camera: BrowserCamera, half_side: float) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """Left to right and top to bottom of the frame, in [0, 1] of the browser's image, or None where it is out of view."""
+    """Horizontal and vertical spans of the frame, in [0, 1] of the browser's image, or None if it is out of view."""
     x, y, z = (-camera.rotation().t() @ torch.tensor(camera.position)).tolist()  # the origin in the camera's axes
     if z <= MIN_DISTANCE / 2:
         return None
@@ -118,8 +118,8 @@ def _visible_spans(camera: BrowserCamera, half_side: float) -> tuple[tuple[float
 def block_rays(camera: BrowserCamera, block: Block) -> tuple[Rays, Tensor]:
     """Rays (1, R, 3) through a block's pixels, row-major, and the cosine (R,) of each to the line of sight.
 
-    They start where the unit sphere's cameras would stand: :func:`generators.renderer.render` samples them at the distances
-    that training used. A distance t along them is ``t + |position| - 1`` from the camera.
+    They start at the distance of the training cameras, so :func:`generators.renderer.render` samples them at the distances
+    used in training. A distance t along them is ``t + |position| - 1`` from the camera.
     """
     slope = math.tan(camera.fov / 2)
     rows = (torch.arange(block.rows) + block.top + 0.5) / block.height * 2 - 1
@@ -132,15 +132,15 @@ def block_rays(camera: BrowserCamera, block: Block) -> tuple[Rays, Tensor]:
 
 
 def camera_at(yaw: float, pitch: float, distance: float, fov: float, aspect: float = 1.0, height: int = 256) -> BrowserCamera:
-    """The camera that looks at the origin from a pose of the other scripts."""
+    """Return the camera that looks at the origin from a pose in the convention of the other scripts."""
     cam2world = camera_to_world(CameraPoses(torch.tensor([pitch]), torch.tensor([yaw])))[0]
-    axes = cam2world[:3, :3] * torch.tensor([1.0, -1.0, -1.0])  # from right, up, back to right, down, forward
+    axes = cam2world[:3, :3] * torch.tensor([1.0, -1.0, -1.0])  # axes right, up, back -> right, down, forward
     x, y, z = (cam2world[:3, 3] * distance).tolist()
     return BrowserCamera((x, y, z), quaternion(axes), fov, aspect, height)
 
 
 def quaternion(rotation: Tensor) -> tuple[float, float, float, float]:
-    """Unit quaternion (w, x, y, z) of a rotation (3, 3): the eigenvector of Bar-Itzhack's symmetric matrix."""
+    """Convert a rotation (3, 3) to a unit quaternion (w, x, y, z), an eigenvector of Bar-Itzhack's symmetric matrix."""
     (a, b, c), (d, e, f), (g, h, i) = rotation.double().tolist()
     matrix = torch.tensor(
         [

@@ -1,4 +1,4 @@
-"""One frame: a field as the browser's camera sees it, rendered in pieces so that it can be abandoned."""
+"""One frame: a field seen by the browser's camera, rendered in pieces so that it can be canceled."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from viewing.camera import Block, BrowserCamera, block_rays, visible_block, wind
 from visualization.images import depth_image
 
 QUANTITIES = ("image", "normals", "depth")
-BACKGROUND = 255  # gray level of what is no part of the frame
-NO_SURFACE_DEPTH = 100.0  # world units: behind everything that the scene holds
+BACKGROUND = 255  # gray level outside the frame
+NO_SURFACE_DEPTH = 100.0  # world units, behind all objects of the scene
 
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """``quantity``: one of QUANTITIES. ``surface``: one color per ray, at the root, instead of the volume's.
+    """``quantity``: one of QUANTITIES. ``surface``: render one color per ray, at the root, instead of the volume.
 
-    ``with_depth``: also measure how far pixels are, so that the scene's objects hide what is behind them.
+    ``with_depth``: also return the depth of the pixels, for occlusion with the scene's objects.
     """
 
     quantity: str = "image"
@@ -37,7 +37,7 @@ class FrameSettings:
 
 @dataclass(frozen=True)
 class Frame:
-    """``pixels`` (H, W, 3) uint8; ``depth`` (H, W) along the line of sight, world units, or None; ``block``: the frame's part."""
+    """``pixels`` (H, W, 3) uint8; ``depth`` (H, W) along the line of sight, world units, or None; ``block``: the visible part."""
 
     pixels: np.ndarray
     depth: np.ndarray | None
@@ -45,13 +45,13 @@ class Frame:
     image_size: int
 
     def cropped(self) -> np.ndarray:
-        """(rows, columns, 3) uint8: the frame alone, without background."""
+        """Return the frame (rows, columns, 3), uint8, without the background."""
         block = self.block
         return self.pixels[block.top : block.top + block.rows, block.left : block.left + block.columns]
 
 
 class FrameJob:
-    """A frame on its way: :meth:`advance` until it returns it."""
+    """A frame in progress: call :meth:`advance` until it returns the frame."""
 
     def __init__(self, field: Field, curriculum: Curriculum, camera: BrowserCamera, settings: FrameSettings) -> None:
         self._field, self._curriculum, self._settings = field, curriculum, settings
@@ -64,7 +64,7 @@ class FrameJob:
         self.num_rays = self._rays.directions.shape[1]
 
     def advance(self, num_rays: int, device: torch.device | str) -> Frame | None:
-        """Render the next ``num_rays`` rays on the field's device; the frame once all are done."""
+        """Render the next ``num_rays`` rays on the field's device. Return the frame when all are done, else None."""
         end = min(self._num_done + num_rays, self.num_rays)
         if end > self._num_done:
             part = slice(self._num_done, end)
@@ -97,7 +97,7 @@ def _render_settings(curriculum: Curriculum, settings: FrameSettings) -> RenderS
 def _pixels(
     field: Field, rays: Rays, render_settings: RenderSettings, settings: FrameSettings, curriculum: Curriculum
 ) -> tuple[Tensor, Tensor]:
-    """Colors (R, 3) in [0, 1] and distances t (R,), infinite where there is nothing, both on the CPU."""
+    """Render colors (R, 3) in [0, 1] and distances t (R,), infinite without a hit, both on the CPU."""
     output = render(field, rays, render_settings)
     hit = output.surface.hit_mask
     if curriculum.pred_occ:

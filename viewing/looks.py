@@ -1,4 +1,4 @@
-"""What a browser may choose of a generator: the head."""
+"""The browser's choice of latents and truncation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from visualization.generator_scripts import styles_from_seed
 
 @dataclass(frozen=True)
 class Look:
-    """``appearance_seed``: whose appearance the geometry of ``seed`` wears, or None for its own. ``psi``: truncation."""
+    """``appearance_seed``: seed of the appearance, or None for that of ``seed``. ``psi``: truncation."""
 
     seed: int = 0
     psi: float = 0.7
@@ -23,7 +23,7 @@ class Look:
 
 @torch.no_grad()
 def field_of(loaded: LoadedGenerator, look: Look) -> Field:
-    """The field of a look, of one latent."""
+    """Return the field of a look (B = 1)."""
     styles = styles_from_seed(loaded, look.seed, look.psi)
     if look.appearance_seed is not None:
         appearance = styles_from_seed(loaded, look.appearance_seed, look.psi)

@@ -1,7 +1,7 @@
-"""The page: viser's scene and panel for each browser, and what its events change.
+"""The page: viser's scene and panel for each browser, and their event handlers.
 
-Each browser has a panel and a session of its own. What comes from it are numbers and choices, which are checked; none names a
-file, and files for download are made in memory.
+Each browser has its own panel and session. It sends only numbers and choices, which are validated, and never file names. Files
+for download are created in memory.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from viewing.shapes import colored_mesh, prior_cameras, prior_reach
 from viewing.worker import Session, Worker
 from visualization.images import png_bytes
 
-MAX_SHOWN_SEED = 2**31 - 1  # what the page's number box can hold
+MAX_SHOWN_SEED = 2**31 - 1  # largest value of the page's number box
 SIZES = (64, 128, 256, 512)
 VOLUME, SURFACE = "volume", "surface"
-FAN_DISTANCE, FAN_TURN = 5.0, 0.9  # where the camera goes to show the prior: distance, and yaw from the mean in radians
+FAN_DISTANCE, FAN_TURN = 5.0, 0.9  # camera that shows the prior: distance, and yaw from the mean in radians
 STATUS_SECONDS = 0.5  # between status lines while something moves
 
 
 class LocalServer(viser.ViserServer):
-    """A viser server that does not offer itself to the world, whatever a browser requests."""
+    """A viser server that rejects requests for public share links."""
 
     def request_share_url(self, verbose: bool = True) -> str | None:
         return None
 
 
 class Viewer:
-    """Serves a worker's frames on ``host``:``port``, or the next free port. :attr:`url` says where."""
+    """Serves a worker's frames on ``host``:``port``, or the next free port; see :attr:`url`."""
 
     def __init__(self, worker: Worker, name: str, host: str, port: int, look: Look, settings: FrameSettings) -> None:
         self._worker, self._look, self._settings = worker, look, settings
@@ -63,7 +63,7 @@ class Viewer:
         self._server.stop()
 
     def show_generator(self, loaded: LoadedGenerator) -> None:
-        """Show a newer generator to everyone."""
+        """Show a newer generator in all browsers."""
         self._worker.replace_generator(loaded)
 
     def _connect(self, client: viser.ClientHandle) -> None:
@@ -96,10 +96,8 @@ class Page:
         self._worker.remove(self._session)
 
     def show(self, frame: Frame, is_refined: bool, seconds: float) -> None:
-        """Display a frame, and now and then what it took."""
-        self._client.scene.set_background_image(
-            frame.pixels, format="jpeg", jpeg_quality=95 if is_refined else 85, depth=frame.depth
-        )
+        """Display a frame, and from time to time its size and render time."""
+        self._client.scene.set_background_image(frame.pixels, format="jpeg", jpeg_quality=95, depth=frame.depth)
         self._client.flush()
         now = time.perf_counter()
         between, self._last_frame_at = now - self._last_frame_at, now
@@ -161,7 +159,7 @@ class Page:
             self._toggle_mesh(event)
 
     def _look(self) -> Look:
-        """What the panel says, or before it where a browser sent what its controls cannot hold."""
+        """Return the panel's values, or the previous ones for invalid values from the browser."""
         last = self._session.look
         psi = _number(self._psi.value, last.psi, -2.0, 2.0)
         seed = int(_number(self._seed.value, last.seed, 0, MAX_SEED))
@@ -178,13 +176,13 @@ class Page:
     # -- the scene -------------------------------------------------------------------------------------------------
 
     def _fit(self, camera: BrowserCamera) -> None:
-        """Step back where the window is too narrow for the whole frame."""
+        """Move the camera back if the window is too narrow for the whole frame."""
         distance = fitting_distance(window_half_side(self._worker.loaded.curriculum), camera.fov, camera.aspect)
         if distance > 1:
             self._stand(0.0, distance, camera.fov)
 
     def _stand(self, turn: float, distance: float, fov: float) -> None:
-        """Look at the origin from ``turn`` radians of yaw beside the mean pose."""
+        """Look at the origin from ``turn`` radians of yaw off the mean pose."""
         curriculum = self._worker.loaded.curriculum
         target = camera_at(curriculum.h_mean + turn, curriculum.v_mean, distance, fov)
         self._client.camera.position = target.position
@@ -196,7 +194,7 @@ class Page:
         self._stand(0.0, fitting_distance(half_side, camera.fov, camera.aspect), camera.fov)
 
     def _toggle_prior(self, event: object) -> None:
-        """Draw the cameras, from where all of them are in view; or remove them."""
+        """Draw the cameras and move back until all are in view, or remove them."""
         scene, camera = self._client.scene, _camera_of(self._client)
         cameras = prior_cameras(self._worker.loaded)
         if self._prior.value:
@@ -239,7 +237,7 @@ class Page:
         return mesh
 
     def _save_image(self, event: object) -> None:
-        """Render the view once more, at rest's size, and send it as PNG, without what lies around the frame."""
+        """Render the view at full quality and send the frame, without background, as PNG."""
         session, loaded = self._session, self._worker.loaded
         device = next(loaded.generator.parameters()).device
         job = FrameJob(field_of(loaded, session.look), loaded.curriculum, session.camera, session.settings)
@@ -261,7 +259,7 @@ class Page:
 
 
 def _number(value: object, otherwise: float, least: float, most: float) -> float:
-    """``value`` if it is a number of the range, else ``otherwise``."""
+    """Return ``value`` if it is a number in the range, else ``otherwise``."""
     is_number = type(value) in (int, float) and math.isfinite(value) and least <= value <= most
     return value if is_number else otherwise
 

@@ -1,4 +1,4 @@
-"""What is drawn beside the rendered head: its mesh, and the cameras that training looked from."""
+"""Objects drawn beside the rendered head: its mesh, and cameras of the training prior."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NUM_CAMERAS = 60
 
 
 def colored_mesh(loaded: LoadedGenerator, field: Field, device: torch.device) -> Trimesh | None:
-    """The surface where rays enter it, with vertex colors: a Trimesh in world coordinates, or None where there is none."""
+    """Extract the surface with vertex colors: a Trimesh in world coordinates, or None if there is no surface."""
     curriculum = loaded.curriculum
     radius = visible_radius(curriculum)
     settings = MeshSettings(2.05 * radius, curriculum.tau, radius, largest_piece=True)
@@ -43,7 +43,7 @@ def colored_mesh(loaded: LoadedGenerator, field: Field, device: torch.device) ->
 
 
 def prior_cameras(loaded: LoadedGenerator) -> list[BrowserCamera]:
-    """NUM_CAMERAS cameras as training draws them, the same at each call."""
+    """Draw NUM_CAMERAS cameras from the training prior, the same at each call."""
     curriculum = loaded.curriculum
     poses = sample_camera_poses(
         NUM_CAMERAS,
@@ -59,7 +59,7 @@ def prior_cameras(loaded: LoadedGenerator) -> list[BrowserCamera]:
 
 
 def prior_reach(cameras: list[BrowserCamera]) -> float:
-    """The farthest that any of them stands from the line of sight of the mean one, world units."""
+    """Largest distance of the cameras from the line of sight of the mean one, world units."""
     positions = torch.tensor([camera.position for camera in cameras])
     middle = positions.mean(dim=0)
     return float((positions - middle).norm(dim=1).max())

@@ -1,4 +1,4 @@
-"""Where the generator comes from: a file, or the folder of a run that is being trained."""
+"""Source of the generator: a file, or the folder of a run in training."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CHECKPOINT = re.compile(r"checkpoint_(\d+)\.pt")
 
 
 class RunFolder:
-    """The newest generator of a run's folder. A file that cannot be read, because it is half-written, is tried again later."""
+    """Newest generator of a run's folder. A file that cannot be read, such as a partly written one, is retried later."""
 
     def __init__(self, path: Path, curriculum: str | None, device: torch.device, precision: str) -> None:
-        """Raises UserError where ``path`` is no folder."""
+        """Raises UserError if ``path`` is not a folder."""
         if not path.is_dir():
             raise UserError(f"--watch {path} is no folder; name the --output_dir of a training")
         self.problem: str | None = None  # why the newest file could not be read
@@ -27,7 +27,7 @@ class RunFolder:
         self._seen: tuple[object, ...] | None = None
 
     def poll(self) -> LoadedGenerator | None:
-        """The newest generator if it changed since the last call and can be read."""
+        """Return the newest generator if it changed since the last call and can be read, else None."""
         try:
             path = newest_generator(self._path)
             if path is None:
@@ -46,7 +46,7 @@ class RunFolder:
 
 
 def newest_generator(folder: Path) -> Path | None:
-    """The run's inference file, or before there is one its checkpoint of the highest step; None where there is neither."""
+    """Path of the run's inference file, else of its checkpoint with the highest step; None if there is neither."""
     if (folder / INFERENCE_NAME).is_file():
         return folder / INFERENCE_NAME
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := CHECKPOINT.fullmatch(path.name))]

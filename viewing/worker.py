@@ -1,7 +1,7 @@
-"""One thread that renders for all browsers: few pixels while something moves, all of them once it rests.
+"""One thread that renders for all browsers: at low resolution during changes, at full quality at rest.
 
-Whoever moves is served first, in turn; what rests is refined in pieces between them, and dropped when it moves again. The
-number of pixels follows from the time that rays have taken: :class:`TimeBudget`.
+Changing views are served first, in turn. Views at rest are refined in pieces in between; a new change cancels the refinement.
+The number of pixels depends on the measured time per ray: :class:`TimeBudget`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from viewing.camera import BrowserCamera, camera_at
 from viewing.frames import Frame, FrameJob, FrameSettings
 from viewing.looks import Look, field_of
 
-FRAME_SECONDS = 0.08  # of rendering while something moves: with sending and drawing, 10 frames a second
-REST_SECONDS = 0.15  # without a change, after which a view is refined
+FRAME_SECONDS = 0.08  # of rendering during changes; with transfer and drawing, 10 frames per second
+REST_SECONDS = 0.15  # without a change, before a view is refined
 MIN_MOVING_SIZE, SIZE_STEP = 24, 8  # pixels
-PIECE_RAYS = 512  # the least that a refinement renders at a time
+PIECE_RAYS = 512  # smallest piece of a refinement
 
 
 class Screen(Protocol):
-    """Where frames go."""
+    """Receiver of frames."""
 
     def show(self, frame: Frame, is_refined: bool, seconds: float) -> None:
         """Display a frame that took ``seconds`` to render."""
 
 
 class Session:
-    """One browser: what it looks at, from where, and what has been rendered of that. The worker's lock guards it."""
+    """One browser's look, camera and rendering state, guarded by the worker's lock."""
 
     def __init__(self, screen: Screen, camera: BrowserCamera, look: Look, settings: FrameSettings) -> None:
         self.screen, self.camera, self.look, self.settings = screen, camera, look, settings
-        self.is_stale = True  # since the last coarse frame something changed
-        self.is_coarse = True  # what it shows is not refined
+        self.is_stale = True  # something changed since the last coarse frame
+        self.is_coarse = True  # the displayed frame is not refined
         self.changed_at = 0.0
         self.served_at = 0.0
         self.job: FrameJob | None = None
@@ -48,7 +48,7 @@ class Session:
 
 
 class TimeBudget:
-    """The side of an image that can be rendered in a given time, from what rays of each kind of frame have taken."""
+    """Image size that can be rendered in a given time, from the measured time per ray of each kind of frame."""
 
     def __init__(self) -> None:
         self._seconds_per_ray: dict[tuple[str, bool], float] = {}
@@ -59,12 +59,12 @@ class TimeBudget:
             self._seconds_per_ray[key] = 0.7 * self._seconds_per_ray.get(key, cost) + 0.3 * cost
 
     def num_rays(self, settings: FrameSettings, seconds: float) -> int:
-        """How many rays fit into ``seconds``; of a kind that was not rendered yet, as many as the smallest frame has."""
+        """Number of rays that fit into ``seconds``; for a kind not measured yet, those of the smallest frame."""
         cost = self._seconds_per_ray.get((settings.quantity, settings.surface))
         return MIN_MOVING_SIZE**2 if cost is None else max(1, int(seconds / cost))
 
     def moving_size(self, settings: FrameSettings, seconds: float) -> int:
-        """A multiple of SIZE_STEP, from MIN_MOVING_SIZE to the size at rest."""
+        """Image size during changes: a multiple of SIZE_STEP, from MIN_MOVING_SIZE to the size at rest."""
         side = int(math.sqrt(self.num_rays(settings, seconds))) // SIZE_STEP * SIZE_STEP
         return min(max(side, MIN_MOVING_SIZE), settings.image_size)
 
@@ -74,7 +74,7 @@ class Worker:
 
     def __init__(self, loaded: LoadedGenerator, device: torch.device) -> None:
         self._loaded, self._device = loaded, device
-        self._generation = 0  # of generators, counted
+        self._generation = 0  # counts replacements of the generator
         self._sessions: list[Session] = []
         self._wake = threading.Condition()
         self._stopped = False
@@ -86,11 +86,11 @@ class Worker:
         return self._loaded
 
     def start(self, look: Look, settings: FrameSettings) -> None:
-        """Render a small frame to learn what one costs, then wait for browsers."""
+        """Measure the cost of small frames, then start the thread."""
         curriculum = self._loaded.curriculum
         camera = camera_at(curriculum.h_mean, curriculum.v_mean, 1.0, math.radians(curriculum.fov))
         field = field_of(self._loaded, look)
-        for size in (MIN_MOVING_SIZE, 2 * MIN_MOVING_SIZE):  # the first one also loads libraries
+        for size in (MIN_MOVING_SIZE, 2 * MIN_MOVING_SIZE):  # the first also loads libraries
             began = time.perf_counter()
             job = FrameJob(field, curriculum, camera, FrameSettings(settings.quantity, settings.surface, size))
             job.advance(job.num_rays, self._device)
@@ -121,7 +121,7 @@ class Worker:
         look: Look | None = None,
         settings: FrameSettings | None = None,
     ) -> None:
-        """Let a session look at something else, or from elsewhere. None leaves what is."""
+        """Change a session's look, settings or camera. None keeps the current value."""
         with self._wake:
             session.camera = camera or session.camera
             session.look = look or session.look
@@ -129,7 +129,7 @@ class Worker:
             self._mark(session)
 
     def replace_generator(self, loaded: LoadedGenerator) -> None:
-        """Show another generator to everyone, from where they stand."""
+        """Show another generator in all sessions, with their current cameras."""
         with self._wake:
             self._loaded = loaded
             self._generation += 1
@@ -160,7 +160,7 @@ class Worker:
                 self._refine(session)
 
     def _next_session(self) -> Session | None:
-        """Who is served next: of those that moved the one that waited longest, else of those that rest."""
+        """Select the next session: the longest-waiting one with changes, else one at rest."""
         now = time.perf_counter()
         moving = [session for session in self._sessions if session.is_stale]
         resting = [s for s in self._sessions if s.is_coarse and not s.is_stale and now - s.changed_at >= REST_SECONDS]
@@ -198,7 +198,7 @@ class Worker:
         seconds = time.perf_counter() - began
         with self._wake:
             session.job_seconds += seconds
-            if frame is None or session.job is not job:  # something moved in between
+            if frame is None or session.job is not job:  # the session changed in the meantime
                 return
             session.job, session.is_coarse = None, False
         session.screen.show(frame, True, session.job_seconds)

@@ -1,1 +1,1 @@
-"""From views to files that one looks at: images, videos, meshes."""
+"""Visualization: write views as images, videos and meshes."""

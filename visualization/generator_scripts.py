@@ -1,4 +1,4 @@
-"""What the scripts that look at a trained generator share: their arguments, loading, and the fields of seeds and latents."""
+"""Shared code of the scripts that render a trained generator: arguments, loading, and the fields of seeds and latents."""
 
 from __future__ import annotations
 
@@ -29,51 +29,56 @@ from settings.registry import get_curriculum
 from siren.field import Field
 from visualization.trajectories import TrajectoryPose
 
-MIN_PRODUCTS_TO_CACHE = 1 << 16  # per point: asking a smaller network is as quick as looking a point up
-MIN_RAYS_TO_CACHE = 1 << 17  # what all views together must have: building a cache costs as much as about 40,000 rays
-MIN_CACHE_PSNR_DB = 47.0  # of pixels tried out; whole images were up to 2 dB worse. A cache further off is not used
+MIN_PRODUCTS_TO_CACHE = 1 << 16  # per point: querying a smaller network is as fast as a cache lookup
+MIN_RAYS_TO_CACHE = 1 << 17  # total of all views: building a cache costs as much as about 40,000 rays
+MIN_CACHE_PSNR_DB = 47.0  # of trial pixels; full images were up to 2 dB worse. A less accurate cache is not used
 
 
-# What the inputs of the field's products on a GPU are rounded to, in PyTorch's words; siren/backends/fused.py shows the errors.
+# PyTorch's name for the precision of matrix products on a GPU; siren/backends/fused.py lists the errors.
 PRECISIONS = {"float32": "highest", "tf32": "high", "bf16": "medium"}
 
 
 def add_generator_arguments(parser: argparse.ArgumentParser, output_dir: str, psi: float = 0.7) -> None:
-    """PATH, --curriculum, --psi, --precision, --device and --output_dir, with this script's defaults."""
+    """Add PATH, --curriculum, --psi, --precision, --device and --output_dir, with this script's defaults."""
     parser.add_argument("path", metavar="PATH", help="a generator file of this project, or a published generator.pth")
-    parser.add_argument("--curriculum", help="name or .json file; needed where the file does not carry its own settings")
+    parser.add_argument("--curriculum", help="name or .json file; required if the generator file contains no settings")
     parser.add_argument("--psi", type=finite_float, default=psi, help="truncation: 1 is the full variety, 0 the mean")
-    parser.add_argument("--output_dir", default=output_dir, help="where files go; created where it is missing")
+    parser.add_argument("--output_dir", default=output_dir, help="output folder; created if missing")
     parser.add_argument(
-        "--precision", choices=list(PRECISIONS), default="tf32", help="of the field's products on a GPU; sums are float32"
+        "--precision",
+        choices=list(PRECISIONS),
+        default="tf32",
+        help="precision of the field's matrix products on a GPU; sums are float32",
     )
-    parser.add_argument("--max_batch_size", type=positive_int, help="accepted for old commands: memory is bounded as it is")
+    parser.add_argument(
+        "--max_batch_size", type=positive_int, help="accepted for compatibility, no effect: memory is always bounded"
+    )
     add_device_argument(parser)
 
 
 def add_latent_arguments(parser: argparse.ArgumentParser) -> None:
-    """--latent and --direction."""
+    """Add --latent and --direction."""
     parser.add_argument(
-        "--latent", nargs="+", default=[], metavar="FILE", help="latents that invert.py found, beside or instead of seeds"
+        "--latent", nargs="+", default=[], metavar="FILE", help="latent files of invert.py, in addition to or instead of seeds"
     )
     parser.add_argument(
         "--direction",
         nargs="+",
         default=[],
         metavar="FILE:K:AMOUNT",
-        help="move each along direction K of a file of tools/directions.py, by AMOUNT standard deviations",
+        help="move each latent along direction K of a file of tools/directions.py, by AMOUNT standard deviations",
     )
 
 
 def add_view_arguments(parser: argparse.ArgumentParser) -> None:
-    """--image_size, --ray_step_multiplier, --lock_view_dependence, --surface_only, --plain and --save_raw."""
+    """Add --image_size, --ray_step_multiplier, --lock_view_dependence, --surface_only, --plain and --save_raw."""
     parser.add_argument("--image_size", type=image_side, default=256, help="side of an image in pixels")
     parser.add_argument(
-        "--ray_step_multiplier", type=int_between(1, 1000), default=2, help="times the curriculum's samples per ray"
+        "--ray_step_multiplier", type=int_between(1, 1000), default=2, help="multiplier of the curriculum's samples per ray"
     )
     parser.add_argument("--lock_view_dependence", action="store_true", help="colors as seen from straight ahead")
     parser.add_argument("--surface_only", action="store_true", help="a fast preview: one color per ray, at the surface")
-    parser.add_argument("--plain", action="store_true", help="share nothing between the views of a latent: slow, and exact")
+    parser.add_argument("--plain", action="store_true", help="do not cache the field between views of a latent: slow but exact")
     parser.add_argument("--save_raw", action="store_true", help="also write raw_SEED_I.npz: the view's arrays and its pose")
 
 
@@ -87,9 +92,9 @@ def note_ignored_options(args: argparse.Namespace) -> None:
 def open_generator(
     args: argparse.Namespace, fallback: Curriculum | None = None, owns_folder: bool = True
 ) -> tuple[LoadedGenerator, Path]:
-    """Check the arguments of :func:`add_generator_arguments`, load the generator, make the output folder. Raises UserError.
+    """Check the arguments of :func:`add_generator_arguments`, load the generator, create the output folder. Raises UserError.
 
-    fallback: as for :func:`checkpoints.loading.load_generator`. owns_folder: whether the folder is for one generator alone.
+    fallback: see :func:`checkpoints.loading.load_generator`. owns_folder: True if the folder is for one generator only.
     """
     device = resolve_device(args.device)
     note_ignored_options(args)
@@ -111,11 +116,11 @@ def load_with_notes(
     fallback: Curriculum | None = None,
     precision: str = "float32",
 ) -> LoadedGenerator:
-    """The generator of a file or a shipped name; ``curriculum``: a name or .json file, where it does not carry its own.
+    """Load a generator from a file or by the name of an included one, and print notes on its weights to stderr.
 
-    ``fallback``: as for :func:`checkpoints.loading.load_generator`. ``precision``, a key of :data:`PRECISIONS`: of all products
-    on a GPU from here on; on a CPU they are float32 whatever it says. What the user should know about the weights goes to
-    stderr. Raises UserError.
+    ``curriculum``: a name or .json file, if the file contains no settings. ``fallback``: see
+    :func:`checkpoints.loading.load_generator`. ``precision``: a key of :data:`PRECISIONS`, applied globally to matrix products
+    on a GPU; on a CPU they are always float32. Raises UserError.
     """
     torch.set_float32_matmul_precision(PRECISIONS[precision] if device.type == "cuda" else "highest")
     loaded = load_generator(path, get_curriculum(curriculum) if curriculum else None, device, fallback=fallback)
@@ -126,9 +131,9 @@ def load_with_notes(
 
 @dataclass(frozen=True)
 class Subject:
-    """What is rendered: styles of one latent, and where they were tuned to a photo the generator's weights.
+    """One latent to render: its styles, and the generator weights if they were tuned to a photo.
 
-    ``label``: the seed, or the latent file's name without its ending; files are named after it.
+    ``label``: the seed, or the latent file's name without its extension, used in output file names.
     """
 
     label: str
@@ -136,7 +141,7 @@ class Subject:
     weights: Mapping[str, Tensor] | None = None
 
     def lerp(self, other: Subject, weight: float) -> Subject:
-        """``self`` at weight 0, ``other`` at weight 1. Either both have weights, of the same names, or neither."""
+        """Interpolate from ``self`` (weight 0) to ``other`` (weight 1). Both must have weights of the same names, or neither."""
         styles = self.styles.lerp(other.styles, weight)
         if self.weights is None or other.weights is None:
             return Subject(self.label, styles)
@@ -146,7 +151,7 @@ class Subject:
 
 
 def styles_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Styles:
-    """The styles of a seed's latent, (1, ...), the same on every device and at every call."""
+    """Compute the styles (1, ...) of a seed's latent, identical on every device and in every call."""
     curriculum = loaded.curriculum
     z = latent_from_seed(seed, curriculum.latent_dim, curriculum.z_dist)
     with torch.no_grad():
@@ -154,7 +159,7 @@ def styles_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Styles:
 
 
 def field_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Field:
-    """The field of a seed's latent, bound once: query it for as many views as needed."""
+    """Return the field of a seed's latent, bound once: query it for any number of views."""
     return bind_field(loaded, Subject(str(seed), styles_from_seed(loaded, seed, psi)))
 
 
@@ -165,21 +170,21 @@ def bind_field(loaded: LoadedGenerator, subject: Subject) -> Field:
 
 
 def given_seeds(args: argparse.Namespace, seeds: Sequence[int] | None, default: Sequence[int]) -> Sequence[int]:
-    """``seeds``; where none were named, those of ``default``, or none beside --latent."""
+    """Return ``seeds`` if given; otherwise ``default``, or no seeds if --latent is given."""
     if seeds is not None:
         return seeds
     return [] if args.latent else default
 
 
 def open_subjects(loaded: LoadedGenerator, seeds: Sequence[int], args: argparse.Namespace) -> list[Callable[[], Subject]]:
-    """Subjects of ``seeds`` at --psi and of the files of --latent as they are, moved along --direction; each made when called.
+    """Return a factory per subject: ``seeds`` at --psi, then the --latent files, all moved along --direction.
 
-    Files are read here. Raises UserError for a latent or a direction of another generator, and for two files of one name.
+    Files are read immediately. Raises UserError for latents or directions of another generator, and for duplicate file names.
     """
     name = GeneratorName.of(loaded.generator, args.path)
     latents = {_label_of(path): load_latent(path, loaded.generator, name) for path in args.latent}
     if len(latents) < len(args.latent):
-        raise UserError("two files of --latent have the same name, and so would what is written of them; rename one")
+        raise UserError("two files of --latent have the same name, so their outputs would collide; rename one")
     step = sum(_direction_step(loaded, text, name) for text in args.direction)
 
     def of_seed(seed: int) -> Subject:
@@ -192,13 +197,13 @@ def open_subjects(loaded: LoadedGenerator, seeds: Sequence[int], args: argparse.
 
 
 def _label_of(path: str) -> str:
-    """A latent file's name without its ending; not a bare number, which would pass for a seed."""
+    """Return a latent file's name without its extension; prefix a bare number, which would look like a seed."""
     stem = Path(path).name.removesuffix(".safetensors")
     return f"latent_{stem}" if stem.isdecimal() else stem
 
 
 def _direction_step(loaded: LoadedGenerator, text: str, name: GeneratorName) -> Tensor:
-    """What FILE:K:AMOUNT adds to flat styles, (1, D). Raises UserError for anything else."""
+    """Return the offset (1, D) of flat styles given by FILE:K:AMOUNT. Raises UserError for invalid text."""
     path, _, rest = text.rpartition(":")
     path, _, index_text = path.rpartition(":")
     try:
@@ -214,14 +219,14 @@ def _direction_step(loaded: LoadedGenerator, text: str, name: GeneratorName) -> 
 
 
 def _moved(styles: Styles, step: Tensor | int) -> Styles:
-    """Styles plus a step (1, D); a step of 0 leaves them, to the bit."""
+    """Add a step (1, D) to styles; without directions (step 0), return them bitwise unchanged."""
     return unflatten_styles(flatten_styles(styles) + step, styles) if isinstance(step, Tensor) else styles
 
 
 def share_between_views(
     loaded: LoadedGenerator, field: Field, poses: Sequence[TrajectoryPose], args: argparse.Namespace
 ) -> Field:
-    """The field, with what these views of it have in common asked once (generators/view_cache.py) where that pays."""
+    """Return a field that caches queries common to these views (generators/view_cache.py), if that is faster."""
     num_rays = len(poses) * args.image_size**2
     curriculum = loaded.curriculum
     num_products = 0 if curriculum.model == "TRIPLANE" else curriculum.num_layers * curriculum.hidden_dim**2
@@ -232,21 +237,21 @@ def share_between_views(
     device = next(loaded.generator.parameters()).device
     pitches, yaws = (torch.tensor([getattr(pose, name) for pose in poses], device=device) for name in ("pitch", "yaw"))
     rays = view_rays(CameraPoses(pitches, yaws), [pose.fov_degrees for pose in poses])
-    settings = replace(_view_settings(args, poses[0]), surface_only=False)  # a preview is compared with the whole
+    settings = replace(_view_settings(args, poses[0]), surface_only=False)  # a preview is compared with volume rendering
     cache = build_cache(field, rays, settings.render_settings(curriculum))
     if cache.trial_psnr_db >= MIN_CACHE_PSNR_DB:
         return cache
     print(
-        f"note: shared between views, this latent would be {cache.trial_psnr_db:.0f} dB off; its views share nothing",
+        f"note: caching between views would limit this latent to {cache.trial_psnr_db:.0f} dB PSNR; its views are not cached",
         file=sys.stderr,
     )
     return field
 
 
 def render_pose(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, args: argparse.Namespace) -> View:
-    """The view of a field from a trajectory's pose, with the settings of :func:`add_view_arguments`."""
+    """Render a field from a trajectory pose, with the settings of :func:`add_view_arguments`."""
     if args.surface_only and not loaded.curriculum.pred_occ:
-        raise UserError("--surface_only needs an occupancy field; a radiance field has no surface, so leave the option out")
+        raise UserError("--surface_only needs an occupancy field; a radiance field has no surface, so omit the option")
     settings = _view_settings(args, pose)
     if isinstance(field, CachedField):  # its colors are locked already
         settings = replace(settings, lock_view_dependence=False)
@@ -255,7 +260,7 @@ def render_pose(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, arg
 
 
 def report_preview(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, view: View, args: argparse.Namespace) -> None:
-    """With --surface_only: say how far a view is from its volume rendering."""
+    """With --surface_only, print the PSNR of a view against its volume rendering."""
     if args.surface_only:
         volume = render_pose(loaded, field, pose, argparse.Namespace(**{**vars(args), "surface_only": False}))
         error = float((view.image - volume.image).square().mean())
@@ -273,5 +278,5 @@ def _view_settings(args: argparse.Namespace, pose: TrajectoryPose) -> ViewSettin
 
 
 def save_raw(view: View, output_dir: Path, label: str, index: int) -> None:
-    """``raw_{label}_{index}.npz`` in ``output_dir``. Raises UserError where it cannot be written."""
+    """Write ``raw_{label}_{index}.npz`` to ``output_dir``. Raises UserError if it cannot be written."""
     view.save_raw(output_dir / f"raw_{label}_{index}.npz", label)

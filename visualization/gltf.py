@@ -1,4 +1,4 @@
-"""Meshes as binary glTF 2.0 (.glb), the way viewers other than ours read it.
+"""Write meshes as binary glTF 2.0 (.glb).
 
 Vertex colors are linear in glTF, base-color textures are sRGB; the field's colors are sRGB, as in any image.
 Source: Khronos, glTF 2.0 specification, sections 3.7 (meshes), 3.9 (materials) and 4.4 (GLB); KHR_materials_unlit.
@@ -23,10 +23,10 @@ TYPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}
 
 @dataclass(frozen=True)
 class Material:
-    """Matt and not metallic. ``is_lit``: shaded by the viewer's lights; else its colors are shown as they are.
+    """Matte, nonmetallic material. ``is_lit``: shaded by the viewer's lights; otherwise colors are shown unshaded.
 
-    ``base_color`` and ``normal_map``: (H, W, 3) uint8, row 0 at v = 0; the first sRGB, the second tangent space, +y along
-    the bitangent. None: vertex colors alone.
+    ``base_color`` (sRGB) and ``normal_map`` (tangent space, +y along the bitangent): (H, W, 3) uint8, row 0 at v = 0.
+    None: vertex colors only.
     """
 
     is_lit: bool
@@ -35,23 +35,23 @@ class Material:
 
 
 def srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] of any shape. Source: IEC 61966-2-1."""
+    """Convert sRGB values in [0, 1], of any shape, to linear. Source: IEC 61966-2-1."""
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 def linear_to_srgb(linear: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`srgb_to_linear`."""
+    """Inverse of :func:`srgb_to_linear`."""
     return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 def linear_colors(srgb: np.ndarray) -> np.ndarray:
-    """sRGB bytes (V, 3) -> COLOR_0 (V, 4), linear and opaque, as normalized uint16; bytes would lose the dark tones."""
+    """Convert sRGB bytes (V, 3) to COLOR_0 (V, 4): linear, opaque, normalized uint16, because bytes would lose dark tones."""
     linear = np.round(srgb_to_linear(srgb / 255) * 65535).astype(np.uint16)
     return np.concatenate([linear, np.full((len(linear), 1), 65535, dtype=np.uint16)], axis=1)
 
 
 def png_bytes(image: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 as a PNG file."""
+    """Encode (H, W, 3) uint8 as a PNG file."""
     from PIL import Image  # here: benchmarks/gpu.py runs without it
 
     buffer = io.BytesIO()
@@ -60,11 +60,11 @@ def png_bytes(image: np.ndarray) -> bytes:
 
 
 def glb_bytes(attributes: Mapping[str, np.ndarray], faces: np.ndarray, material: Material) -> bytes:
-    """One mesh as a .glb file.
+    """Encode one mesh as a .glb file.
 
     Args:
-        attributes: by their glTF names: POSITION and unit NORMAL (V, 3), and where they are known TANGENT (V, 4),
-            TEXCOORD_0 (V, 2), both float; COLOR_0 of :func:`linear_colors`.
+        attributes: by glTF name: POSITION and unit NORMAL (V, 3), and optionally TANGENT (V, 4) and TEXCOORD_0 (V, 2),
+            all float, and COLOR_0 of :func:`linear_colors`.
         faces: (F, 3), counterclockwise seen from outside.
     """
     buffer = _Buffer()
@@ -102,7 +102,7 @@ def glb_bytes(attributes: Mapping[str, np.ndarray], faces: np.ndarray, material:
 
 
 def _material_tree(material: Material, buffer: _Buffer) -> dict[str, object]:
-    """The parts of the JSON that describe the material and its images, which go to ``buffer``."""
+    """Return the JSON entries of the material and its images, and add the images to ``buffer``."""
     surface: dict[str, object] = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
     described: dict[str, object] = {"pbrMetallicRoughness": surface, "doubleSided": True}
     tree: dict[str, object] = {"materials": [described]}
@@ -125,7 +125,7 @@ def _material_tree(material: Material, buffer: _Buffer) -> dict[str, object]:
 
 
 class _Buffer:
-    """The binary chunk, and the JSON that says where in it things lie."""
+    """Binary chunk and the JSON entries that index it."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -139,7 +139,7 @@ class _Buffer:
         return len(self.views) - 1
 
     def add_accessor(self, values: np.ndarray, target: int, has_bounds: bool = False) -> int:
-        """values (K, C): float32, uint16 (normalized) or uint32."""
+        """Add values (K, C): float32, uint16 (normalized) or uint32. Returns the accessor's index."""
         component = {"float32": FLOAT, "uint16": UINT16, "uint32": UINT32}[values.dtype.name]
         data = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
         accessor: dict[str, object] = {
@@ -157,5 +157,5 @@ class _Buffer:
 
 
 def _padded(data: bytes, filler: bytes) -> bytes:
-    """To a multiple of four bytes."""
+    """Pad to a multiple of four bytes."""
     return data + filler * (-len(data) % 4)

@@ -1,7 +1,7 @@
-"""Images of meshes: through pyrender (OpenGL, off screen by EGL), or by ray casting where no GL can be had.
+"""Render meshes with pyrender (OpenGL, off screen through EGL), or by ray casting if OpenGL is not available.
 
-Cameras are those of generators/cameras.py: cam2world with the camera looking along its own -z, which is OpenGL's
-convention too. Both renderers light a smooth matt surface from above left, from the right and from the camera, on white.
+Cameras follow generators/cameras.py: cam2world with the camera looking along its own -z, as in OpenGL. Both renderers
+light a smooth matte surface from the upper left, from the right and from the camera, on white.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ RAYS_PER_CHUNK = 1 << 18
 
 
 class MeshRenderer(Protocol):
-    """``name`` says which one it is."""
+    """Interface of mesh renderers. ``name``: description for the user."""
 
     name: str
 
     def render(self, mesh: Trimesh, cam2world: np.ndarray, fov_degrees: float, size: int) -> np.ndarray:
-        """mesh with vertex colors or without (gray); cam2world (4, 4). Returns (size, size, 3) uint8."""
+        """Render a mesh with or without (gray) vertex colors; cam2world (4, 4). Returns (size, size, 3) uint8."""
 
 
 def open_renderer(choice: str = "auto") -> MeshRenderer:
-    """The renderer of a name in :data:`RENDERERS`; ``auto`` is pyrender, or ray casting where pyrender fails.
+    """Create the renderer of a name in :data:`RENDERERS`; ``auto`` is pyrender, or ray casting if pyrender fails.
 
-    Raises UserError where the chosen one cannot be had.
+    Raises UserError if the chosen renderer is not available.
     """
     if choice == "raycast":
         return RaycastRenderer("ray casting")
     try:
         return PyrenderRenderer()
-    except Exception as error:  # no package, no EGL, no display, no driver: PyOpenGL has an exception for each
+    except Exception as error:  # no package, EGL, display or driver: PyOpenGL has a different exception for each
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
     if choice == "pyrender":
         raise UserError(f"pyrender does not work here ({reason}); use --renderer raycast")
@@ -57,7 +57,7 @@ def open_renderer(choice: str = "auto") -> MeshRenderer:
 
 
 class PyrenderRenderer:
-    """OpenGL without a screen. Making one proves that GL works."""
+    """Off-screen OpenGL renderer. Creating one verifies that OpenGL works."""
 
     def __init__(self) -> None:
         if sys.platform == "linux":
@@ -98,7 +98,7 @@ class PyrenderRenderer:
 
 
 class RaycastRenderer:
-    """One ray per quarter of a pixel, through trimesh, with embreex where it is installed (else slowly)."""
+    """Ray caster with 2 x 2 rays per pixel, through trimesh; fast if embreex is installed."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -125,14 +125,14 @@ class RaycastRenderer:
 
 
 def surface_colors(mesh: Trimesh) -> np.ndarray:
-    """(V, 3) in [0, 1]: the mesh's vertex colors, or gray."""
+    """Return colors (V, 3) in [0, 1]: the mesh's vertex colors, or gray."""
     if mesh.visual.kind == "vertex":
         return np.asarray(mesh.visual.vertex_colors)[:, :3] / 255.0
     return np.tile(np.array(GREY), (len(mesh.vertices), 1))
 
 
 def _shade(normals: np.ndarray) -> np.ndarray:
-    """Lambert's law for unit-less normals (R, 3) in the camera's frame. (R,)"""
+    """Shade unnormalized normals (R, 3) in the camera's frame by Lambert's law. Returns (R,)."""
     normals = normals / np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
     light = np.full(len(normals), AMBIENT)
     for direction, strength in LIGHTS:
@@ -141,7 +141,7 @@ def _shade(normals: np.ndarray) -> np.ndarray:
 
 
 def _barycentric(triangles: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Weights (R, 3) of triangles' corners (R, 3, 3) at points (R, 3) on them."""
+    """Compute barycentric weights (R, 3) of points (R, 3) on triangles with corners (R, 3, 3)."""
     a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
     normal = np.cross(b - a, c - a)
     area = (normal * normal).sum(axis=1).clip(1e-300)
@@ -151,7 +151,7 @@ def _barycentric(triangles: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _looking_along(direction: np.ndarray) -> np.ndarray:
-    """(4, 4) pose whose -z points along ``direction``: where a directional light shines to."""
+    """Return a pose (4, 4) whose -z axis points along ``direction``, the direction in which a light shines."""
     z = -direction / np.linalg.norm(direction)
     helper = np.array([0.0, 1.0, 0.0]) if abs(z[1]) < 0.9 else np.array([1.0, 0.0, 0.0])
     x = np.cross(helper, z)
@@ -162,7 +162,7 @@ def _looking_along(direction: np.ndarray) -> np.ndarray:
 
 
 def _to_linear(srgb: np.ndarray) -> np.ndarray:
-    """Light adds up in linear values, images and the field's colors are sRGB (here: a power of 2.2)."""
+    """Convert sRGB (approximated by gamma 2.2) to linear values, in which light is additive."""
     return srgb**2.2
 
 
@@ -171,7 +171,7 @@ def _to_srgb(linear: np.ndarray) -> np.ndarray:
 
 
 def pose_matrix(yaw: float, pitch: float) -> np.ndarray:
-    """cam2world (4, 4), float64, of generators/cameras.py."""
+    """Return cam2world (4, 4), float64, in the convention of generators/cameras.py."""
     from generators.cameras import CameraPoses, camera_to_world
 
     poses = CameraPoses(torch.tensor([pitch], dtype=torch.float64), torch.tensor([yaw], dtype=torch.float64))

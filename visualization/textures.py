@@ -1,12 +1,12 @@
-"""Meshes of few faces with a texture that holds what the field knows.
+"""Low-polygon meshes with textures baked from the field.
 
 A mesh is decimated, its vertices are moved back onto the field's surface, and xatlas unwraps it into charts. Each texel
-takes the field's color at a point of its own: its place on the triangle, moved along the normal to where the field itself
-passes the level. So the texture is as fine as its texels however coarse the triangles are. Texels within GUTTER of a chart
-continue its triangles; all others repeat the nearest chart, which is what bilinear filters and mipmaps read at its edge.
+gets the field's color at its own surface point: its position on the triangle, moved along the normal to the field's level
+set. The texture resolution is therefore independent of the triangle size. Texels within GUTTER of a chart extrapolate its
+triangles; all others repeat the nearest chart, because bilinear filters and mipmaps read them at chart edges.
 
-Notation: V vertices of the unwrapped mesh (split at charts' edges), F faces, S texels along a side, K texels. ``uv`` is in
-[0, 1] from the texture's top left, as in glTF; the center of texel (row, column) lies at ((column, row) + 0.5) / S.
+Notation: V vertices of the unwrapped mesh (split at chart edges), F faces, S texels per side, K texels. ``uv`` is in
+[0, 1] from the texture's top left, as in glTF; the center of texel (row, column) is at ((column, row) + 0.5) / S.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DEFAULT_FACES = 20_000
 GUTTER = 2.0  # texels
 PADDING = 4  # texels between charts
-ATLAS_SHARE = 0.5  # of the texture that faces take, as a first guess; the rest is lost between charts
+ATLAS_SHARE = 0.5  # initial estimate of the texture area covered by faces; the rest is unused space between charts
 NUM_PROBES, NUM_ROOT_STEPS = 5, 3  # along the normal, from outside to inside; then inside the bracket
 POINTS_PER_CHUNK = 1 << 18
 CANDIDATES_PER_CHUNK = 1 << 22
@@ -42,7 +42,7 @@ MIN_AREA = 1e-9  # of a triangle, texels squared
 
 @dataclass(frozen=True)
 class TexturedMesh:
-    """``positions``, unit ``normals`` (V, 3), ``tangents`` (V, 4) as in glTF; ``uv`` (V, 2); ``faces`` (F, 3).
+    """Textured mesh: ``positions``, unit ``normals`` (V, 3); ``tangents`` (V, 4) as in glTF; ``uv`` (V, 2); ``faces`` (F, 3).
 
     ``base_color`` and ``normal_map``: (S, S, 3) uint8; sRGB, and tangent space.
     """
@@ -57,9 +57,9 @@ class TexturedMesh:
 
 
 class Texels(NamedTuple):
-    """Each texel's triangle, and the barycentric weights of its center there: ``face`` (S, S), ``weights`` (S, S, 3).
+    """Triangle of each texel, ``face`` (S, S), and barycentric weights of the texel's center, ``weights`` (S, S, 3).
 
-    Texels outside of all triangles have the one of the nearest texel inside. ``distance`` (S, S): to that one, in texels.
+    Texels outside all triangles have the face of the nearest inside texel, at ``distance`` (S, S) in texels.
     """
 
     face: np.ndarray
@@ -76,9 +76,9 @@ def decimate(
     spacing: float,
     device: torch.device | str = "cpu",
 ) -> Trimesh:
-    """A mesh of about ``num_faces`` faces, its vertices on the field's surface. As it is, if it has no more than that.
+    """Decimate a mesh to about ``num_faces`` faces, with vertices on the field's surface. A smaller mesh is unchanged.
 
-    Edges are collapsed by quadric error (Garland and Heckbert, 1997). ``spacing``: of the voxels, world units.
+    Edges are collapsed by quadric error (Garland and Heckbert, 1997). ``spacing``: voxel spacing, world units.
     """
     import fast_simplification
     import trimesh
@@ -97,7 +97,7 @@ def decimate(
 
 @torch.no_grad()
 def move_to_surface(points: Tensor, normals: Tensor, level_at: Callable[[Tensor], Tensor], reach: float) -> tuple[Tensor, Tensor]:
-    """Move points along their normals to where ``level_at`` passes 0, by at most ``reach``; others stay.
+    """Move points along their normals to the zero crossing of ``level_at``, if there is one within ``reach``.
 
     Args:
         points: (N, 3).
@@ -135,7 +135,7 @@ def texture_mesh(
 ) -> TexturedMesh:
     """Unwrap a mesh of the field's surface and bake a texture of ``size`` by ``size`` texels.
 
-    ``settings``, ``spacing``: those that the mesh was cut with. Colors are those of
+    ``settings``, ``spacing``: those used to extract the mesh. Colors come from
     :func:`visualization.meshes.surface_colors`.
     """
     original, faces, uv = unwrap(mesh, size)
@@ -144,7 +144,7 @@ def texture_mesh(
     texels = rasterize(uv, faces, size)
     baked = (texels.distance <= GUTTER).nonzero()
     corners, weights = faces[texels.face[baked]], texels.weights[baked]
-    inside = np.clip(weights, 0, 1)  # a normal, unlike a position, must not be continued far beyond its triangle
+    inside = np.clip(weights, 0, 1)  # normals, unlike positions, must not be extrapolated far beyond their triangle
     normal = _unit(_interpolate(normals, corners, inside))
     points, hit = move_to_surface(
         _tensor(_interpolate(positions, corners, weights), device),
@@ -165,7 +165,7 @@ def texture_mesh(
 
 
 def unwrap(mesh: Trimesh, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Charts of a mesh in a square of ``size`` texels: each vertex's index in the mesh (V,), faces (F, 3), uv (V, 2)."""
+    """Unwrap a mesh into ``size`` x ``size`` texels. Returns the original vertex indices (V,), faces (F, 3), uv (V, 2)."""
     import xatlas
 
     atlas = xatlas.Atlas()
@@ -176,14 +176,14 @@ def unwrap(mesh: Trimesh, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     options.texels_per_unit = float(np.sqrt(ATLAS_SHARE / mesh.area)) * size
     atlas.generate(xatlas.ChartOptions(), options)
     original, faces, uv = atlas[0]
-    # The atlas comes out a little smaller or larger than asked for, and not square: scale it as it is, undistorted.
+    # The atlas is slightly smaller or larger than requested and not square: scale it without distortion.
     extent = np.array([atlas.width, atlas.height], dtype=np.float64)
     return original.astype(np.int64), faces.astype(np.int64), uv * (extent / extent.max())
 
 
 def rasterize(uv: np.ndarray, faces: np.ndarray, size: int) -> Texels:
-    """Which triangle each texel's center lies in, and where. uv (V, 2), faces (F, 3)."""
-    place = uv * size - 0.5  # (V, 2): texels' centers are whole numbers
+    """Find the triangle that contains each texel's center, and the barycentric weights. uv (V, 2), faces (F, 3)."""
+    place = uv * size - 0.5  # (V, 2): texel centers are at integer coordinates
     corners = place[faces]
     first = np.ceil(corners.min(axis=1)).astype(np.int64).clip(0, size - 1)
     last = np.floor(corners.max(axis=1)).astype(np.int64).clip(0, size - 1)
@@ -212,7 +212,7 @@ def rasterize(uv: np.ndarray, faces: np.ndarray, size: int) -> Texels:
 
 
 def vertex_tangents(positions: np.ndarray, normals: np.ndarray, uv: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(V, 4) as in glTF: unit tangent along +u, and the sign for which sign * cross(normal, tangent) points along -v."""
+    """Return tangents (V, 4) as in glTF: unit tangent along +u, and the sign such that sign * cross(normal, tangent) is -v."""
     edge1, edge2 = (positions[faces[:, i]] - positions[faces[:, 0]] for i in (1, 2))
     (du1, dv1), (du2, dv2) = ((uv[faces[:, i]] - uv[faces[:, 0]]).T[:, :, None] for i in (1, 2))
     orientation = np.sign(du1 * dv2 - du2 * dv1)
@@ -232,7 +232,7 @@ def vertex_tangents(positions: np.ndarray, normals: np.ndarray, uv: np.ndarray, 
 def field_normals(
     points: Tensor, hit: Tensor, normal: np.ndarray, field: Field, settings: MeshSettings, spacing: float
 ) -> np.ndarray:
-    """(K, 3): the field's normals at points (K, 3) of its surface, the mesh's own (``normal``) where it was cut."""
+    """Return the field's normals (K, 3) at surface points (K, 3), or the mesh's ``normal`` where the mesh was clipped."""
     if settings.clip_radius is not None:
         hit = hit & (points.norm(dim=-1) < settings.clip_radius - spacing)
     found = torch.cat([field.normals(part.unsqueeze(0))[0] for part in points.split(POINTS_PER_CHUNK)]).cpu().numpy()
@@ -240,7 +240,7 @@ def field_normals(
 
 
 def tangent_space(vectors: np.ndarray, normals: np.ndarray, tangents: np.ndarray, sign: np.ndarray) -> np.ndarray:
-    """Unit vectors (K, 3) -> (K, 3) uint8 of a normal map, in the frames of unit normals, tangents (K, 3), sign (K,)."""
+    """Encode unit vectors (K, 3) as normal map values (K, 3) uint8 in frames of unit normals, tangents (K, 3), sign (K,)."""
     tangents = _unit(tangents - normals * (tangents * normals).sum(axis=1, keepdims=True))
     bitangents = np.cross(normals, tangents) * sign[:, None]
     local = np.stack([(vectors * axis).sum(axis=1) for axis in (tangents, bitangents, normals)], axis=1)
@@ -248,10 +248,10 @@ def tangent_space(vectors: np.ndarray, normals: np.ndarray, tangents: np.ndarray
 
 
 def save_textured_mesh(mesh: TexturedMesh, stem: Path, suffixes: tuple[str, ...] = (".glb",)) -> list[Path]:
-    """Write ``stem`` + suffix: .glb, with its textures inside; .obj, with .mtl, _texture.png and _normals.png beside it.
+    """Write ``stem`` + suffix: .glb, with embedded textures; .obj, with separate .mtl, _texture.png and _normals.png.
 
-    With a normal map the material is lit, as the map shows only then; else it is unlit, and looks like the rendered image.
-    Raises UserError where a file cannot be written.
+    With a normal map, the material is lit, because the map needs lighting; otherwise it is unlit and looks like the rendered
+    image. Raises UserError if a file cannot be written.
     """
     contents: dict[str, bytes] = {}
     if ".glb" in suffixes:
@@ -277,7 +277,7 @@ def _glb(mesh: TexturedMesh) -> bytes:
 
 
 def _mtl(mesh: TexturedMesh, name: str) -> bytes:
-    """``illum 0``: the colors as they are."""
+    """Encode the material. ``illum 0`` means unshaded colors."""
     is_lit = mesh.normal_map is not None
     lines = ["newmtl surface", "Ka 0 0 0", "Kd 1 1 1", "Ks 0 0 0", f"illum {int(is_lit)}", f"map_Kd {name}_texture.png"]
     if is_lit:
@@ -298,7 +298,7 @@ def _obj(mesh: TexturedMesh, name: str) -> bytes:
 
 
 def _reach(mesh: Trimesh, spacing: float) -> float:
-    """How far the field's surface may lie from a face: half of an edge, and never less than half of a voxel."""
+    """Maximum distance of the field's surface from a face: half an edge length, and at least half a voxel."""
     return max(spacing, float(np.median(mesh.edges_unique_length))) / 2
 
 
@@ -311,12 +311,12 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _interpolate(values: np.ndarray, corners: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """values (V, C), corners (K, 3), weights (K, 3) -> (K, C)."""
+    """Interpolate values (V, C) at corners (K, 3) with weights (K, 3). Returns (K, C)."""
     return sum(values[corners[:, i]] * weights[:, i : i + 1] for i in range(3))
 
 
 def _barycentric(triangles: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Weights (K, 3) of triangles' corners (K, 3, 2) at points (K, 2); of a triangle without area, its first corner's."""
+    """Compute barycentric weights (K, 3) of points (K, 2) in triangles (K, 3, 2); degenerate triangles use the first corner."""
     a = triangles[:, 0]
     edge1, edge2, offset = triangles[:, 1] - a, triangles[:, 2] - a, points - a
     area = edge1[:, 0] * edge2[:, 1] - edge1[:, 1] * edge2[:, 0]
@@ -327,7 +327,7 @@ def _barycentric(triangles: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _distance_to(mask: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Distance (S, S) to the nearest texel of a mask (S, S), and its indices."""
+    """Return the distance (S, S) to the nearest texel of a mask (S, S), and the indices of that texel."""
     from scipy.ndimage import distance_transform_edt
 
     distance, index = distance_transform_edt(~mask, return_indices=True)
@@ -339,7 +339,7 @@ def _nearest_of(mask: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _filled(values: np.ndarray, baked: tuple[np.ndarray, ...], source: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Values (K, 3) of baked texels, everywhere: (S, S, 3), each other texel's from the baked one at ``source``."""
+    """Fill an image (S, S, 3) with values (K, 3) of baked texels; other texels copy the baked one at ``source``."""
     size = source[0].shape[0]
     image = np.zeros((size, size, 3), dtype=values.dtype)
     image[baked] = values

@@ -1,9 +1,9 @@
-"""Where the camera goes: pure functions that return lists of poses.
+"""Camera trajectories: pure functions that return lists of poses.
 
 Source: docs/method.md, "Trajectories and shapes".
 
-Angles are radians. A loop of n frames stops one frame short of its start, so a video that repeats does not stutter
-(the published code shows the first frame twice). ``curriculum`` gives the mean pose and the field of view.
+Angles are in radians. A loop of n frames ends one frame before its start, so a repeated video does not stutter (the
+published code shows the first frame twice). ``curriculum`` defines the mean pose and the field of view.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MULTIVIEW_YAWS = (-0.5, -0.25, 0.0, 0.25, 0.5)
 
 
 class TrajectoryPose(NamedTuple):
-    """``yaw`` and ``pitch`` in radians as in generators/cameras.py; ``fov_degrees`` is the full angle."""
+    """Camera pose of one frame. ``yaw``, ``pitch``: radians, as in generators/cameras.py; ``fov_degrees``: full angle."""
 
     yaw: float
     pitch: float
@@ -26,12 +26,12 @@ class TrajectoryPose(NamedTuple):
 
 
 def multiview(curriculum: Curriculum, yaw_offsets: Sequence[float] = MULTIVIEW_YAWS) -> list[TrajectoryPose]:
-    """Side by side: the mean pose, turned by each of ``yaw_offsets``."""
+    """Return the mean pose, rotated by each of ``yaw_offsets``."""
     return [TrajectoryPose(curriculum.h_mean + offset, curriculum.v_mean, curriculum.fov) for offset in yaw_offsets]
 
 
 def ellipse(num_frames: int, curriculum: Curriculum) -> list[TrajectoryPose]:
-    """A loop around the mean pose: yaw + 0.5 cos, pitch + 0.25 sin."""
+    """Return a loop around the mean pose: yaw + 0.5 cos, pitch + 0.25 sin."""
     return [
         TrajectoryPose(curriculum.h_mean + 0.5 * math.cos(a), curriculum.v_mean + 0.25 * math.sin(a), curriculum.fov)
         for a in _loop(num_frames)
@@ -39,7 +39,7 @@ def ellipse(num_frames: int, curriculum: Curriculum) -> list[TrajectoryPose]:
 
 
 def front(num_frames: int, curriculum: Curriculum) -> list[TrajectoryPose]:
-    """A loop in front that draws back and comes close: yaw + 0.4 sin, pitch + 0.2 cos, fov + 5 + 5 sin (degrees)."""
+    """Return a frontal loop that zooms out and in: yaw + 0.4 sin, pitch + 0.2 cos, fov + 5 + 5 sin (degrees)."""
     return [
         TrajectoryPose(
             curriculum.h_mean + 0.4 * math.sin(a), curriculum.v_mean + 0.2 * math.cos(a), curriculum.fov + 5 + 5 * math.sin(a)
@@ -49,7 +49,7 @@ def front(num_frames: int, curriculum: Curriculum) -> list[TrajectoryPose]:
 
 
 def orbit(num_frames: int, curriculum: Curriculum) -> list[TrajectoryPose]:
-    """All the way round, from above: yaw 0 to 2 pi, pitch pi/4 + 0.2 cos. Training saw none of the back."""
+    """Return a full circle from above: yaw 0 to 2 pi, pitch pi/4 + 0.2 cos. Training never sees the back."""
     return [TrajectoryPose(a, math.pi / 4 + 0.2 * math.cos(a), curriculum.fov) for a in _loop(num_frames)]
 
 
@@ -57,5 +57,5 @@ TRAJECTORIES: dict[str, Callable[[int, Curriculum], list[TrajectoryPose]]] = {"f
 
 
 def _loop(num_frames: int) -> list[float]:
-    """Angles 0 <= a < 2 pi, evenly spaced."""
+    """Return evenly spaced angles 0 <= a < 2 pi."""
     return [2 * math.pi * i / num_frames for i in range(num_frames)]

@@ -1,4 +1,4 @@
-"""From shots (a field, a pose) to videos: what the two video scripts share."""
+"""Render shots (a field and a pose) to videos; shared by the two video scripts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_FRAMES = 100_000
 
 
 class Shot(NamedTuple):
-    """One frame to render. ``field``: of one latent, or a function that binds it when the frame's turn comes."""
+    """One frame to render. ``field``: the field of one latent, or a function that binds it when the frame is rendered."""
 
     field: Field | Callable[[], Field]
     pose: TrajectoryPose
@@ -30,21 +30,24 @@ class Shot(NamedTuple):
 
 
 def frame_rate(text: str) -> float:
-    """For argparse: what players can show."""
+    """Argparse type: a frame rate that players support."""
     value = positive_float(text)
     if not 0.1 <= value <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} must lie between 0.1 and 1000")
+        raise argparse.ArgumentTypeError(f"{text!r} must be between 0.1 and 1000")
     return value
 
 
 def add_video_arguments(parser: argparse.ArgumentParser) -> None:
-    """--quantities and --fps."""
+    """Add --quantities and --fps."""
     parser.add_argument(
-        "--quantities", nargs="+", choices=QUANTITIES, default=["image", "depth", "normals"], help="a video of each"
+        "--quantities", nargs="+", choices=QUANTITIES, default=["image", "depth", "normals"], help="write one video per quantity"
     )
     parser.add_argument("--fps", type=frame_rate, default=24, help="frames per second")
     parser.add_argument(
-        "--batch_size", dest="old_batch_size", type=positive_int, help="accepted for old commands: frames come one by one"
+        "--batch_size",
+        dest="old_batch_size",
+        type=positive_int,
+        help="accepted for compatibility, no effect: frames are rendered one by one",
     )
 
 

@@ -1,4 +1,4 @@
-"""Videos: H.264 in .mp4, yuv420p, which every player and browser shows, with their frames as PNG beside them."""
+"""Write videos as H.264 .mp4 in yuv420p, which every player and browser supports, with the frames as PNG files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from torch import Tensor
 from common.errors import UserError
 from visualization.images import save_image, to_uint8
 
-# One thread and no version strings or dates in the file: the same frames give the same bytes.
+# One thread, and no version strings or dates in the file: equal frames give equal bytes.
 BITEXACT = ("-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-threads", "1")
 QUALITY = ("-crf", "16", "-preset", "medium", "-movflags", "+faststart")
 COLOR = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv")
 TO_BT709 = ("-vf", "scale=out_color_matrix=bt709:out_range=tv")
-NO_ENCODER = "reinstall imageio-ffmpeg, or name a working ffmpeg in IMAGEIO_FFMPEG_EXE"
+NO_ENCODER = "reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to a working ffmpeg"
 
 
 class VideoWriter:
-    """Encode images one by one, so that memory does not grow with the video's length.
+    """Encode images one by one, so that memory does not grow with the length of the video.
 
-    ``with VideoWriter("vids/0.mp4", fps=24) as video: video.add(image)``: the frames go to ``vids/0_frames/000.png``, ...
-    Video and frames appear when the block ends without an error, the encoder has succeeded, and every frame of its file
-    can be decoded. Until then, what was there before stays. Raises UserError where any of that fails.
+    ``with VideoWriter("vids/0.mp4", fps=24) as video: video.add(image)`` also writes frames to ``vids/0_frames/000.png``, ...
+    The video and frames replace existing ones only after the block ends without an error, the encoder succeeds, and every
+    frame of its file can be decoded. Raises UserError if any of these steps fails.
     """
 
     def __init__(self, path: str | Path, fps: float = 24) -> None:
@@ -50,14 +50,14 @@ class VideoWriter:
         return self
 
     def add(self, image: Tensor) -> None:
-        """Append an image (3, H, W) in [-1, 1]; all of one size. Odd sizes gain a repeated row or column in the .mp4."""
+        """Append an image (3, H, W) in [-1, 1]. All have the same size; odd sides are padded by one pixel in the .mp4."""
         save_image(self._new_frames_dir / f"{self._num_frames:03d}.png", image)
         frame = _even(to_uint8(image))
         if self._encoder is None:
             self._encoder = self._start_encoder(width=frame.shape[1], height=frame.shape[0])
         try:
             self._encoder.stdin.write(frame.tobytes())
-        except OSError:  # it ended early, and its last words say why
+        except OSError:  # the encoder exited early; its last message gives the reason
             self._encoder.wait()
             raise UserError(f"the video encoder failed while writing {self.path}: {self._last_message()}") from None
         self._num_frames += 1
@@ -86,18 +86,18 @@ class VideoWriter:
             raise UserError(f"cannot start the video encoder ({error.strerror}); {NO_ENCODER}") from None
 
     def _finish_encoding(self) -> None:
-        """Wait for the encoder, and decode what it wrote. Raises UserError."""
-        with contextlib.suppress(OSError):  # what could not be flushed; the exit status tells
+        """Wait for the encoder, and verify its file by decoding it. Raises UserError."""
+        with contextlib.suppress(OSError):  # a failed flush shows in the exit status
             self._encoder.stdin.close()
         if self._encoder.wait() != 0:
             raise UserError(
-                f"the video encoder failed while writing {self.path} ({self._last_message()}); what was there before is unchanged"
+                f"the video encoder failed while writing {self.path} ({self._last_message()}); an existing video is unchanged"
             )
         num_decoded = _count_frames(self._new_path)
         if num_decoded != self._num_frames:
             raise UserError(
                 f"the video encoder wrote {num_decoded} of {self._num_frames} frames of {self.path}; {NO_ENCODER};"
-                " what was there before is unchanged"
+                " an existing video is unchanged"
             )
 
     def _replace(self) -> None:
@@ -116,7 +116,7 @@ class VideoWriter:
 
 
 def _ffmpeg() -> str:
-    """The path of ffmpeg: $IMAGEIO_FFMPEG_EXE, or what imageio-ffmpeg installed. Raises UserError without one."""
+    """Return the path of ffmpeg: $IMAGEIO_FFMPEG_EXE, or the one from imageio-ffmpeg. Raises UserError if there is none."""
     import imageio_ffmpeg
 
     try:
@@ -126,7 +126,7 @@ def _ffmpeg() -> str:
 
 
 def _count_frames(path: Path) -> int:
-    """How many frames of a video can be decoded; 0 where the file is no video."""
+    """Count the decodable frames of a video; 0 if the file is not a video."""
     command = [_ffmpeg(), "-v", "error", "-i", str(path), "-f", "framehash", "-"]
     try:
         decoded = subprocess.run(command, capture_output=True, text=True, errors="replace")
@@ -138,6 +138,6 @@ def _count_frames(path: Path) -> int:
 
 
 def _even(frame: np.ndarray) -> np.ndarray:
-    """yuv420p halves the resolution of colors, so sides must be even."""
+    """Pad a frame to even sides, which yuv420p requires because it halves the color resolution."""
     height, width = frame.shape[:2]
     return np.ascontiguousarray(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))

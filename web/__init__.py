@@ -1,1 +1,1 @@
-"""A generator as one HTML page that runs it: page/ holds the page's parts, export.py fills in the weights."""
+"""Export of generators to a self-contained HTML page: page/ has the page's parts, export.py inserts the weights."""

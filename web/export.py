@@ -1,7 +1,7 @@
-"""Generators packed into one HTML page, which computes everything from latent to pixels in WebGL 2.
+"""Export of generators to one HTML page that computes everything from latent to pixels in WebGL 2.
 
-The page is page/page.html with its style, its scripts and the weights put in. Nothing in it reaches for the network: a
-Content-Security-Policy admits the page's own script and style by their SHA-256, and images from data: and blob: alone.
+The page is page/page.html with its style, scripts and weights inserted. It makes no network requests: a
+Content-Security-Policy allows only the page's own script and style, by SHA-256, and images from data: and blob:.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from triplane.backbone import FIRST_SIZE, Backbone
 from visualization.images import DEPTH_COLORS, to_uint8, view_image
 
 PAGE_DIR = Path(__file__).with_name("page")
-SCRIPTS = (  # in the order of the page
+SCRIPTS = (  # in page order
     "random.js",
     "weights.js",
     "siren_program.js",
@@ -50,7 +50,7 @@ MAX_HIDDEN_DIM = 128
 MAX_LAYERS = 4
 MAX_PLANE_SIZE = 256  # texels
 MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "TRIPLANE")
-RAY_STEP_MULTIPLIER = 2  # as the scripts that make images
+RAY_STEP_MULTIPLIER = 2  # as in the render scripts
 
 TURNTABLE_FRAMES = 20
 TURNTABLE_SIZE = 192  # pixels
@@ -61,7 +61,7 @@ WEBP_QUALITY = 80
 
 
 class PackedTensors(NamedTuple):
-    """``data``: all numbers, little-endian, one tensor after the other. ``packing``: names, shapes, places and a checksum."""
+    """``data``: all tensors concatenated, little-endian. ``packing``: names, shapes, offsets and a checksum."""
 
     data: bytes
     packing: dict[str, Any]
@@ -94,7 +94,7 @@ def _check_triplane(name: str, curriculum: Curriculum) -> None:
 
 
 def pack_tensors(tensors: dict[str, Tensor]) -> PackedTensors:
-    """Numbers that half precision holds exactly are stored so, others as float32: the page has the weights to the last bit."""
+    """Pack tensors losslessly: as float16 if all numbers are exact in half precision, otherwise as float32."""
     parts, entries, offset = [], [], 0
     for name, tensor in tensors.items():
         values = tensor.detach().cpu().float().contiguous()
@@ -109,13 +109,13 @@ def pack_tensors(tensors: dict[str, Tensor]) -> PackedTensors:
 
 
 def generator_tensors(generator: ImplicitGenerator3d) -> dict[str, Tensor]:
-    """The weights and the truncation means by name, as in an inference file."""
+    """Return the weights and truncation means by name, as in an inference file."""
     mean = generator.truncation_mean or generator.compute_truncation_mean()
     return {**generator.state_dict(), **{f"truncation_mean.{part}": value for part, value in mean._asdict().items()}}
 
 
 def page_settings(generator: ImplicitGenerator3d) -> dict[str, Any]:
-    """What the page's scripts need to know of a curriculum, in their names; angles in radians but for the field of view."""
+    """Return the settings that the page's scripts need, under their names there; radians except for the field of view."""
     c = generator.curriculum
     render = ViewSettings(ray_step_multiplier=RAY_STEP_MULTIPLIER, surface_only=True).render_settings(c)
     reach = 1.0 if c.sample_dist in ("uniform", "spherical_uniform") else 2.0  # of a normal distribution: 95 %
@@ -159,7 +159,7 @@ def _network_settings(generator: ImplicitGenerator3d) -> dict[str, Any]:
 
 @torch.no_grad()
 def turntable(generator: ImplicitGenerator3d) -> bytes:
-    """Seed 0 turning to both sides and back, an animated WebP: what a browser without WebGL 2 shows."""
+    """Render seed 0 turning to both sides and back, as an animated WebP: the fallback for browsers without WebGL 2."""
     c = generator.curriculum
     z = latent_from_seed(0, c.latent_dim, c.z_dist).to(next(generator.parameters()).device)
     field = generator.field(generator.film(z, TURNTABLE_PSI))
@@ -177,9 +177,9 @@ def turntable(generator: ImplicitGenerator3d) -> bytes:
 
 
 def export_page(generators: dict[str, LoadedGenerator], latents: Mapping[str, Latent] | None = None) -> str:
-    """The page of generators by name, the first one shown first. Raises UserError for one that it cannot hold.
+    """Build the page of the named generators; the first is selected initially. Raises UserError for one that it does not support.
 
-    ``latents``: photos by name (invert.py), of the first generator; each becomes one more choice beside the generators.
+    ``latents``: inverted photos by name (invert.py), of the first generator; each becomes an additional choice.
     """
     entries, blocks = [], []
     for name, loaded in generators.items():
@@ -207,7 +207,7 @@ def export_page(generators: dict[str, LoadedGenerator], latents: Mapping[str, La
 
 
 class _Entry(NamedTuple):
-    """One choice of the page. ``tensors``: its own; the others are those of the entry named ``base``."""
+    """One choice of the page. ``tensors``: those that differ from the entry named ``base``, or all."""
 
     name: str
     generator: ImplicitGenerator3d
@@ -216,7 +216,7 @@ class _Entry(NamedTuple):
 
 
 def page_script() -> str:
-    """All scripts of the page, as one."""
+    """Concatenate all scripts of the page."""
     return '"use strict";\n' + "\n".join((PAGE_DIR / name).read_text() for name in SCRIPTS)
 
 
@@ -225,7 +225,7 @@ def page_style() -> str:
 
 
 def fill_page(*, title: str, data: str, weights: str, turntable_url: str) -> str:
-    """The template with its parts put in. ``data``: JSON; ``weights``: HTML."""
+    """Fill the template. ``data``: JSON; ``weights``: HTML."""
     style, script = page_style(), page_script()
     page = (PAGE_DIR / "page.html").read_text()
     parts = {
@@ -243,7 +243,7 @@ def fill_page(*, title: str, data: str, weights: str, turntable_url: str) -> str
 
 
 def content_security_policy(script: str, style: str) -> str:
-    """A policy under which only this script and this style run, and no request leaves the page."""
+    """Return a policy that allows only this script and this style, and no network requests."""
     directives = (
         "default-src 'none'",
         f"script-src '{_sha256_source(script)}'",
