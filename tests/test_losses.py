@@ -43,6 +43,8 @@ def test_normal_loss_compares_two_points_on_hits_only():
     b = torch.tensor([[[0.0, 1, 0], [0, 1, 0]], [[0, 0, -1.0], [0, 0, 1]]])
     everywhere = torch.ones(2, 2, dtype=torch.bool)
     assert float(losses.normal_smoothness_loss(a, b, everywhere)) == pytest.approx(((2 / 3) / 2 + (4 / 3) / 2) / 2)
+    first_of_one = torch.tensor([[True, False], [True, True]])  # a mean over an image's hits, then over images
+    assert float(losses.normal_smoothness_loss(a, b, first_of_one)) == pytest.approx((2 / 3 + (4 / 3) / 2) / 2)
     second_only = torch.tensor([[False, True], [False, False]])
     assert float(losses.normal_smoothness_loss(a, b, second_only)) == 0
 

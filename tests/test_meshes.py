@@ -272,3 +272,9 @@ def test_training_still_works_after_rendering_with_gl() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_cameras_see_reaches_as_far_as_the_longer_part_of_a_ray() -> None:
+    for start, end in ((0.9, 1.15), (0.85, 1.1)):  # before and behind the origin: not alike
+        curriculum = dataclasses.replace(BFM, ray_start=start, ray_end=end, interval_max=0.1)
+        assert visible_radius(curriculum) == pytest.approx(0.15 / math.cos(math.radians(6)))
