@@ -132,7 +132,7 @@ def rewrite(path: Path, tensors: dict[str, torch.Tensor] | None = None, **metada
         ({"step": None}, "lacks step"),
         ({"step": "many"}, "metadata is damaged"),
         ({"curriculum": "{"}, "metadata is damaged"),
-        ({"curriculum": "[]"}, "not a curriculum"),
+        ({"curriculum": "[]"}, "not a valid curriculum"),
         ({"curriculum": '{"dataset": "x"}'}, "'stages' is missing"),
         ({"curriculum": '{"dataset": "x", "end_step": 1, "stages": 3}'}, "stages must be a list"),
         ({"curriculum": json.dumps({**SMALL.to_dict(), "hidden_dim": 10**6})}, r"generator needs \(1000000, 3\)"),

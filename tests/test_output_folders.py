@@ -102,7 +102,7 @@ def test_a_score_that_fails_does_not_lose_the_finished_ones(
         (["--output_json", "{folder}"], "is a folder; name a file in it"),
         (["--output_json", "{file}/x.json"], "cannot write to the output folder"),
         (["--dataset", "Dogs"], "unknown dataset"),
-        (["--metrics", "fid", "--num_images", "2"], "too few"),
+        (["--metrics", "fid", "--num_images", "2"], "too small"),
         (["--dataset_path", "{folder}"], "holds no images"),
     ],
 )
@@ -144,7 +144,7 @@ def test_shapes_of_a_published_file_alone(published_files: Path, tmp_path: Path,
     named = ["--curriculum", "BFM", "--output_dir", str(tmp_path / "named")]
     extract_shapes.main([str(path), "--seeds", "0", "--voxel_resolution", "24", *named, *CPU])
     assert np.array_equal(voxels, np.load(tmp_path / "named" / "0_24_voxel.npy"))  # they need no camera
-    with pytest.raises(UserError, match=r"pass --curriculum NAME, or put its options\.txt beside it"):
+    with pytest.raises(UserError, match=r"pass --curriculum NAME, or put its options\.txt next to it"):
         render_video.main([str(path), "--output_dir", str(tmp_path / "video")])
 
 
