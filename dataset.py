@@ -215,7 +215,7 @@ def _survey(source: ImageSource) -> tuple[Counter[tuple[int, int]], dict[str, li
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser("Summarize a folder, glob or zip of images, and show it as training sees it.")
     parser.add_argument("--check", required=True, metavar="PATH", help="folder (searched recursively), glob or zip")
-    parser.add_argument("--dataset", default="Images", help=f"preset: {', '.join(DATASETS)}")
+    parser.add_argument("--dataset", help=f"preset: {', '.join(DATASETS)} (default: the curriculum's, else Images)")
     parser.add_argument("--image_size", type=int, default=64, help="pixels")
     parser.add_argument("--output", default="contact.png", help="the contact sheet to write")
     parser.add_argument("--curriculum", help="also show the range of its camera poses (a name or a .json file)")
@@ -227,7 +227,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     curriculum = get_curriculum(args.curriculum).with_overrides(args.set) if args.curriculum else None
     if curriculum is not None:
         check_output_path(args.check, find_images(args.check), args.prior_output)
-    check(args.check, args.dataset, args.image_size, args.output, curriculum)
+    preset = args.dataset or (curriculum.dataset if curriculum else "Images")
+    check(args.check, preset, args.image_size, args.output, curriculum)
     if curriculum is not None:
         print(write_camera_prior(curriculum, args.prior_output))
         print(f"  a head at quantiles of the pose prior: {args.prior_output}; your images should span about the same range")

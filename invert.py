@@ -35,7 +35,7 @@ from common.arguments import ArgumentParser, add_device_argument, image_side, po
 from common.errors import UserError
 from common.files import make_output_dir, write_atomically
 from common.program import run_script
-from dataset import get_dataset_spec
+from dataset import spec_over
 from inversion.evaluation import evaluate, summary_table
 from inversion.features import open_features
 from inversion.outputs import overview_part, write_all
@@ -118,7 +118,7 @@ def read_photos(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, 
 
     One that cannot be read is named on stderr and left out. Raises UserError where none is left.
     """
-    spec = get_dataset_spec(args.dataset or loaded.curriculum.dataset)
+    spec = spec_over(args.dataset or loaded.curriculum.dataset, loaded.curriculum)
     num_holdout = args.num_holdout or loaded.curriculum.num_holdout
     photos: dict[str, Tensor] = {}
     for text in args.photos:

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import write_atomically
-from generators.cameras import CameraPoses, sample_camera_poses
+from generators.cameras import CameraPoses
+from generators.pose_prior import draw_poses
 from heads.parameters import sample_heads
 from heads.render import render_heads
 from settings.curriculum import Curriculum
 from visualization.images import image_grid, png_bytes, to_uint8
 
-NUM_POSES = 20_000
+NUM_POSES = 5000
 YAW_QUANTILES = (0.02, 0.25, 0.5, 0.75, 0.98)
 PITCH_QUANTILES = (0.02, 0.5, 0.98)
 HEAD = 3  # index in the built-in set with seed 0
@@ -36,15 +37,7 @@ def prior_angles(curriculum: Curriculum) -> tuple[Tensor, Tensor]:
 
     A positive yaw moves the camera to the image's left (toward -x), a positive pitch moves it down.
     """
-    poses = sample_camera_poses(
-        NUM_POSES,
-        h_mean=curriculum.h_mean,
-        v_mean=curriculum.v_mean,
-        h_stddev=curriculum.h_stddev,
-        v_stddev=curriculum.v_stddev,
-        sample_dist=curriculum.sample_dist,
-        generator=torch.Generator().manual_seed(0),
-    )
+    poses = draw_poses(NUM_POSES, curriculum, torch.Generator().manual_seed(0))
     yaw, pitch = poses.yaw - math.pi / 2, poses.pitch - math.pi / 2
     return yaw.quantile(torch.tensor(YAW_QUANTILES)), pitch.quantile(torch.tensor(PITCH_QUANTILES))
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from checkpoints.loading import LoadedGenerator
 from generators.cameras import CameraPoses, Rays
 from generators.generator import ImplicitGenerator3d, draw_latents
+from generators.pose_prior import pose_half_widths
 from generators.renderer import RenderSettings, render
 from generators.styles import StyleDistribution, style_distribution
 from inversion.camera import Crop, no_crop, photo_rays
@@ -34,7 +35,6 @@ BANK_SIZE = 16  # pixels
 MIN_FEATURE_SIZE = 32  # pixels; networks extract little from smaller images
 BANK_BATCH = 64
 RAYS_PER_CHUNK = 1 << 15
-WIDE_PRIORS = ("uniform", "spherical_uniform", "hybrid")  # half width h_stddev; the others are cut at two stddevs
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,6 @@ def open_scene(loaded: LoadedGenerator, settings: SearchSettings, seed: int, fea
     return Scene(generator, curriculum, distribution, bank, torch.cat(images), features)
 
 
-def prior_half_widths(curriculum: Curriculum) -> tuple[float, float]:
-    """Half widths of nearly all training pitches and yaws around their means, radians."""
-    factor = 1 if curriculum.sample_dist in WIDE_PRIORS else 2
-    return factor * curriculum.v_stddev, factor * curriculum.h_stddev
-
-
 def draw_bank(
     generator: ImplicitGenerator3d, curriculum: Curriculum, distribution: StyleDistribution, num: int, seed: int
 ) -> Candidates:
@@ -147,7 +141,7 @@ def draw_bank(
     with torch.no_grad():
         coordinates = torch.cat([distribution.coordinates(generator.film(part.to(device))) for part in z.split(1000)])
     mean = torch.tensor([curriculum.v_mean, curriculum.h_mean])
-    half_widths = torch.tensor(prior_half_widths(curriculum))
+    half_widths = torch.tensor(pose_half_widths(curriculum))
     spread = torch.tensor([[_halton(i, 3), _halton(i, 2)] for i in range(num)])
     angles = (mean + (2 * spread - 1) * half_widths).to(device)
     offsets = torch.zeros(num, distribution.mean.shape[1], device=device)
@@ -193,7 +187,7 @@ def image_loss(rendered: Tensor, photo: Tensor, features: Features | None, setti
 def prior_loss(candidates: Candidates, curriculum: Curriculum, settings: SearchSettings) -> Tensor:
     """Deviation of candidates from the training distribution: styles, offsets, poses beyond the prior, crops. (B,)"""
     mean = candidates.angles.new_tensor([curriculum.v_mean, curriculum.h_mean])
-    limits = candidates.angles.new_tensor(prior_half_widths(curriculum))
+    limits = candidates.angles.new_tensor(pose_half_widths(curriculum))
     beyond = ((candidates.angles - mean).abs() - limits).clamp_min(0)
     shift, roll, log_scale = settings.crop_stddevs
     stddevs = candidates.crops.new_tensor([shift, shift, roll, log_scale])

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from checkpoints.loading import LoadedGenerator
 from distributed.processes import Processes
-from generators.cameras import CameraPoses, Rays, camera_rays, sample_camera_poses
+from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.generator import draw_latents
+from generators.pose_prior import draw_poses
 from generators.renderer import RenderSettings, render
 from generators.views import RAYS_PER_CHUNK
 from loading.files import ALL_IMAGES, DatasetSpec, Split
@@ -20,17 +21,6 @@ from settings.curriculum import Curriculum
 from siren.field import Field
 
 ALONE = Processes(0, 1, torch.device("cpu"))
-
-
-def draw_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> CameraPoses:
-    """Sample (num,) poses from the curriculum's distribution, on the CPU.
-
-    Poses are sampled one by one, because the hybrid distribution chooses its component once per call.
-    """
-    names = ("h_mean", "v_mean", "h_stddev", "v_stddev", "sample_dist")
-    settings = {name: getattr(curriculum, name) for name in names}
-    poses = [sample_camera_poses(1, **settings, generator=generator) for _ in range(num)]
-    return CameraPoses(torch.cat([pose.pitch for pose in poses]), torch.cat([pose.yaw for pose in poses]))
 
 
 def pose_of_seed(seed: int, curriculum: Curriculum) -> CameraPoses:

@@ -16,10 +16,11 @@ from PIL import Image
 import eval_metrics
 from checkpoints.loading import load_generator
 from common.errors import UserError
+from generators.pose_prior import draw_poses
 from metrics import fidelity
 from metrics.fidelity import FidelitySettings, calculate, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation, Metric
-from metrics.sampling import ALONE, draw_poses, generated_images
+from metrics.sampling import ALONE, generated_images
 from metrics.swd import laplacian_pyramid, sliced_distance, sliced_wasserstein
 from settings.registry import CURRICULUMS
 from training.evaluation import EvaluationOptions, Evaluator

@@ -20,7 +20,8 @@ from checkpoints.loading import LoadedGenerator
 from curriculums import COMMON as COMMON_SETTINGS
 from distributed.processes import Processes
 from generators.generator import draw_latents
-from metrics.sampling import draw_poses, generated_images
+from generators.pose_prior import draw_poses
+from metrics.sampling import generated_images
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
 from training.inputs import draw_inputs

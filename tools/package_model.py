@@ -28,9 +28,9 @@ from common.errors import UserError
 from common.files import make_output_dir, read_small_text, write_atomically
 from common.program import run_script
 from generators.generator import draw_latents
+from generators.pose_prior import draw_poses
 from generators.views import ViewSettings, render_views
 from metrics.report import write_json
-from metrics.sampling import draw_poses
 
 MAX_BYTES = 5_000_000
 INVISIBLE_DB = 60.0

@@ -25,7 +25,7 @@ from torch import Tensor
 from common.arguments import ArgumentParser, add_device_argument, int_between, positive_int, resolve_device, seed_number
 from common.errors import UserError
 from common.program import run_script
-from dataset import DATASETS
+from dataset import DATASETS, spec_over
 from loading.cache import default_cache_dir
 from metrics.pose_head import PoseHead, load_pose_head
 from metrics.pose_readout import INPUT_SIZE, MAX_PITCH, MAX_YAW, PoseReadout, ReadoutSettings, get_pose_readout
@@ -192,7 +192,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = resolve_device(args.device)
     head = load_pose_head(args.checkpoint, device) if args.checkpoint else None
     args.dataset = args.dataset or (head.curriculum.dataset if head else "Images")
-    images = real_images(args.path, args.dataset, args.num_images, head.image_size if head else INPUT_SIZE, args.seed)
+    spec = spec_over(args.dataset, head.curriculum) if head else args.dataset
+    images = real_images(args.path, spec, args.num_images, head.image_size if head else INPUT_SIZE, args.seed)
     if len(images) < FEWEST_IMAGES:
         raise UserError(f"{args.path} holds {len(images)} images; use at least {FEWEST_IMAGES}, preferably hundreds")
     images = images.float() / 127.5 - 1

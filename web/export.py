@@ -25,6 +25,7 @@ from checkpoints.latents import Latent
 from checkpoints.loading import LoadedGenerator
 from common.errors import UserError
 from generators.generator import ImplicitGenerator3d, latent_from_seed
+from generators.pose_prior import pose_half_widths
 from generators.views import ViewSettings, make_pose, render_view
 from settings.curriculum import Curriculum
 from triplane.backbone import FIRST_SIZE, Backbone
@@ -118,7 +119,7 @@ def page_settings(generator: ImplicitGenerator3d) -> dict[str, Any]:
     """Return the settings that the page's scripts need, under their names there; radians except for the field of view."""
     c = generator.curriculum
     render = ViewSettings(ray_step_multiplier=RAY_STEP_MULTIPLIER, surface_only=True).render_settings(c)
-    reach = 1.0 if c.sample_dist in ("uniform", "spherical_uniform") else 2.0  # of a normal distribution: 95 %
+    pitch_limit, yaw_limit = pose_half_widths(c)
     return {
         "latentDim": c.latent_dim,
         "latentDistribution": c.z_dist,
@@ -126,8 +127,8 @@ def page_settings(generator: ImplicitGenerator3d) -> dict[str, Any]:
         "fovDegrees": c.fov,
         "meanYaw": c.h_mean,
         "meanPitch": c.v_mean,
-        "yawLimit": reach * c.h_stddev,
-        "pitchLimit": reach * c.v_stddev,
+        "yawLimit": yaw_limit,
+        "pitchLimit": pitch_limit,
         "tNear": render.t_near,
         "tFar": render.t_far,
         "numCoarse": render.num_coarse,
