@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from common.arguments import ArgumentParser
+from common.cache_folder import cache_folder
 from common.errors import UserError, one_line
 from common.files import write_atomically
 from common.program import run_script
 from heads.camera_prior import write_camera_prior
 from loading.batches import BatchStream, batch_at, epoch_order
-from loading.cache import MAX_NAMED, build_cache, default_cache_dir
+from loading.cache import MAX_NAMED, build_cache
 from loading.files import ALL_IMAGES, DatasetSpec, ImageSource, Split, find_images, open_member, part_of, words_left_out
 from loading.opening import open_image
 from settings.curriculum import Curriculum
@@ -43,7 +44,6 @@ __all__ = [
     "Split",
     "batch_at",
     "build_cache",
-    "default_cache_dir",
     "epoch_order",
     "find_images",
     "get_dataset_spec",
@@ -104,7 +104,7 @@ class ImageDataset(torch.utils.data.Dataset):
             raise UserError(f"image size {size}: must be from 1 to {MAX_SIZE}")
         self.source, self.size = part_of(find_images(path), split), size
         spec = get_dataset_spec(preset) if isinstance(preset, str) else preset
-        where = default_cache_dir() if cache_dir == "default" else cache_dir
+        where = cache_folder() if cache_dir == "default" else cache_dir
         self.pixels, found = build_cache(self.source, spec, size, where, num_workers)
         self.unreadable = {self.source.names[i]: reason for i, reason in found.unreadable.items()}
         self.remarks = found.remarks

@@ -36,7 +36,7 @@ from viewing.looks import Look
 from viewing.server import Viewer
 from viewing.source import RunFolder
 from viewing.worker import Worker
-from visualization.generator_scripts import PRECISIONS, load_with_notes
+from visualization.generator_scripts import PRECISIONS, check_surface_only, load_with_notes
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 POLL_SECONDS = 2.0
@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = resolve_device(args.device)
     folder = RunFolder(Path(args.watch), args.curriculum, device, args.precision) if args.watch else None
     loaded = _wait_for_first(folder) if folder else load_with_notes(args.path, args.curriculum, device, precision=args.precision)
+    check_surface_only(args.surface_only, loaded.curriculum)
     if args.host not in LOCAL_HOSTS:
         print(f"warning: whoever can reach {args.host} can use this viewer; it asks for no password", file=sys.stderr)
     look, settings = Look(args.seed, args.psi), FrameSettings(surface=args.surface_only, image_size=args.image_size)

@@ -14,11 +14,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.arguments import ArgumentParser
+from common.cache_folder import cache_folder
 from common.program import run_script
 from generators.cameras import CameraPoses, sample_camera_poses
 from heads.parameters import sample_heads
 from heads.render import render_heads
-from loading.cache import default_cache_dir
 from metrics.pose_readout import INPUT_SIZE, PosedHeads, ReadoutSettings, get_pose_readout, vary
 from metrics.pose_statistics import fit_prior
 from tools.pose_spread import read_with_heads, spreads_of
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--readout_cache", help="folder where trained read-outs are kept")
     args = parser.parse_args()
     settings = ReadoutSettings()
-    cache_dir = Path(args.readout_cache) if args.readout_cache else default_cache_dir()
+    cache_dir = Path(args.readout_cache) if args.readout_cache else cache_folder()
     readout, path = get_pose_readout(settings, cache_dir, torch.device("cpu"))
     print(f"{NUM_HEADS} heads of {INPUT_SIZE} px for each prior, seeds {FIRST_SEED} and on; {path.name}")
     for number, prior in enumerate(PRIORS):  # "varied": other backgrounds, colors, sizes and places

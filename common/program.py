@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import io
 import os
 import signal
@@ -32,12 +33,13 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain unprintable characters
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by common.interrupts
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    is_interrupted = False
     try:
         main()
     except UserError as error:
         _exit_with_error(error, error.exit_status)
     except KeyboardInterrupt:
-        _exit_by_interrupt()
+        is_interrupted = True
     except BrokenPipeError:  # `script | head`: the reader closed the pipe, which is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -49,10 +51,14 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         _exit_with_error(f"not enough memory ({str(error)[:200]}); use smaller images, batches or networks", 2)
+    if is_interrupted:  # outside of the handler, where nothing of main is left: its pools release their semaphores first
+        gc.collect()
+        _exit_by_interrupt()
     sys.exit(0)
 
 
 def _exit_with_error(reason: object, status: int) -> NoReturn:
+    _close_progress_bars()
     try:
         print(f"{Path(sys.argv[0]).name}: error: {one_line(reason)}", file=sys.stderr, flush=True)
     except OSError:  # the terminal is closed, or stderr goes to a full disk: the status still reports the error
@@ -62,11 +68,20 @@ def _exit_with_error(reason: object, status: int) -> NoReturn:
 
 def _exit_by_interrupt() -> NoReturn:
     """Exit by SIGINT without a traceback, so that a calling shell script stops too."""
+    _close_progress_bars()
     with contextlib.suppress(OSError):
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.raise_signal(signal.SIGINT)
     sys.exit(128 + signal.SIGINT)
+
+
+def _close_progress_bars() -> None:
+    """End the line of each progress bar that is still open, so that a message starts on a line of its own."""
+    if "tqdm" in sys.modules:
+        with contextlib.suppress(OSError):
+            for bar in list(sys.modules["tqdm"].tqdm._instances):
+                bar.close()
 
 
 def keep_freed_memory() -> None:

@@ -27,7 +27,7 @@ def shared_work(args: argparse.Namespace) -> Iterator[Processes]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.handle_failures())
         if not processes.is_main:
-            devnull = stack.enter_context(open(os.devnull, "w"))
+            devnull = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(devnull))
             stack.enter_context(contextlib.redirect_stderr(devnull))
         yield processes

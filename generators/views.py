@@ -40,7 +40,8 @@ class ViewSettings:
         settings = settings.multiply_steps(self.ray_step_multiplier)
         if self.surface_only:  # the interval shrinks to the root, whose single sample gets all of the weight
             background = None if last_back else float(settings.white_back)
-            settings = replace(settings, num_surface=1, num_fine=0, interval=0.0, last_back=True, background=background)
+            settings = replace(settings, surface_sample=True, num_surface=1, num_fine=0, interval=0.0)
+            settings = replace(settings, last_back=True, background=background)
         return settings
 
 

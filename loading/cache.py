@@ -137,12 +137,6 @@ def print_notice(text: str) -> None:
     print(f"notice: {text}", file=sys.stderr)
 
 
-def default_cache_dir() -> Path:
-    """Return $GOF_CACHE, or the folder gof in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(os.environ.get("GOF_CACHE") or os.path.join(base, "gof"))
-
-
 def _cache_key(source: ImageSource, spec: DatasetSpec, size: int) -> str:
     what = [_VERSION, FORMATS, source.zip_path, source.names, source.stamps, spec.resize, spec.center_crop, size]
     if spec.background or spec.nearest:  # keeps the keys of existing caches without these settings
@@ -153,7 +147,7 @@ def _cache_key(source: ImageSource, spec: DatasetSpec, size: int) -> str:
 def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -> tuple[CachedImages, Findings] | None:
     """Open the cached images and findings; None if there is no valid cache."""
     try:
-        found = Findings.from_json(json.loads(path.with_suffix(".json").read_text()), len(source.names))
+        found = Findings.from_json(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")), len(source.names))
         expected = (len(source.names) - len(found.unreadable), size, size, 3)
         with path.open("rb") as file:
             if np.lib.format.read_magic(file) != (1, 0):
@@ -223,7 +217,7 @@ def _write_cache(
             file.write(_npy_header((num - len(found.unreadable), size, size, 3)))
             file.flush()
             listing = unfinished.with_suffix(".json")
-            listing.write_text(json.dumps({"path": source.path, **found.to_json()}))
+            listing.write_text(json.dumps({"path": source.path, **found.to_json()}), encoding="utf-8")
             listing.replace(path.with_suffix(".json"))
             unfinished.replace(path)
     finally:

@@ -12,6 +12,7 @@ from functools import partial
 
 from tqdm import tqdm
 
+from common.workers import follow_parent, interrupts_ignored
 from loading.files import DatasetSpec, Decoded, ImageSource, decode
 
 MAX_WORKERS = 16
@@ -43,19 +44,25 @@ def decode_block(indices: Sequence[int], source: ImageSource, spec: DatasetSpec,
 
 
 def _in_parallel(work: partial, blocks: list[range], workers: int) -> Iterator[list[Decoded]]:
-    done = 0
+    done, others = 0, set(multiprocessing.active_children())
     while done < len(blocks):
         pool = _pool(workers)
         try:
-            for results in pool.map(work, blocks[done:]):
+            with interrupts_ignored():
+                remaining = pool.map(work, blocks[done:])
+            for results in remaining:
                 yield results
                 done += 1
         except BrokenProcessPool:
             print("notice: a decoding process died; decoding its images one by one, then continuing", file=sys.stderr)
             yield _one_by_one(work, blocks[done])
             done += 1
+        except BaseException:  # an interrupt, or the caller needs no more images: do not wait for the blocks in progress
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _one_by_one(work: partial, block: range) -> list[Decoded]:
@@ -64,7 +71,9 @@ def _one_by_one(work: partial, block: range) -> list[Decoded]:
     pool = _pool(1)
     for index in block:
         try:
-            results += pool.submit(work, [index]).result()
+            with interrupts_ignored():
+                future = pool.submit(work, [index])
+            results += future.result()
         except BrokenProcessPool:
             results.append(CRASHED)
             pool.shutdown(wait=False)
@@ -74,4 +83,4 @@ def _one_by_one(work: partial, block: range) -> list[Decoded]:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=follow_parent)

@@ -72,7 +72,7 @@ def _reduce_to_fit(image: Image.Image, file_bytes: int) -> None:
 def free_memory() -> int | None:
     """Return the available memory in bytes; None if unknown."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError, IndexError):
         return None

@@ -9,6 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from generators.cameras import CameraPoses, camera_positions, camera_rays, camera_to_world, sample_camera_poses
+from generators.pose_prior import draw_poses, pose_half_widths
+from settings.checks import SAMPLE_DISTS
+from settings.registry import CURRICULUMS
 
 CENTER = {"h_mean": math.pi / 2, "v_mean": math.pi / 2}
 
@@ -124,3 +127,17 @@ def test_the_uniform_half_of_hybrid_is_twice_as_wide_in_both_angles():
     assert 5 <= len(uniform) <= 15
     for yaw, pitch in uniform:
         assert yaw == pytest.approx(0.04, rel=0.02) and pitch == pytest.approx(0.02, rel=0.02)
+
+
+@pytest.mark.parametrize("sample_dist", SAMPLE_DISTS)
+@pytest.mark.parametrize("name", ["CelebA", "PIGAN_CARLA"])
+def test_half_widths_hold_the_poses_of_training(name, sample_dist):
+    """The limits of searches and pages: nearly all poses of training, and not much more."""
+    c = CURRICULUMS[name].with_overrides([f"sample_dist={sample_dist}", "hollow_check_interval=0"])
+    pitch_reach, yaw_reach = pose_half_widths(c)
+    poses = draw_poses(1500, c, torch.Generator().manual_seed(0))
+    for angles, mean, reach, kept in ((poses.pitch, c.v_mean, pitch_reach, (0, math.pi)), (poses.yaw, c.h_mean, yaw_reach, None)):
+        offsets = (angles - mean).abs()
+        assert float((offsets <= reach + 1e-5).float().mean()) > 0.93
+        if kept is None or mean - reach > kept[0]:  # pitches beyond the pole are clamped
+            assert float(offsets.quantile(0.98)) >= 0.9 * reach

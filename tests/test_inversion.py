@@ -526,3 +526,14 @@ def test_ctrl_c_keeps_the_best_so_far(repo: Path, scene: Scene, tiny_generator_p
         "0.glb",
         "overview.png",
     }
+
+
+@pytest.mark.parametrize("white_back", [False, True])
+def test_a_transparent_photo_lies_on_the_background_of_training(white_back: bool, tmp_path: Path) -> None:
+    pixels = np.full((16, 16, 4), 90, np.uint8)
+    pixels[..., 3] = np.where(np.arange(16)[:, None] < 4, 0, 255)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    curriculum = replace(CURRICULUMS["SYNTH_TINY"], white_back=white_back, dataset="Images")
+    args = invert.parse_arguments([str(tmp_path / "a.png"), "--generator", "none", "--image_size", "16"])
+    (photo,) = invert.read_photos(args, LoadedGenerator(None, curriculum)).values()
+    assert bool((photo[:, :4] == float(white_back)).all()) and bool((photo[:, 4:] < 0.5).all())

@@ -80,3 +80,23 @@ def test_no_two_modules_import_each_other(repo: Path) -> None:
 
 def test_the_root_holds_commands_and_what_one_edits(repo: Path) -> None:
     assert len(list(repo.glob("*.py"))) <= MAX_ROOT_FILES
+
+
+def reads_text_as_the_system_does(call: ast.Call) -> bool:
+    """Whether a call opens a text file without saying its encoding, so that Windows would read it as another one."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name not in ("read_text", "write_text", "open", "fdopen") or any(keyword.arg == "encoding" for keyword in call.keywords):
+        return False
+    if name in ("read_text", "write_text"):
+        return True
+    modes = [arg.value for arg in call.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+    modes = [mode for mode in modes if set(mode) <= set("rwaxbt+")]
+    return any("b" not in mode for mode in modes) or (isinstance(call.func, ast.Name) and name == "open" and not modes)
+
+
+def test_text_files_name_their_encoding(repo: Path) -> None:
+    wrong = []
+    for name, path in modules_of(repo).items():
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        wrong += [f"{name}:{call.lineno}" for call in calls if reads_text_as_the_system_does(call)]
+    assert not wrong

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pickle
+import signal
+import subprocess
+import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -84,3 +89,42 @@ def test_a_worker_that_is_killed_costs_no_image(tmp_path, capsys):
 def test_an_image_that_kills_every_process_is_the_only_one_lost():
     blocks = [range(4, 7), range(7, 9)]
     assert [list(part) for part in _in_parallel(partial(dying_worker.work), blocks, 2)] == [[8, CRASHED, 12], [14, 16]]
+
+
+# A decoding that takes seconds in two processes: says when it has begun.
+DECODES = """
+import signal, sys
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    from common.program import run_script
+    from loading.decoding import decode_all
+    from loading.files import DatasetSpec, find_images
+    def main():
+        for i, _ in enumerate(decode_all(find_images(sys.argv[1]), DatasetSpec(None, None, ""), 256, 2)):
+            if i == 0:
+                print("begun", flush=True)
+    run_script(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_parent(repo: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """A terminal's Ctrl-C goes to all processes: one line on stderr, no traceback of a worker, and none is left."""
+    image = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)).save(image, format="JPEG")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for i in range(3000):
+            archive.writestr(f"{i}.jpg", image.getvalue())
+    (tmp_path / "decodes.py").write_text(DECODES)
+    command = [sys.executable, str(tmp_path / "decodes.py"), str(tmp_path / "photos.zip")]
+    environment = {**os.environ, "PYTHONPATH": str(repo)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout.readline() == "begun\n"
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        errors = process.communicate(timeout=120)[1]  # returns when no process has the pipe open
+    assert process.returncode == -number
+    if number == signal.SIGINT:
+        lines = errors.replace("\r", "\n").splitlines()
+        assert [line for line in lines if line and not line.startswith("decoding")] == ["decodes.py: interrupted"]

@@ -42,3 +42,20 @@ def test_an_interrupt_ends_a_script_as_its_signal_does_and_without_a_traceback(r
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
     assert process.returncode == -signal.SIGINT and errors.endswith("interrupted\n") and errors.count("\n") == 1
+
+
+IN_PROGRESS = """
+from tqdm import tqdm
+from common.errors import UserError
+from common.program import run_script
+def fail():
+    for _ in tqdm(range(3), desc="work"):
+        raise UserError("no such thing")
+run_script(fail)
+"""
+
+
+def test_a_message_starts_on_a_line_of_its_own_below_a_progress_bar(repo):
+    done = subprocess.run([sys.executable, "-c", IN_PROGRESS], cwd=repo, capture_output=True, text=True)
+    assert done.returncode == 2 and "work:" in done.stderr
+    assert done.stderr.splitlines()[-1] == "-c: error: no such thing"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import render_multiview_images
 import render_video
+import view
 from analytic import SphereField
 from checkpoints.loading import load_generator
 from common.errors import UserError
@@ -213,12 +214,14 @@ def test_locked_directions() -> None:
     assert psnr_db(plain.image, render_view(field, pose, BFM, SETTINGS).image) < 40
 
 
-def test_surface_only_is_the_color_at_the_root() -> None:
+@pytest.mark.parametrize("surface_sample", [True, False])
+def test_surface_only_is_the_color_at_the_root(surface_sample: bool) -> None:
+    """Also of occupancy fields whose images are composited from coarse samples."""
     field = CurvedField(0.08, sharpness=60)
-    pose = make_pose(1.8, 1.6)
-    preview = render_view(field, pose, BFM, ViewSettings(image_size=32, surface_only=True))
+    pose, curriculum = make_pose(1.8, 1.6), replace(BFM, surface_sample=surface_sample)
+    preview = render_view(field, pose, curriculum, ViewSettings(image_size=32, surface_only=True))
     num_preview, field.num_color_points = field.num_color_points, 0
-    plain = render_view(field, pose, BFM, SETTINGS)
+    plain = render_view(field, pose, curriculum, SETTINGS)
     assert torch.equal(preview.hit_mask, plain.hit_mask) and torch.equal(preview.surface_depth, plain.surface_depth)
     assert torch.allclose(preview.surface_image, plain.surface_image, atol=1e-5)
     assert torch.allclose(preview.image * preview.hit_mask, plain.surface_image * preview.hit_mask, atol=1e-5)
@@ -299,5 +302,9 @@ def test_radiance_fields_have_no_preview_and_no_cache(tmp_path: Path) -> None:
     assert not load_generator(path).curriculum.pred_occ
     arguments = [str(path), "--image_size", "8", "--num_frames", "1", "--output_dir", str(tmp_path)]
     render_video.main(arguments)
+    refused = [str(path), "--surface_only", "--output_dir", str(tmp_path / "preview")]
     with pytest.raises(UserError, match="needs an occupancy field"):
-        render_video.main([*arguments, "--surface_only"])
+        render_video.main(refused)
+    assert not (tmp_path / "preview").exists(), "refused before anything is written"
+    with pytest.raises(UserError, match="needs an occupancy field"):
+        view.main(refused[:2])

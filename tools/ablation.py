@@ -149,7 +149,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return None
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     measured = [line for line in lines if "hit_rate" in line]
     if not measured:
         return None

@@ -131,7 +131,7 @@ def _table(header: list[str], rows: Iterable[list[str]]) -> str:
 
 def main() -> None:
     arguments = make_parser().parse_args()
-    settings = described_settings(Path(curriculums.__file__).read_text())
+    settings = described_settings(Path(curriculums.__file__).read_text(encoding="utf-8"))
     write_atomically(arguments.output, markdown_page(settings, CURRICULUMS).encode())
     print(f"wrote {arguments.output}")
 

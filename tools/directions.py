@@ -65,6 +65,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     loaded = load_with_notes(args.path, args.curriculum, resolve_device(args.device))
+    if not loaded.curriculum.pred_occ:
+        raise UserError(f"{args.path} is a radiance field without a surface, by which directions are measured")
     output_dir = make_output_dir(args.output_dir)
     name = GeneratorName.of(loaded.generator, args.path)
     distribution = style_distribution(loaded.generator)

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from common.arguments import ArgumentParser, positive_int, seed_number
+from common.cache_folder import cache_folder
 from common.errors import UserError
 from common.program import run_script
-from loading.cache import default_cache_dir
 from metrics.geometry import background_is_white, generated_geometry, geometry_settings, over_background, score
 from metrics.predictor import PredictorSettings, get_predictor
 from metrics.report import add_common_arguments, load, model_record, print_table, rendering_record, write_json
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         notes.append(f"the set was rendered with a fov of {fov:g} degrees, but the generator uses {loaded.curriculum.fov:g}")
     device = next(loaded.generator.parameters()).device
     settings = PredictorSettings(seed=args.seed, num_steps=args.predictor_steps)
-    cache_dir = Path(args.predictor_cache) if args.predictor_cache else default_cache_dir()
+    cache_dir = Path(args.predictor_cache) if args.predictor_cache else cache_folder()
     data = read_truth(files)
     predictor, floor, predictor_path = get_predictor(files, settings, cache_dir, device, lambda: data)
     curriculum = over_background(loaded.curriculum, background_is_white(data))

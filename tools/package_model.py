@@ -100,7 +100,7 @@ def training_record(folder: Path, minutes: float | None) -> dict[str, Any]:
     }
     record = {"command": _command(arguments), "seed": arguments.get("seed"), "world_size": run.get("world_size")}
     record["dataset"] = {"preset": run["curriculum"]["dataset"], "path": Path(arguments["dataset_path"]).name}
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds, seen = 0.0, 0.0
     for line in lines:
         if "images_per_second" in line and "images_seen" in line:

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from common.arguments import ArgumentParser, add_device_argument, int_between, positive_int, resolve_device, seed_number
+from common.cache_folder import cache_folder
 from common.errors import UserError
 from common.program import run_script
 from dataset import DATASETS, spec_over
-from loading.cache import default_cache_dir
 from metrics.pose_head import PoseHead, load_pose_head
 from metrics.pose_readout import INPUT_SIZE, MAX_PITCH, MAX_YAW, PoseReadout, ReadoutSettings, get_pose_readout
 from metrics.pose_statistics import ANGLES, Spread, calibrate, fit_prior, measure_spread, near, spread_record
@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         readings = read_with_discriminator(images, head, args.seed)
     else:
         settings = ReadoutSettings(num_heads=args.num_heads, num_steps=args.readout_steps)
-        cache_dir = Path(args.readout_cache) if args.readout_cache else default_cache_dir()
+        cache_dir = Path(args.readout_cache) if args.readout_cache else cache_folder()
         readout, path = get_pose_readout(settings, cache_dir, device)
         readings = read_with_heads(images, readout, path.name, settings)
     report(args, images, readings)

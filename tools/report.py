@@ -79,7 +79,7 @@ def read_lines(path: Path) -> list[str]:
     """Return the lines of a file, empty if it cannot be read or has more than MAX_LOG_BYTES."""
     try:
         if require_file(path).stat().st_size <= MAX_LOG_BYTES:
-            return path.read_text(errors="replace").splitlines()
+            return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except (UserError, OSError):
         pass
     return []
@@ -327,7 +327,7 @@ def hero(folder: Path) -> str:
     """Return the top of the page: the live generator, or videos of rotating heads if its page is missing."""
     live = files_in(folder, LIVE_PAGE)
     if live:
-        document = escape(live[0].read_text(errors="replace"))
+        document = escape(live[0].read_text(encoding="utf-8", errors="replace"))
         rights = "allow-scripts allow-downloads"
         return f'<iframe class="live" title="The generator, live" sandbox="{rights}" srcdoc="{document}"></iframe>'
     paths = [path for path in files_in(folder / "vids", "*.mp4") if path.stem.isdecimal()]

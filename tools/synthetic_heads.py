@@ -37,6 +37,7 @@ from common.arguments import ArgumentParser
 from common.errors import UserError
 from common.files import make_output_dir, npz_bytes, write_atomically
 from common.program import run_script
+from common.workers import follow_parent, interrupts_ignored
 from generators.cameras import CameraPoses, sample_camera_poses
 from heads.parameters import HeadParameters, head_generator, sample_heads
 from heads.render import HeadImages, render_heads
@@ -91,7 +92,8 @@ def _make_block(indices: list[int], output_dir: Path, image_size: int, seed: int
     return len(indices)
 
 
-def _single_threaded() -> None:
+def _start_worker() -> None:
+    follow_parent()
     torch.set_num_threads(1)
 
 
@@ -106,7 +108,7 @@ def _open_set(output_dir: Path, meta: dict[str, Any]) -> None:
     meta_path = output_dir / "meta.json"
     if meta_path.exists():
         try:
-            found = json.loads(meta_path.read_text())
+            found = json.loads(meta_path.read_text(encoding="utf-8"))
             same = {**found, "num_images": None} == {**meta, "num_images": None}
             count = int(found["num_images"])
         except (OSError, ValueError, TypeError, KeyError):
@@ -156,7 +158,9 @@ def generate(
                 progress.update(work(indices))
         else:
             # spawned, not forked: torch's threads do not survive a fork
-            with multiprocessing.get_context("spawn").Pool(num_workers, initializer=_single_threaded) as pool:
+            with interrupts_ignored():
+                pool = multiprocessing.get_context("spawn").Pool(num_workers, initializer=_start_worker)
+            with pool:
                 for count in pool.imap_unordered(work, blocks):
                     progress.update(count)
     return len(missing)

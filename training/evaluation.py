@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from checkpoints.loading import LoadedGenerator
+from common.cache_folder import cache_folder
 from common.errors import UserError
 from dataset import spec_over
 from distributed.processes import Processes
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
-from loading.cache import default_cache_dir
 from loading.files import Split
 from metrics.consistency import view_consistency
 from metrics.efficientnet import is_installed
@@ -142,7 +142,7 @@ class Evaluator:
     def _predictor(self) -> tuple[GeometryPredictor, int, bool]:
         """The predictor, the data set's image size, and whether its background is white."""
         files = self._truth
-        cache_dir = default_cache_dir()
+        cache_dir = cache_folder()
         predictor = get_predictor(files, PredictorSettings(), cache_dir, self._processes.device)[0]
         some = read_truth(TruthFiles(files.images[:16], files.truths[:16], files.fingerprint))
         return predictor, some.images.shape[-1], background_is_white(some)

@@ -112,7 +112,9 @@ class Page:
 
     def _build_panel(self, look: Look, settings: FrameSettings) -> None:
         gui = self._client.gui
-        modes = (VOLUME, SURFACE) if self._worker.loaded.curriculum.pred_occ else (VOLUME,)
+        has_surface = self._worker.loaded.curriculum.pred_occ
+        modes = (VOLUME, SURFACE) if has_surface else (VOLUME,)
+        quantities = QUANTITIES if has_surface else tuple(name for name in QUANTITIES if name != "normals")
         self._status = gui.add_markdown(f"**{self._name}**")
         self._seed = gui.add_number("Seed", look.seed, min=0, max=MAX_SHOWN_SEED, step=1)
         self._another = gui.add_button("Another")
@@ -121,7 +123,7 @@ class Page:
         )
         self._mix = gui.add_checkbox("Mix", False, hint="the geometry of the seed in the appearance of another")
         self._appearance = gui.add_number("Appearance", look.seed + 1, min=0, max=MAX_SHOWN_SEED, step=1, disabled=True)
-        self._quantity = gui.add_dropdown("Show", QUANTITIES, initial_value=settings.quantity)
+        self._quantity = gui.add_dropdown("Show", quantities, initial_value=settings.quantity)
         self._mode = gui.add_dropdown("Render", modes, initial_value=SURFACE if settings.surface else VOLUME)
         sizes = sorted({*SIZES, settings.image_size})
         self._size = gui.add_dropdown("Pixels", [str(size) for size in sizes], initial_value=str(settings.image_size))

@@ -99,6 +99,7 @@ def open_generator(
     device = resolve_device(args.device)
     note_ignored_options(args)
     loaded = load_with_notes(args.path, args.curriculum, device, fallback, args.precision)
+    check_surface_only(getattr(args, "surface_only", False), loaded.curriculum)
     output_dir = make_output_dir(args.output_dir)
     if owns_folder:
         path = resolve_generator_path(args.path).resolve()
@@ -107,6 +108,12 @@ def open_generator(
         if note:
             print(f"note: {note}", file=sys.stderr)
     return loaded, output_dir
+
+
+def check_surface_only(surface_only: bool, curriculum: Curriculum) -> None:
+    """Raise UserError if --surface_only is given for a radiance field."""
+    if surface_only and not curriculum.pred_occ:
+        raise UserError("--surface_only needs an occupancy field; a radiance field has no surface, so omit the option")
 
 
 def load_with_notes(
@@ -250,8 +257,6 @@ def share_between_views(
 
 def render_pose(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, args: argparse.Namespace) -> View:
     """Render a field from a trajectory pose, with the settings of :func:`add_view_arguments`."""
-    if args.surface_only and not loaded.curriculum.pred_occ:
-        raise UserError("--surface_only needs an occupancy field; a radiance field has no surface, so omit the option")
     settings = _view_settings(args, pose)
     if isinstance(field, CachedField):  # its colors are locked already
         settings = replace(settings, lock_view_dependence=False)

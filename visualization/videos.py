@@ -102,10 +102,10 @@ class VideoWriter:
 
     def _replace(self) -> None:
         try:
+            os.replace(self._new_path, self.path)  # first, since it fails on Windows while a player shows the old video
             if self.frames_dir.exists():
                 shutil.rmtree(self.frames_dir)
             os.replace(self._new_frames_dir, self.frames_dir)
-            os.replace(self._new_path, self.path)
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from None
 
@@ -129,7 +129,7 @@ def _count_frames(path: Path) -> int:
     """Count the decodable frames of a video; 0 if the file is not a video."""
     command = [_ffmpeg(), "-v", "error", "-i", str(path), "-f", "framehash", "-"]
     try:
-        decoded = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        decoded = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     except OSError:
         return 0
     if decoded.returncode != 0 or decoded.stderr.strip():

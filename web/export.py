@@ -218,17 +218,17 @@ class _Entry(NamedTuple):
 
 def page_script() -> str:
     """Concatenate all scripts of the page."""
-    return '"use strict";\n' + "\n".join((PAGE_DIR / name).read_text() for name in SCRIPTS)
+    return '"use strict";\n' + "\n".join((PAGE_DIR / name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 
 def page_style() -> str:
-    return (PAGE_DIR / "page.css").read_text()
+    return (PAGE_DIR / "page.css").read_text(encoding="utf-8")
 
 
 def fill_page(*, title: str, data: str, weights: str, turntable_url: str) -> str:
     """Fill the template. ``data``: JSON; ``weights``: HTML."""
     style, script = page_style(), page_script()
-    page = (PAGE_DIR / "page.html").read_text()
+    page = (PAGE_DIR / "page.html").read_text(encoding="utf-8")
     parts = {
         "policy": content_security_policy(script, style),
         "title": escape(title),

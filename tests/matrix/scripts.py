@@ -56,7 +56,7 @@ from visualization.trajectories import ellipse, multiview
 SIZE = 16  # pixels of a view
 VIEW = ["--image_size", str(SIZE), "--ray_step_multiplier", "1", "--device", "cpu"]
 EMPTY_ROWS = slice(0, 2)  # rows of a view that the ball does not reach: its image ends at 0.07 / 0.105 of the half side
-DIM, BRIGHT = 0.35, 0.8  # of a background in [0, 1]: the tiny fields leave up to 0.3 of occupancy along an empty ray
+DIM, BRIGHT = 0.5, 0.5  # of a background in [0, 1]: a tri-plane's ball leaves up to 0.45 of occupancy along an empty ray
 
 
 class Wrong(AssertionError):
@@ -209,7 +209,7 @@ def check_view(view: dict[str, np.ndarray], case: Case, what: str) -> None:
     lengths = np.linalg.norm(view["normals"], axis=0)
     require(np.allclose(lengths[hit], 1, atol=1e-4) and not lengths[~hit].any(), f"{what}: normals are not unit vectors")
     middle = view["surface_depth"][SIZE // 2, SIZE // 2]
-    require(abs(middle - (1 - BALL_RADIUS)) < 0.02, f"{what}: the ball's front is at {middle:.3f}")
+    require(abs(middle - (1 - BALL_RADIUS)) < 0.03, f"{what}: the ball's front is at {middle:.3f}")
     error = np.abs(view["image"] - view["surface_image"])[:, hit].mean()
     require(error < 0.35, f"{what}: volume and surface differ by {error:.2f} on the ball")
 
@@ -253,8 +253,10 @@ def check_surface_only(case: Case) -> None:
         raw = dict(content)
     check_image(raw["image"], "preview")
     check_background((raw["image"] + 1) / 2, case.combination, "preview")
-    difference = np.abs(raw["image"] - raw["surface_image"])[:, raw["hit_mask"]].max()
-    require(difference < 1e-5, f"the preview is not the surface's color: {difference}")
+    pose = make_pose(raw["yaw"].item(), raw["pitch"].item())
+    volume = render_view(case.field(), pose, case.curriculum, ViewSettings(SIZE, 1))
+    difference = np.abs(raw["image"] - volume.surface_image.numpy())[:, raw["hit_mask"]].max()
+    require(difference < 1e-4, f"the preview is not the color at the root: {difference}")
 
 
 def frames_of(path: Path) -> np.ndarray:
@@ -363,7 +365,7 @@ def check_poses(case: Case) -> None:
     yaw, pitch = (np.degrees(np.quantile(poses[:, i], [0.02, 0.98]) - math.pi / 2) for i in (1, 0))
     spread, own = np.array([camera.pose() for camera in prior_cameras(case.loaded)]).std(axis=0), poses.std(axis=0)[::-1]
     require(np.allclose(spread, own, rtol=0.35, atol=1e-3), f"the viewer's cameras spread by {spread}, training's by {own}")
-    require(np.allclose(told, [*yaw, *pitch], atol=3), f"the prior is told as {told}, drawn as {np.round([*yaw, *pitch])}")
+    require(np.allclose(told, [*yaw, *pitch], atol=5), f"the prior is told as {told}, drawn as {np.round([*yaw, *pitch])}")
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------
@@ -377,7 +379,7 @@ def check_shapes(case: Case) -> None:
     require(voxels.shape == (num,) * 3 and bool(((voxels >= 0) & (voxels <= 1)).all()), "voxels are no occupancies")
     mesh = trimesh.load(out / f"0_{num}.ply")
     radii = np.linalg.norm(mesh.vertices, axis=1)
-    require(abs(np.median(radii) - BALL_RADIUS) < 0.01, f"the mesh has radius {np.median(radii):.3f}")
+    require(abs(np.median(radii) - BALL_RADIUS) < 0.015, f"the mesh has radius {np.median(radii):.3f}")
     require(mesh.is_watertight, "the mesh has holes")
     if case.has_surface:
         logits = case.field().occupancy_logits(torch.tensor(np.asarray(mesh.vertices), dtype=torch.float32)[None])
@@ -451,6 +453,10 @@ def check_geometry(case: Case) -> None:
 
 def check_directions(case: Case) -> None:
     out = case.folder / "directions"
+    if not case.has_surface:
+        case.refused(directions.main, "is a radiance field without a surface", case.path, "--output_dir", out)
+        require(not out.exists(), "a refused command made its folder")
+        return
     case.run(directions.main, case.path, "--num_directions", 2, "--image_size", SIZE, "--output_dir", out)
     (path,) = out.glob("*.safetensors")
     moved = ["--direction", f"{path}:0:2", "--seeds_end", 1, "--output_dir", case.folder / "moved", "--save_raw", *VIEW]
@@ -534,7 +540,10 @@ def check_training(case: Case) -> None:
     scores = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     require(len(scores) == 2 and all("swd" in line for line in scores), f"evaluations: {scores}")
     trained = load_generator(out / "generator.safetensors")
-    require(trained.curriculum == case.curriculum and trained.step == 4, "the trained generator has other settings")
+    require(
+        trained.curriculum == replace(case.curriculum, dataset="Images") and trained.step == 4,
+        "the trained generator has other settings",
+    )
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {
@@ -567,7 +576,7 @@ FACTORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "metrics": (("model",), ("field", "background")),
     "variance": (("model", "field"),),
     "geometry": (("model",), ("field", "background")),
-    "directions": (("model",),),
+    "directions": (("model",), ("field",)),
     "page": (("model", "field"), ("sample_dist",), ("background",)),
     "inversion": (("model",), ("field", "background"), ("sample_dist",)),
     "training": (("model", "field"), ("sample_dist",), ("background",)),

@@ -34,7 +34,7 @@ class FolderLock:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # not inherited by subprocesses
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; choose another --output_dir") from None
-        self._file = os.fdopen(descriptor, "r+", errors="replace")
+        self._file = os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace")
         patience = time.monotonic() + (LAUNCHER_GRACE if "TORCHELASTIC_RUN_ID" in os.environ else 0)
         while not self._take(folder, notice):
             if time.monotonic() >= patience:
@@ -126,7 +126,7 @@ def truncate_log(path: Path, last_step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     for line in lines:
         with contextlib.suppress(ValueError, TypeError, KeyError):
             content = json.loads(line)
