@@ -29,10 +29,10 @@ sys.path[:0] = [str(REPO), str(REPO / "tests"), str(Path(__file__).resolve().par
 os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
 
 import torch  # noqa: E402
-from combinations import Combination, all_combinations, pairwise  # noqa: E402
-from scripts import CHECKS, FACTORS, Case, check_refused  # noqa: E402
-from sources import make_heads, make_photos  # noqa: E402
-from tiny_generators import make_generator, small_sizes  # noqa: E402
+from matrix_checks import CHECKS, FACTORS, Case, check_refused  # noqa: E402
+from matrix_combinations import Combination, all_combinations, pairwise  # noqa: E402
+from matrix_generators import make_generator, small_sizes  # noqa: E402
+from matrix_inputs import make_heads, make_photos  # noqa: E402
 
 from small_models import save_generator  # noqa: E402
 

@@ -18,9 +18,9 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 import trimesh
-from combinations import Combination
+from matrix_combinations import Combination
+from matrix_generators import make_generator
 from PIL import Image
-from tiny_generators import make_generator
 
 import cal_weighted_var
 import dataset

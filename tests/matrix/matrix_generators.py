@@ -8,7 +8,7 @@ from functools import cache
 from unittest import mock
 
 import torch
-from combinations import Combination
+from matrix_combinations import Combination
 from torch import Tensor
 from torch.nn import functional as F
 
