@@ -14,7 +14,7 @@ def cache_folder() -> Path:
     """
     named = os.environ.get("GOF_CACHE")
     if named:
-        return _expanded(named)
+        return _expanded(named).absolute()
     base = os.environ.get("XDG_CACHE_HOME")
     if base:
         return _expanded(base) / "gof"
@@ -25,5 +25,5 @@ def cache_folder() -> Path:
 
 
 def _expanded(text: str) -> Path:
-    """Expand a leading ~, which a shell does not do within quotes or in a container's settings. Never raises."""
+    """Expand a leading ~, which shells leave within quotes. Unlike Path.expanduser, keep it if there is no home folder."""
     return Path(os.path.expanduser(text))

@@ -39,6 +39,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         _exit_with_error(error, error.exit_status)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
         is_interrupted = True
     except BrokenPipeError:  # `script | head`: the reader closed the pipe, which is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

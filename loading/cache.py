@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -204,10 +203,10 @@ def _write_cache(
     """Decode into a new file next to ``path`` and rename it, so that no partial cache is ever read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".unfinished_", suffix=".npy")
-    unfinished, found, num = Path(name), Findings(), len(source.names)
+    unfinished = path.with_name(f".unfinished_{os.getpid()}_{path.name}")
+    found, num = Findings(), len(source.names)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with unfinished.open("xb") as file:  # readable by those whom the umask allows: users may share a cache
             with contextlib.suppress(OSError):
                 try_lock(file)  # shows that its writer is alive
             file.write(bytes(_HEADER_BYTES))

@@ -9,7 +9,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from common.cache_folder import cache_folder
+from dataset import DATASETS, find_images
+from loading.cache import build_cache
 
 # A system as Python shows it on Windows: no such modules, signals and calls.
 WITHOUT_POSIX = """
@@ -61,3 +66,31 @@ def test_scripts_without_posix(repo: Path, tiny_generator_path: Path, tmp_path: 
     assert done.stderr.splitlines()[-1].startswith("train.py: error: training needs Linux or macOS")
     assert not (tmp_path / "run").exists() and (tmp_path / "imgs" / "grid_0.png").exists()
     assert list((tmp_path / "cache").glob("*.npy")) and json.loads((tmp_path / "scores.json").read_text())["metrics"]
+
+
+def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also as containers have it: ~ in a variable that no shell expanded, and a user without a home folder."""
+    for name in ("GOF_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "gof"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert cache_folder() == tmp_path / "x" / "gof"
+    monkeypatch.setenv("GOF_CACHE", "~/mine")
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.setenv("GOF_CACHE", "mine")
+    assert cache_folder() == Path.cwd() / "mine"
+    for name in ("GOF_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("os.path.expanduser", lambda text: text)  # what it does for a user that the system does not know
+    assert cache_folder().is_absolute() and cache_folder().name.startswith("gof_")
+
+
+def test_users_may_share_a_cache(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    before = os.umask(0o022)
+    try:
+        build_cache(find_images(tmp_path), DATASETS["Images"], 8, tmp_path / "cache")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "cache").iterdir()] == [0o644, 0o644]

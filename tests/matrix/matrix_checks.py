@@ -56,7 +56,7 @@ from visualization.trajectories import ellipse, multiview
 SIZE = 16  # pixels of a view
 VIEW = ["--image_size", str(SIZE), "--ray_step_multiplier", "1", "--device", "cpu"]
 EMPTY_ROWS = slice(0, 2)  # rows of a view that the ball does not reach: its image ends at 0.07 / 0.105 of the half side
-DIM, BRIGHT = 0.5, 0.5  # of a background in [0, 1]: a tri-plane's ball leaves up to 0.45 of occupancy along an empty ray
+DIM, BRIGHT = 0.35, 0.65  # of a background in [0, 1]: the tiny fields leave some occupancy along empty rays
 
 
 class Wrong(AssertionError):
@@ -383,7 +383,7 @@ def check_shapes(case: Case) -> None:
     require(mesh.is_watertight, "the mesh has holes")
     if case.has_surface:
         logits = case.field().occupancy_logits(torch.tensor(np.asarray(mesh.vertices), dtype=torch.float32)[None])
-        require(float(logits.abs().median()) < 0.2, "the vertices are not on the surface")
+        require(float(logits.detach().abs().median()) < 0.2, "the vertices are not on the surface")
     done = case.run(render_meshimg.main, "--input_dir", out, "--output_dir", case.folder / "meshes", "--image_size", SIZE)
     require("rendering with" in done.stdout, "no renderer is named")
     check_image(read_png(case.folder / "meshes" / f"0_{num}_views.png") * 2 - 1, "mesh views")

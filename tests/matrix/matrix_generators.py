@@ -57,6 +57,7 @@ def ball_weights(model: str) -> dict[str, Tensor]:
         with torch.no_grad():
             if model == "TRIPLANE":  # a ball from the start; its colors need contrast
                 generator.triplane.ball_radius.fill_(BALL_RADIUS)
+                generator.triplane.ball_slope.fill_(LOGITS_PER_UNIT)
                 generator.triplane.decoder.output_weight[1:].normal_()
                 return generator.state_dict()
             to_box = 1 if model != "TALLSIREN" else 2 / BOX_SIDE  # it alone does not scale points
