@@ -29,6 +29,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     Subclasses of UserError may define another status. File system errors and lack of memory are reported in the same way,
     because they are not bugs in the program.
     """
+    _open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain unprintable characters
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by common.interrupts
@@ -56,6 +57,13 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         gc.collect()
         _exit_by_interrupt()
     sys.exit(0)
+
+
+def _open_missing_streams() -> None:
+    """Discard output if there is no stdout or stderr (2>&-, or pythonw.exe): progress bars need a stream."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _exit_with_error(reason: object, status: int) -> NoReturn:

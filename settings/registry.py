@@ -50,7 +50,12 @@ def _from_module(name: str, notes: list[str]) -> Curriculum:
 
 def _own_keys(settings: Mapping[Any, Any]) -> list[str]:
     """Return the keys of settings whose values differ from those in ``COMMON``."""
-    return [key for key, value in settings.items() if key in curriculums.COMMON and value != curriculums.COMMON[key]]
+    return [key for key, value in settings.items() if key in curriculums.COMMON and _as_tuple(value) != curriculums.COMMON[key]]
+
+
+def _as_tuple(value: Any) -> Any:
+    """Convert a list to a tuple: JSON has no tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def get_curriculum(name_or_path: str) -> Curriculum:

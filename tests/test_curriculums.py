@@ -166,6 +166,7 @@ def test_json_to_edit(monkeypatch, capsys, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(capsys.readouterr().out)
     assert get_curriculum(str(path)) == CURRICULUMS["CATS"].with_overrides(["h_stddev=0.4"])
+    assert capsys.readouterr().err == "", "no notes on settings that are as in COMMON"
 
 
 def test_published_dictionary():

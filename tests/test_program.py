@@ -59,3 +59,10 @@ def test_a_message_starts_on_a_line_of_its_own_below_a_progress_bar(repo):
     done = subprocess.run([sys.executable, "-c", IN_PROGRESS], cwd=repo, capture_output=True, text=True)
     assert done.returncode == 2 and "work:" in done.stderr
     assert done.stderr.splitlines()[-1] == "-c: error: no such thing"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes file descriptors in a POSIX shell")
+def test_a_script_needs_neither_stdout_nor_stderr(repo):
+    """As with pythonw.exe. The progress bar would fail."""
+    done = subprocess.run(["sh", "-c", '"$0" -c "$1" >&- 2>&-', sys.executable, IN_PROGRESS], cwd=repo)
+    assert done.returncode == 2

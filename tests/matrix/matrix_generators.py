@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import heads.camera_prior
 import inversion.outputs
+import training.outward_start
 import viewing.shapes
 import web.export
 from generators.generator import ImplicitGenerator3d
@@ -31,6 +32,7 @@ SMALL_SIZES = (
     (heads.camera_prior, "CELL", 24),
     (inversion.outputs, "MESH_RESOLUTION", 40),
     (inversion.outputs, "NUM_FRAMES", 3),
+    (training.outward_start, "NUM_STEPS", 20),
     (viewing.shapes, "RESOLUTION", 40),
     (web.export, "TURNTABLE_FRAMES", 2),
     (web.export, "TURNTABLE_SIZE", 16),
