@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -585,11 +586,12 @@ FACTORS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 def check_refused(combination: Combination, folder: Path, photos: Path, generator: Path) -> None:
     """Every script must refuse a curriculum of this combination by name, and write nothing."""
-    settings = json.loads(json.dumps(valid_twin(combination).curriculum().to_dict()))
-    for text in combination.settings():
-        key, _, value = text.partition("=")
-        if key in settings:
-            settings[key] = {"True": True, "False": False, "None": None}.get(value, settings[key] if key != "model" else value)
+    settings = valid_twin(combination).curriculum().to_dict()
+    for key, _, text in (assignment.partition("=") for assignment in combination.settings()):
+        if key in settings:  # not those of stages
+            with contextlib.suppress(ValueError):  # a name
+                settings[key] = text
+                settings[key] = ast.literal_eval(text)
     (folder / "refused.json").write_text(json.dumps(settings))
     arguments: list[tuple[Callable[[list[str]], None], Sequence[object]]] = [
         (train.main, ["--dataset_path", photos, "--output_dir", folder / "out"]),

@@ -37,10 +37,10 @@ class Combination:
     @property
     def refusal(self) -> str | None:
         """Text in the message that refuses the combination; None if it is valid."""
-        if self.model == "TRIPLANE" and self.field == "radiance":
-            return "model TRIPLANE needs pred_occ"
         if self.background == "white and last":
             return "white_back has no effect with last_back"
+        if self.model == "TRIPLANE" and self.field == "radiance":
+            return "model TRIPLANE needs pred_occ"
         return None
 
     def settings(self) -> list[str]:
