@@ -14,7 +14,7 @@ FIELDS = ("occupancy", "volume", "radiance")  # volume: an occupancy field that 
 BACKGROUNDS = ("black", "white", "last", "white and last")
 VALUES: tuple[tuple[str | None, ...], ...] = (MODELS, FIELDS, SAMPLE_DISTS, BACKGROUNDS)
 TINY = (
-    *("hidden_dim=32", "num_layers=2", "latent_dim=8", "w_dim=8", "backbone_channels=(12,8,8)", "decoder_dim=8"),
+    *("hidden_dim=64", "num_layers=2", "latent_dim=8", "w_dim=8", "backbone_channels=(12,8,8)", "decoder_dim=8"),
     *("disc_channels=(4,4,4,4,4,4,8,8,8)", "num_steps_coarse=8", "num_steps_surface=4", "num_steps_fine=3"),
     *("batch_size=2", "img_size=8", "ball_hold_steps=2"),
 )
