@@ -66,3 +66,29 @@ def test_a_script_needs_neither_stdout_nor_stderr(repo):
     """As with pythonw.exe. The progress bar would fail."""
     done = subprocess.run(["sh", "-c", '"$0" -c "$1" >&- 2>&-', sys.executable, IN_PROGRESS], cwd=repo)
     assert done.returncode == 2
+
+
+CLEANS_UP = """
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from common.program import run_script
+def main():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaning up", flush=True)
+        time.sleep(60)
+run_script(main)
+"""
+
+
+def test_a_second_interrupt_ends_what_the_first_one_began(repo):
+    with subprocess.Popen(
+        [sys.executable, "-c", CLEANS_UP], cwd=repo, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in ("ready\n", "cleaning up\n"):
+            assert process.stdout.readline() == line
+            process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == -signal.SIGINT and errors.splitlines() == ["-c: interrupted"]
