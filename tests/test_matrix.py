@@ -21,10 +21,12 @@ from matrix_inputs import make_heads, make_photos  # noqa: E402
 
 from small_models import save_generator  # noqa: E402
 
+QUICK = ("multiview", "surface_only", "viewer", "page")
+
 
 def selection() -> list[tuple[Combination, str]]:
-    """Return combinations, each with the name of a check; checks take turns."""
-    names = itertools.cycle(CHECKS)
+    """Return combinations, each with the name of a check: every check once, then the quick ones in turn."""
+    names = itertools.chain(CHECKS, itertools.cycle(QUICK))
     combinations = [Combination(*row) for row in pairwise(VALUES)]
     return [(combination, "refusal" if combination.refusal else next(names)) for combination in combinations]
 

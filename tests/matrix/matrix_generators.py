@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import heads.camera_prior
 import inversion.outputs
+import inversion.search
 import training.outward_start
 import viewing.shapes
 import web.export
@@ -32,6 +33,7 @@ SMALL_SIZES = (
     (heads.camera_prior, "CELL", 24),
     (inversion.outputs, "MESH_RESOLUTION", 40),
     (inversion.outputs, "NUM_FRAMES", 3),
+    (inversion.search, "BANK_SIZE", 8),
     (training.outward_start, "NUM_STEPS", 20),
     (viewing.shapes, "RESOLUTION", 40),
     (web.export, "TURNTABLE_FRAMES", 2),
