@@ -35,8 +35,7 @@ def selection() -> list[tuple[Combination, str]]:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with photos, heads with their geometry, and a generator."""
     folder = tmp_path_factory.mktemp("matrix")
-    with small_sizes(), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GOF_CACHE", str(folder / "cache"))
+    with small_sizes():
         make_photos(folder / "photos")
         make_heads(folder / "heads")
         save_generator(
