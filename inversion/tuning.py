@@ -24,6 +24,7 @@ from inversion.camera import photo_rays
 from inversion.losses import psnr_db
 from inversion.search import Candidates, Progress, Scene, SearchSettings, falling_rate, image_loss
 from siren.field import Field
+from visualization.meshes import occupancy_of
 
 POOL_SIZE = 48  # pixels of the views that find surface points
 POOL_YAWS = (-0.6, -0.3, 0.0, 0.3, 0.6)  # radians from the mean pose
@@ -101,12 +102,14 @@ class Tuning:
         settings, num = self.settings, self.settings.num_points
         near_points = self._draw(pool.points, num)
         noise = torch.randn(len(near_points), 3, generator=self._random).to(near_points.device) * NEAR_SURFACE
-        half_depth = (self.scene.curriculum.ray_end - self.scene.curriculum.ray_start) / 2
+        c = self.scene.curriculum
+        half_depth = (c.ray_end - c.ray_start) / 2
         anywhere = (torch.rand(num, 3, generator=self._random).to(near_points.device) * 2 - 1) * half_depth
         points = torch.cat([near_points + noise, anywhere]).unsqueeze(0)
+        spacing = (c.ray_end - c.ray_start) / c.num_steps_coarse  # only used by a radiance field: the alpha of a ray's step
         with torch.no_grad():
-            alphas = torch.sigmoid(pivot.occupancy_logits(points))
-        loss = settings.lambda_occupancy * (torch.sigmoid(field.occupancy_logits(points)) - alphas).square().mean()
+            alphas = occupancy_of(pivot.occupancy_logits(points), c, spacing)
+        loss = settings.lambda_occupancy * (occupancy_of(field.occupancy_logits(points), c, spacing) - alphas).square().mean()
         if len(pool.points):
             index = self._indices(len(pool.points), num).to(pool.points.device)
             cosines = (field.normals(pool.points[index].unsqueeze(0)) * pool.normals[index]).sum(dim=-1)

@@ -38,7 +38,7 @@ from inversion.evaluation import pose_error_degrees, summarize, view_scores
 from inversion.losses import feature_loss, gradient_loss, image_pyramid, psnr_db, pyramid_loss
 from inversion.reconstruction import photo_view
 from inversion.search import Candidates, Scene, Search, SearchSettings, best_of_bank, open_scene, render_candidates
-from inversion.tuning import TuneSettings, Tuning
+from inversion.tuning import SurfacePool, TuneSettings, Tuning
 from metrics.shapes import Geometry
 from settings.registry import CURRICULUMS
 from siren.mapping import FilmParameters
@@ -537,3 +537,24 @@ def test_a_transparent_photo_lies_on_the_background_of_training(white_back: bool
     args = invert.parse_arguments([str(tmp_path / "a.png"), "--generator", "none", "--image_size", "16"])
     (photo,) = invert.read_photos(args, LoadedGenerator(None, curriculum)).values()
     assert bool((photo[:, :4] == float(white_back)).all()) and bool((photo[:, 4:] < 0.5).all())
+
+
+class ConstantField:
+    """The same density everywhere."""
+
+    def __init__(self, density: float) -> None:
+        self.density = density
+
+    def occupancy_logits(self, points: torch.Tensor) -> torch.Tensor:
+        return torch.full(points.shape[:2], self.density)
+
+
+def test_tuning_holds_the_opacity_of_a_radiance_field() -> None:
+    """Densities of 200 and 10 look different, -1 and -5 do not: the opposite holds of their sigmoids."""
+    tuning = Tuning.__new__(Tuning)
+    tuning.settings, tuning._random = TuneSettings(), torch.Generator().manual_seed(0)
+    tuning.scene = Scene(None, CURRICULUMS["PIGAN_CelebA"], None, None, None, None)
+    nothing = torch.zeros(0, 3)
+    pool = SurfacePool(nothing, nothing, nothing, torch.zeros(0, dtype=torch.bool))
+    assert float(tuning._hold(ConstantField(10.0), ConstantField(200.0), pool)) > 0.3
+    assert float(tuning._hold(ConstantField(-5.0), ConstantField(-1.0), pool)) == 0
