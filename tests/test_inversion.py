@@ -495,7 +495,7 @@ def test_a_photo_of_something_else_ends_with_its_psnr_and_a_note(tiny_generator_
     arguments = [str(noise), str(broken), "--generator", str(tiny_generator_path), *QUICK, "--output_dir", str(tmp_path / "out")]
     invert.main(arguments)
     out, err = capsys.readouterr()
-    assert " dB; yaw" in out and "noise: the generator reaches only" in err and "broken.png is left out: it is" in err
+    assert " dB; yaw" in out and "noise: the generator reaches only" in err and "broken.png is skipped: it is" in err
     with pytest.raises(UserError, match="none of the photos can be read"):
         invert.main([str(broken), "--generator", str(tiny_generator_path), *QUICK, "--output_dir", str(tmp_path / "none")])
     assert not (tmp_path / "none").exists()

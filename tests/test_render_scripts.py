@@ -200,7 +200,7 @@ def test_shapes_without_a_surface(empty_generator_path: Path, tmp_path: Path, ca
         extract_shapes.main(
             [str(empty_generator_path), "--seeds", "4", "5", "--voxel_resolution", "16", "--output_dir", str(tmp_path)]
         )
-    assert "seed 4: no surface at 0.5 inside the cube" in capsys.readouterr().err
+    assert "seed 4: no surface at level 0.5 inside the cube" in capsys.readouterr().err
     assert (tmp_path / "4_16_voxel.npy").exists() and (tmp_path / "5_16_voxel.npy").exists() and not stale.exists()
     with pytest.raises(UserError, match="none of the 2 voxel files has a surface"):
         render_meshimg.main(["--input_dir", str(tmp_path), "--output_dir", str(tmp_path), "--renderer", "raycast"])
