@@ -28,9 +28,21 @@ from discriminators.progressive import ProgressiveEncoderDiscriminator
 from settings.registry import CURRICULUMS
 
 KEYS = {
-    *("gemm_gflops", "occupancy_gemm_share", "color_gemm_share", "extract_size", "extract_256_over_dense"),
-    *("extract_sign_mismatch", "video_frame_over_plain", "video_psnr_db", "video_depth_error", "surface_over_volume_psnr_db"),
-    *("train_step_over_floor", "peak_mb", "quick", "machine", "network"),
+    "gemm_gflops",
+    "occupancy_gemm_share",
+    "color_gemm_share",
+    "extract_size",
+    "extract_256_over_dense",
+    "extract_sign_mismatch",
+    "video_frame_over_plain",
+    "video_psnr_db",
+    "video_depth_error",
+    "surface_over_volume_psnr_db",
+    "train_step_over_floor",
+    "peak_mb",
+    "quick",
+    "machine",
+    "network",
 }
 
 
