@@ -102,7 +102,7 @@ def test_every_point_is_counted(shipped: Network) -> None:
     assert field.num_points == 40
 
 
-def test_work_is_seconds_weighed_by_the_rate_around_them() -> None:
+def test_work_is_seconds_times_the_gemm_rate() -> None:
     gemm = measure.Gemm()
     timed = gemm.around(lambda: time.sleep(0.05))
     assert 0.05 <= timed.seconds < 5
@@ -114,7 +114,7 @@ def hungry(megabytes: int) -> dict[str, int]:
     return {"length": len(bytes(megabytes * 2**20).replace(b"\0", b"\1"))}
 
 
-def test_a_child_tells_its_own_peak() -> None:
+def test_a_child_process_reports_its_own_peak_memory() -> None:
     small, large = (measure.in_child(hungry, megabytes) for megabytes in (1, 300))
     assert large["length"] == 300 * 2**20
     assert large["peak_mb"] - small["peak_mb"] > 250
@@ -153,7 +153,7 @@ def test_the_arithmetic_of_D_is_that_of_the_step(shipped: Network) -> None:
     assert 0 < flops(gan_loss="relativistic") - none < 0.3 * none
 
 
-def test_a_quick_run_gives_every_figure(tmp_path: Path, capsys) -> None:
+def test_a_quick_run_reports_all_results(tmp_path: Path, capsys) -> None:
     """Of the small network in both places, for the time it takes."""
     path, table = tmp_path / "speed.json", tmp_path / "speed.md"
     run.main(["--quick", "--generator", "heads", "--json", str(path), "--markdown", str(table)])
@@ -166,19 +166,19 @@ def test_a_quick_run_gives_every_figure(tmp_path: Path, capsys) -> None:
     assert sum(line.startswith("| ") for line in lines) == len(capsys.readouterr().out.splitlines()) + 1
 
 
-def test_only_some_parts(tmp_path: Path) -> None:
+def test_only_the_named_parts_are_run(tmp_path: Path) -> None:
     arguments = ["--quick", "--generator", "heads", "--only", "queries", "--json", str(tmp_path / "speed.json")]
     run.main(arguments)
     report = json.loads((tmp_path / "speed.json").read_text())
     assert list(report["parts"]) == ["queries"] and "video_psnr_db" not in report
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_output_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
         run.write(tmp_path / "no" / "speed.json", "{}")
 
 
-def test_a_generator_of_ones_own(tmp_path: Path, shipped: Network) -> None:
+def test_another_generator_can_be_measured(tmp_path: Path, shipped: Network) -> None:
     from checkpoints.files import save_inference
 
     generator = widen(shipped.generator, CURRICULUMS["BFM"])

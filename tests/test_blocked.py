@@ -106,7 +106,7 @@ def test_no_points():
     assert float(siren.weights[0].grad.abs().sum()) == 0
 
 
-def test_wrong_second_derivatives_are_refused():
+def test_unsupported_second_derivatives_are_rejected():
     siren, (x, _) = make_siren(), make_points()
     x.requires_grad_(True)
     with pytest.raises(NotImplementedError, match="folded"):
@@ -139,7 +139,7 @@ def test_training_gradients_of_a_field_in_float32(model):
 
 
 @torch.no_grad()
-def test_nothing_is_recorded_where_no_gradient_is_wanted():
+def test_nothing_is_recorded_without_gradients():
     """Of a model with a feature grid as well, whose points are differentiated by."""
     torch.manual_seed(0)
     curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides(["model=EmbeddingPiGAN256", "hidden_dim=32", "latent_dim=8"])
@@ -172,7 +172,7 @@ def test_the_first_product_is_exact_where_tf32_rounds_its_inputs():
 
 
 @torch.no_grad()
-def test_a_gpus_field_is_that_of_a_cpu(monkeypatch):
+def test_products_in_two_parts_give_the_field_of_a_cpu(monkeypatch):
     siren, x = FoldedSiren.from_tensors([tensor.float() for tensor in make_siren().tensors()]), make_points()[0].float()
     expected = folded.phases(siren, x)
     cpu = folded._products(siren, x)
@@ -184,7 +184,7 @@ def test_a_gpus_field_is_that_of_a_cpu(monkeypatch):
     torch.testing.assert_close(folded.features(siren, x), expected[-1].sin(), rtol=1e-4, atol=1e-4)
 
 
-def test_colors_are_the_same_from_all_sides_where_the_curriculum_says_so():
+def test_colors_without_view_dependence_are_equal_from_all_directions():
     directions = make_points()[1].float()
     points = directions * 0.05
     for view_dependent in (True, False):

@@ -81,7 +81,9 @@ def gpu_in_sight(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_comes_as_far_as_the_gpu(name, places, gpu_in_sight, tiny_generator_path, tmp_path, monkeypatch) -> None:
+def test_each_script_reaches_its_first_use_of_the_gpu(
+    name, places, gpu_in_sight, tiny_generator_path, tmp_path, monkeypatch
+) -> None:
     devices = []
 
     def stop(*args: object, **kwargs: object) -> None:

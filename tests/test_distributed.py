@@ -222,7 +222,7 @@ def _count_exchanged(folder: str) -> None:
     processes.close()
 
 
-def test_each_gradient_travels_once_per_batch_and_no_other(tmp_path):
+def test_each_gradient_is_exchanged_once_per_batch(tmp_path):
     run_ranks(_count_exchanged, 2, tmp_path, str(tmp_path))
     state = RunState(small_curriculum(), seed=3, device=CPU, amp_dtype=None)
     size_G = sum(p.numel() for p in state.generator.parameters())
@@ -311,7 +311,7 @@ def num_logged(output: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def test_when_the_main_process_is_killed_the_others_end_with_one_word(photos, tmp_path):
+def test_when_the_main_process_is_killed_the_others_exit_with_one_line(photos, tmp_path):
     output, victim = tmp_path / "out", 0
     command = arguments(photos, output, "--model_save_interval", "2")
     ranks = Ranks(train_rank, 4, tmp_path, command, GOF_PEER_TIMEOUT="20")
@@ -362,7 +362,7 @@ def _join_after_a_stale_meeting(folder: str) -> None:
             time.sleep(1)  # the others are back first, and must not take the old rank 0 for the new
 
 
-def test_processes_started_anew_do_not_meet_their_predecessors(tmp_path):
+def test_restarted_processes_do_not_connect_to_their_predecessors(tmp_path):
     run_ranks(_join_after_a_stale_meeting, 3, tmp_path, str(tmp_path))
     for rank in range(3):
         assert [(tmp_path / f"{attempt}_{rank}").read_text() for attempt in range(2)] == ["1.0", "2.0"]
@@ -416,7 +416,7 @@ def _command_line(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def test_a_killed_worker_on_another_host_costs_nothing_but_time(photos, tmp_path):
+def test_a_run_with_a_killed_worker_on_another_host_ends_with_the_same_bytes(photos, tmp_path):
     reason = virtual_hosts.why_impossible()
     if reason:
         pytest.skip(reason)
@@ -503,7 +503,7 @@ def _share(folder: str) -> None:
     processes.close()
 
 
-def test_what_the_main_process_shares_all_have(tmp_path):
+def test_tensors_of_the_main_process_reach_all_processes(tmp_path):
     run_ranks(_share, 2, tmp_path, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first) and (second["weight"] == 1).all()

@@ -150,7 +150,7 @@ def test_refined_nodes_by_hand() -> None:
     assert children[2:4, 0:2, 4:6].all() and int(children.sum()) == 8
 
 
-def test_a_closed_cell_is_interpolated_and_an_open_one_asked() -> None:
+def test_cells_without_surface_are_interpolated_and_others_queried() -> None:
     spec = LatticeSpec.of_cube(0.3, 65)
     field = SphereField(0.08)
 

@@ -76,7 +76,7 @@ def test_compare_on_known_differences():
     assert turned["normal_median_degrees"] == pytest.approx(10, abs=0.01)
 
 
-def test_hollow_and_flat_are_told_from_round():
+def test_hollow_and_flat_shapes_score_worse_than_a_ball():
     ball, _ = ball_views(two_poses())
     hollow, flat = compare(ball, mirrored(ball)), compare(ball, flattened(ball))
     assert hollow["depth_correlation"] == pytest.approx(-1) and flat["depth_correlation"] == 0
@@ -84,7 +84,7 @@ def test_hollow_and_flat_are_told_from_round():
     assert hollow["normal_mean_degrees"] > flat["normal_mean_degrees"] > 20
 
 
-def test_views_without_overlap_are_left_out():
+def test_views_without_overlap_are_excluded():
     ball, _ = ball_views(two_poses())
     mask = ball.mask.clone()
     mask[1] = False

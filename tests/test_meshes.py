@@ -124,7 +124,7 @@ def test_clipping_keeps_the_ball_of_the_cameras_only() -> None:
     assert len(extract_mesh(voxels_of(field, 60), MeshSettings()).split(only_watertight=False)) == 3
 
 
-def test_largest_piece_is_kept_alone() -> None:
+def test_only_the_largest_piece_is_kept() -> None:
     field = BallsField(((-0.08, 0, 0), 0.03), ((0.06, 0, 0), 0.05))
     mesh = extract_mesh(voxels_of(field), MeshSettings(largest_piece=True))
     assert mesh.is_watertight
@@ -274,7 +274,7 @@ def test_training_still_works_after_rendering_with_gl() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_cameras_see_reaches_as_far_as_the_longer_part_of_a_ray() -> None:
+def test_the_visible_radius_is_the_longer_part_of_a_ray() -> None:
     for start, end in ((0.9, 1.15), (0.85, 1.1)):  # before and behind the origin: not alike
         curriculum = dataclasses.replace(BFM, ray_start=start, ray_end=end, interval_max=0.1)
         assert visible_radius(curriculum) == pytest.approx(0.15 / math.cos(math.radians(6)))

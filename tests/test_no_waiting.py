@@ -173,7 +173,7 @@ def values_read(call: Callable[[], object]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("changes", [{}, {"surface_sample": False, "pred_occ": False, "clamp_mode": "softplus"}])
-def test_gradients_do_not_look_at_values(curriculum, changes, monkeypatch):
+def test_gradients_read_no_values_on_the_host(curriculum, changes, monkeypatch):
     monkeypatch.setattr(field, "_in_blocks", lambda *inputs: False)  # a GPU's arithmetic
     monkeypatch.setattr(folded, "sine", torch.sin)
     torch.manual_seed(0)
@@ -195,7 +195,7 @@ def test_gradients_do_not_look_at_values(curriculum, changes, monkeypatch):
     assert not values_read(steps)
 
 
-def test_the_profiler_sees_gradients_that_look_at_values():
+def test_the_profiler_detects_gradients_that_read_values():
     x = torch.rand(3, 4).requires_grad_(True)
     assert any("aten::cumprod_backward" in callers for callers in values_read(lambda: x.cumprod(dim=1).sum().backward()))
 
@@ -213,6 +213,6 @@ def test_the_profiler_sees_gradients_that_look_at_values():
         lambda x: x if x.any() else -x,
     ],
 )
-def test_the_detector_sees(waits):
+def test_the_detector_detects_operations_that_wait(waits):
     with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), NoWaiting():
         waits(torch.empty(4, 3, device=META))

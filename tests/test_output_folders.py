@@ -37,7 +37,7 @@ def test_a_folder_holds_the_files_of_one_generator(tmp_path: Path) -> None:
         assert read_claim(tmp_path) is None
 
 
-def test_two_generators_into_one_folder(tiny_generator_path: Path, empty_generator_path: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_generator_is_rejected(tiny_generator_path: Path, empty_generator_path: Path, tmp_path: Path) -> None:
     arguments = ["--seeds", "0", "--voxel_resolution", "16", *CPU]
     extract_shapes.main([str(tiny_generator_path), *arguments, "--obj", "--output_dir", str(tmp_path / "shapes")])
     before = {path.name: path.read_bytes() for path in (tmp_path / "shapes").iterdir()}
@@ -106,7 +106,7 @@ def test_a_score_that_fails_does_not_lose_the_finished_ones(
         (["--dataset_path", "{folder}"], "holds no images"),
     ],
 )
-def test_scores_are_refused_before_any_image_is_made(
+def test_invalid_scores_are_rejected_before_any_image_is_rendered(
     tiny_generator_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str], message: str
 ) -> None:
     def never(*_: object, **__: object) -> None:

@@ -51,7 +51,7 @@ def test_a_narrow_network_becomes_a_ball_with_a_color_for_each_latent():
     assert colors.std(dim=0).mean() > 0.06  # a field that ignores the latent has 0.003
 
 
-def test_a_failed_attempt_is_followed_by_another(monkeypatch):
+def test_a_failed_fit_is_repeated(monkeypatch):
     """As at full width, where the first attempt ends with a constant."""
     monkeypatch.setattr(outward_start, "ATTEMPTS", (Attempt(1.0, 1e-9), Attempt(0.5, 1e-3)))
     generator = make_generator()
@@ -70,7 +70,7 @@ def test_the_best_of_bad_attempts_is_kept(monkeypatch):
     assert losses[2] == pytest.approx(min(losses[:2]), rel=1e-6)
 
 
-def test_the_hold_asks_for_what_is_missing_of_the_ball_and_for_no_more():
+def test_the_hold_penalizes_only_what_is_missing_of_the_ball():
     points = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.0, 0.079], [0.1, 0.0, 0.0], [0.0, 0.2, 0.0]]])  # two inside, two outside
     depth = torch.tensor([[6.0, 0.15, -3.0, -6.0]])  # 150 a unit, at most 6
     assert float(ball_hold_loss(depth, points, RADIUS, 0.5)) == pytest.approx(0, abs=1e-8)

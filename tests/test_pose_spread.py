@@ -54,7 +54,7 @@ def test_calibration_is_the_line_of_least_squares():
 
 
 @pytest.mark.parametrize("kind, kurtosis", [("gaussian", 0.0), ("uniform", -1.2)])
-def test_noise_and_slope_are_taken_out_of_the_spread(kind, kurtosis):
+def test_noise_and_slope_are_removed_from_the_spread(kind, kurtosis):
     readings = 0.1 + 0.8 * 0.3 * draw(kind) + 0.15 * draw("gaussian", seed=1)
     spread = measure_spread(readings, Calibration(0.8, 0.15, 0.2, 100))
     assert spread.stddev == pytest.approx(0.3, rel=0.02) and spread.kurtosis == pytest.approx(kurtosis, abs=0.15)
@@ -62,7 +62,7 @@ def test_noise_and_slope_are_taken_out_of_the_spread(kind, kurtosis):
     assert spread.plain == pytest.approx(math.hypot(0.24, 0.15), rel=0.02)
 
 
-def test_outliers_count_for_nothing():
+def test_outliers_are_ignored():
     readings = torch.cat([draw("uniform", 1000), torch.full((20,), 40.0)])
     spread = measure_spread(readings, EXACT)
     assert spread.num_outliers == 20 and spread.num == 1020 and spread.stddev == pytest.approx(1, rel=0.05)
@@ -70,7 +70,7 @@ def test_outliers_count_for_nothing():
     assert len(without_outliers(draw("uniform"))) == 20_000
 
 
-def test_what_cannot_be_told_is_not_told():
+def test_spreads_that_cannot_be_estimated_are_none():
     readings = draw("gaussian", 500)
     assert measure_spread(readings, Calibration(0.1, 0.1, 0.1, 9)).stddev is None  # hardly follows the pose
     assert measure_spread(readings, Calibration(1.0, 1.0, 1.0, 9)).stddev is None  # nothing but noise
@@ -80,7 +80,7 @@ def test_what_cannot_be_told_is_not_told():
     assert fit_prior(nothing, measure_spread(0.2 * readings, EXACT)).settings() == ["v_stddev=0.2", "sample_dist=gaussian"]
 
 
-def test_prior_in_a_curriculums_terms():
+def test_prior_as_curriculum_settings():
     gaussian = fit_prior(measure_spread(0.31 * draw("gaussian"), EXACT), measure_spread(0.12 * draw("gaussian", seed=1), EXACT))
     assert gaussian.settings() == ["h_stddev=0.31", "v_stddev=0.12", "sample_dist=gaussian"]
     half_widths = [0.7 * draw("uniform") / math.sqrt(3), 0.25 * draw("uniform", seed=1) / math.sqrt(3)]
@@ -136,7 +136,7 @@ def cache_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def test_readout_learns_and_is_kept(heads, cache_dir, monkeypatch):
+def test_the_network_learns_and_is_cached(heads, cache_dir, monkeypatch):
     import metrics.pose_readout as module
 
     monkeypatch.setattr(module, "render_posed_heads", lambda settings: heads)
@@ -201,7 +201,7 @@ def test_script_with_built_in_heads(photos, tmp_path, capsys):
         assert sheet.size == (10 * 34 - 2, 5 * 34 - 2)
 
 
-def test_discriminator_reads_known_poses_of_its_run(run_dir):
+def test_discriminator_predicts_known_poses_of_its_run(run_dir):
     """Poses come from the run's prior, yaw before pitch, and are counted from its mean pose."""
     head = load_pose_head(run_dir, CPU)
     assert head.image_size == 8 and head.step == 200
@@ -254,7 +254,7 @@ def test_bad_input_in_one_line(photos, run_dir, tmp_path, repo):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
-def test_runs_without_a_pose_to_read_are_refused(tmp_path):
+def test_checkpoints_without_a_trained_pose_output_are_rejected(tmp_path):
     state = tiny_run()
     content = {name: getattr(state, name).state_dict() for name in ("generator", "discriminator")}
     content |= {"ema": content["generator"], "step": 5, "curriculum": state.curriculum.to_dict()}

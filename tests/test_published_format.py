@@ -278,7 +278,7 @@ def test_module_that_holds_itself_many_times_is_refused() -> None:
         b"\xff" * 9,
     ],
 )
-def test_files_that_are_no_checkpoints(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_checkpoints(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "generator.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"generator\.pth"):
@@ -287,7 +287,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, content: bytes) -> None:
         read_torch_file(path)
 
 
-def test_paths_that_are_no_files(tmp_path: Path) -> None:
+def test_paths_that_are_not_files(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.pth", tmp_path / ("x" * 5000), tmp_path / "missing" / "a.pth"):
         with pytest.raises(UserError):
             read_torch_file(path)
@@ -519,7 +519,7 @@ WRAPPED = (
 
 
 @pytest.mark.parametrize("kind", WRAPPED)
-def test_wrappers_around_a_generator_are_taken_off(tmp_path: Path, pickled_module: Callable[..., Path], kind: str) -> None:
+def test_wrappers_around_a_generator_are_removed(tmp_path: Path, pickled_module: Callable[..., Path], kind: str) -> None:
     weights, path = load_weights(), tmp_path / "generator.pth"
     contents = {
         "module.module.": {f"module.module.{name}": value for name, value in weights.items()},
@@ -553,13 +553,13 @@ def test_wrappers_around_a_generator_are_taken_off(tmp_path: Path, pickled_modul
         (bytes(400), "all zeros"),
     ],
 )
-def test_what_was_saved_under_the_name_of_a_checkpoint(tmp_path: Path, content: bytes, told: str) -> None:
+def test_errors_name_what_a_file_is_instead_of_a_checkpoint(tmp_path: Path, content: bytes, told: str) -> None:
     (tmp_path / "generator.pth").write_bytes(content)
     with pytest.raises(UserError, match=told):
         load_generator(tmp_path / "generator.pth", CURRICULUMS["BFM"])
 
 
-def test_zips_that_are_no_checkpoints_say_what_to_do(tmp_path: Path) -> None:
+def test_errors_for_zips_that_are_not_checkpoints_name_the_fix(tmp_path: Path) -> None:
     for members, told in (
         ({"CelebA/generator.pth": b"x", "CelebA/ema.pth": b"x"}, r"unpack it and pass CelebA/generator\.pth"),
         ({"a.txt": b"x"}, "unpack it and pass the checkpoint inside"),
@@ -588,7 +588,7 @@ def test_average_that_does_not_fit(tmp_path: Path) -> None:
     assert torch.equal(read_published_average(tmp_path / "ema.pth", list(shapes), shapes).state["b"], torch.ones(3))
 
 
-def test_where_the_average_lies() -> None:
+def test_path_of_the_average() -> None:
     assert average_path("/runs/generator_7/generator.pth") == Path("/runs/generator_7/ema.pth")
     assert average_path("runs/002000_generator.pth", "ema2") == Path("runs/002000_ema2.pth")
     assert average_path("runs/weights.pth") is None

@@ -58,13 +58,13 @@ def test_shapes(discriminator, size):
     assert output.score.shape == (3,) and output.pose.shape == (3, 2) and output.latent is None
 
 
-def test_the_latent_is_read_off_only_where_it_is_wanted():
+def test_the_latent_is_predicted_only_with_a_latent_loss():
     with_latent = ResidualDiscriminator(curriculum("z_lambda=0.1"))
     assert with_latent(images_of(32)).latent.shape == (3, with_latent.latent_dim)
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_growing_leaves_the_outputs(discriminator, size):
+def test_growing_does_not_change_the_outputs(discriminator, size):
     """At the moment of growth, larger images score as their averages did."""
     D, images = trained(discriminator), images_of(size)
     before = D(F.avg_pool2d(images, size // 32))
@@ -81,7 +81,7 @@ def test_growing_again_keeps_what_the_details_have_learned(discriminator):
     assert not torch.allclose(D(halved).score, D(F.avg_pool2d(images, 4)).score, atol=1e-3)
 
 
-def test_details_tell_images_with_the_same_average_apart(discriminator):
+def test_details_distinguish_images_with_the_same_average(discriminator):
     D, images = trained(discriminator), images_of(64)
     checkerboard = (torch.arange(64).view(-1, 1) + torch.arange(64)) % 2 * 2 - 1
     torch.testing.assert_close(D(images + 0.5 * checkerboard).score, D(images).score, rtol=1e-4, atol=1e-4)
@@ -95,7 +95,7 @@ def test_blocks_start_as_the_identity(discriminator):
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_the_beginning_is_sane(size):
+def test_initial_outputs_and_gradients_have_a_sensible_scale(size):
     """Scores and their gradients of order 1, poses near the prior's mean, over several draws of the weights."""
     c = curriculum("h_mean=1.2", "v_mean=1.7", "hollow_check_interval=0")
     scores, gradients, poses = [], [], []
@@ -184,7 +184,7 @@ SMALL = ("hidden_dim=8", "num_layers=2", "latent_dim=8", "num_steps_coarse=6", "
 PENALTIES = ("gan_loss=relativistic", "r1_lambda=0.1", "r2_lambda=0.1", "r1_interval=2")
 
 
-def test_a_run_grows_and_resumes_to_the_last_bit(tmp_path):
+def test_a_run_grows_and_resumes_bit_identically(tmp_path):
     """Through the training script: 8 px, then 16 px, cut before and after the growth, with lazy penalties."""
     random = np.random.default_rng(0)
     photos = tmp_path / "photos"

@@ -116,7 +116,7 @@ def test_decimation_keeps_vertices_on_the_surface(coarse_ball) -> None:
     assert decimate(coarse_ball, 1000, StripedBall(), BFM, SETTINGS, SPACING) is coarse_ball
 
 
-def test_points_move_along_their_normals_and_no_further_than_they_may() -> None:
+def test_points_move_along_their_normals_within_the_limit() -> None:
     direction = torch.tensor([[0.6, 0.8, 0.0]])
     center = torch.tensor(CENTER, dtype=torch.float32)
     points = torch.cat([center + direction * distance for distance in (0.066, 0.075, 0.09)])
@@ -208,7 +208,7 @@ def test_srgb_and_linear_values() -> None:
     assert np.array_equal(np.round(linear_to_srgb(stored[:, 0] / 65535) * 255), bytes_), "no tone is lost"
 
 
-def test_glb_is_read_back_by_trimesh_and_its_material_is_matt(textured: TexturedMesh, tmp_path: Path) -> None:
+def test_glb_is_read_back_by_trimesh_and_its_material_is_matte(textured: TexturedMesh, tmp_path: Path) -> None:
     import trimesh
 
     save_textured_mesh(textured, tmp_path / "m")
@@ -264,7 +264,7 @@ def test_ply_holds_srgb_bytes(coarse_ball, tmp_path: Path) -> None:
     assert np.abs(colors - stripes(points.astype(np.float64)) * 255).max() <= 1
 
 
-def test_khronos_finds_nothing_wrong(textured: TexturedMesh, coarse_ball, tmp_path: Path) -> None:
+def test_the_khronos_validator_reports_nothing(textured: TexturedMesh, coarse_ball, tmp_path: Path) -> None:
     mesh = coarse_ball.copy()
     mesh.visual.vertex_colors = vertex_colors(mesh, StripedBall(), BFM)
     save_mesh(mesh, tmp_path / "colored", (".glb",))

@@ -180,7 +180,7 @@ def test_relativistic_losses_compare_pairs(monkeypatch):
     torch.testing.assert_close(gradients(state.generator), of_G)
 
 
-def test_how_sure_D_is_of_relativistic_scores_is_by_their_lead():
+def test_the_sign_of_relativistic_scores_is_that_of_their_difference():
     """All scores moved up by as much change nothing that D is asked, nor how often it sees changed images."""
     state = fitted_state(small_curriculum("augment_target=0.6", *RELATIVISTIC))
     c, D, settings = state.curriculum, state.discriminator, StepSettings.at(state.curriculum, LATE)
@@ -250,7 +250,7 @@ def assert_same(a, b, where="state"):
         assert a == b, where
 
 
-def test_cut_and_resumed_equals_undisturbed_to_the_last_bit(photos, tmp_path):
+def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(photos, tmp_path):
     stages = ["stages=({'start_step':0,'batch_size':4,'img_size':8,'gen_lr':1e-3,'disc_lr':1e-3},"
               "{'start_step':3,'batch_size':2,'img_size':16,'gen_lr':5e-4,'disc_lr':1e-3,'batch_split':2})"]  # fmt: skip
     overrides = (
@@ -281,7 +281,7 @@ def test_cut_and_resumed_equals_undisturbed_to_the_last_bit(photos, tmp_path):
     )
 
 
-def test_a_run_is_held_to_its_ball_for_a_while_and_a_finished_one_never_again(photos, tmp_path, monkeypatch):
+def test_the_hold_to_the_ball_ends_and_does_not_return_on_resume(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(outward_start, "NUM_STEPS", 20)
     held = ["init_ball_radius=0.08", "ball_hold_steps=4"]
 
@@ -302,7 +302,7 @@ def test_a_run_is_held_to_its_ball_for_a_while_and_a_finished_one_never_again(ph
     assert hold_of("still held", "4", more=["--load_dir", early, "--set_step", "2"]) == [True] * 2
 
 
-def test_a_run_goes_on_with_its_own_settings(photos, tmp_path):
+def test_a_run_resumes_only_with_its_own_settings(photos, tmp_path):
     train([*arguments(photos, tmp_path, "--max_steps", "1"), "r1_lambda=3", "normal_lambda=0.2"])
     with pytest.raises(
         UserError, match=r"r1_lambda = 3.*\(also different: normal_lambda\); use its own settings \(--curriculum .*run.json"
@@ -314,7 +314,7 @@ def test_a_run_goes_on_with_its_own_settings(photos, tmp_path):
     assert load_generator(tmp_path / "generator.safetensors").curriculum.r1_lambda == 3
 
 
-def test_stages_to_come_may_change_and_those_gone_by_may_not(photos, tmp_path, capfd):
+def test_future_stages_may_change_and_past_ones_may_not(photos, tmp_path, capfd):
     stages = "stages=(%s)"
     first, second, other = (
         f"{{'start_step':{start},'batch_size':2,'img_size':{size},'gen_lr':1e-4,'disc_lr':1e-4}},"
@@ -364,7 +364,7 @@ def test_the_crop_is_kept_with_the_run(photos, tmp_path):
         train([*faster, "gen_lr=1e-3"])
 
 
-def test_lazy_r1_comes_at_its_interval_and_rates_follow_their_schedule(photos, tmp_path):
+def test_lazy_r1_is_due_at_its_interval_and_rates_follow_their_schedule(photos, tmp_path):
     lazy = ["r1_interval=2", "lr_warmup_steps=4", "gen_lr=1e-3"]
     train([*arguments(photos, tmp_path, "--max_steps", "2"), *lazy])
     train([*arguments(photos, tmp_path, "--max_steps", "4"), *lazy])

@@ -95,7 +95,7 @@ def test_views_of_a_curved_ball(curved: Curved) -> None:
         check_views_agree(view, plain)
 
 
-def test_other_cameras_than_those_announced_are_right_as_well(curved: Curved) -> None:
+def test_other_cameras_than_the_announced_ones_are_also_correct(curved: Curved) -> None:
     """From behind: the lattice has holes there, so the field is asked."""
     field, cache = curved
     settings = ViewSettings(image_size=32, fov_degrees=20)
@@ -111,7 +111,7 @@ def test_num_queried_counts_queries_of_the_field(curved: Curved) -> None:
     assert cache.num_queried - before == field.num_logit_points < 5000
 
 
-def test_lookup_knows_what_it_does_not_know(curved: Curved) -> None:
+def test_lookup_reports_where_it_is_inaccurate(curved: Curved) -> None:
     field, cache = curved
     toward_camera = torch.tensor([[[0.0, 0.0, 0.0805], [0.02, 0.03, 0.06]]])
     logits, quality = cache.lookup(toward_camera)
@@ -144,7 +144,7 @@ def test_lattice_points_are_returned_as_they_are() -> None:
     assert known[2:7, 2:7, 2:7].all() and not known[0].any() and not known[:, :, 8].any()
 
 
-def test_colors_are_asked_where_the_weight_is_and_interpolated_between() -> None:
+def test_colors_are_queried_where_the_weight_is_and_interpolated_between() -> None:
     alphas = torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0, 0.9], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
     asked = view_cache._samples_to_query(alphas, 4)
     assert asked.tolist() == [[False, False, True, True, True, False], [False] * 5 + [True]]
@@ -177,7 +177,7 @@ def test_hard_colors_get_more_samples(curved: Curved) -> None:
     check_views_agree(render_view(cache, pose, BFM, SETTINGS), render_view(hard, pose, BFM, SETTINGS))
 
 
-def test_a_field_that_bends_too_much_is_found_out(curved: Curved) -> None:
+def test_a_field_too_curved_for_the_cache_is_detected(curved: Curved) -> None:
     class Bumps(SphereField):
         def occupancy_logits(self, points: Tensor) -> Tensor:
             return super().occupancy_logits(points) + 8 * torch.sin(points * 300).prod(dim=-1)
