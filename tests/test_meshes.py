@@ -171,7 +171,7 @@ def test_files_hold_the_mesh_and_its_colors_and_the_same_bytes_each_time(tmp_pat
         (np.zeros((4, 4, 5)), "N, N, N"),
         (np.zeros((4, 4, 4), dtype=np.int64), "floating-point"),
         (np.full((4, 4, 4), np.nan), "finite"),
-        (np.array([[[object()]]]), "no voxel file"),
+        (np.array([[[object()]]]), "not a voxel file"),
     ],
 )
 def test_a_wrong_voxel_file_is_a_user_error(tmp_path: Path, array: np.ndarray, message: str) -> None:
@@ -184,7 +184,7 @@ def test_a_missing_or_broken_voxel_file_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no voxel file"):
         load_voxels(tmp_path / "none.npy")
     (tmp_path / "text.npy").write_text("not an array")
-    with pytest.raises(UserError, match="no voxel file"):
+    with pytest.raises(UserError, match="not a voxel file"):
         load_voxels(tmp_path / "text.npy")
 
 

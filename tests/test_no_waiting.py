@@ -144,7 +144,7 @@ def test_a_discriminator_step(parts):
         nan_unless_finite(result.total).backward()
         finish(discriminator)
         topk_image_weights(torch.empty(BATCH, device=META), 0.6)
-        adapted(settings.augment_p, result.terms["sureness"], 0.6, BATCH)
+        adapted(settings.augment_p, result.terms["real_sign"], 0.6, BATCH)
     assert "r1" in result.terms and ("r2" in result.terms) == bool(generator.curriculum.r2_lambda)
 
 

@@ -188,11 +188,11 @@ def test_the_sign_of_relativistic_scores_is_that_of_their_difference():
     inputs = draw_inputs(c, settings, 4, ALONE, seed=0, step=LATE, purpose="D")
     fake = -real_images()
     fake[:2] = real_images()[:2].flip(0)  # so these two pairs lead and lag by the same: not all real ones are ahead
-    before = discriminator_losses(D, c, real_images(), fake, inputs, settings).terms["sureness"]
+    before = discriminator_losses(D, c, real_images(), fake, inputs, settings).terms["real_sign"]
     lead = (D(real_images(), settings.fade_alpha).score - D(fake, settings.fade_alpha).score).sign().mean()
     with torch.no_grad():
         D.final_layer.bias[0] += 1000
-    after = discriminator_losses(D, c, real_images(), fake, inputs, settings).terms["sureness"]
+    after = discriminator_losses(D, c, real_images(), fake, inputs, settings).terms["real_sign"]
     lead = lead.detach()
     assert float(before) == float(after) == float(lead)
     assert abs(float(lead)) < 1  # else it could also mean "all above 0"

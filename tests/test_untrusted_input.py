@@ -306,7 +306,7 @@ def test_invalid_ground_truth_is_rejected(tmp_path: Path) -> None:
 def test_voxel_files_with_an_invalid_header_are_rejected(tmp_path: Path) -> None:
     for header in ("{", "'''", "(" * 5000, "{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 2, 2)}"):
         (tmp_path / "v.npy").write_bytes(npy(header))
-        with pytest.raises(UserError, match="no voxel file"):
+        with pytest.raises(UserError, match="not a voxel file"):
             load_voxels(tmp_path / "v.npy")
 
 

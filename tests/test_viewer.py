@@ -282,7 +282,7 @@ def test_no_browser_can_request_a_public_link() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "specify either"), (["heads", "--watch", "x"], "specify either"), (["--watch", "no/such"], "no folder")],
+    [([], "specify either"), (["heads", "--watch", "x"], "specify either"), (["--watch", "no/such"], "not a folder")],
 )
 def test_bad_commands_end_in_one_line(repo: Path, arguments: list[str], message: str) -> None:
     done = subprocess.run([sys.executable, "view.py", *arguments], cwd=repo, capture_output=True, text=True)
