@@ -336,7 +336,7 @@ def test_without_webgl2_a_message_and_a_recorded_turn_are_shown(browser: Browser
     script = browser.before_each_page("HTMLCanvasElement.prototype.getContext = () => null;")
     browser.open(page)
     browser.no_longer_before_each_page(script)
-    assert "offers no WebGL 2" in browser.element("problem").text
+    assert "does not support WebGL 2" in browser.element("problem").text
     assert browser.run(
         "document.getElementById('turntable').decode().then(() => document.getElementById('turntable').naturalWidth)"
     )
