@@ -1,4 +1,4 @@
-"""Packaging a run with its card, and ablations: small real runs from the command line on."""
+"""Packaging a run with its card, ablations, and sheets: small real runs through the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmentation: what is changed, how often, and that gradients, R1 and R2 go through it."""
+"""Augmentation: its values, its frequency, and that gradients, R1 and R2 propagate through it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIDDLE = 0.5  # of a uniform number: no change
 
 
 def uniforms(**how: float) -> torch.Tensor:
-    """One image's numbers: everything happens, nothing changes but what is named."""
+    """Random numbers of one image: all augmentations apply, but only the named ones change anything."""
     places = {"brightness": 4, "contrast": 5, "saturation": 6, "rows": 7, "columns": 8}
     numbers = torch.full((1, NUM_UNIFORMS), MIDDLE)
     for name, value in how.items():

@@ -1,4 +1,4 @@
-"""The benchmark: what it counts, that the widened network is the shipped one, and that a quick run gives every figure."""
+"""The benchmark: its counts, the function of the widened network, and the results of a quick run."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_phases_cover_the_iteration(shipped: Network) -> None:
 
 
 def test_the_arithmetic_of_D_is_that_of_the_step(shipped: Network) -> None:
-    """A lazy penalty counts where it comes, R2 as much as R1, and real images in G's step one pass forward."""
+    """A lazy penalty counts when it is due, R2 as much as R1, and real images in G's step as one forward pass."""
     D = ProgressiveEncoderDiscriminator(shipped.curriculum)
 
     def flops(step: int = 7, **changes: object) -> float:
@@ -154,7 +154,7 @@ def test_the_arithmetic_of_D_is_that_of_the_step(shipped: Network) -> None:
 
 
 def test_a_quick_run_reports_all_results(tmp_path: Path, capsys) -> None:
-    """Of the small network in both places, for the time it takes."""
+    """Uses the small network in both places, to save time."""
     path, table = tmp_path / "speed.json", tmp_path / "speed.md"
     run.main(["--quick", "--generator", "heads", "--json", str(path), "--markdown", str(table)])
     report = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""The field's arithmetic in blocks, with gradients by hand, against plain PyTorch and finite differences."""
+"""The field's blocked arithmetic and its manual gradients, against plain PyTorch and finite differences."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def plain_query(siren: FoldedSiren, x, directions):
 
 
 def gradients_of(outputs, inputs) -> list[torch.Tensor]:
-    """Of a random projection of the outputs, the same at each call."""
+    """Gradients of a random projection of the outputs, the same at each call."""
     random = torch.Generator().manual_seed(2)
     total = sum((torch.randn(o.shape, generator=random, dtype=o.dtype) * o).sum() for o in outputs)
     return [
@@ -119,7 +119,7 @@ def test_unsupported_second_derivatives_are_rejected():
 
 @pytest.mark.parametrize("model", ["SPATIALSIRENBASELINE", "EmbeddingPiGAN256"])
 def test_training_gradients_of_a_field_in_float32(model):
-    """Within float error of double precision, and no worse than automatic differentiation."""
+    """Within float32 error of double precision, and no worse than automatic differentiation."""
     torch.manual_seed(0)
     overrides = [f"model={model}", "hidden_dim=32", "num_layers=4", "latent_dim=8"]
     generator = ImplicitGenerator3d(CURRICULUMS["SYNTH_TINY"].with_overrides(overrides))
@@ -140,7 +140,7 @@ def test_training_gradients_of_a_field_in_float32(model):
 
 @torch.no_grad()
 def test_nothing_is_recorded_without_gradients():
-    """Of a model with a feature grid as well, whose points are differentiated by."""
+    """Also for a model with a feature grid, which needs gradients with respect to the points."""
     torch.manual_seed(0)
     curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides(["model=EmbeddingPiGAN256", "hidden_dim=32", "latent_dim=8"])
     generator = ImplicitGenerator3d(curriculum)

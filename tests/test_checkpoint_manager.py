@@ -1,4 +1,4 @@
-"""When a run's state is saved: what stands in the folder beside it, and a disk that does not keep what it took."""
+"""Saving a run's state: other files in the folder, and a disk that loses data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL = ["hidden_dim=16", "num_layers=2", "latent_dim=8", "disc_channels=(4,4,4,
 
 
 class ForgetfulDisk(RunState):
-    """A state whose first ``num_lost`` checkpoints lose their end once they are written."""
+    """A state whose first ``num_lost`` checkpoints are truncated after they are written."""
 
     num_lost = 0
 
@@ -36,7 +36,7 @@ def state() -> ForgetfulDisk:
 
 @pytest.fixture
 def manager(state, tmp_path, monkeypatch) -> CheckpointManager:
-    """Keeps one checkpoint in ``tmp_path``, where those of steps 1 and 2 lie, and tries once more at the end, at once."""
+    """A manager that keeps one checkpoint in ``tmp_path``, which holds steps 1 and 2, and retries once at the end."""
     monkeypatch.setattr(checkpoint_manager, "PAUSES_AT_END", (0.0,))
     manager = CheckpointManager(state, tmp_path, interval=1, milestone_interval=0, num_kept=2, world_size=1)
     for state.step in (1, 2):

@@ -1,4 +1,4 @@
-"""This project's own files: what goes in comes out, writing is all or nothing, and damage is one line."""
+"""This project's own files: round trips, atomic writes, and one-line errors for damaged files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""View consistency: right where the depth is where the colors come from, and only there."""
+"""View consistency: high if and only if the colors come from where the depth is."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CPU = torch.device("cpu")
 
 
 class Direction(SphereField):
-    """Its color hangs on the direction of view alone: what is painted on moves with the camera."""
+    """The color depends only on the view direction, so the pattern moves with the camera."""
 
     def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         return self.occupancy_logits(points), (directions * 0.8 + 0.5).clamp(0, 1)
 
 
 class Fog(SphereField):
-    """Solid, but so little of it is that a ray goes through: colors come from all of the depth."""
+    """Opacity is so low that a ray passes through: colors come from all depths."""
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
         return super().occupancy_logits(points).clamp(max=0.0) - 2.0

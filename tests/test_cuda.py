@@ -1,5 +1,5 @@
-"""What only a GPU can show. All of it is skipped where there is none; tests/test_no_waiting.py and
-tests/test_triton_occupancy.py go as far as a CPU can."""
+"""Tests that need a GPU; skipped if there is none. tests/test_no_waiting.py and
+tests/test_triton_occupancy.py test what is possible on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curricula: the published numbers, and that what is wrong is named before any work is done."""
+"""Curricula: the published values, and errors that are reported before any work is done."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ PIGAN_DICTIONARY = {  # in the form of pi-GAN's own file
 
 
 def test_pigan_dictionary():
-    """What it leaves out means what pi-GAN means by it; the two keys without a counterpart are named."""
+    """Omitted settings have pi-GAN's defaults; the two keys without a counterpart are named."""
     notes = []
     curriculum = Curriculum.from_dict(PIGAN_DICTIONARY, "PIGAN_CelebA", notes)
     assert curriculum == CURRICULUMS["PIGAN_CelebA"]
@@ -260,7 +260,7 @@ def test_published_dictionary_saved_as_json(tmp_path, capsys):
 
 
 def test_foreign_keys_of_options(tmp_path):
-    """A published options.txt may hold anything; its unknown keys are named, not refused."""
+    """A published options.txt may contain any keys; unknown ones are named, not rejected."""
     path = tmp_path / "options.txt"
     settings = {**curriculums.BFM, "their_own": 3, 0: {**curriculums.BFM[0], "other": 1}}
     path.write_text(f"Namespace(x=1)\n\n{settings}\n")

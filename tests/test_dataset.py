@@ -29,7 +29,7 @@ def solid(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (20, 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five solid images whose red channel is 10 x their number, one of them in a sub-folder."""
+    """Five solid images whose red channel is 10 x their number, one of them in a subfolder."""
     for i in range(5):
         solid(tmp_path / "images" / ("deep/er" if i == 4 else "") / f"{i}.png", (10 * i, 1, 2))
     (tmp_path / "images" / "notes.txt").write_text("no image")

@@ -1,6 +1,6 @@
-"""Several processes: one process's gradient, metrics, data and images; peers that die; launchers; what travels.
+"""Several processes: the gradient, metrics, data and images of one process; peers that die; launchers; traffic.
 
-Ranks are forked from one server that has loaded everything, so that most tests start no interpreter of their own.
+Ranks are forked from a server that has imported everything, so most tests start no interpreter.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def arguments(photos: Path, output: Path, *more: str) -> list[str]:
 
 
 def _as_rank(function: Callable, rank: int, world_size: int, port: int, variables: dict, output: str, args: tuple) -> None:
-    """What torchrun does for a script: the environment, and stdout and stderr in a file."""
+    """Set up a script as torchrun does: the environment, and stdout and stderr in a file."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1", **variables,
@@ -104,7 +104,7 @@ class Ranks:
             process.start()
 
     def finish(self) -> list[int]:
-        """Exit statuses, -N where signal N ended a process."""
+        """Exit statuses, -N if signal N ended a process."""
         deadline = time.monotonic() + DEADLINE
         for process in self.processes:
             process.join(max(0, deadline - time.monotonic()))
@@ -138,7 +138,7 @@ LOSSES = {"non_saturating": (), "relativistic": ("gan_loss=relativistic", "r2_la
 
 
 def gradients_and_scalars(weights: dict, processes: Processes, batch_split: int, loss: str) -> dict[str, torch.Tensor]:
-    """What the trainer's own step leaves in .grad, as seen by the optimizers, and what it would log, of a batch of 8."""
+    """The gradients of the trainer's step, as seen by the optimizers, and its log, for a batch of 8."""
     more = ("augment_target=0.6", "share_images=True", *LOSSES[loss])
     state = RunState(small_curriculum(*HELD, *more), seed=3, device=CPU, amp_dtype=None)
     state.step, state.augment_p, state.is_held = LATE, torch.tensor(0.5), True
@@ -583,7 +583,7 @@ def cluster(tmp_path) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def ready_environment() -> None:
-    """The launchers install what requirements.txt names; a test installs nothing."""
+    """The launchers install requirements.txt, but a test must not install anything."""
     mark = Path(sys.prefix) / ".gof-requirements"
     if not mark.exists() or mark.read_bytes() != Path("requirements.txt").read_bytes():
         pytest.skip("auto_bash/setup.sh has not run for this environment (auto_bash/test.sh does it)")

@@ -1,4 +1,4 @@
-"""Sparse lattices against dense ones: signs, values beside the surface, the points asked, thin and small features."""
+"""Sparse lattices against dense ones: signs, values near the surface, queried points, thin and small features."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BFM = CURRICULUMS["BFM"]
 
 
 class Balls:
-    """The union of spheres, and how many points it was asked."""
+    """The union of spheres, which counts the queried points."""
 
     batch_size = 1
 
@@ -98,7 +98,7 @@ def test_lumpy_field() -> None:
 
 
 def test_small_floaters_are_found() -> None:
-    """Radius 2.5 coarse cells is easy; of radius 0.7 none of the coarse lattice's points need lie inside."""
+    """Radius 2.5 coarse cells is easy; at radius 0.7, no point of the coarse lattice may be inside."""
     cell = LatticeSpec.of_cube(0.3, 100).spacing * 2
     for radius in (2.5 * cell, 0.7 * cell):
         field = Balls(SphereField(0.06), SphereField(radius, center=(0.1021, -0.0934, 0.1113)))

@@ -41,7 +41,7 @@ def test_quick_run_on_a_cpu(repo, tmp_path):
 
 @pytest.mark.parametrize("shares", [False, True])
 def test_an_iteration_is_that_of_the_curriculum(monkeypatch, shares):
-    """Shared images are generated once, the others twice; relativistic losses get their real images."""
+    """Shared images are generated once, the others twice; relativistic losses get real images."""
     from checkpoints.loading import load_generator
 
     loaded = load_generator("heads")

@@ -1,4 +1,4 @@
-"""Which way shapes bulge, and the watch that turns hollow ones outward in the course of a run."""
+"""The direction in which shapes bulge, and the checks that mirror hollow ones during a run."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_radiance_fields_are_not_checked_for_hollow_shapes() -> None:
 
 
 def test_a_truly_concave_object_is_not_mirrored(states, photos, tmp_path, monkeypatch) -> None:
-    """Whose mirrored images would not be those before, however hollow it is."""
+    """Its mirrored images would differ from those before, however hollow it is."""
     start, output = tmp_path / "start", tmp_path / "run"
     start.mkdir()
     states["bowl"].save(start, 1)

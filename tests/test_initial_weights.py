@@ -1,4 +1,4 @@
-"""The weights a run starts from: their spread, layer by layer. Source: pi-GAN's initialisation (docs/method.md)."""
+"""The weights a run starts from: their spread, layer by layer. Source: pi-GAN's initialization (docs/method.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A photo in 3D: the latent and the camera behind it, tuning with the shape held, latent files, mixing, directions."""
+"""Photos in 3D: search for latent and camera, tuning that preserves the shape, latent files, mixing, directions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tree: imports go one way, no two modules import each other, and the root holds commands and what one edits."""
+"""The tree: imports go one way, no two modules import each other, and the root has few Python files."""
 
 from __future__ import annotations
 

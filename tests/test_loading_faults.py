@@ -1,4 +1,4 @@
-"""Images whose disk, cache or decoder goes away while they are read."""
+"""Images whose disk, cache or decoder fails while they are read."""
 
 from __future__ import annotations
 

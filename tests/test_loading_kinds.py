@@ -1,4 +1,4 @@
-"""What is read as an image, what is left out and named, and why an image cannot be read: by content, whatever the name."""
+"""Which files are read as images, which are excluded, and why an image cannot be read: by content, not by name."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ CENTER = (0.02, -0.01, 0.03)
 
 
 class BallsField:
-    """Balls (center, radius); logits are cubic in the distance, so that guessing them linearly is off. Color: position."""
+    """Balls (center, radius); logits are cubic in the distance, so that linear interpolation is inaccurate. Color: position."""
 
     batch_size = 1
 

@@ -73,7 +73,7 @@ def test_the_mirrored_pose_sees_the_mirrored_object(h_mean):
 @pytest.mark.parametrize("model", ["SPATIALSIRENBASELINE", "EmbeddingPiGAN256"])
 @pytest.mark.parametrize("invert", [False, True])
 def test_adam_continues_as_if_it_had_trained_the_mirrored_field(model, invert, monkeypatch):
-    """Two steps then the mirror, and one step, the mirror, one step on mirrored points: the same weights."""
+    """Two steps and then mirroring give the same weights as a step, mirroring, and a step on mirrored points."""
     monkeypatch.setattr("siren.siren.EMBEDDING_RESOLUTION", {"EmbeddingPiGAN256": 4})
     changes = [f"model={model}", "hidden_dim=8", "num_layers=2", "latent_dim=4", "betas=(0.6,0.9)", "tau=0.7"]
     curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides(changes)

@@ -1,4 +1,4 @@
-"""The planted defects (tests/mutations): each can still be planted, and names tests that are there."""
+"""The mutants (tests/mutations): each can still be introduced, and names tests that exist."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ META = torch.device("meta")
 
 
 def shows_constants() -> bool:
-    """Whether constants come to the meta device as something that a dispatch mode sees: not in all versions of PyTorch."""
+    """Return whether a dispatch mode sees how constants reach the meta device, which depends on PyTorch's version."""
     seen = []
 
     class Watch(TorchDispatchMode):
@@ -63,7 +63,7 @@ UNSEEN = pytest.mark.xfail(
 
 
 class NoWaiting(TorchDispatchMode):
-    """Raises where an operation brings a value to the host, or takes one from there."""
+    """Raises if an operation copies a value to the host, or from it."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -100,7 +100,7 @@ def curriculum(request):
 
 @pytest.fixture
 def parts(curriculum):
-    """Everything of a step, on the meta device."""
+    """A complete step on the meta device."""
     with META:
         generator, discriminator = ImplicitGenerator3d(curriculum), ProgressiveEncoderDiscriminator(curriculum)
     settings = replace(StepSettings.at(curriculum, 3), image_size=SIZE, fade_alpha=0.5, topk_fraction=0.7)
@@ -160,7 +160,7 @@ def test_rendering(curriculum, parts):
 
 
 def values_read(call: Callable[[], object]) -> list[list[str]]:
-    """The callers, innermost first, of each operation of ``call`` that brings a value to the host."""
+    """The callers, innermost first, of each operation of ``call`` that copies a value to the host."""
     with torch.autograd.profiler.profile() as profile:
         call()
     found = []

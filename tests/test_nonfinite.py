@@ -1,4 +1,4 @@
-"""Numbers that are not finite: left out and counted, never averaged or saved; then a way back, and an end with a diagnosis."""
+"""Non-finite numbers: skipped and counted, never averaged or saved; recovery, and a final diagnosis."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def small_curriculum(*more: str) -> Curriculum:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Such small products only wait for each other on more."""
+    """Such small products are slower with more threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

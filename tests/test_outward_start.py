@@ -1,4 +1,4 @@
-"""The outward start gives a ball, in networks where the plain fit finds nothing too."""
+"""The outward start gives a ball, also in networks for which a plain fit fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_generator(*overrides: str) -> ImplicitGenerator3d:
 
 @torch.no_grad()
 def share_right(generator: ImplicitGenerator3d) -> float:
-    """Share of points, away from the surface by a tenth of the radius, on the right side; the worst of 6 latents."""
+    """Share of points at least a tenth of the radius from the surface that are on the correct side; worst of 6 latents."""
     random = torch.Generator().manual_seed(1)
     z = torch.randn(6, generator.curriculum.latent_dim, generator=random)
     directions = torch.nn.functional.normalize(torch.randn(6, 3000, 3, generator=random), dim=-1)
@@ -52,7 +52,7 @@ def test_a_narrow_network_becomes_a_ball_with_a_color_for_each_latent():
 
 
 def test_a_failed_fit_is_repeated(monkeypatch):
-    """As at full width, where the first attempt ends with a constant."""
+    """As for full-width networks, whose first attempt ends with a constant."""
     monkeypatch.setattr(outward_start, "ATTEMPTS", (Attempt(1.0, 1e-9), Attempt(0.5, 1e-3)))
     generator = make_generator()
     assert fit_to_ball(generator, RADIUS, seed=0) < outward_start.GOOD_LOSS

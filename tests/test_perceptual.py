@@ -1,4 +1,4 @@
-"""fd, kd, precision and recall: closed forms, hand-made features, torch-fidelity as the oracle, and a network that sees cats."""
+"""fd, kd, precision and recall: closed forms, hand-made features, torch-fidelity as the oracle, and the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The spread of poses read from images: its statistics on known numbers, both read-outs and the script from end to end."""
+"""The spread of poses in images: its statistics on known values, both predictors, and the script from end to end."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_varied_heads_keep_their_poses(heads):
 
 
 def test_a_mirrored_head_is_a_mirrored_image(heads, monkeypatch):
-    """What is called mirrored is: seen without variation, the image is the flipped one."""
+    """Without variation, the mirrored head is the flipped image."""
     import metrics.pose_readout as module
 
     for name, value in (("ZOOM", (1.0, 1.0)), ("SHIFT", 0.0), ("ROLL", 0.0)):
@@ -216,7 +216,7 @@ def test_discriminator_predicts_known_poses_of_its_run(run_dir):
 
 
 def test_script_with_a_discriminator(photos, tmp_path, capsys, monkeypatch):
-    """Of a run that has learned nothing: what the script says is what that discriminator reads, however poor."""
+    """For an untrained run: the script reports the discriminator's predictions, however poor."""
     monkeypatch.setattr(pose_spread, "NUM_GENERATED", 32)
     state = tiny_run()
     state.save(tmp_path, 1)

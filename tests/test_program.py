@@ -1,4 +1,4 @@
-"""How scripts end: what they say, and with which status, also where nobody can read it."""
+"""How scripts end: their messages and exit statuses, even if stderr cannot be written."""
 
 from __future__ import annotations
 

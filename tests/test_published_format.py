@@ -1,4 +1,4 @@
-"""Published files are read as data: right where they are good, refused in one line where they are hostile or damaged."""
+"""Published files are read as data: correctly if valid, rejected in one line if hostile or damaged."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_zip(
 
 
 def write_legacy(path: Path, main_pickle: bytes) -> Path:
-    """torch's old form around a hand-made pickle that uses no tensors."""
+    """torch's legacy format around a hand-made pickle that uses no tensors."""
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
     parts = [pickle.dumps(value, protocol=2) for value in (0x1950A86A20F9469CFC6C, 1001, system)]
     path.write_bytes(b"".join([*parts, main_pickle, pickle.dumps([], protocol=2)]))
@@ -137,7 +137,7 @@ def test_hostile_pickle_is_refused_and_runs_nothing(tmp_path: Path, name: str, f
 
 
 def test_the_hostile_pickles_are_live(tmp_path: Path) -> None:
-    """The tests above would prove nothing with pickles that do nothing under Python's unpickler."""
+    """Otherwise the tests above would prove nothing: Python's unpickler must execute these pickles."""
     for name in ("os.system", "builtins.eval", "stack global", "inst", "obj", "os.system behind the memo"):
         marker = tmp_path / "ran"
         pickle.loads(hostile_pickles(marker)[name][0])
@@ -155,7 +155,7 @@ def test_hostile_average_beside_a_good_generator(tmp_path: Path, published_files
 
 
 class _RunsOnReduce:
-    """What torch.save of a hostile object writes, inside an otherwise ordinary state dict."""
+    """A hostile object as torch.save writes it, inside an otherwise ordinary state dict."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -178,7 +178,7 @@ def test_hostile_value_inside_a_state_dict(tmp_path: Path, zipped: bool) -> None
 
 
 def tensor_pickle(num_elements: int, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> bytes:
-    """One tensor over storage "0" of ``num_elements`` floats, described as asked."""
+    """One tensor over storage "0" of ``num_elements`` floats, with the given description."""
 
     def number(value: int) -> bytes:
         return pickle.dumps(value, protocol=2)[2:-1]

@@ -1,4 +1,4 @@
-"""The quickstart's page on a small made-up folder, and the launchers: their syntax, their usage errors, what they record."""
+"""The quickstart's report of a small artificial folder, and the launchers: syntax, usage errors, and records."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def image(path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Everything that a quickstart leaves, tiny."""
+    """All outputs of a quickstart, in small."""
     folder = tmp_path / "quick start"
     for name in ("data.png", "train/samples/0001200.png", "train/samples/0001390.png", "imgs/grid_0.png"):
         image(folder / name)
@@ -243,7 +243,7 @@ def test_quickstart_help_and_folder_that_cannot_be_written(repo: Path, tmp_path:
 
 @pytest.fixture
 def stage(repo: Path, tmp_path: Path) -> Path:
-    """A checkout whose Python only notes its arguments, and fails for the script named in $FAILS."""
+    """A checkout whose Python only records its arguments, and fails for the script named in $FAILS."""
     stage, environment = tmp_path / "check out", tmp_path / "environment"
     shutil.copytree(repo / "auto_bash", stage / "auto_bash")
     (stage / "requirements.txt").write_text("")

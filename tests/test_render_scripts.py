@@ -1,4 +1,4 @@
-"""The scripts that look at a generator, each run once as a user runs it, and more closely in this process."""
+"""The rendering scripts, each run once as by a user, and in more detail in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The residual discriminator: growth without a step in its outputs, sane beginnings, and penalties that reach its weights."""
+"""The residual discriminator: growth that preserves outputs, initialization, and gradients of the penalties."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def discriminator() -> ResidualDiscriminator:
 
 
 def trained(discriminator: ResidualDiscriminator) -> ResidualDiscriminator:
-    """Every weight but the details of larger images away from its start."""
+    """A discriminator with all weights changed, except for the details of larger images."""
     with torch.no_grad():
         for name, parameter in discriminator.named_parameters():
             if "details" not in name:

@@ -1,4 +1,4 @@
-"""What a launcher's second start of the same command does, and a clock that was set back between two parts of a run."""
+"""A command restarted by its launcher, and a clock that was set back between two parts of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output folder: one writer at a time, checkpoints proved to the last byte, and what is kept, cut or taken back."""
+"""The output folder: a single writer, verified checkpoints, and what is kept, truncated or moved."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_same_state_gives_the_same_bytes(tmp_path):
 
 
 def in_child(action: Callable[[], None]) -> int:
-    """A forked process that does ``action``, says so, and sleeps. Returns its id once it has."""
+    """Fork a process that performs ``action`` and sleeps. Returns its id when the action is done."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

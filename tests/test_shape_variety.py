@@ -25,7 +25,7 @@ def relief(size: int = 8) -> torch.Tensor:
 
 
 def test_identical_shapes_have_no_variety():
-    """Distance from the camera is no shape."""
+    """The distance from the camera does not count as shape."""
     shift = torch.tensor([0.0, 0.1, -0.2]).view(-1, 1, 1)
     found = shape_variety(geometry(0.03 * relief().expand(3, -1, -1) + 1 + shift))
     assert found["shape_correlation"] == pytest.approx(1) and found["shape_deviation"] == pytest.approx(0, abs=1e-9)

@@ -1,4 +1,4 @@
-"""A short soak test, and whether its judges would see a difference, a loss, and each kind of damage."""
+"""A short soak test, and tests that its checks detect differences, losses, and each kind of damage."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_log_lines_are_written_when_there_is_space_again(tmp_path, capsys):
 
 
 def write_run(folder: Path, steps: tuple[int, ...] = (5,)) -> Path:
-    """What a run leaves, in small."""
+    """The files of a run, in small."""
     folder.mkdir()
     for step in steps:
         weights = {"w": torch.arange(4096.0) + step, "zero": torch.zeros(2)}

@@ -1,4 +1,4 @@
-"""Runs that are killed, starved, robbed of their images or of their disk: real processes, real signals, a real full disk."""
+"""Runs that are killed, or lose disk space or images: real processes, real signals, a real full disk."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PATIENCE = 120.0  # seconds for a loaded machine
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in the processes below, so that results compare to the last bit."""
+    """As in the processes below, so that results are bit-identical."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

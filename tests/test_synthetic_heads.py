@@ -111,7 +111,7 @@ def test_the_face_looks_along_z_with_two_eyes_in_a_mirrored_face() -> None:
 
 
 def test_the_light_is_fixed_in_the_world() -> None:
-    """A point on the cheek keeps its color when the camera moves, but for a faint highlight."""
+    """A point on the cheek keeps its color when the camera moves, except for a faint highlight."""
     params = sample_heads([5], 0)
     yaws = torch.tensor([math.pi / 2 - 0.2, math.pi / 2 + 0.2])
     views = [render_heads(params, CameraPoses(torch.tensor([math.pi / 2]), yaw[None]), 128) for yaw in yaws]

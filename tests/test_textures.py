@@ -1,4 +1,4 @@
-"""Textured meshes: what the texture holds, and what independent readers make of the files."""
+"""Textured meshes: the content of the texture, and how independent readers interpret the files."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def textured(coarse_ball) -> TexturedMesh:
 
 
 def random_surface_points(mesh: TexturedMesh, num: int = 5000) -> tuple[np.ndarray, np.ndarray]:
-    """Faces (num,) and barycentric weights (num, 3); a third of them on edges, so on those of charts too."""
+    """Faces (num,) and barycentric weights (num, 3); a third of them on edges, including those of charts."""
     random = np.random.default_rng(0)
     weights = random.dirichlet(np.ones(3), num)
     weights[: num // 3, 0] = 0
@@ -95,7 +95,7 @@ def at(values: np.ndarray, mesh: TexturedMesh, face: np.ndarray, weights: np.nda
 
 
 def bilinear(image: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """What a viewer's sampler reads: texels' centers at ((column, row) + 0.5) / size."""
+    """Sample as a viewer does: texel centers at ((column, row) + 0.5) / size."""
     place = uv * len(image) - 0.5
     low = np.floor(place).astype(int)
     part = place - low
@@ -165,7 +165,7 @@ def test_texture_holds_the_field_between_vertices_and_at_seams(textured: Texture
 
 
 def test_normal_map_turns_the_interpolated_normal_into_the_fields(textured: TexturedMesh) -> None:
-    """As a viewer decodes it: normal, tangent and bitangent of the vertices, interpolated."""
+    """Decode as a viewer does: normal, tangent and bitangent of the vertices, interpolated."""
     face, weights = random_surface_points(textured)
     normal, tangent = (at(values, textured, face, weights) for values in (textured.normals, textured.tangents[:, :3]))
     normal, tangent = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (normal, tangent))
@@ -183,7 +183,7 @@ def angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def test_bitangents_point_up_the_texture(textured: TexturedMesh) -> None:
-    """So that readers that make their own tangents, by the convention of glTF and OBJ, see the same relief."""
+    """Readers that compute tangents by the convention of glTF and OBJ then show the same relief."""
     corners, uv = textured.positions[textured.faces], textured.uv[textured.faces]
     matrices = np.stack([uv[:, 1] - uv[:, 0], uv[:, 2] - uv[:, 0]], axis=1)
     sound = np.abs(np.linalg.det(matrices)) > 1e-6

@@ -1,4 +1,4 @@
-"""Training: the same gradient however a batch is divided, the same run however it is cut, and what a user sees go wrong."""
+"""Training: the gradient does not depend on batch splits, nor the run on interruptions; and errors that users see."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def gradients(network: torch.nn.Module) -> torch.Tensor:
 
 
 def step_gradients(state: RunState, batch_split: int, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the trainer's own step leaves in .grad, of D and of G, when the optimizers do nothing."""
+    """The gradients of D and G after the trainer's step, with optimizers that do nothing."""
     trainer = Trainer(state, RunOptions(Path(), "", "Images"), ALONE)
     kept = {}
 
@@ -118,7 +118,7 @@ def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch, more):
 
 
 def test_shared_images_are_those_that_the_generator_learned_from(monkeypatch):
-    """D's gradient is that of the images of G's latents, poses and noise, made by the G that made them for itself."""
+    """D's gradient is that of the images that G rendered for its own step, with the same latents, poses and noise."""
     state = fitted_state(small_curriculum("share_images=True", "topk_v=1.0"))
     shared, of_G = step_gradients(state, 1, monkeypatch)
     c = state.curriculum
@@ -152,7 +152,7 @@ def test_D_learns_from_shared_images_before_it_judges_them():
 
 
 def test_relativistic_losses_compare_pairs(monkeypatch):
-    """D's gradient in the trainer is that of the losses written out, and so is the loss of G; both see the same images."""
+    """D's gradient and G's loss in the trainer are those of the formulas; both use the same images."""
     more = ("share_images=True", "topk_v=1.0", "pos_lambda=0", "r1_lambda=0.3", "augment_target=0.6")
     state = fitted_state(small_curriculum(*more, *RELATIVISTIC))
     state.augment_p = torch.tensor(0.7)
@@ -181,7 +181,7 @@ def test_relativistic_losses_compare_pairs(monkeypatch):
 
 
 def test_the_sign_of_relativistic_scores_is_that_of_their_difference():
-    """All scores moved up by as much change nothing that D is asked, nor how often it sees changed images."""
+    """Adding a constant to all scores changes neither D's loss nor the augmentation probability."""
     state = fitted_state(small_curriculum("augment_target=0.6", *RELATIVISTIC))
     c, D, settings = state.curriculum, state.discriminator, StepSettings.at(state.curriculum, LATE)
     settings = replace(settings, augment_p=torch.zeros(()))

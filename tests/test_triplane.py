@@ -1,4 +1,4 @@
-"""Tri-planes: the compiled lookup against PyTorch, the field's geometry, and what every generator can: files, psi, training."""
+"""Tri-planes: the compiled lookup against PyTorch, the field's geometry, and files, psi and training."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def small_curriculum(*more: str) -> Curriculum:
 
 
 def make_generator(*more: str) -> ImplicitGenerator3d:
-    """A generator whose logits have a part of their own beside the ball's."""
+    """A generator whose logits are not only those of the ball."""
     torch.manual_seed(0)
     generator = ImplicitGenerator3d(small_curriculum(*more))
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_compiled_lookup_and_its_gradients_are_those_of_pytorch(num_channels, hi
 
 @pytest.mark.parametrize("is_plain", [True, False])
 def test_moving_along_an_axis_changes_the_values_of_two_planes(is_plain):
-    """And the plane's x and y are the axes they should be: XY, XZ, YZ."""
+    """Also, the planes' axes are correct: XY, XZ, YZ."""
     _, decoder, _, _ = draw_case(16, 8)
     decoder = DecoderWeights(*(weight.float() for weight in decoder))
     frame = Frame.of(torch.eye(3), torch.tensor(1.0), torch.tensor(0.0), 6.0)

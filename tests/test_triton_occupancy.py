@@ -1,4 +1,4 @@
-"""The fused occupancy kernel: its results in Triton's interpreter, and what the compiler makes of it for an H100."""
+"""The fused occupancy kernel: its results in Triton's interpreter, and its compilation for an H100."""
 
 from __future__ import annotations
 

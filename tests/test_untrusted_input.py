@@ -1,4 +1,4 @@
-"""What fuzzing found (tests/fuzz), each at its smallest: now a value or one line; before, a traceback, a hang or worse."""
+"""Minimal cases of the defects found by fuzzing (tests/fuzz), which now give a value or a one-line error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from visualization.meshes import MeshSettings, load_mesh, load_voxels
 
 @pytest.fixture(autouse=True)
 def deadline() -> Iterator[None]:
-    """A hang is a failure, not an endless test. Long, as a busy machine may halt for a while."""
+    """Turn a hang into a failure. The limit is long, because a busy machine may pause."""
 
     def stop(*_: object) -> None:
         raise TimeoutError("no end after 300 seconds")
@@ -115,7 +115,7 @@ def zip_around(program: bytes, **entries: bytes) -> bytes:
 
 
 def test_endless_integers_are_refused(tmp_path: Path) -> None:
-    """Python hashes an integer anew each time it is a key: a megabyte of digits, used 100,000 times, takes hours."""
+    """Python hashes an integer each time it is used as a key: a megabyte of digits, used 100,000 times, takes hours."""
     number = pickle.dumps(1 << 8_000_000, protocol=2)[2:-1]
     path = tmp_path / "g.pth"
     path.write_bytes(zip_around(b"\x80\x02" + number + b"q\x000}" + b"h\x00Ns" * 100_000 + b"."))
@@ -228,7 +228,7 @@ def test_impossible_paths_are_rejected(path: str, tmp_path: Path, monkeypatch: p
 
 
 def test_no_program_is_started_for_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow goes by content, and has Ghostscript run what begins like PostScript."""
+    """Pillow identifies files by content, and passes those that begin like PostScript to Ghostscript."""
     ghostscript = tmp_path / "bin" / "gs"
     ghostscript.parent.mkdir()
     ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")

@@ -1,4 +1,4 @@
-"""Views through the cache against views without it, and what they ask of the field."""
+"""Views with the cache against views without it, and their queries of the field."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = ViewSettings(image_size=32)
 
 
 class CurvedField(SphereField):
-    """A ball whose logits bend, whose colors change along the ray and with the direction."""
+    """A ball with nonlinear logits and with colors that vary along the ray and with the direction."""
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
         logits = super().occupancy_logits(points)
@@ -42,7 +42,7 @@ class CurvedField(SphereField):
 
 @pytest.fixture(autouse=True, scope="module")
 def small_lattice() -> Iterator[None]:
-    """An eighth of the nodes: these fields are smooth, and tests short."""
+    """An eighth of the nodes, to save time; these fields are smooth."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(view_cache, "FINE_SPACING", 0.0025)
         yield
@@ -96,7 +96,7 @@ def test_views_of_a_curved_ball(curved: Curved) -> None:
 
 
 def test_other_cameras_than_the_announced_ones_are_also_correct(curved: Curved) -> None:
-    """From behind: the lattice has holes there, so the field is asked."""
+    """From behind, where the lattice has holes, so the field is queried."""
     field, cache = curved
     settings = ViewSettings(image_size=32, fov_degrees=20)
     pose = make_pose(math.pi * 1.4, 1.2)
@@ -241,7 +241,7 @@ def test_surface_only_shows_the_background_where_there_is_no_surface() -> None:
 
 
 def test_reference_generator() -> None:
-    """A trained SIREN; the lattice costs more than it gives for an image this small, so only the view's points count."""
+    """A trained SIREN; for such a small image the lattice does not pay off, so only the view's points are counted."""
     from generators.generator import latent_from_seed
     from reference import load_reference_generator
 

@@ -43,7 +43,7 @@ def loaded(tiny_generator_path: Path) -> LoadedGenerator:
 
 
 def script_camera(loaded: LoadedGenerator, yaw: float, pitch: float, size: int) -> BrowserCamera:
-    """The camera whose pixel centers are those of the other scripts, which put the outer ones on the frame's edge."""
+    """The camera with the pixel centers of the other scripts, whose outermost ones are on the frame's edge."""
     slope = window_half_side(loaded.curriculum) * size / (size - 1)
     return camera_at(yaw, pitch, 1.0, 2 * math.atan(slope), height=size)
 
@@ -311,7 +311,7 @@ def head_pixels(browser: Browser) -> np.ndarray:
 
 
 def wait_for_head(browser: Browser, other_than: np.ndarray | None = None) -> np.ndarray:
-    """The first pixels that have the colors of a head, twice the same. Fails after BROWSER_SECONDS."""
+    """Wait for pixels with the colors of a head, equal twice in a row. Fails after BROWSER_SECONDS."""
     deadline, before = time.monotonic() + BROWSER_SECONDS, None
     while time.monotonic() < deadline:
         pixels = head_pixels(browser)

@@ -1,4 +1,4 @@
-"""The page with the generator inside, in a real browser, against the Python renderer."""
+"""The exported page in a real browser, compared with the Python renderer."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def opened(browser: Browser, page: Path) -> Browser:
-    """The page, drawing few pixels."""
+    """The page, opened with few pixels."""
     browser.open(page, f"?size={SIZE}")
     return browser
 
 
 def set_state(browser: Browser, **state: Any) -> None:
-    """Seeds go as text, because JavaScript's numbers end at 2^53."""
+    """Seeds are passed as text, because JavaScript's numbers are exact only up to 2^53."""
     browser.run(
         "void gof.controls.change(Object.fromEntries(Object.entries(arguments[0])"
         ".map(([key, value]) => [key, /seed/i.test(key) ? BigInt(value) : value])))",
@@ -86,7 +86,7 @@ def set_state(browser: Browser, **state: Any) -> None:
 
 
 def show(browser: Browser, **state: Any) -> Shown:
-    """What the page shows of a state, at rest."""
+    """What the page shows at rest for a given state."""
     set_state(browser, **state)
     return shown_at_rest(browser)
 
@@ -243,7 +243,7 @@ def test_a_lost_context_comes_back(opened: Browser) -> None:
 
 
 def test_makes_no_network_requests_and_logs_nothing(opened: Browser, page: Path) -> None:
-    """Of all the tests before."""
+    """Covers all tests before this one."""
     errors = [message for message in opened.console() if "CONTEXT_LOST_WEBGL" not in message]
     assert errors == []
     assert {url.split("?")[0] for url in opened.requests()} == {page.as_uri()}

@@ -76,7 +76,7 @@ def test_harmless_actions_are_not_reported(watched: Worker) -> None:
 
 
 def test_valid_input_is_accepted() -> None:
-    """Cases of which nearly all are refused at the door would try nothing behind it."""
+    """Cases that are nearly all rejected at first would test little else."""
     for case in fuzz_kinds.sound_cases():
         outcome = WORKER.check(case)
         assert outcome.kind == "ok", (case.target, case.arguments, outcome.detail)
