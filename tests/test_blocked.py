@@ -57,7 +57,7 @@ def gradients_of(outputs, inputs) -> list[torch.Tensor]:
 @pytest.mark.parametrize("with_colors", [True, False])
 def test_values_and_gradients_of_a_query(with_colors):
     siren, (x, directions) = make_siren(), make_points()
-    x.requires_grad_(True)  # an embedding grid stands before the first layer
+    x.requires_grad_(True)  # an embedding grid precedes the first layer
     directions = directions if with_colors else None
     plain, by_hand = plain_query(siren, x, directions), blocked.logits_and_colors(siren, x, directions)
     assert (by_hand[1] is None) == (not with_colors)

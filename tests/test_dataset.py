@@ -64,7 +64,7 @@ def test_held_out_images_are_disjoint_and_depend_only_on_their_names(tmp_path: P
             archive.write(file, f"elsewhere/{file.name}")
     held_out, kept = (numbers(tmp_path / "images", part, 12) for part in ("holdout", "train"))
     assert len(held_out) == 12 and not set(held_out) & set(kept) and sorted(held_out + kept) == list(range(60))
-    assert held_out == [0, 2, 3, 4, 6, 18, 33, 34, 38, 40, 42, 44]  # for ever: what a run never saw must stay apart
+    assert held_out == [0, 2, 3, 4, 6, 18, 33, 34, 38, 40, 42, 44]  # fixed: unseen images must stay held out
     assert held_out == numbers(tmp_path / "z.zip", "holdout", 12)
     assert set(numbers(tmp_path / "images", "holdout", 8)) < set(held_out)
     for part, expected in (("holdout", held_out), ("train", kept)):

@@ -80,7 +80,7 @@ def test_excluded_files_are_counted_and_named_with_a_reason(tmp_path: Path, caps
     assert "1 left out (shot.nef): a camera's raw file; convert it" in told
     assert "1 left out (more.zip): a zip archive; unpack it" in told and "1 left out (labels.csv): not an image" in told
     assert "DS_Store" not in told
-    assert len(ImageDataset(tmp_path / "photos", 8, cache_dir=None).notes()) == 3  # training is told nothing of tables
+    assert len(ImageDataset(tmp_path / "photos", 8, cache_dir=None).notes()) == 3  # training prints no note about tables
     (tmp_path / "photos" / "0.jpg").unlink()
     with pytest.raises(UserError, match=r"holds no images .*5 left out \(0\.heic.*pillow-heif"):
         find_images(tmp_path / "photos")

@@ -292,4 +292,4 @@ def test_scored_images_are_the_generators_images(last_back: bool) -> None:
     expected = ((renderer.render(poses.pitch, poses.yaw, SIZE).images + 1) * 127.5).round().clamp(0, 255)
     difference = (images.double() - expected).abs()
     assert difference.max() <= 1 and float(images.double().std()) > 20
-    assert (images.double().transpose(2, 3) - expected).abs().max() > 20  # an image that tells rows from columns
+    assert (images.double().transpose(2, 3) - expected).abs().max() > 20  # rows and columns must differ visibly

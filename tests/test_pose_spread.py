@@ -190,7 +190,7 @@ def test_script_with_built_in_heads(photos, tmp_path, capsys):
     args += ["--json", str(tmp_path / "x.json"), "--sheet", str(tmp_path / "sheet.png")]
     try:
         pose_spread.main(args)
-    except UserError as error:  # two steps teach little: that nothing can be told is a fair answer, and must be the reason
+    except UserError as error:  # two steps are too few, so a rejection is acceptable
         assert "neither yaw nor pitch" in str(error)
     record = json.loads((tmp_path / "x.json").read_text())
     assert record["num_images"] == 30 and record["yaw"]["num"] == 30 and record["reader"]["settings"]["num_heads"] == 30

@@ -457,8 +457,8 @@ def test_published_generator_loads(published_files: Path) -> None:
     assert not any("own weights" in note for note in averaged.notes)
     assert any("ema.pth" in note and "own weights" in note for note in whole.notes)
     with pytest.raises(UserError, match="--curriculum"):
-        load_generator(folder / "whole_module/generator.pth")  # no options.txt beside it
-    # what the file says about its network counts, whatever the curriculum says
+        load_generator(folder / "whole_module/generator.pth")  # no options.txt next to it
+    # the file's network settings override those of the curriculum
     narrow = load_generator(folder / "generator.pth", CURRICULUMS["SYNTH_TINY"])
     assert narrow.curriculum.hidden_dim == 256 and narrow.curriculum.fov == CURRICULUMS["SYNTH_TINY"].fov
     assert any("has hidden_dim 256, which overrides 64 of curriculum SYNTH_TINY" in note for note in narrow.notes)

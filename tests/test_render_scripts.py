@@ -133,7 +133,7 @@ def test_shapes_and_their_images(repo: Path, tiny_generator_path: Path, tmp_path
     extract_shapes.main([str(tiny_generator_path), *map(str, arguments), "--output_dir", str(tmp_path / "again")])
     assert files_of(shapes) == files_of(tmp_path / "again")
 
-    # where there is no GL at all: EGL asked for on a platform that PyOpenGL has no driver for
+    # without any GL: EGL requested on a platform for which PyOpenGL has no driver
     done = run_script(
         *(repo, "render_meshimg.py", "--input_dir", shapes, "--output_dir", tmp_path / "images", "--image_size", 64),
         PYOPENGL_PLATFORM="nothing",

@@ -270,7 +270,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(photos, tmp_path):
     )
     assert (tmp_path / "whole" / "samples" / "0000007.png").is_file()
     assert load_generator(tmp_path / "cut" / "generator.safetensors").step == 7
-    # The end of a curriculum is an end: asked again, it stops at once, with everything in place.
+    # The end of a curriculum is final: the same command stops at once, and all files stay in place.
     train(
         [
             *common[: common.index("--output_dir")],

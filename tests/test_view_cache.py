@@ -146,12 +146,12 @@ def test_lattice_points_are_returned_as_they_are() -> None:
 
 def test_colors_are_queried_where_the_weight_is_and_interpolated_between() -> None:
     alphas = torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0, 0.9], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
-    asked = view_cache._samples_to_query(alphas, 4)
-    assert asked.tolist() == [[False, False, True, True, True, False], [False] * 5 + [True]]
+    queried = view_cache._samples_to_query(alphas, 4)
+    assert queried.tolist() == [[False, False, True, True, True, False], [False] * 5 + [True]]
     t = torch.tensor([[0.0, 1.0, 2.0, 4.0, 5.0, 9.0]] * 2)
-    asked = torch.tensor([[False, True, False, True, False, False], [False, False, False, False, False, True]])
+    queried = torch.tensor([[False, True, False, True, False, False], [False, False, False, False, False, True]])
     colors = torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.6, 0.9], [0.5, 0.5, 0.5]])
-    filled = view_cache._interpolate_along(asked, colors, t)
+    filled = view_cache._interpolate_along(queried, colors, t)
     assert filled[0, :, 2].tolist() == pytest.approx([0, 0, 0.3, 0.9, 0.9, 0.9])
     assert (filled[1] == 0.5).all()
 

@@ -372,7 +372,7 @@ class Soak:
                 self.disturb(event, rng, num_left=len(events) - index)
             self.train_to_the_end()
             self.compare()
-        except (SoakError, OSError, subprocess.SubprocessError) as error:  # the last line is JSON whatever happens
+        except (SoakError, OSError, subprocess.SubprocessError) as error:  # the last line is JSON in any case
             self.problem(str(error))
         self.tally.identical = self.tally.identical and not self.tally.problems
         self.tally.seconds = round(time.monotonic() - self.started, 1)
@@ -427,7 +427,7 @@ class Soak:
     def disturb(self, event: Event, rng: random.Random, num_left: int) -> None:
         """Run one process until ``event`` ends it, and inspect the result."""
         expected = self.audit.newest_step
-        margin = END_MARGIN * self.size.interval * (2 if event.signal is None else 1)  # a starved run goes on for a while
+        margin = END_MARGIN * self.size.interval * (2 if event.signal is None else 1)  # a starved run continues for a while
         last_allowed = self.size.num_steps - margin
         target = min(expected + rng.randint(1, max(2, 2 * (last_allowed - expected) // (num_left + 1))), last_allowed)
         if event.damage and len(self.audit.whole) < 2:
