@@ -42,7 +42,7 @@ class Browser:
         self.driver.get(page.as_uri() + query)
 
     def run(self, expression: str, *arguments: Any) -> Any:
-        """Return the awaited value of a JavaScript expression, in which ``arguments`` is the array of the arguments."""
+        """The value of a JavaScript expression, awaited; ``arguments`` is the array of the arguments."""
         script = (
             "const done = arguments[arguments.length - 1];"
             f"(async () => ({expression}))().then((value) => done({{value}}), (error) => done({{error: String(error.stack)}}))"

@@ -118,7 +118,7 @@ def page_settings(generator: ImplicitGenerator3d) -> dict[str, Any]:
     """Return the settings that the page's scripts need, under their names there; radians except for the field of view."""
     c = generator.curriculum
     render = ViewSettings(ray_step_multiplier=RAY_STEP_MULTIPLIER, surface_only=True).render_settings(c)
-    reach = 1.0 if c.sample_dist in ("uniform", "spherical_uniform") else 2.0  # of a normal distribution: 95%
+    reach = 1.0 if c.sample_dist in ("uniform", "spherical_uniform") else 2.0  # of a normal distribution: 95 %
     return {
         "latentDim": c.latent_dim,
         "latentDistribution": c.z_dist,
