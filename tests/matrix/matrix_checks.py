@@ -476,7 +476,7 @@ def check_directions(case: Case) -> None:
 def check_page(case: Case) -> None:
     out, model = case.folder / "page.html", case.combination.model
     if model.startswith("Embedding") or not case.has_surface:
-        reason = f"is a {model}, which the page has no shader for" if model.startswith("Embedding") else "is a radiance field"
+        reason = f"is a {model}, for which the page has no shader" if model.startswith("Embedding") else "is a radiance field"
         case.refused(export_web.main, reason, case.path, "--output", out)
         require(not out.exists(), "a refused page was written")
         return
