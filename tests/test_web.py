@@ -212,6 +212,19 @@ def test_mouse_keys_and_buttons(opened: Browser) -> None:
     assert f"seed {seed}" in opened.run("gof.viewer.settled().then(() => document.getElementById('caption').textContent)")
 
 
+def test_the_caption_of_a_swaying_view_names_no_pose(opened: Browser) -> None:
+    show(opened, **START)
+    caption = "document.getElementById('caption').textContent"
+    assert opened.run(caption) == "heads, seed 0, front"
+    opened.element("sway").click()
+    opened.run("(async () => { while (gof.viewer.state.yaw <= 0) await delay(10); })()")
+    assert opened.run(caption).startswith("heads, seed 0, swaying")
+    opened.element("sway").click()
+    assert "swaying" not in opened.run(caption)
+    opened.element("reset").click()
+    assert opened.run(caption) == "heads, seed 0, front"
+
+
 def test_saves_what_it_shows(opened: Browser) -> None:
     shown = show(opened, **START)
     found = opened.run("gof.viewer.toBlob().then((blob) => blob.arrayBuffer()).then((buffer) => [...new Uint8Array(buffer)])")
@@ -270,10 +283,12 @@ def test_a_photos_latent_stands_beside_the_generator(
     assert (shown_at_rest(browser).pixels == shown.pixels).all()
 
 
-def make_triplane(*overrides: str) -> LoadedGenerator:
-    """Small tri-planes, turned, whose logits have a part of their own beside the ball's."""
-    small = ("latent_dim=16", "w_dim=16", "backbone_channels=(12,8,8)", "decoder_dim=8")
-    curriculum = CURRICULUMS["SYNTH_TRIPLANE"].with_overrides([*small, *overrides])
+SMALL_TRIPLANE = ("latent_dim=16", "w_dim=16", "backbone_channels=(12,8,8)", "decoder_dim=8")
+
+
+def make_triplane(base: str, *overrides: str) -> LoadedGenerator:
+    """Tri-planes, turned, whose logits have a part of their own beside the ball's."""
+    curriculum = CURRICULUMS[base].with_overrides(overrides)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         generator = ImplicitGenerator3d(curriculum).eval()
@@ -284,9 +299,14 @@ def make_triplane(*overrides: str) -> LoadedGenerator:
 
 
 def test_triplanes_show_what_python_shows(browser: Browser, tmp_path: Path, short_turntable: None) -> None:
-    generators = {"sum": make_triplane(), "product": make_triplane("plane_reduce=product")}
+    generators = {
+        "sum": make_triplane("SYNTH_TRIPLANE", *SMALL_TRIPLANE),
+        "product": make_triplane("SYNTH_TRIPLANE", *SMALL_TRIPLANE, "plane_reduce=product"),
+        "full": make_triplane("CATS_TRIPLANE"),
+    }
     page = tmp_path / "planes.html"
     page.write_text(export_page(generators))
+    assert page.stat().st_size < MAX_PAGE_BYTES
     browser.open(page, f"?size={SIZE}")
     for name, loaded in generators.items():
         view = reference(loaded, 0.4, 0.1, seed=2)
@@ -350,6 +370,22 @@ def test_carries_weights_to_the_last_bit() -> None:
     assert [(entry["dtype"], entry["offset"]) for entry in packing["tensors"]] == [("float16", 0), ("float32", 8)]
     assert (np.frombuffer(data[:8], "<f2") == exact.flatten().numpy()).all()
     assert (np.frombuffer(data[8:], "<f4") == rough.numpy()).all()
+
+
+def test_rounds_the_large_weights_of_triplanes() -> None:
+    """Reads the bits one by one."""
+    weight = torch.randn(6, 10, 3, 9, generator=torch.Generator().manual_seed(0))
+    weight[2] *= 100
+    weight[4] = 0
+    name = "triplane.backbone.blocks.0.0.weight"
+    data, packing = pack_tensors({name: weight, "triplane.decoder.hidden_weight": weight, "bias": torch.ones(3)})
+    assert [entry["dtype"] for entry in packing["tensors"]] == ["int10", "float32", "float16"]
+    steps = np.frombuffer(data[:12], "<f2").astype(float)
+    assert packing["tensors"][1]["offset"] == 12 + math.ceil(weight.numel() * 10 / 8)
+    stream = [byte >> bit & 1 for byte in data[12 : packing["tensors"][1]["offset"]] for bit in range(8)]
+    integers = [sum(stream[10 * i + bit] << bit for bit in range(10)) - 511 for i in range(weight.numel())]
+    restored = np.array(integers).reshape(weight.shape) * steps.reshape(-1, 1, 1, 1)
+    assert (np.abs(restored - weight.numpy()) <= 0.75 * steps.reshape(-1, 1, 1, 1)).all()  # half a step, and the step's rounding
 
 
 @pytest.mark.parametrize(
