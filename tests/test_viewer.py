@@ -330,9 +330,14 @@ def head_pixels(browser: Browser) -> np.ndarray:
 
 def wait_for_head(browser: Browser, other_than: np.ndarray | None = None) -> np.ndarray:
     """The first pixels that have the colors of a head, twice the same. Fails after BROWSER_SECONDS."""
+    from selenium.common.exceptions import TimeoutException
+
     deadline, before = time.monotonic() + BROWSER_SECONDS, None
     while time.monotonic() < deadline:
-        pixels = head_pixels(browser)
+        try:
+            pixels = head_pixels(browser)
+        except TimeoutException:  # the driver gives a busy browser 10 s for a screenshot
+            continue
         is_new = other_than is None or np.abs(pixels.astype(int) - other_than).mean() > 3
         if pixels.std() > 25 and is_new and before is not None and np.array_equal(pixels, before):
             return pixels
