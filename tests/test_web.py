@@ -25,7 +25,16 @@ from generators.views import View, ViewSettings, make_pose, render_view
 from settings.registry import CURRICULUMS
 from visualization.generator_scripts import field_from_seed, styles_from_seed
 from visualization.images import to_uint8, view_image
-from web.export import check_exportable, export_page, generator_tensors, pack_tensors, page_script, page_style
+from web.export import (
+    check_exportable,
+    export_page,
+    generator_tensors,
+    is_quantized,
+    pack_tensors,
+    page_script,
+    page_style,
+    quantize,
+)
 
 SIZE = 32
 PSI = 0.7
@@ -212,6 +221,19 @@ def test_mouse_keys_and_buttons(opened: Browser) -> None:
     assert f"seed {seed}" in opened.run("gof.viewer.settled().then(() => document.getElementById('caption').textContent)")
 
 
+def test_the_caption_of_a_swaying_view_names_no_pose(opened: Browser) -> None:
+    show(opened, **START)
+    caption = "document.getElementById('caption').textContent"
+    assert opened.run(caption) == "heads, seed 0, front"
+    opened.element("sway").click()
+    opened.run("(async () => { while (gof.viewer.state.yaw <= 0) await delay(10); })()")
+    assert opened.run(caption).startswith("heads, seed 0, swaying")
+    opened.element("sway").click()
+    assert "swaying" not in opened.run(caption)
+    opened.element("reset").click()
+    assert opened.run(caption) == "heads, seed 0, front"
+
+
 def test_saves_what_it_shows(opened: Browser) -> None:
     shown = show(opened, **START)
     found = opened.run("gof.viewer.toBlob().then((blob) => blob.arrayBuffer()).then((buffer) => [...new Uint8Array(buffer)])")
@@ -270,10 +292,12 @@ def test_a_photos_latent_stands_beside_the_generator(
     assert (shown_at_rest(browser).pixels == shown.pixels).all()
 
 
-def make_triplane(*overrides: str) -> LoadedGenerator:
-    """Small tri-planes, turned, whose logits have a part of their own beside the ball's."""
-    small = ("latent_dim=16", "w_dim=16", "backbone_channels=(12,8,8)", "decoder_dim=8")
-    curriculum = CURRICULUMS["SYNTH_TRIPLANE"].with_overrides([*small, *overrides])
+SMALL_TRIPLANE = ("latent_dim=16", "w_dim=16", "backbone_channels=(12,8,8)", "decoder_dim=8")
+
+
+def make_triplane(base: str, *overrides: str) -> LoadedGenerator:
+    """Tri-planes, turned, whose logits have a part of their own beside the ball's."""
+    curriculum = CURRICULUMS[base].with_overrides(overrides)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         generator = ImplicitGenerator3d(curriculum).eval()
@@ -283,14 +307,41 @@ def make_triplane(*overrides: str) -> LoadedGenerator:
     return LoadedGenerator(generator, curriculum)
 
 
+def restored(stored: bytes, shape: torch.Size) -> torch.Tensor:
+    """The rounded tensor that `quantize` stored, read bit by bit."""
+    scales = np.frombuffer(stored[: 2 * shape[0]], "<f2").astype(np.float64)
+    stream = np.unpackbits(np.frombuffer(stored[2 * shape[0] :], np.uint8), bitorder="little")
+    integers = stream[: 10 * shape.numel()].reshape(-1, 10) @ (1 << np.arange(10)) - 511
+    return torch.from_numpy(integers.reshape(shape[0], -1) * scales[:, None]).reshape(shape)
+
+
+def with_rounded_weights(loaded: LoadedGenerator) -> LoadedGenerator:
+    """The generator that the page holds."""
+    tensors = generator_tensors(loaded.generator)
+    rounded = {
+        name: restored(quantize(value), value.shape).float() for name, value in tensors.items() if is_quantized(name, value)
+    }
+    assert rounded
+    generator = with_weights(loaded.generator, rounded)
+    generator.truncation_mean = loaded.generator.truncation_mean or loaded.generator.compute_truncation_mean()
+    return LoadedGenerator(generator, loaded.curriculum)
+
+
 def test_triplanes_show_what_python_shows(browser: Browser, tmp_path: Path, short_turntable: None) -> None:
-    generators = {"sum": make_triplane(), "product": make_triplane("plane_reduce=product")}
+    generators = {
+        "sum": make_triplane("SYNTH_TRIPLANE", *SMALL_TRIPLANE),
+        "product": make_triplane("SYNTH_TRIPLANE", *SMALL_TRIPLANE, "plane_reduce=product"),
+        "full": make_triplane("CATS_TRIPLANE"),
+    }
     page = tmp_path / "planes.html"
     page.write_text(export_page(generators))
+    assert page.stat().st_size < MAX_PAGE_BYTES
     browser.open(page, f"?size={SIZE}")
     for name, loaded in generators.items():
         view = reference(loaded, 0.4, 0.1, seed=2)
         shown = show(browser, **{**START, "model": name, "seed": 2, "yaw": 0.4, "pitch": 0.1})
+        assert psnr_db(shown.pixels, pixels_of(view, "image", loaded)) >= MIN_PSNR_DB
+        view = reference(with_rounded_weights(loaded), 0.4, 0.1, seed=2)
         assert psnr_db(shown.pixels, pixels_of(view, "image", loaded)) >= MIN_PSNR_DB
         both = view.hit_mask.numpy() & (shown.t > 0)
         assert np.abs(shown.t - view.surface_depth.numpy())[both].max() < 1e-4
@@ -350,6 +401,21 @@ def test_weights_are_stored_bit_identically() -> None:
     assert [(entry["dtype"], entry["offset"]) for entry in packing["tensors"]] == [("float16", 0), ("float32", 8)]
     assert (np.frombuffer(data[:8], "<f2") == exact.flatten().numpy()).all()
     assert (np.frombuffer(data[8:], "<f4") == rough.numpy()).all()
+
+
+def test_rounds_the_large_weights_of_triplanes() -> None:
+    weight = torch.randn(6, 10, 3, 9, generator=torch.Generator().manual_seed(0))
+    weight[2] *= 100
+    weight[4] = 0
+    name = "triplane.backbone.blocks.0.0.weight"
+    data, packing = pack_tensors({name: weight, "triplane.decoder.hidden_weight": weight, "bias": torch.ones(3)})
+    assert [entry["dtype"] for entry in packing["tensors"]] == ["int10", "float32", "float16"]
+    end = packing["tensors"][1]["offset"]
+    assert end == 2 * len(weight) + weight.numel() * 10 / 8
+    steps = weight.abs().amax(dim=(1, 2, 3), keepdim=True) / 511
+    error = restored(data[:end], weight.shape) - weight
+    assert (error.abs() <= 0.75 * steps).all()  # half a step, and the scale's own rounding
+    assert float(error.abs().max() / steps.max()) > 0.4
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from generators.views import ViewSettings, surface_appearance
 from settings.curriculum import Curriculum
 from siren.field import Field
 from viewing.camera import Block, BrowserCamera, block_rays, visible_block, window_half_side
+from viewing.pool import RenderPool
 from visualization.images import depth_image
 
 QUANTITIES = ("image", "normals", "depth")
@@ -63,13 +64,20 @@ class FrameJob:
         self._num_done = 0
         self.num_rays = self._rays.directions.shape[1]
 
-    def advance(self, num_rays: int, device: torch.device | str) -> Frame | None:
-        """Render the next ``num_rays`` rays on the field's device. Return the frame when all are done, else None."""
+    def advance(self, num_rays: int, device: torch.device | str, pool: RenderPool | None = None) -> Frame | None:
+        """Render the next ``num_rays`` rays on the field's device, on a CPU in the threads of ``pool``.
+
+        Return the frame when all are done, else None.
+        """
+
+        def render_part(part: slice) -> tuple[Tensor, Tensor]:
+            rays = Rays(self._rays.origins[:, part].to(device), self._rays.directions[:, part].to(device))
+            return _pixels(self._field, rays, self._render_settings, self._settings, self._curriculum)
+
         end = min(self._num_done + num_rays, self.num_rays)
         if end > self._num_done:
             part = slice(self._num_done, end)
-            rays = Rays(self._rays.origins[:, part].to(device), self._rays.directions[:, part].to(device))
-            self._parts.append(_pixels(self._field, rays, self._render_settings, self._settings, self._curriculum))
+            self._parts += [render_part(part)] if pool is None else pool.map(render_part, part)
             self._num_done = end
         return self._assemble() if end == self.num_rays else None
 

@@ -1,4 +1,4 @@
-"""One thread that renders for all browsers: at low resolution during changes, at full quality at rest.
+"""One thread that schedules the frames of all browsers: at low resolution during changes, at full quality at rest.
 
 Changing views are served first, in turn. Views at rest are refined in pieces in between; a new change cancels the refinement.
 The number of pixels depends on the measured time per ray: :class:`TimeBudget`.
@@ -18,6 +18,7 @@ from siren.field import Field
 from viewing.camera import BrowserCamera, camera_at
 from viewing.frames import Frame, FrameJob, FrameSettings
 from viewing.looks import Look, field_of
+from viewing.pool import RenderPool
 
 FRAME_SECONDS = 0.08  # of rendering during changes; with transfer and drawing, 10 frames per second
 REST_SECONDS = 0.15  # without a change, before a view is refined
@@ -79,6 +80,7 @@ class Worker:
         self._wake = threading.Condition()
         self._stopped = False
         self._budget = TimeBudget()
+        self._pool = RenderPool(torch.get_num_threads() if device.type == "cpu" else 1)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     @property
@@ -93,7 +95,7 @@ class Worker:
         for size in (MIN_MOVING_SIZE, 2 * MIN_MOVING_SIZE):  # the first also loads libraries
             began = time.perf_counter()
             job = FrameJob(field, curriculum, camera, FrameSettings(settings.quantity, settings.surface, size))
-            job.advance(job.num_rays, self._device)
+            job.advance(job.num_rays, self._device, self._pool)
             if size > MIN_MOVING_SIZE:
                 self._budget.record(settings, job.num_rays, time.perf_counter() - began)
         self._thread.start()
@@ -103,6 +105,7 @@ class Worker:
             self._stopped = True
             self._wake.notify()
         self._thread.join()
+        self._pool.close()
 
     def add(self, session: Session) -> None:
         with self._wake:
@@ -178,7 +181,7 @@ class Worker:
             size = self._budget.moving_size(session.settings, FRAME_SECONDS / max(1, num_moving))
             job, settings = self._new_job(session, size), session.settings
         rendering_began = time.perf_counter()
-        frame = job.advance(job.num_rays, self._device)
+        frame = job.advance(job.num_rays, self._device, self._pool)
         assert frame is not None
         self._budget.record(settings, job.num_rays, time.perf_counter() - rendering_began)
         is_refined = size >= settings.image_size
@@ -194,7 +197,7 @@ class Worker:
                 session.job, session.job_seconds = self._new_job(session, session.settings.image_size), 0.0
             job, settings = session.job, session.settings
         num_rays = max(PIECE_RAYS, self._budget.num_rays(settings, FRAME_SECONDS))
-        frame = job.advance(num_rays, self._device)
+        frame = job.advance(num_rays, self._device, self._pool)
         seconds = time.perf_counter() - began
         with self._wake:
             session.job_seconds += seconds

@@ -86,6 +86,7 @@ class Controls {
   setSway(on) {
     this.viewer.sway(on);
     byId("sway").setAttribute("aria-pressed", String(on));
+    this.showCaption();
   }
 
   toggleDetails() {
@@ -200,9 +201,11 @@ class Controls {
     if (!byId("turntable").hidden) return; // the caption says that a recorded turn stands in
     const { model, seed, yaw, pitch } = viewer.state;
     const degrees = (radians) => `${Math.round((radians * 180) / Math.PI)}°`;
-    const where = Math.abs(yaw) + Math.abs(pitch) < 0.01 ? "front" : `yaw ${degrees(yaw)}, pitch ${degrees(pitch)}`;
+    const still = Math.abs(yaw) + Math.abs(pitch) < 0.01 ? "front" : `yaw ${degrees(yaw)}, pitch ${degrees(pitch)}`;
+    const where = viewer.swayStart === null ? still : "swaying"; // read aloud once, not at every frame
     const warning = viewer.isBeyondTraining() ? ", beyond what training saw" : "";
-    byId("caption").textContent = `${model}, ${seed === null ? "the photo" : `seed ${seed}`}, ${where}${warning}`;
+    const text = `${model}, ${seed === null ? "the photo" : `seed ${seed}`}, ${where}${warning}`;
+    if (byId("caption").textContent !== text) byId("caption").textContent = text;
   }
 
   /** @param {{size: number, ms: number} | null} frame null: the GPU's context is lost */

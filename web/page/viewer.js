@@ -211,7 +211,7 @@ class Viewer {
     const { renderer } = this;
     await this.warmUp(programs, frame, view);
     for (let start = 0; start < frame.size; ) {
-      const numRows = clamp(Math.floor((this.pixelsPerMs * STRIP_MS) / frame.size), 1, frame.size);
+      const numRows = 2 * clamp(Math.floor((this.pixelsPerMs * STRIP_MS) / (2 * frame.size)), 1, frame.size); // GPUs shade 2 x 2 pixels
       const end = Math.min(start + numRows, frame.size);
       const before = performance.now();
       if (this.isGone(renderer)) return;

@@ -9,7 +9,9 @@ function bytesOfBase64(text) {
   } catch {
     throw new DamagedWeights("they are not valid base64");
   }
-  return Uint8Array.from(binary, (character) => character.charCodeAt(0));
+  const bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
+  return bytes;
 }
 
 /** CRC-32 (IEEE 802.3) of bytes, an unsigned integer. */
@@ -24,22 +26,41 @@ function crc32(bytes) {
   return ~remainder >>> 0;
 }
 
-/** The value of a half-precision number's 16 bits. */
+const HALF_POWERS = Float64Array.from({ length: 32 }, (_, exponent) => 2 ** (Math.max(exponent, 1) - 25));
+
+/** The value of a finite half-precision number's 16 bits. */
 function floatFromHalf(bits) {
-  const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction ? NaN : sign * Infinity;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+  const magnitude = ((exponent ? 1024 : 0) + (bits & 1023)) * HALF_POWERS[exponent];
+  return bits & 0x8000 ? -magnitude : magnitude;
 }
 
-/** Little-endian numbers of a buffer. `dtype`: float16 or float32. */
+/** Little-endian numbers of a buffer. `dtype`: float16 or float32. Loops, because `from` with a function is ten times slower. */
 function readNumbers(view, offset, count, dtype) {
+  const numbers = new Float64Array(count);
   if (dtype === "float16") {
-    return Float64Array.from({ length: count }, (_, i) => floatFromHalf(view.getUint16(offset + 2 * i, true)));
+    for (let i = 0; i < count; i++) numbers[i] = floatFromHalf(view.getUint16(offset + 2 * i, true));
+  } else {
+    for (let i = 0; i < count; i++) numbers[i] = view.getFloat32(offset + 4 * i, true);
   }
-  return Float64Array.from({ length: count }, (_, i) => view.getFloat32(offset + 4 * i, true));
+  return numbers;
+}
+
+const QUANTIZED_BITS = 10;
+const MAX_QUANTIZED = 2 ** (QUANTIZED_BITS - 1) - 1;
+
+/** Rounded numbers, see `quantize` in web/export.py: a half-precision scale per row, then a stream of 10-bit integers. */
+function readQuantized(view, offset, count, numRows) {
+  const start = offset + 2 * numRows;
+  const scales = readNumbers(view, offset, numRows, "float16");
+  const perRow = count / numRows;
+  const numbers = new Float64Array(count);
+  for (let i = 0; i < count; i++) {
+    const bit = QUANTIZED_BITS * i; // 10 bits from an even place lie in two bytes
+    const bits = view.getUint16(start + (bit >> 3), true) >> (bit & 7);
+    numbers[i] = ((bits & (2 ** QUANTIZED_BITS - 1)) - MAX_QUANTIZED) * scales[Math.floor(i / perRow)];
+  }
+  return numbers;
 }
 
 /**
@@ -57,7 +78,7 @@ function unpackTensors(packing, base64) {
   const tensors = {};
   for (const { name, shape, dtype, offset } of packing.tensors) {
     const count = shape.reduce((product, size) => product * size, 1);
-    tensors[name] = readNumbers(view, offset, count, dtype);
+    tensors[name] = dtype === "int10" ? readQuantized(view, offset, count, shape[0]) : readNumbers(view, offset, count, dtype);
   }
   return tensors;
 }
