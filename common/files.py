@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import os
 import re
+import secrets
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from common.errors import UserError
+from common.locks import try_lock
 
 MAX_TEXT_BYTES = 1 << 20
-UNFINISHED = re.compile(r"\..+\.\d+\.tmp|\.write_test_\d+")  # files left behind by a process that was killed while writing
+UNFINISHED = re.compile(r"\..+\.\d+\.tmp|\.write_test_\d+|\.unfinished_.+")  # the last: of earlier versions' caches
 
 
 class WriteError(UserError):
@@ -59,7 +62,7 @@ def make_output_dir(path: str | Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write_test_{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to the output folder {path}: {error.strerror}; choose another folder") from None
     return path
@@ -73,19 +76,32 @@ def write_atomically(path: str | Path, data: bytes | memoryview, sync: bool = Tr
     path = Path(path)
     if not path.name:
         raise UserError(f"{path} is a folder; pass the name of a file to write in it")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with atomic_file(path, sync) as file:
+            file.write(data)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}; an existing file is unchanged") from None
+
+
+@contextmanager
+def atomic_file(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary file that replaces ``path`` when the context ends without an error. ``sync``: see write_atomically.
+
+    It is locked until then, which shows :func:`remove_unfinished` that its writer is alive. Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**9)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(data)
+            with suppress(OSError):  # a file system without locks
+                try_lock(file)
+            yield file
             file.flush()
             if sync:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
         if sync:
             _sync_folder(path.parent)
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}; an existing file is unchanged") from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -114,15 +130,15 @@ def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def remove_unfinished(folder: Path) -> list[str]:
-    """Remove partial files of killed processes from ``folder`` and return their names.
-
-    Call it only if no other process writes there.
-    """
-    unfinished = [path for path in folder.iterdir() if UNFINISHED.fullmatch(path.name)] if folder.is_dir() else []
-    for path in unfinished:
-        with suppress(OSError):
-            path.unlink()
-    return [path.name for path in unfinished]
+    """Remove partial files of killed processes from ``folder``, those whose lock is free, and return their names."""
+    removed = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if UNFINISHED.fullmatch(path.name):
+            with suppress(OSError), path.open("rb") as file:
+                if try_lock(file):
+                    path.unlink()
+                    removed.append(path.name)
+    return removed
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,16 +12,15 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from common.locks import try_lock
+from common.files import atomic_file, remove_unfinished
 from loading.decoding import decode_all
 from loading.files import FORMATS, DatasetSpec, Decoded, ImageSource, decode
 
@@ -73,7 +72,7 @@ class CachedImages:
         self.shape = (len(self._members), size, size, 3)
         self._is_lost = False  # True once the file could not be read and a notice was printed
         self._missing: set[int] = set()  # members that can no longer be decoded
-        self._open_in: tuple[int, int] | None = None  # process ID and file descriptor
+        self._file: BinaryIO | None = None  # opened when it is first read
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -84,13 +83,7 @@ class CachedImages:
         return self._image(int(index))
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open_in": None}
-
-    def __del__(self) -> None:
-        open_in = getattr(self, "_open_in", None)
-        if open_in is not None and open_in[0] == os.getpid():
-            with contextlib.suppress(OSError):
-                os.close(open_in[1])
+        return {**self.__dict__, "_file": None}
 
     def _image(self, index: int) -> np.ndarray:
         if not -len(self) <= index < len(self):
@@ -110,14 +103,14 @@ class CachedImages:
             return self._from_source(index)
 
     def _read(self, num_bytes: int, offset: int) -> bytes:
-        """Read ``num_bytes`` at ``offset``. Thread-safe."""
+        """Read ``num_bytes`` at ``offset``. Safe in threads and forked processes, which share the file's position."""
         if not hasattr(os, "pread"):  # Windows
             with self._path.open("rb") as file:
                 file.seek(offset)
                 return file.read(num_bytes)
-        if self._open_in is None or self._open_in[0] != os.getpid():
-            self._open_in = os.getpid(), os.open(self._path, os.O_RDONLY)
-        return os.pread(self._open_in[1], num_bytes, offset)
+        if self._file is None:
+            self._file = self._path.open("rb", buffering=0)
+        return os.pread(self._file.fileno(), num_bytes, offset)
 
     def _from_source(self, index: int) -> np.ndarray:
         for place in range(len(self)):
@@ -207,28 +200,17 @@ def _readable(images: Iterable[Decoded], found: Findings) -> Iterator[np.ndarray
 def _write_cache(
     path: Path, source: ImageSource, spec: DatasetSpec, size: int, num_workers: int | None
 ) -> tuple[CachedImages, Findings]:
-    """Decode into a new file next to ``path`` and rename it, so that no partial cache is ever read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".unfinished_", suffix=".npy")
-    unfinished, found, num = Path(name), Findings(), len(source.names)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            with contextlib.suppress(OSError):
-                try_lock(file)  # shows that its writer is alive
-            file.write(bytes(_HEADER_BYTES))
-            for image in _readable(decode_all(source, spec, size, num_workers), found):
-                file.write(image.tobytes())
-            file.seek(0)
-            file.write(_npy_header((num - len(found.unreadable), size, size, 3)))
-            file.flush()
-            listing = unfinished.with_suffix(".json")
-            listing.write_text(json.dumps({"path": source.path, **found.to_json()}))
-            listing.replace(path.with_suffix(".json"))
-            unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-        unfinished.with_suffix(".json").unlink(missing_ok=True)
+    """Decode the images into the cache ``path``. Raises OSError."""
+    remove_unfinished(path.parent)
+    found, num = Findings(), len(source.names)
+    with atomic_file(path, sync=False) as file:
+        file.write(bytes(_HEADER_BYTES))
+        for image in _readable(decode_all(source, spec, size, num_workers), found):
+            file.write(image.tobytes())
+        file.seek(0)
+        file.write(_npy_header((num - len(found.unreadable), size, size, 3)))
+        with atomic_file(path.with_suffix(".json"), sync=False) as listing:
+            listing.write(json.dumps({"path": source.path, **found.to_json()}).encode())
     written = _read_cache(path, source, spec, size)
     if written is None:
         raise OSError(f"{path} could not be read back")
@@ -266,12 +248,3 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
     text = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).encode()
     start = np.lib.format.magic(1, 0) + (_HEADER_BYTES - 10).to_bytes(2, "little")
     return start + text.ljust(_HEADER_BYTES - 11) + b"\n"
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove partial files of killed writers: files whose lock is free."""
-    for path in folder.glob(".unfinished_*.npy"):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            if try_lock(file):
-                path.unlink()
-                path.with_suffix(".json").unlink(missing_ok=True)
