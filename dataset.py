@@ -24,11 +24,11 @@ from torch import Tensor
 
 from common.arguments import ArgumentParser
 from common.errors import UserError, one_line
-from common.files import write_atomically
+from common.files import default_cache_dir, write_atomically
 from common.program import run_script
 from heads.camera_prior import write_camera_prior
 from loading.batches import BatchStream, batch_at, epoch_order
-from loading.cache import MAX_NAMED, build_cache, default_cache_dir
+from loading.cache import MAX_NAMED, build_cache
 from loading.files import ALL_IMAGES, DatasetSpec, ImageSource, Split, find_images, open_member, part_of, words_left_out
 from loading.opening import open_image
 from settings.curriculum import Curriculum
@@ -43,7 +43,6 @@ __all__ = [
     "Split",
     "batch_at",
     "build_cache",
-    "default_cache_dir",
     "epoch_order",
     "find_images",
     "get_dataset_spec",

@@ -31,7 +31,7 @@ import torch
 
 from checkpoints.files import damage_in, latest_checkpoint, list_checkpoints, load_training_checkpoint
 from common.arguments import ArgumentParser, add_device_argument, positive_float, positive_int, resolve_device, seed_number
-from common.errors import UserError
+from common.errors import UserError, print_notice
 from common.files import make_output_dir, write_atomically
 from common.locks import require_posix
 from common.program import keep_freed_memory, run_script
@@ -42,7 +42,7 @@ from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
 from siren.backends import compiled
 from training.mirror import best_mirroring
-from training.run.console import print_notice, steady_output
+from training.run.console import steady_output
 from training.run.recorder import Recorder
 from training.run.run_folder import FolderLock, clean_up, disk_space_warning, set_aside_newer
 from training.run.run_state import RunState

@@ -14,11 +14,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common.arguments import ArgumentParser
+from common.files import default_cache_dir
 from common.program import run_script
 from generators.cameras import CameraPoses, sample_camera_poses
 from heads.parameters import sample_heads
 from heads.render import render_heads
-from loading.cache import default_cache_dir
 from metrics.pose_readout import INPUT_SIZE, PosedHeads, ReadoutSettings, get_pose_readout, vary
 from metrics.pose_statistics import fit_prior
 from tools.pose_spread import read_with_heads, spreads_of

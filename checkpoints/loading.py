@@ -32,7 +32,7 @@ from checkpoints.published import (
 from checkpoints.safe_pickle import printable
 from checkpoints.torch_files import LEGACY_START, ZIP_START, read_torch_file
 from common.errors import UserError
-from common.files import require_file
+from common.files import read_head, require_file
 from generators.generator import ImplicitGenerator3d, Styles
 from settings.curriculum import Curriculum
 from settings.published import PIGAN_DEFAULTS
@@ -136,11 +136,7 @@ def _to_device(generator: ImplicitGenerator3d, device: str | torch.device) -> Im
 
 def _read_generator_file(path: Path, weights: str) -> _Content:
     """Dispatch on the file's content, not on its name."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(LEGACY_START))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    start = read_head(path, len(LEGACY_START))
     if start[8:9] == b"{" and not start.startswith((ZIP_START, LEGACY_START[:4])):
         ours = read_inference(path)
         return _Content(ours.tensors, ours.curriculum, ours.step)

@@ -39,14 +39,18 @@ def require_file(path: str | Path) -> Path:
     return path
 
 
-def read_small_text(path: str | Path) -> str:
-    """Read a UTF-8 settings file of at most MAX_TEXT_BYTES, without its byte-order mark. Raises UserError otherwise."""
-    path = require_file(path)
+def read_head(path: str | Path, num_bytes: int) -> bytes:
+    """Read the first ``num_bytes`` of a regular file, or all of a shorter one. Raises UserError."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
+        with require_file(path).open("rb") as file:
+            return file.read(num_bytes)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_small_text(path: str | Path) -> str:
+    """Read a UTF-8 settings file of at most MAX_TEXT_BYTES, without its byte-order mark. Raises UserError otherwise."""
+    data = read_head(path, MAX_TEXT_BYTES + 1)
     if len(data) > MAX_TEXT_BYTES:
         raise UserError(f"{path} has more than {MAX_TEXT_BYTES} bytes, the limit for a settings file; pass the right file")
     try:
@@ -120,6 +124,11 @@ def append_line(path: Path, text: str) -> None:
             with suppress(OSError):
                 file.truncate(end)
             raise
+
+
+def default_cache_dir() -> Path:
+    """Return $GOF_CACHE, or the folder gof in the user's cache folder."""
+    return Path(os.environ.get("GOF_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "gof")
 
 
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -14,6 +14,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from common.files import default_cache_dir
+
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 # OpenMP symbols stay unresolved at link time: they resolve to the runtime that PyTorch has loaded.
 LINK_FLAGS = ("-Wl,--unresolved-symbols=ignore-all", "-nodefaultlibs")
@@ -32,7 +34,7 @@ def load_library(source: Path) -> ctypes.CDLL | None:
 
 def _built(source: Path, compiler: str) -> Path:
     key = hashlib.sha256(source.read_bytes() + _machine().encode()).hexdigest()[:16]
-    path = _cache_dir() / f"{source.stem}_{key}.so"
+    path = default_cache_dir() / f"{source.stem}_{key}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -50,7 +52,3 @@ def _machine() -> str:
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.startswith("flags")), platform.processor())
-
-
-def _cache_dir() -> Path:
-    return Path(os.environ.get("GOF_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gof")

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from common.errors import print_notice
 from common.files import atomic_file, remove_unfinished
 from loading.decoding import decode_all
 from loading.files import FORMATS, DatasetSpec, Decoded, ImageSource, decode
@@ -124,16 +124,6 @@ class CachedImages:
                     name, silence = self._source.names[member], "; the rest is not listed" * (len(self._missing) == MAX_NAMED)
                     print_notice(f"{name} is missing or unreadable ({len(self._missing)} so far); using the next image{silence}")
         raise OSError(f"no image of {self._source.path} can be read any longer")
-
-
-def print_notice(text: str) -> None:
-    print(f"notice: {text}", file=sys.stderr)
-
-
-def default_cache_dir() -> Path:
-    """Return $GOF_CACHE, or the folder gof in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(os.environ.get("GOF_CACHE") or os.path.join(base, "gof"))
 
 
 def _cache_key(source: ImageSource, spec: DatasetSpec, size: int) -> str:

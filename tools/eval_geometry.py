@@ -20,8 +20,8 @@ from typing import Any
 
 from common.arguments import ArgumentParser, positive_int, seed_number
 from common.errors import UserError
+from common.files import default_cache_dir
 from common.program import run_script
-from loading.cache import default_cache_dir
 from metrics.geometry import background_is_white, generated_geometry, geometry_settings, over_background, score
 from metrics.predictor import PredictorSettings, get_predictor
 from metrics.report import add_common_arguments, load, model_record, print_table, rendering_record, write_json

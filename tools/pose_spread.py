@@ -24,9 +24,9 @@ from torch import Tensor
 
 from common.arguments import ArgumentParser, add_device_argument, int_between, positive_int, resolve_device, seed_number
 from common.errors import UserError
+from common.files import default_cache_dir
 from common.program import run_script
 from dataset import DATASETS
-from loading.cache import default_cache_dir
 from metrics.pose_head import PoseHead, load_pose_head
 from metrics.pose_readout import INPUT_SIZE, MAX_PITCH, MAX_YAW, PoseReadout, ReadoutSettings, get_pose_readout
 from metrics.pose_statistics import ANGLES, Spread, calibrate, fit_prior, measure_spread, near, spread_record

@@ -7,12 +7,11 @@ import time
 
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import UserError, print_notice
 from dataset import ImageDataset, Split, spec_over
 from distributed.processes import Processes
 from loading.batches import BatchStream
 from settings.curriculum import Stage
-from training.run.console import print_notice
 from training.run.run_state import RunState
 
 RESTART_PAUSES = (0.0, 2.0, 10.0)  # seconds before the first, second and third restart of the reader in a row

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from checkpoints.loading import LoadedGenerator
 from common.errors import UserError
+from common.files import default_cache_dir
 from dataset import spec_over
 from distributed.processes import Processes
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
-from loading.cache import default_cache_dir
 from loading.files import Split
 from metrics.consistency import view_consistency
 from metrics.efficientnet import is_installed
