@@ -3,7 +3,7 @@
 Source: docs/method.md, "Published checkpoint formats".
 
 ``generator.pth``, ``discriminator.pth``: a state dict or a whole pickled module. ``ema.pth``, ``ema2.pth``: a torch_ema object
-with the averages in the order of the generator's parameters. ``optimizer_*.pth``, ``scaler.pth``: state dicts.
+with the averages in the order of the generator's parameters. ``optimizer_*.pth``: state dicts.
 ``options.txt``: its last line is the curriculum as a Python dictionary. All but the last are read by
 :mod:`checkpoints.torch_files`.
 """
@@ -14,7 +14,7 @@ import ast
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ CONTAINER_KEYS += ("generator", "netG", "net_g", "G", "model", "net", "params")
 SIREN_NAME = "siren.network."  # a prefix before it is the generator's name in a trainer; the trainer's other networks are dropped
 PIGAN_SIREN_MODULE = "siren.siren."  # the module of pi-GAN's SIRENs; GOF's are in generators.siren
 MAX_NESTING, MAX_KEYS_SHOWN = 4, 6
+WARMED_UP = 10**6  # updates; enough to end the warm-up of every average
 _MAX_ENTRIES = 100_000  # nested shared children could otherwise expand exponentially
 
 
@@ -60,20 +61,6 @@ class PublishedAverage:
     state: OrderedDict[str, Tensor]
     decay: float | None = None
     num_updates: int | None = None
-
-
-@dataclass
-class PublishedTraining:
-    """Files of a published training run; None for each missing file."""
-
-    generator: PublishedWeights
-    discriminator: OrderedDict[str, Tensor] | None = None
-    ema: PublishedAverage | None = None
-    ema2: PublishedAverage | None = None
-    optimizer_G: dict[str, Any] | None = None
-    optimizer_D: dict[str, Any] | None = None
-    scaler: dict[str, Any] | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def module_state(module: PickledObject) -> OrderedDict[str, Tensor]:
@@ -274,10 +261,12 @@ def curriculum_from(path: Path, settings: Any, notes: list[str] | None = None) -
         raise UserError(f"{path}: its settings are not a valid curriculum ({type(error).__name__}: {printable(error)})") from None
 
 
-def load_published_training(folder: str | Path, prefix: str = "") -> PublishedTraining:
-    """Load a published run from ``folder`` to continue training (``train.py --load_dir DIR --load_dict``).
+def load_published_training(folder: str | Path, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Read a published run from ``folder`` to continue training (``train.py --load_dir DIR``).
 
-    prefix: precedes "generator.pth" and the other names. Only generator.pth is required. Raises UserError.
+    Returns its networks, averages and optimizers under the keys of a training checkpoint (RunState.save), None for each
+    missing file, and notes on these. prefix: precedes "generator.pth" and the other names. Only generator.pth is required.
+    Raises UserError.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -285,29 +274,25 @@ def load_published_training(folder: str | Path, prefix: str = "") -> PublishedTr
     paths = {path.name.removeprefix(prefix): path for path in folder.iterdir() if path.name.startswith(prefix)}
     if "generator.pth" not in paths:
         raise UserError(f"--load_dir {folder} has no {prefix}generator.pth")
-    generator = read_published_weights(paths["generator.pth"])
-    found = PublishedTraining(generator)
-    shapes = {name: tuple(value.shape) for name, value in generator.state.items()}
-    if "discriminator.pth" in paths:
-        found.discriminator = load_published_discriminator(paths["discriminator.pth"])
-    for which in ("ema", "ema2"):
-        if f"{which}.pth" in paths:
-            setattr(found, which, read_published_average(paths[f"{which}.pth"], list(generator.state), shapes))
-    for which, key in (("optimizer_G", "param_groups"), ("optimizer_D", "param_groups"), ("scaler", None)):
-        path = paths.get(f"{which}.pth")
-        if path is not None:
-            setattr(found, which, _read_plain_dict(path, key))
-    wanted = ("discriminator", "ema", "ema2", "optimizer_G", "optimizer_D", "scaler")
-    found.notes = [
-        f"{folder} has no {prefix}{which}.pth; it is initialized from scratch"
-        for which in wanted
-        if getattr(found, which) is None
-    ]
-    return found
+    generator = read_published_weights(paths["generator.pth"]).state
+    shapes = {name: tuple(value.shape) for name, value in generator.items()}
+    state: dict[str, Any] = {"generator": generator}
+    for name in ("ema", "ema2"):
+        path = paths.get(f"{name}.pth")
+        average = read_published_average(path, list(shapes), shapes) if path else None
+        state[name] = average.state if average else None
+        if average:  # without a number of updates, assume that the warm-up is over
+            state[f"{name}_num_updates"] = WARMED_UP if average.num_updates is None else average.num_updates
+    readers = {"discriminator": load_published_discriminator, "optimizer_G": _read_optimizer, "optimizer_D": _read_optimizer}
+    for name, read in readers.items():
+        path = paths.get(f"{name}.pth")
+        state[name] = read(path) if path else None
+    missing = [name for name, value in state.items() if value is None]
+    return state, [f"{folder} has no {prefix}{name}.pth; it is initialized from scratch" for name in missing]
 
 
-def _read_plain_dict(path: Path, required_key: str | None) -> dict[str, Any]:
+def _read_optimizer(path: Path) -> dict[str, Any]:
     content = read_torch_file(path)
-    if not isinstance(content, dict) or (required_key is not None and required_key not in content):
+    if not isinstance(content, dict) or "param_groups" not in content:
         raise UserError(f"{path} does not contain the state dict that its name implies")
     return content
