@@ -20,7 +20,6 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import time
@@ -32,7 +31,7 @@ import torch
 from checkpoints.files import damage_in, latest_checkpoint, list_checkpoints, load_training_checkpoint
 from common.arguments import ArgumentParser, add_device_argument, positive_float, positive_int, resolve_device, seed_number
 from common.errors import UserError, print_notice
-from common.files import make_output_dir, write_atomically
+from common.files import make_output_dir, write_json
 from common.locks import require_posix
 from common.program import keep_freed_memory, run_script
 from dataset import DATASETS, Split, find_images, part_of
@@ -287,7 +286,7 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
     if processes.is_main:
         record = {"arguments": vars(arguments), "curriculum": curriculum.to_dict(), "world_size": processes.world_size}
         record["machine"] = {"device": device_name(processes.device), "torch": torch.__version__}
-        write_atomically(output_dir / "run.json", json.dumps(record, indent=1).encode())
+        write_json(output_dir / "run.json", record)
         warning = disk_space_warning(output_dir, state.num_bytes(), options.num_kept)
         if warning:
             print_notice(warning)

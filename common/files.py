@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import secrets
@@ -10,7 +11,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -57,6 +58,22 @@ def read_small_text(path: str | Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a small JSON file that holds a dictionary. Raises UserError."""
+    try:
+        content = json.loads(read_small_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}); pass the right file") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a dictionary; pass the right file")
+    return content
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` atomically as JSON. Raises WriteError."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def make_output_dir(path: str | Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -14,7 +13,7 @@ import torch
 
 from checkpoints.loading import LoadedGenerator
 from common.arguments import add_device_argument, finite_float, image_side, int_between, positive_int, resolve_device
-from common.files import make_output_dir, write_atomically
+from common.files import make_output_dir, write_json
 from generators.renderer import RenderSettings
 from visualization.generator_scripts import load_with_notes, note_ignored_options
 
@@ -58,11 +57,10 @@ def rendering_record(settings: RenderSettings) -> dict[str, Any]:
     return {**asdict(settings), "jitter": False}
 
 
-def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
+def write_scores(path: str | Path, results: Mapping[str, Any]) -> None:
     """Write ``results`` with the date and torch's version. Raises UserError if that fails."""
     stamp = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "torch": torch.__version__}
-    text = json.dumps({**results, "environment": {**stamp, **results.get("environment", {})}}, indent=2)
-    write_atomically(path, (text + "\n").encode())
+    write_json(path, {**results, "environment": {**stamp, **results.get("environment", {})}})
 
 
 def print_table(title: str, rows: Mapping[str, float | int | str | None]) -> None:

@@ -11,7 +11,6 @@ that no image shows. So meshes end at the ball of :func:`visible_radius`; voxel 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from torch.nn import functional as F
 
 from checkpoints.safe_pickle import printable
 from common.errors import UserError
-from common.files import read_small_text, require_file, write_atomically
+from common.files import read_json, require_file, write_atomically, write_json
 from generators.cameras import mean_direction
 from generators.extraction import LatticeSpec, surface_slabs
 from generators.root_finding import find_surface
@@ -56,15 +55,14 @@ class MeshSettings:
 
     def save(self, path: Path) -> None:
         """Write them as JSON. Raises UserError where the file cannot be written."""
-        write_atomically(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> MeshSettings:
         """What :meth:`save` wrote. Raises UserError for a damaged file."""
-        text = read_small_text(path)
         try:
-            settings = cls(**json.loads(text))
-        except (ValueError, TypeError, RecursionError):
+            settings = cls(**read_json(path))
+        except (UserError, TypeError):
             settings = None
         if settings is None or not settings.are_possible():
             raise UserError(f"{path} does not hold mesh settings; delete it to use the defaults")
