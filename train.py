@@ -29,7 +29,15 @@ from pathlib import Path
 import torch
 
 from checkpoints.files import damage_in, latest_checkpoint, list_checkpoints, load_training_checkpoint
-from common.arguments import ArgumentParser, add_device_argument, positive_float, positive_int, resolve_device, seed_number
+from common.arguments import (
+    ArgumentParser,
+    add_device_argument,
+    nonnegative_int,
+    positive_float,
+    positive_int,
+    resolve_device,
+    seed_number,
+)
 from common.errors import UserError, print_notice
 from common.files import make_output_dir, write_json
 from common.locks import require_posix
@@ -48,13 +56,6 @@ from training.run.run_state import RunState
 from training.trainer import RunOptions, Trainer
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def nonnegative_int(text: str) -> int:
-    """Parse a non-negative integer, for argparse."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative integer")
-    return int(text)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -275,8 +275,3 @@ def _view_settings(args: argparse.Namespace, pose: TrajectoryPose) -> ViewSettin
         fov_degrees=pose.fov_degrees,
         surface_only=args.surface_only,
     )
-
-
-def save_raw(view: View, output_dir: Path, label: str, index: int) -> None:
-    """Write ``raw_{label}_{index}.npz`` to ``output_dir``. Raises UserError if it cannot be written."""
-    view.save_raw(output_dir / f"raw_{label}_{index}.npz", label)
