@@ -49,11 +49,12 @@ from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
 from siren.backends import compiled
 from training.mirror import best_mirroring
+from training.options import RunOptions
 from training.run.console import steady_output
 from training.run.recorder import Recorder
 from training.run.run_folder import FolderLock, clean_up, disk_space_warning, set_aside_newer
 from training.run.run_state import RunState
-from training.trainer import RunOptions, Trainer
+from training.trainer import Trainer
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -20,7 +20,8 @@ from metrics.registry import METRICS, Evaluation, Metric
 from metrics.sampling import ALONE, draw_poses, generated_images
 from metrics.swd import laplacian_pyramid, sliced_distance, sliced_wasserstein
 from settings.registry import CURRICULUMS
-from training.evaluation import EvaluationOptions, Evaluator
+from training.evaluation import Evaluator
+from training.options import RunOptions
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_a_run_measures_fid_where_the_weights_are(photo_dir, inception_file, tin
     generator = load_generator(tiny_generator_path).generator
     always = {"swd", "swd_real_halves", "fd", "fd_real_halves", "precision", "recall", "recall_real_halves"}
     for weights, expected in ((inception_file, {"fid", "kid"}), (None, set())):
-        options = EvaluationOptions(str(photo_dir), "Images", num_images=8, weights=weights, use_cache=False)
+        options = RunOptions(tmp_path, str(photo_dir), "Images", eval_images=8, eval_weights=weights, use_cache=False)
         results = Evaluator(options, ALONE).parts(generator, 16, 1)["image metrics"]()
         assert set(results) == always | expected
         may_be_zero = ("kid", "precision", "recall", "recall_real_halves")
