@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -52,7 +53,13 @@ def tiny_generator_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An inference file whose fields are colored balls of radius 0.07 (tests/small_models.py)."""
     import small_models
 
-    return small_models.save_generator(small_models.make_tiny_generator(), tmp_path_factory.mktemp("tiny") / "tiny.safetensors")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # fitted once for all workers
+        folder = folder.parent
+    path = folder / "tiny.safetensors"
+    with (folder / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return path if path.exists() else small_models.save_generator(small_models.make_tiny_generator(), path)
 
 
 @pytest.fixture(scope="session")
