@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-import dataset
 import dataset as dataset_module
 from common.errors import UserError
 from dataset import DATASETS, BatchStream, ImageDataset, batch_at, epoch_order, spec_over
@@ -293,7 +292,7 @@ def test_check_command(folder: Path, tmp_path: Path, repo: Path) -> None:
     assert "7 images, 6 readable, 1 not" in done.stdout and "bad.jpg" in done.stdout and "exact duplicates: 1" in done.stdout
     assert Image.open(tmp_path / "sheet.png").size == (6 * 16, 16)
     with pytest.raises(UserError, match="nowhere"):
-        dataset.main(["--check", str(tmp_path / "nowhere"), *options])
+        dataset_module.main(["--check", str(tmp_path / "nowhere"), *options])
 
 
 def test_the_real_cats(cats_zip: Path, tmp_path: Path) -> None:
