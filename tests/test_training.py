@@ -41,6 +41,7 @@ SMALL = [
 ALONE = Processes(0, 1, torch.device("cpu"))
 LATE = 5_000  # a step at which top-k drops images and the field is held to a ball
 HELD = ("init_ball_radius=0.08", f"ball_hold_steps={2 * LATE}")
+TRIPLANE = ("model=TRIPLANE", "view_dependent=False", "backbone_channels=(8,8,8)", "w_dim=8", "decoder_dim=8")
 
 
 def small_curriculum(*more: str) -> Curriculum:
@@ -64,16 +65,16 @@ def arguments(photos: Path, output: Path, *more: str) -> list[str]:
 
 
 @functools.cache
-def fitted_weights() -> dict[str, torch.Tensor]:
-    state = RunState(small_curriculum(), seed=3, device=torch.device("cpu"), amp_dtype=None)
+def fitted_weights(network: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    state = RunState(small_curriculum(*network), seed=3, device=torch.device("cpu"), amp_dtype=None)
     fit_colored_ball(state.generator, num_steps=200)  # so that rays hit and the normal loss has a say
     return state.generator.state_dict()
 
 
 def fitted_state(curriculum: Curriculum) -> RunState:
-    """A state of a curriculum with the network of small_curriculum."""
+    """A state of a curriculum with the network of small_curriculum, or with small tri-planes."""
     state = RunState(curriculum, seed=3, device=torch.device("cpu"), amp_dtype=None)
-    state.generator.load_state_dict(fitted_weights())
+    state.generator.load_state_dict(fitted_weights(TRIPLANE if curriculum.model == "TRIPLANE" else ()))
     return state
 
 
@@ -101,9 +102,6 @@ def real_images() -> torch.Tensor:
 
 
 RELATIVISTIC = ("gan_loss=relativistic", "r2_lambda=0.5")
-
-
-TRIPLANE = ("model=TRIPLANE", "view_dependent=False", "backbone_channels=(8,8,8)", "w_dim=8", "decoder_dim=8")
 
 
 @pytest.mark.parametrize("more", [(), ("share_images=True",), ("share_images=True", *RELATIVISTIC), TRIPLANE])
