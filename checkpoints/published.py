@@ -41,16 +41,19 @@ _MAX_ENTRIES = 100_000  # nested shared children could otherwise expand exponent
 
 
 @dataclass(frozen=True)
-class PublishedWeights:
+class WeightsFile:
     """A network's tensors by state-dict name, and further information from its file.
 
-    model: class name of the SIREN, if a whole module was pickled and the class is known. step: the training step of such a
-    module. is_radiance: True if the class path is pi-GAN's, so that the last layer predicts density, not occupancy.
+    curriculum: None if the file has none. step: the training step, if known. The others are those of published files.
+    model: class name of the SIREN, if a whole module was pickled and the class is known. is_radiance: True if the class path
+    is pi-GAN's, so that the last layer predicts density, not occupancy.
     """
 
-    state: OrderedDict[str, Tensor]
-    model: str | None = None
+    state: Mapping[str, Tensor]
+    curriculum: Curriculum | None = None
     step: int | None = None
+    model: str | None = None
+    is_published: bool = False
     is_radiance: bool = False
 
 
@@ -139,7 +142,7 @@ def _without_wrapper(content: Any) -> Any:
     return content
 
 
-def read_published_weights(path: str | Path, content: Any = None) -> PublishedWeights:
+def read_published_weights(path: str | Path, content: Any = None) -> WeightsFile:
     """Read a published network from a state dict or a whole pickled module, with or without the usual wrappers.
 
     content: the result of :func:`read_torch_file` for ``path``, if it was already read. Raises UserError.
@@ -147,7 +150,7 @@ def read_published_weights(path: str | Path, content: Any = None) -> PublishedWe
     path = Path(path)
     content = _without_wrapper(_within_container(read_torch_file(path) if content is None else content))
     if isinstance(content, dict):
-        return PublishedWeights(_checked_state(path, content))
+        return WeightsFile(_checked_state(path, content), is_published=True)
     if not _is_module(content):
         kind = content.class_path if isinstance(content, PickledObject) else type(content).__name__
         raise UserError(f"{path} holds a {printable(kind)}, not a network's weights; pass a generator file")
@@ -157,10 +160,11 @@ def read_published_weights(path: str | Path, content: Any = None) -> PublishedWe
         raise UserError(f"{path}: {error}") from None
     siren, step = content.state["_modules"].get("siren"), content.state.get("step")
     is_known = isinstance(siren, PickledObject) and siren.class_name in MODELS
-    return PublishedWeights(
+    return WeightsFile(
         state,
-        model=siren.class_name if is_known else None,
         step=step if type(step) is int and step >= 0 else None,
+        model=siren.class_name if is_known else None,
+        is_published=True,
         is_radiance=is_known and siren.class_path.startswith(PIGAN_SIREN_MODULE),
     )
 
