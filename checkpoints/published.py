@@ -22,7 +22,7 @@ from torch import Tensor
 
 from checkpoints.safe_pickle import PickledObject, printable
 from checkpoints.torch_files import read_torch_file
-from common.errors import UserError
+from common.errors import UserError, first_few
 from common.files import read_small_text
 from settings.checks import MODELS
 from settings.curriculum import Curriculum
@@ -107,10 +107,10 @@ def _checked_state(path: Path, state: Mapping[Any, Any]) -> OrderedDict[str, Ten
         raise UserError(f"{path} holds no weights")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            keys = ", ".join(printable(key, 40) for key in list(state)[:MAX_KEYS_SHOWN])
+            keys = first_few([printable(key, 40) for key in state], MAX_KEYS_SHOWN)
             raise UserError(
                 f"{path} is not a network's state dict: {printable(name)} is a {type(value).__name__}, not a tensor; it contains"
-                f" {keys}{', ...' if len(state) > MAX_KEYS_SHOWN else ''}; save the generator's own state dict in a file"
+                f" {keys}; save the generator's own state dict in a file"
             )
     names = {name: ".".join(part for part in name.split(".") if part not in WRAPPER_NAMES) for name in state}
     outer = next((short.partition(SIREN_NAME)[0] for short in names.values() if f".{SIREN_NAME}" in short), "")

@@ -7,7 +7,7 @@ import time
 
 from torch import Tensor
 
-from common.errors import UserError, print_notice
+from common.errors import UserError, first_few, print_notice
 from dataset import MAX_UNREADABLE, ImageDataset, Split, spec_over
 from distributed.processes import Processes
 from loading.batches import BatchStream
@@ -62,9 +62,8 @@ class StageBatches:
     def _report_changes(self, path: str) -> None:
         names, num, before = self.dataset.unreadable_names, len(self.dataset), self._state.num_images
         if names:
-            first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             reason = next(iter(self.dataset.unreadable.values()))
-            print_notice(f"skipping {len(names)} unreadable images in {path}: {first}; the first is {reason}")
+            print_notice(f"skipping {len(names)} unreadable images in {path}: {first_few(names, 3)}; the first is {reason}")
         for note in self.dataset.notes():
             print_notice(f"{path}: {note}")
         if before not in (None, num):
