@@ -207,12 +207,6 @@ def test_shapes_without_a_surface(empty_generator_path: Path, tmp_path: Path, ca
 # -- bad input -----------------------------------------------------------------------------------------------------------
 
 
-def test_bad_input_is_one_line_and_status_2(repo: Path, tiny_generator_path: Path, tmp_path: Path) -> None:
-    done = run_script(repo, "extract_shapes.py", tiny_generator_path, "--seeds", "0", "one", "--output_dir", tmp_path)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and "'one' is not a seed" in done.stderr
-
-
 @pytest.mark.parametrize("script", GENERATOR_SCRIPTS.values(), ids=GENERATOR_SCRIPTS)
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -249,6 +243,7 @@ def test_a_missing_generator_is_named(script: Script, tmp_path: Path) -> None:
         ("video", ["--fps", "0"], "greater than 0"),
         ("interpolation", ["--seeds"], "expected at least one argument"),
         ("interpolation", ["--trajectory", "spiral"], "invalid choice"),
+        ("shapes", ["--seeds", "0", "one"], "'one' is not a seed"),
         ("shapes", ["--voxel_resolution", "1"], "at least 2"),
         ("shapes", ["--cube_size", "-1"], "greater than 0"),
         ("shapes", ["--level", "1"], "between 0 and 1"),
