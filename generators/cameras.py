@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from settings.curriculum import Curriculum
+
 PITCH_EPS = 1e-5
 
 
@@ -74,6 +76,19 @@ def sample_camera_poses(
     else:
         raise ValueError(f"unknown sample_dist {sample_dist!r}")
     return CameraPoses(pitch.clamp(PITCH_EPS, math.pi - PITCH_EPS), yaw)
+
+
+def sample_prior_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> CameraPoses:
+    """Sample poses (num,) from the curriculum's distribution with :func:`sample_camera_poses`."""
+    return sample_camera_poses(
+        num,
+        h_mean=curriculum.h_mean,
+        v_mean=curriculum.v_mean,
+        h_stddev=curriculum.h_stddev,
+        v_stddev=curriculum.v_stddev,
+        sample_dist=curriculum.sample_dist,
+        generator=generator,
+    )
 
 
 def _truncated_normal(num: int, generator: torch.Generator | None) -> Tensor:

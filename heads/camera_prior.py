@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import write_atomically
-from generators.cameras import CameraPoses, sample_camera_poses
+from generators.cameras import CameraPoses, sample_prior_poses
 from heads.parameters import sample_heads
 from heads.render import render_heads
 from settings.curriculum import Curriculum
@@ -36,15 +36,7 @@ def prior_angles(curriculum: Curriculum) -> tuple[Tensor, Tensor]:
 
     A positive yaw moves the camera to the image's left (toward -x), a positive pitch moves it down.
     """
-    poses = sample_camera_poses(
-        NUM_POSES,
-        h_mean=curriculum.h_mean,
-        v_mean=curriculum.v_mean,
-        h_stddev=curriculum.h_stddev,
-        v_stddev=curriculum.v_stddev,
-        sample_dist=curriculum.sample_dist,
-        generator=torch.Generator().manual_seed(0),
-    )
+    poses = sample_prior_poses(NUM_POSES, curriculum, torch.Generator().manual_seed(0))
     yaw, pitch = poses.yaw - math.pi / 2, poses.pitch - math.pi / 2
     return yaw.quantile(torch.tensor(YAW_QUANTILES)), pitch.quantile(torch.tensor(PITCH_QUANTILES))
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from checkpoints.loading import LoadedGenerator
 from distributed.processes import Processes
-from generators.cameras import CameraPoses, Rays, camera_rays, sample_camera_poses
+from generators.cameras import CameraPoses, Rays, camera_rays, sample_prior_poses
 from generators.generator import draw_latents
 from generators.renderer import RenderSettings, render
 from generators.views import RAYS_PER_CHUNK
@@ -27,9 +27,7 @@ def draw_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> 
 
     Poses are sampled one by one, because the hybrid distribution chooses its component once per call.
     """
-    names = ("h_mean", "v_mean", "h_stddev", "v_stddev", "sample_dist")
-    settings = {name: getattr(curriculum, name) for name in names}
-    poses = [sample_camera_poses(1, **settings, generator=generator) for _ in range(num)]
+    poses = [sample_prior_poses(1, curriculum, generator) for _ in range(num)]
     return CameraPoses(torch.cat([pose.pitch for pose in poses]), torch.cat([pose.yaw for pose in poses]))
 
 

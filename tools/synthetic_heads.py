@@ -36,7 +36,7 @@ from common.arguments import ArgumentParser
 from common.errors import UserError
 from common.files import make_output_dir, npz_bytes, read_json, write_atomically, write_json
 from common.program import run_script
-from generators.cameras import CameraPoses, sample_camera_poses
+from generators.cameras import CameraPoses, sample_prior_poses
 from heads.parameters import HeadParameters, head_generator, sample_heads
 from heads.render import HeadImages, render_heads
 from heads.sdf import head_sdf
@@ -54,8 +54,7 @@ _VERSION = 1  # increase it when the same seed gives different images
 
 def head_poses(indices: Iterable[int], seed: int, curriculum: Curriculum) -> CameraPoses:
     """Return the camera poses of heads ``indices`` of the set ``seed``: pitch and yaw (B,), radians."""
-    fields = {name: getattr(curriculum, name) for name in _CAMERA_FIELDS if name != "fov"}
-    poses = [sample_camera_poses(1, **fields, generator=head_generator(seed ^ 0x5EED, index)) for index in indices]
+    poses = [sample_prior_poses(1, curriculum, head_generator(seed ^ 0x5EED, index)) for index in indices]
     return CameraPoses(torch.cat([p.pitch for p in poses]), torch.cat([p.yaw for p in poses]))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from checkpoints.loading import LoadedGenerator
-from generators.cameras import sample_camera_poses
+from generators.cameras import sample_prior_poses
 from siren.field import Field
 from viewing.camera import BrowserCamera, camera_at
 from visualization.meshes import (
@@ -45,15 +45,7 @@ def colored_mesh(loaded: LoadedGenerator, field: Field, device: torch.device) ->
 def prior_cameras(loaded: LoadedGenerator) -> list[BrowserCamera]:
     """Draw NUM_CAMERAS cameras from the training prior, the same at each call."""
     curriculum = loaded.curriculum
-    poses = sample_camera_poses(
-        NUM_CAMERAS,
-        h_mean=curriculum.h_mean,
-        v_mean=curriculum.v_mean,
-        h_stddev=curriculum.h_stddev,
-        v_stddev=curriculum.v_stddev,
-        sample_dist=curriculum.sample_dist,
-        generator=torch.Generator().manual_seed(0),
-    )
+    poses = sample_prior_poses(NUM_CAMERAS, curriculum, torch.Generator().manual_seed(0))
     fov = math.radians(curriculum.fov)
     return [camera_at(float(yaw), float(pitch), 1.0, fov) for pitch, yaw in zip(poses.pitch, poses.yaw, strict=True)]
 
