@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -62,11 +63,9 @@ class CachedImages:
     replaced by the next available image. Each case prints a one-line notice. Raises OSError if no image is left.
     """
 
-    def __init__(
-        self, path: Path, offset: int, source: ImageSource, spec: DatasetSpec, size: int, unreadable: Iterable[int]
-    ) -> None:
+    def __init__(self, path: Path, source: ImageSource, spec: DatasetSpec, size: int, unreadable: Iterable[int]) -> None:
         skip = set(unreadable)
-        self._path, self._offset = path, offset
+        self._path = path
         self._source, self._spec, self._size = source, spec, size
         self._members = [i for i in range(len(source.names)) if i not in skip]
         self.shape = (len(self._members), size, size, 3)
@@ -89,9 +88,9 @@ class CachedImages:
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         index %= len(self)
-        num_bytes = int(np.prod(self.shape[1:]))
+        num_bytes = math.prod(self.shape[1:])
         try:
-            data = self._read(num_bytes, self._offset + index * num_bytes)
+            data = self._read(num_bytes, _HEADER_BYTES + index * num_bytes)
             if len(data) != num_bytes:
                 raise OSError("it is truncated")
             return np.frombuffer(data, np.uint8).reshape(self.shape[1:])
@@ -139,18 +138,14 @@ def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -
         found = Findings.from_json(json.loads(path.with_suffix(".json").read_text()), len(source.names))
         expected = (len(source.names) - len(found.unreadable), size, size, 3)
         with path.open("rb") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                return None
-            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            offset, num_bytes = file.tell(), os.fstat(file.fileno()).st_size
-        sound = shape == expected and dtype == np.uint8 and not is_fortran and num_bytes == offset + int(np.prod(shape))
-        if not sound:
-            return None
-        with contextlib.suppress(OSError):
-            os.utime(path)  # marks it as recently used
-        return CachedImages(path, offset, source, spec, size, found.unreadable), found
-    except Exception:  # an invalid cache is rebuilt; numpy's header parser raises many types of exceptions
+            header, num_bytes = file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_size
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # an invalid cache is rebuilt
         return None
+    if header != _npy_header(expected) or num_bytes != _HEADER_BYTES + math.prod(expected):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # marks it as recently used
+    return CachedImages(path, source, spec, size, found.unreadable), found
 
 
 def build_cache(
