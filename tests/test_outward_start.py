@@ -17,9 +17,9 @@ RADIUS = 0.08
 
 @pytest.fixture(autouse=True)
 def shorter(monkeypatch):
-    monkeypatch.setattr(outward_start, "NUM_STEPS", 500)
+    monkeypatch.setattr(outward_start, "NUM_STEPS", 400)
     monkeypatch.setattr(outward_start, "NUM_LATENTS", 16)
-    monkeypatch.setattr(outward_start, "NUM_POINTS", 64)
+    monkeypatch.setattr(outward_start, "NUM_POINTS", 32)
 
 
 def make_generator(*overrides: str) -> ImplicitGenerator3d:

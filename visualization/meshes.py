@@ -11,6 +11,7 @@ that no image shows. So meshes end at the ball of :func:`visible_radius`; voxel 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 
 from checkpoints.safe_pickle import printable
 from common.errors import UserError
-from common.files import read_json, require_file, write_atomically, write_json
+from common.files import read_small_text, require_file, write_atomically, write_json
 from generators.cameras import mean_direction
 from generators.extraction import LatticeSpec, surface_slabs
 from generators.root_finding import find_surface
@@ -60,9 +61,10 @@ class MeshSettings:
     @classmethod
     def load(cls, path: Path) -> MeshSettings:
         """What :meth:`save` wrote. Raises UserError for a damaged file."""
+        text = read_small_text(path)
         try:
-            settings = cls(**read_json(path))
-        except (UserError, TypeError):
+            settings = cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError):
             settings = None
         if settings is None or not settings.are_possible():
             raise UserError(f"{path} does not hold mesh settings; delete it to use the defaults")
