@@ -127,7 +127,7 @@ def report(args: Any, loaded: LoadedGenerator, values: dict[int, LatentVariance]
     record = {"metrics": results, "protocol": protocol, "per_seed_1e4": per_seed, "model": model_record(args, loaded)}
     write_scores(args.output_json, record)
     if results["num_seeds_without_valid_rays"]:
-        print(f"note: {results['num_seeds_without_valid_rays']} seeds have no valid ray and were left out")
+        print(f"note: {results['num_seeds_without_valid_rays']} seeds have no valid ray and were excluded")
     print_table(f"{results['num_seeds']} seeds at {args.image_size} px", results)
     print(f"written to {args.output_json}")
 

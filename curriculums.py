@@ -65,7 +65,7 @@ COMMON = {
     "r1_interval": 1,  # steps between evaluations of R1 and R2, whose weights are multiplied by it
     "z_lambda": 0.0,  # weight of D's regression of z
     "pos_lambda": 15.0,  # weight of D's regression of the pose
-    "topk_interval": 2000,  # steps in which the fraction of best-scored images that G learns from falls by 1 %
+    "topk_interval": 2000,  # steps in which the fraction of best-scored images that G learns from falls by 1%
     "topk_v": 0.6,  # minimum of that fraction, in (0, 1]
     "with_opacprior": True,  # whether to push occupancies toward 0 or 1
     "opacprior_lambda_init": 0.05,  # weight of that prior at step 0, which grows up to tenfold; needs with_opacprior

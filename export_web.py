@@ -1,11 +1,11 @@
-"""A page in which generators live: one HTML file that computes everything from latent to pixels, without a server.
+"""Export generators as one HTML file that computes everything from latent to pixels in the browser, without a server.
 
     python export_web.py heads cats --output page.html
     python export_web.py cats --latent inverted/photo_latent.safetensors --output page.html
 
-Open it by double click in any browser with WebGL 2, or put it on any static host. Drag turns the head; the seed box makes the
-same heads as the scripts; page.html?benchmark measures frames. Several generators are chosen between in the page. The page
-renders the surface (--surface_only of the other scripts). A generator beyond 4 layers of 128 is refused: see it with view.py.
+Open the file in any browser with WebGL 2, or publish it on any static host. Drag to rotate. A seed gives the same head as in
+the scripts. With several generators, the page has a selector. page.html?benchmark measures frame times. The page renders the
+surface, like --surface_only in the other scripts. SIRENs beyond 4 layers of 128 units are rejected: use view.py for them.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from web.export import export_page
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="generator files of this project, or names of shipped ones")
-    parser.add_argument("--curriculum", help="name or .json file; needed where a file does not carry its own settings")
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="generator files, or names of pretrained generators")
+    parser.add_argument("--curriculum", help="name or .json file; required if a generator file contains no settings")
     parser.add_argument(
         "--latent",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="latents of invert.py for the first PATH, as further choices",
+        help="latent files of invert.py for the first PATH, as additional choices",
     )
-    parser.add_argument("--output", default="page.html", help="the page")
+    parser.add_argument("--output", default="page.html", help="HTML file to write")
     args = parser.parse_args(argv)
     generators = {}
     for path in args.paths:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("two latents have the same name; rename one of the files")
     page = export_page(generators, latents).encode()
     write_atomically(args.output, page)
-    print(f"the page: {Path(args.output).resolve()} ({len(page) / 1e6:.2f} MB)")
+    print(f"wrote {Path(args.output).resolve()} ({len(page) / 1e6:.2f} MB)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shapes of seeds, or of latents of invert.py (--latent): occupancy on a grid of voxels, and a colored mesh of the surface.
+"""Extract shapes of seeds, or of latents of invert.py (--latent): an occupancy grid, and a colored mesh of the surface.
 
     python extract_shapes.py pretrained/heads.safetensors --seeds 0 1 2 3
 
@@ -6,9 +6,9 @@ Writes for each seed, with N the voxel resolution:
 - ``{seed}_{N}_voxel.npy``: float32 occupancy in [0, 1], index [ix, iy, iz], coordinate -cube_size/2 + i cube_size/(N-1).
 - ``{seed}_{N}.ply``, ``.glb`` (and ``.obj`` with --obj): the surface in world coordinates with vertex colors.
   With --texture, .glb (and .obj, with its .mtl and _texture.png) has a texture of the field's colors instead.
-- ``{seed}_{N}.json``: how the mesh was cut, which render_meshimg.py reads.
-Only voxels near the surface are asked of the field; further off, values are interpolated (--dense asks for all of them).
-The mesh ends where training's cameras could not look (--no_clip keeps what is beyond); voxels are not cut.
+- ``{seed}_{N}.json``: the mesh settings, for render_meshimg.py.
+The field is queried only at voxels near the surface; the other values are interpolated (--dense queries all voxels). The mesh
+is clipped to the ball that the training cameras sampled (--no_clip keeps the rest). The voxels are not clipped.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.level = loaded.curriculum.tau if args.level is None else args.level
     clip_radius = None if args.no_clip or not loaded.is_camera_known else visible_radius(loaded.curriculum)
     if clip_radius is not None:
-        tell_of_cut(args.cube_size, clip_radius)
+        note_cut(args.cube_size, clip_radius)
     if not loaded.is_camera_known:
-        print("note: with --curriculum NAME, the mesh would end where training's cameras could not look", file=sys.stderr)
+        print("note: the mesh is not clipped, because the training cameras are unknown; add --curriculum NAME", file=sys.stderr)
     settings = MeshSettings(args.cube_size, args.level, clip_radius, args.largest_piece)
     if not settings.are_possible():
-        raise UserError("--cube_size or --level is too small or too large for a mesh")
+        raise UserError("--cube_size or --level is too small or too large for a mesh; choose another value")
 
     subjects = open_subjects(loaded, given_seeds(args, args.seeds, [0, 1, 2, 3]), args)
     labels, num_meshes = [], 0
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         mesh = extract_mesh(voxels, settings)
         if mesh is None:
             remove_others(stem, [])
-            print(f"{shown}: no surface at {args.level} inside the cube; only its voxels were written", file=sys.stderr)
+            print(f"{shown}: no surface at level {args.level} inside the cube; only the voxels were written", file=sys.stderr)
             continue
         refine_vertices(mesh, field, loaded.curriculum, settings, args.voxel_resolution, device)
         mesh, paths = write_meshes(mesh, stem, field, loaded.curriculum, settings, args)
@@ -103,31 +103,34 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add_generator_arguments(parser, output_dir="shapes")
-    parser.add_argument("--seeds", type=seed_number, nargs="+", help="a shape each (default: 0 1 2 3)")
+    parser.add_argument("--seeds", type=seed_number, nargs="+", help="seeds, one shape each (default: 0 1 2 3)")
     add_latent_arguments(parser)
     parser.add_argument("--cube_size", type=positive_float, default=0.3, help="side of the cube around the origin")
     parser.add_argument("--voxel_resolution", type=int_between(2, 4096), default=256, help="voxels along a side, at least 2")
     parser.add_argument(
-        "--level", type=positive_float, help="occupancy at the surface, between 0 and 1 (default: where rays enter it, tau)"
+        "--level", type=positive_float, help="occupancy at the surface, between 0 and 1 (default: the curriculum's tau)"
     )
     parser.add_argument("--largest_piece", action="store_true", help="keep only the largest connected piece of the mesh")
-    parser.add_argument("--no_clip", action="store_true", help="keep what lies where training's cameras could not look")
-    parser.add_argument("--dense", action="store_true", help="ask the field at every voxel, not only near the surface")
+    parser.add_argument("--no_clip", action="store_true", help="keep parts of the mesh that no training camera sampled")
+    parser.add_argument("--dense", action="store_true", help="query the field at every voxel, not only near the surface")
     parser.add_argument("--obj", action="store_true", help="also write the mesh as .obj")
     parser.add_argument(
         "--faces",
         type=int_between(16, 1 << 30),
-        help=f"decimate to so many (default: {DEFAULT_FACES} with --texture, else all)",
+        help=f"decimate the mesh to this number of faces (default: {DEFAULT_FACES} with --texture, else all)",
     )
     parser.add_argument(
-        "--texture", type=int_between(16, 16384), metavar="SIDE", help="bake the field's colors into SIDE x SIDE texels"
+        "--texture",
+        type=int_between(16, 16384),
+        metavar="SIDE",
+        help="bake the field's colors into a texture of SIDE x SIDE texels",
     )
     parser.add_argument(
-        "--normal_map", action="store_true", help="with --texture: also bake normals; the mesh is then lit, not shown as rendered"
+        "--normal_map", action="store_true", help="with --texture: also bake a normal map; the mesh is then lit instead of unlit"
     )
     args = parser.parse_args(argv)
     if args.normal_map and args.texture is None:
-        parser.error("--normal_map needs --texture, which makes the charts that it lies on")
+        parser.error("--normal_map needs --texture, which creates the charts for it")
     if args.texture is not None and args.faces is None:
         args.faces = DEFAULT_FACES
     if args.level is not None and args.level >= 1:
@@ -138,7 +141,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def write_meshes(
     mesh: Trimesh, stem: Path, field: Field, curriculum: Curriculum, settings: MeshSettings, args: argparse.Namespace
 ) -> tuple[Trimesh, list[Path]]:
-    """Decimate, color and texture the mesh as the arguments say, and write it. Returns what was written, and where."""
+    """Decimate, color and texture the mesh according to the arguments, and write it. Returns the mesh and the files written."""
     spacing = settings.cube_size / (args.voxel_resolution - 1)
     device = resolve_device(args.device)
     if args.faces is not None:
@@ -152,29 +155,29 @@ def write_meshes(
 
 
 def remove_others(stem: Path, written: Sequence[Path]) -> None:
-    """Remove an earlier run's meshes and textures: they would pass for this one's, and may be of another shape."""
+    """Remove meshes and textures of earlier commands, which could be mistaken for those of this one."""
     for ending in MESH_ENDINGS:
         path = stem.with_name(stem.name + ending)
         if path not in written:
             path.unlink(missing_ok=True)
 
 
-def tell_of_cut(cube_size: float, radius: float) -> None:
-    """A note on stderr where what cameras see reaches beyond the cube: a shape may too. ``radius``: world units."""
+def note_cut(cube_size: float, radius: float) -> None:
+    """Print a note on stderr if the cube may cut off a shape. ``radius``: of the ball that the cameras see, world units."""
     if cube_size / 2 < radius:
         print(
-            f"note: what cameras see reaches {radius:.3f} from the origin, the cube's faces lie at {cube_size / 2:g}: what is"
-            f" beyond them is cut off; --cube_size {math.ceil(200 * radius) / 100:g} holds all of it",
+            f"note: the cube ends at {cube_size / 2:g} from the origin, but cameras see up to {radius:.3f}, so a shape may be"
+            f" cut off; --cube_size {math.ceil(200 * radius) / 100:g} contains all of it",
             file=sys.stderr,
         )
 
 
 def write_voxels(path: Path, field: Field, curriculum: Curriculum, args: argparse.Namespace, device: torch.device) -> np.ndarray:
-    """Fill the voxel file where it lies, so that 512^3 voxels need no memory; it appears under its name when whole."""
+    """Write the voxel file through a memory map, so that 512^3 voxels need no memory, and rename it when it is complete."""
     resolution = args.voxel_resolution
     free = shutil.disk_usage(path.parent).free
     if 4 * resolution**3 > free:  # writing to a mapped file on a full disk ends the process
-        raise UserError(f"{path} takes {4 * resolution**3} bytes, the disk has {free} left; use a lower --voxel_resolution")
+        raise UserError(f"{path} needs {4 * resolution**3} bytes, but the disk has {free} left; use a lower --voxel_resolution")
     try:
         with (
             atomic_file(path, sync=False) as file,
@@ -183,15 +186,15 @@ def write_voxels(path: Path, field: Field, curriculum: Curriculum, args: argpars
             voxels = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=(resolution,) * 3)
             if args.dense:
                 fill_occupancy(voxels, field, curriculum, args.cube_size, device, progress.update)
-                num_asked = resolution**3
+                num_queried = resolution**3
             else:
-                num_asked = fill_occupancy_near_surface(
+                num_queried = fill_occupancy_near_surface(
                     voxels, field, curriculum, args.cube_size, args.level, device, progress.update
                 )
             voxels.flush()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    print(f"{path.name}: {num_asked} of {resolution**3} points asked of the field ({num_asked / resolution**3:.1%})")
+    print(f"{path.name}: queried {num_queried} of {resolution**3} points ({num_queried / resolution**3:.1%})")
     return voxels
 
 

@@ -1,17 +1,17 @@
-"""A photo in 3D: find the latent and the camera behind it, and write the shape.
+"""Reconstruct a photo in 3D: find its latent and camera, and write its shape.
 
     python invert.py photo.jpg --generator cats --tune
     python invert.py photos/ --generator outputs/run/generator.safetensors --output_dir inverted
     python invert.py cats64.zip --split holdout --num_images 16 --generator cats --output_dir inverted
     python invert.py --evaluate data/heads64_heldout --generator heads --tune
 
-Writes for each photo, STEM being its name without the ending:
-- ``STEM_latent.safetensors``: what every render script takes as --latent.
+Writes for each photo, where STEM is its file name without the extension:
+- ``STEM_latent.safetensors``: the latent, which render scripts accept as --latent.
 - ``STEM.png``: photo, reconstruction and five views; their normals; the mesh (docs/photos_in_3d.md explains the rows).
 - ``STEM.mp4`` and ``STEM.glb``: a turn of the camera, and a mesh with vertex colors.
-Of several photos also ``overview.png``, with a part of each sheet.
---tune also fits the generator's weights to the photo, with the shape held. Ctrl-C keeps the best so far of the photo in hand,
-writes it and stops. --evaluate inverts photos whose surface and camera are known and writes the errors to evaluation.json.
+With several photos, also ``overview.png``, with a part of each sheet.
+--tune also fits the generator's weights to the photo while preserving the shape. Ctrl-C writes the best result so far for the
+current photo and stops. --evaluate inverts images of known surface and camera and writes the errors to evaluation.json.
 """
 
 from __future__ import annotations
@@ -48,32 +48,34 @@ from visualization.generator_scripts import load_with_notes
 from visualization.images import image_grid, save_image
 
 IMAGE_SIZES = (16, 32, 64, 128, 256, 512)
-POOR_PSNR_DB = 18.0  # photos of something else end below it
+POOR_PSNR_DB = 18.0  # photos of other objects stay below it
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="images, folders, globs or zips")
-    parser.add_argument("--generator", required=True, metavar="PATH", help="a generator file, or the name of a shipped one")
-    parser.add_argument("--curriculum", help="name or .json file; needed where the file does not carry its own settings")
-    parser.add_argument("--output_dir", default="inverted", help="where files go; created where it is missing")
-    parser.add_argument("--dataset", help="how photos are cropped: a preset of dataset.py (default: as the generator's were)")
     parser.add_argument(
-        "--image_size", type=int, choices=IMAGE_SIZES, default=64, help="side at which a photo is matched, pixels"
+        "--generator", required=True, metavar="PATH", help="a generator file, or the name of a pretrained generator"
     )
-    parser.add_argument("--num_steps", type=positive_int, default=SearchSettings.num_steps, help="of the search")
-    parser.add_argument("--tune", action="store_true", help="then fit the generator's weights to the photo, the shape held")
-    parser.add_argument("--tune_steps", type=positive_int, default=TuneSettings.num_steps, help="of the tuning")
-    parser.add_argument("--view_size", type=image_side, default=128, help="side of a view on the sheet and in the video, pixels")
-    parser.add_argument("--evaluate", metavar="DIR", help="a folder of tools/synthetic_heads.py instead of photos")
-    parser.add_argument("--split", choices=PARTS, default="all", help="which photos of each source")
-    parser.add_argument("--num_holdout", type=positive_int, help="how many are held out (default: the curriculum's)")
-    parser.add_argument("--num_images", type=positive_int, help="only the first so many photos of each source (default: all)")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of the starts and of the points where the shape is held")
+    parser.add_argument("--curriculum", help="name or .json file; required if the generator file contains no settings")
+    parser.add_argument("--output_dir", default="inverted", help="output folder; created if missing")
+    parser.add_argument("--dataset", help="crop of the photos: a preset of dataset.py (default: that of the generator)")
+    parser.add_argument(
+        "--image_size", type=int, choices=IMAGE_SIZES, default=64, help="side in pixels at which the photo is matched"
+    )
+    parser.add_argument("--num_steps", type=positive_int, default=SearchSettings.num_steps, help="steps of the search")
+    parser.add_argument("--tune", action="store_true", help="also fit the generator's weights to the photo, preserving the shape")
+    parser.add_argument("--tune_steps", type=positive_int, default=TuneSettings.num_steps, help="steps of the tuning")
+    parser.add_argument("--view_size", type=image_side, default=128, help="side in pixels of the views in sheet and video")
+    parser.add_argument("--evaluate", metavar="DIR", help="a folder of tools/synthetic_heads.py, instead of photos")
+    parser.add_argument("--split", choices=PARTS, default="all", help="part of each source's photos to use")
+    parser.add_argument("--num_holdout", type=positive_int, help="number of held-out photos (default: the curriculum's)")
+    parser.add_argument("--num_images", type=positive_int, help="maximum number of photos of each source (default: all)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of the starts and of the tuning's random points")
     add_device_argument(parser)
     args = parser.parse_args(argv)
     if bool(args.photos) == bool(args.evaluate):
-        parser.error("name photos, or a folder with --evaluate")
+        parser.error("specify either photos or --evaluate DIR")
     return args
 
 
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tune = TuneSettings(num_steps=args.tune_steps) if args.tune else None
     name = GeneratorName.of(loaded.generator, args.generator)
     features, what = open_features(args.generator, loaded, device)
-    print(f"comparing images by their pixels at several sizes and by {what}")
+    print(f"comparing images by an image pyramid and {what}")
     if args.evaluate:
         files = find_truth(args.evaluate, args.num_images or sys.maxsize)
         output_dir = make_output_dir(args.output_dir)
@@ -113,9 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_photos(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, Tensor]:
-    """The photos as training would crop them, (3, S, S) in [0, 1], by the names of what is written of them.
+    """Read the photos, cropped as in training: (3, S, S) in [0, 1], by the stem of their output files.
 
-    One that cannot be read is named on stderr and left out. Raises UserError where none is left.
+    Photos that cannot be read are reported on stderr and skipped. Raises UserError if none can be read.
     """
     spec = get_dataset_spec(args.dataset or loaded.curriculum.dataset)
     num_holdout = args.num_holdout or loaded.curriculum.num_holdout
@@ -126,17 +128,17 @@ def read_photos(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, 
         decoded = decode_block(range(len(source.names)), source, spec, args.image_size)
         for name, (pixels, remark) in zip(source.names, decoded, strict=True):
             if pixels is None:
-                print(f"note: {name} is left out: it is {remark}", file=sys.stderr)
+                print(f"note: {name} is skipped: it is {remark}", file=sys.stderr)
                 continue
             stem = _free_name(Path(name).stem, photos)
             photos[stem] = torch.tensor(pixels).permute(2, 0, 1).float() / 255
     if not photos:
-        raise UserError("none of the photos can be read; name others")
+        raise UserError("none of the photos can be read; choose other files")
     return photos
 
 
 def _free_name(stem: str, taken: dict[str, Tensor]) -> str:
-    """``stem``, or with the lowest number behind it that is not taken."""
+    """Return ``stem``, with the lowest free number appended if it is taken."""
     name, number = stem, 2
     while name in taken:
         name, number = f"{stem}_{number}", number + 1
@@ -144,7 +146,7 @@ def _free_name(stem: str, taken: dict[str, Tensor]) -> str:
 
 
 def report(stem: str, inversion: Inversion, paths: Sequence[Path]) -> None:
-    """One line on the photo, and on stderr what its user should know."""
+    """Print the result for a photo, and notes on its quality to stderr."""
     pitch, yaw = torch.rad2deg(inversion.found.angles[0]).tolist()
     quality = f"{inversion.before.psnr_db:.1f} dB"
     if inversion.after is not None:
@@ -153,11 +155,11 @@ def report(stem: str, inversion: Inversion, paths: Sequence[Path]) -> None:
     if inversion.before.psnr_db < POOR_PSNR_DB:
         print(
             f"note: {stem}: the generator reaches only {inversion.before.psnr_db:.1f} dB; the photo shows something that it was "
-            "not trained on, or is cropped otherwise, and the shape says little about it",
+            "not trained on, or is cropped differently, so the shape is unreliable",
             file=sys.stderr,
         )
     if not any(path.suffix == ".glb" for path in paths):
-        print(f"note: {stem}: the field found has no surface, so there is no mesh", file=sys.stderr)
+        print(f"note: {stem}: the reconstruction has no surface, so no mesh was written", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Geometry from one latent, appearance from another: grids of images and normals.
+"""Combine the geometry of one latent with the appearance of another, in grids of images and normals.
 
     python style_mixing.py heads --rows 0 1 2 3 --columns 4 5 6 7
     python style_mixing.py cats --row_latents inverted/photo_latent.safetensors --columns 4 5 6
 
-Each row has one geometry, each column one appearance: the styles of the first layers come from the row, those of the other
-layers from the column. --split says how many come from the row; by default all but a SIREN's color layer, which leaves the
-surface as it is to the bit, and half of the layers of other networks. The top row and the left column show the latents
+Each row has one geometry and each column one appearance: the styles of the first layers come from the row, those of the other
+layers from the column. --split is the number of layers from the row. The default is all but the color layer for a SIREN, which
+leaves the surface bit-identical, and half of the layers for other networks. The top row and the left column show the latents
 themselves. Writes ``mix_image.png`` and ``mix_normals.png``.
 """
 
@@ -32,21 +32,23 @@ from visualization.generator_scripts import Subject, add_generator_arguments, bi
 from visualization.images import image_grid, save_image, view_image
 
 QUANTITIES = ("image", "normals")
-APPEARANCE = "color"  # in the names of parameters that appearance brings along, where weights were tuned to a photo
+APPEARANCE = "color"  # in the names of tuned parameters that belong to the appearance
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add_generator_arguments(parser, output_dir="mixed")
-    parser.add_argument("--rows", type=seed_number, nargs="+", default=[], help="seeds that give the geometry")
-    parser.add_argument("--columns", type=seed_number, nargs="+", default=[], help="seeds that give the appearance")
-    parser.add_argument("--row_latents", nargs="+", default=[], metavar="FILE", help="latents of invert.py, likewise")
-    parser.add_argument("--column_latents", nargs="+", default=[], metavar="FILE", help="latents of invert.py, likewise")
-    parser.add_argument("--split", type=positive_int, help="layers from the row (default: see above)")
+    parser.add_argument("--rows", type=seed_number, nargs="+", default=[], help="seeds of the geometry")
+    parser.add_argument("--columns", type=seed_number, nargs="+", default=[], help="seeds of the appearance")
+    parser.add_argument("--row_latents", nargs="+", default=[], metavar="FILE", help="latent files of invert.py, as more rows")
+    parser.add_argument(
+        "--column_latents", nargs="+", default=[], metavar="FILE", help="latent files of invert.py, as more columns"
+    )
+    parser.add_argument("--split", type=positive_int, help="number of layers from the row (default: see above)")
     parser.add_argument("--image_size", type=image_side, default=128, help="side of an image in pixels")
     args = parser.parse_args(argv)
     if not (args.rows or args.row_latents) or not (args.columns or args.column_latents):
-        parser.error("name at least one latent for the rows and one for the columns")
+        parser.error("specify at least one seed or latent for the rows and one for the columns")
     return args
 
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         views.append([_view(loaded, row, args.image_size), *mixed])
     for quantity in QUANTITIES:
         save_image(output_dir / f"mix_{quantity}.png", _grid(views, quantity, loaded, args.image_size))
-    print(f"wrote {len(rows)} geometries in {len(columns)} appearances, {split} layers from the rows, to {output_dir}")
+    print(f"wrote {len(rows)} geometries with {len(columns)} appearances, {split} layers from the rows, to {output_dir}")
 
 
 def _subjects(loaded: LoadedGenerator, args: argparse.Namespace, seeds: Sequence[int], latents: Sequence[str]) -> list[Subject]:
@@ -71,7 +73,7 @@ def _subjects(loaded: LoadedGenerator, args: argparse.Namespace, seeds: Sequence
 
 
 def _split_of(chosen: int | None, styles: Styles, loaded: LoadedGenerator) -> int:
-    """How many layers come from the row. Raises UserError where the network has no more than that."""
+    """Return the number of layers from the row. Raises UserError if the network does not have more layers than that."""
     if chosen is None:
         return geometry_layers(styles, loaded.curriculum)
     num_layers = num_style_layers(styles, loaded.curriculum)
@@ -81,7 +83,7 @@ def _split_of(chosen: int | None, styles: Styles, loaded: LoadedGenerator) -> in
 
 
 def mix(row: Subject, column: Subject, split: int, loaded: LoadedGenerator) -> Subject:
-    """The row's geometry in the column's appearance; of weights tuned to photos, the color layers are the column's."""
+    """Combine the row's geometry with the column's appearance, including tuned weights, whose color layers are the column's."""
     styles = mix_styles(row.styles, column.styles, split, loaded.curriculum)
     if row.weights is None and column.weights is None:
         return Subject(row.label, styles)
@@ -92,14 +94,14 @@ def mix(row: Subject, column: Subject, split: int, loaded: LoadedGenerator) -> S
 
 
 def _view(loaded: LoadedGenerator, subject: Subject, image_size: int) -> View:
-    """From the mean pose."""
+    """Render a latent from the mean pose."""
     curriculum = loaded.curriculum
     pose = make_pose(curriculum.h_mean, curriculum.v_mean, next(loaded.generator.parameters()).device)
     return render_view(bind_field(loaded, subject), pose, curriculum, ViewSettings(image_size=image_size))
 
 
 def _grid(views: Sequence[Sequence[View | None]], quantity: str, loaded: LoadedGenerator, image_size: int) -> Tensor:
-    """(3, H, W) in [-1, 1]; None is white."""
+    """Assemble a grid (3, H, W) in [-1, 1], white where a view is None."""
     depth_range = loaded.curriculum.ray_start, loaded.curriculum.ray_end
     blank = torch.ones(3, image_size, image_size)
     return image_grid([[blank if view is None else view_image(view, quantity, *depth_range) for view in row] for row in views])

@@ -1,13 +1,14 @@
-"""What processes send each other in a training step, counted on the network, beside the least that they must.
+"""Count the bytes that processes exchange in a training step, and compare them with the lower bound.
 
-    python benchmarks/communication.py [--json communication.json]      # some minutes on 2 cores
+    python benchmarks/communication.py [--json communication.json]      # a few minutes on 2 cores
 
-Every process is a host of its own (virtual_hosts.py), takes whole steps of the published curriculum BFM with its full
-networks, and reads the kernel's count of the bytes that its interface sent: headers, acknowledgements, top-k, signs of life
-and all. Few samples per ray and one image per part, for what is sent does not depend on them.
+Each process runs on its own virtual host (virtual_hosts.py) and trains with the full networks of the published curriculum
+BFM. It reads the kernel's count of bytes sent by its network interface, which includes headers, acknowledgments, top-k and
+heartbeats. There are few samples per ray and one image per sub-batch, since the traffic does not depend on them.
 
-The least: an all-reduce of B bytes over n processes cannot do with fewer than 2 (n - 1) / n B sent by each (a ring reaches
-it), and a step needs one of G's and D's gradients, whatever batch_split. Then scaling on paper.
+The lower bound: in an all-reduce of B bytes over n processes, each process sends at least 2 (n - 1) / n B bytes (a ring
+attains this), and a step needs one all-reduce of G's gradients and one of D's, whatever batch_split is. The last table
+estimates the scaling.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from training.trainer import Trainer
 
 REPO = Path(__file__).resolve().parent.parent
 MB = 1e6
-LATE = 4000  # a step of the first stage at which top-k drops images
+LATE = 4000  # a step of the first stage at which top-k excludes images
 NUM_STEPS = 3
 PORT = 29400
 LINKS = {"NVLink, 300 GB/s": 300e9, "InfiniBand, 400 Gb/s per GPU": 50e9, "Ethernet, 25 Gb/s per GPU": 3.1e9}
@@ -49,19 +50,19 @@ STEP_SECONDS = (0.05, 0.2)
 
 
 def curriculum(batch_split: int) -> Curriculum:
-    """BFM, at 32 px, with little to compute per image."""
+    """Return BFM at 32 px, with little computation per image."""
     few = ["num_steps_coarse=3", "num_steps_surface=2", "num_steps_fine=1", "n_secant_steps=1", "init_ball_radius=0"]
     return CURRICULUMS["BFM"].with_overrides([*few, f"batch_size={batch_split}", f"batch_split={batch_split}", "img_size=32"])
 
 
 def sent_bytes() -> int:
-    """What this host's interface has sent so far."""
+    """Return the number of bytes that this host's interface has sent so far."""
     (line,) = [line for line in Path("/proc/self/net/dev").read_text().splitlines() if line.strip().startswith("eth0:")]
     return int(line.split(":")[1].split()[8])
 
 
 def all_reduces(trainer: Trainer, real: torch.Tensor) -> int:
-    """How many all-reduces a step takes."""
+    """Count the all-reduces of a step."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         take_step(trainer, real)
     return sum(event.count for event in profile.key_averages() if event.key.endswith(":all_reduce"))
@@ -73,7 +74,7 @@ def take_step(trainer: Trainer, real: torch.Tensor) -> None:
 
 
 def rank_main(folder: Path) -> None:
-    """One process: its counts, as JSON in ``folder``."""
+    """Run one process, and write its counts to ``folder`` as JSON."""
     torch.set_num_threads(1)
     processes = join_processes(torch.device("cpu"))
     rows: list[dict[str, Any]] = []
@@ -96,9 +97,9 @@ def rank_main(folder: Path) -> None:
 
 
 def gradient_bytes() -> dict[str, int]:
-    """Of G, of D in each stage while it fades in, and of all of D."""
+    """Return the bytes of the gradients of G, of all of D, and of D's active blocks during the fade-in at each image size."""
     c = CURRICULUMS["BFM"]
-    with torch.device("meta"):  # counts need no numbers
+    with torch.device("meta"):  # counting needs no values
         G, D = ImplicitGenerator3d(c), ProgressiveEncoderDiscriminator(c)
         sizes = {"G": _bytes(G.parameters()), "D, all blocks": _bytes(D.parameters())}
         for size in (32, 64, 128):
@@ -114,7 +115,7 @@ def _bytes(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def measure(world_size: int, folder: Path) -> list[list[dict[str, Any]]]:
-    """What the processes of a run wrote. Raises UserError where one failed."""
+    """Run ``world_size`` processes and return what each one wrote. Raises UserError if one fails."""
     command = [sys.executable, str(Path(__file__).resolve()), "--rank_folder", str(folder)]
     commands = [["env", f"RANK={rank}", f"WORLD_SIZE={world_size}", "LOCAL_WORLD_SIZE=1", *command] for rank in range(world_size)]
     variables = {"MASTER_ADDR": virtual_hosts.address(0), "MASTER_PORT": str(PORT), "OMP_NUM_THREADS": "1"}
@@ -163,8 +164,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tempfile
 
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--json", type=Path, help="write every figure here")
-    parser.add_argument("--processes", nargs="+", type=int, default=[2, 4], help="how many, one run each")
+    parser.add_argument("--json", type=Path, help="write all results as JSON")
+    parser.add_argument("--processes", nargs="+", type=int, default=[2, 4], help="numbers of processes, one run each")
     parser.add_argument("--rank_folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.rank_folder:
@@ -172,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return rank_main(args.rank_folder)
     reason = virtual_hosts.why_impossible()
     if reason:
-        raise UserError(f"nothing to count on: {reason}; run it as root, or where users may have namespaces")
+        raise UserError(f"virtual hosts are not available: {reason}; run this as root, or enable user namespaces")
     sizes = gradient_bytes()
     gradients = sizes["G"] + sizes["D, 32 px"]
     report: dict[str, Any] = {"gradient_bytes": sizes, "volume": []}

@@ -1,4 +1,4 @@
-"""The floating-point operations that an iteration of training needs; see training_step.py for what counts."""
+"""Floating-point operations of a training iteration; training_step.py explains what is counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.steps import StepSettings
 
 
 def flops_of_images(curriculum: Curriculum, size: int) -> int:
-    """Per image of the batch: generated once for D (but where G shares its own), once for G, and G's backward pass."""
+    """Return the FLOP per image of the batch: one generation for D (unless images are shared), one for G, and G's backward."""
     num_searched = curriculum.num_steps_coarse + curriculum.n_secant_steps
     num_composited = curriculum.num_steps_surface + curriculum.num_steps_fine
     searched = num_searched * flops_per_point(curriculum, with_color=False)
@@ -23,19 +23,19 @@ def flops_of_images(curriculum: Curriculum, size: int) -> int:
 
 
 def flops_per_hit(curriculum: Curriculum) -> int:
-    """Two points, each a logit with its gradient, forward and backward."""
+    """Return the FLOP of the normal term per hit: two points, each a logit with its gradient, forward and backward."""
     wanted = curriculum.with_normal_loss and curriculum.normal_lambda
     return 2 * 3 * 2 * flops_per_point(curriculum, with_color=False) if wanted else 0
 
 
 def flops_of_D(network: ProgressiveEncoderDiscriminator, curriculum: Curriculum, size: int, step: int) -> float:
-    """Per image, in D's step and G's, at ``step`` (with R1 and R2 where it has them): the losses' arithmetic written out."""
+    """Return D's FLOP per image in D's step and G's step, by running the losses at ``step`` (including R1 and R2 if due)."""
     batch = 2
     settings = StepSettings.at(curriculum, step)
     fade_alpha = settings.fade_alpha
     images = torch.zeros(batch, 3, size, size, device=next(network.parameters()).device, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
-        real = network(images * 1, fade_alpha)  # the counter cannot differentiate by a module's own input
+        real = network(images * 1, fade_alpha)  # the counter cannot differentiate with respect to a module's direct input
         fake = network(images * 1 if settings.lambda_r2 else images.detach(), fade_alpha)
         loss = real.score.sum() + fake.score.sum() + fake.pose.sum()
         for weight, scores in ((settings.lambda_r1, real.score), (settings.lambda_r2, fake.score)):

@@ -1,12 +1,12 @@
-"""What is claimed about speed on a GPU, measured in one process: field queries, frames, shapes, training iterations.
+"""Measure speed on a GPU: field queries, frames, extraction of shapes, training iterations.
 
     python benchmarks/gpu.py --json gpu.json --markdown gpu.md            # under 8 minutes on an H100
     python benchmarks/gpu.py --device cpu --quick                         # only tests that this script runs
 
-Needs torch, triton, numpy and safetensors. Times are medians between device events after a warm-up; rates are shares of the
-bf16 (and TF32) matrix product's, measured by the same means. The network is the shipped one made as wide and deep as the
-published curricula (networks.py), so there is a surface to find. FLOP: two per multiply-add of the linear layers and
-convolutions (flops.py, training_step.py's docstring); an iteration's also count what recomputation would do only once.
+Needs torch, triton, numpy and safetensors. Times are medians between device events after a warm-up. Rates are compared with
+that of the bf16 matrix product, measured in the same process. The network is the pretrained one, widened and deepened to the
+size of the published curricula (networks.py), so that there is a surface to find. FLOP are two per multiply-add of linear
+layers and convolutions (see flops.py and training_step.py); in an iteration, recomputation is not counted.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ from training.steps import GeneratorInputs, StepSettings, discriminator_losses, 
 from visualization.meshes import fill_occupancy, fill_occupancy_near_surface
 
 STEP = 5000  # halfway through BFM's first stage
-BARS = {"occupancy_share": 0.5, "frames_per_s": 60.0, "extract_s": 0.3, "training_share": 0.35}
+TARGETS = {"occupancy_share": 0.5, "frames_per_s": 60.0, "extract_s": 0.3, "training_share": 0.35}
 Row = dict[str, Any]
 
 
 class Bench:
-    """Times calls on ``device``; ``quick`` takes the smallest sizes."""
+    """Measures times on ``device``. ``quick``: use the smallest sizes."""
 
     def __init__(self, device: torch.device, quick: bool) -> None:
         self.device, self.quick = device, quick
         self.on_gpu = device.type == "cuda"
 
     def seconds(self, call: Callable[[], Any], repeats: int = 10, warm_up: int = 3) -> float:
-        """Median seconds of a call."""
+        """Return the median seconds of a call."""
         if self.quick:
             repeats = warm_up = 1
         for _ in range(warm_up):
@@ -83,13 +83,13 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def with_peak(self, call: Callable[[], Row]) -> Row:
-        """``call``'s result with the device memory it reached, ``peak_mb``; where it fails, why: the others still count."""
+        """Return the result of ``call`` and its peak device memory ``peak_mb``. If it fails, return the ``error`` instead."""
         if self.on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         try:
             row = call()
-        except Exception as failure:  # one part must not cost the others
+        except Exception as failure:  # the other parts are still worth measuring
             if self.quick:
                 raise
             return {"error": f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"}
@@ -100,7 +100,7 @@ class Bench:
 
 
 def gemm_rates(bench: Bench) -> Row:
-    """TFLOP/s of a large square product, random inputs."""
+    """Measure the TFLOP/s of a large square matrix product with random inputs."""
     n = 256 if bench.quick else 8192
     rates: Row = {"n": n}
     for name, dtype, precision in (
@@ -117,7 +117,7 @@ def gemm_rates(bench: Bench) -> Row:
 
 @torch.no_grad()
 def query_rates(bench: Bench, network: Network) -> Row:
-    """TFLOP/s of occupancy queries: the plain path, and the kernel in its precisions and launch shapes."""
+    """Measure the TFLOP/s of occupancy queries: plain PyTorch, and the kernel with each precision and launch configuration."""
     num = 2048 if bench.quick else 1 << 21
     points = (torch.rand(1, num, 3, device=bench.device) - 0.5) * 0.24
     flops = num * flops_per_point(network.curriculum, with_color=False)
@@ -135,12 +135,12 @@ def query_rates(bench: Bench, network: Network) -> Row:
         row[f"fused_{name}"] = flops / bench.seconds(lambda: field.occupancy_logits(points), 20) / 1e12
         row[f"fused_{name}_error"] = float((field.occupancy_logits(points) - exact).norm() / exact.norm())
     if row.get("fused_float16"):
-        row["launches"] = _launch_shapes(bench, field, points, flops)
+        row["launches"] = _launch_rates(bench, field, points, flops)
     return row
 
 
 def field_of(network: Network, device: torch.device) -> SirenField:
-    """The field of seed 0, psi 0.7, on ``device``."""
+    """Return the field of seed 0, psi 0.7, on ``device``."""
     z = latent_from_seed(0, network.curriculum.latent_dim, network.curriculum.z_dist)
     return network.generator.field(network.generator.film(z.to(device), PSI))
 
@@ -149,8 +149,8 @@ def _plain(field: SirenField, points: torch.Tensor) -> torch.Tensor:
     return field._in_chunks(lambda p: (field._query(p, None)[0],), points)[0]
 
 
-def _launch_shapes(bench: Bench, field: SirenField, points: torch.Tensor, flops: float) -> Row:
-    """TFLOP/s of the fp16 kernel by launch shape, to see whether the chosen one is the best here."""
+def _launch_rates(bench: Bench, field: SirenField, points: torch.Tensor, flops: float) -> Row:
+    """Measure the TFLOP/s of the fp16 kernel by launch configuration: is the default the fastest on this GPU?"""
     from siren.backends.triton_occupancy import LaunchConfig, occupancy_logits
 
     packed = field._packed[torch.float16]
@@ -161,14 +161,14 @@ def _launch_shapes(bench: Bench, field: SirenField, points: torch.Tensor, flops:
         try:
             call = lambda config=config: occupancy_logits(packed, points, config)  # noqa: E731
             rates[f"{block} points, {warps} warps, {stages} stages"] = flops / bench.seconds(call) / 1e12
-        except Exception as failure:  # what does not fit into the chip's shared memory
+        except Exception as failure:  # some configurations exceed the shared memory
             rates[f"{block} points, {warps} warps, {stages} stages"] = f"{type(failure).__name__}"
     return rates
 
 
 @torch.no_grad()
 def frame_rates(bench: Bench, network: Network) -> Row:
-    """Frames per second of one latent: what the device computes, and a whole View on the host."""
+    """Measure the frames per second of one latent: rendering on the device, and complete views on the host."""
     size = 16 if bench.quick else 256
     torch.set_float32_matmul_precision("high")
     field, pose = field_of(network, bench.device), make_pose(1.7, 1.5, bench.device)
@@ -184,7 +184,7 @@ def frame_rates(bench: Bench, network: Network) -> Row:
 
 @torch.no_grad()
 def extraction_seconds(bench: Bench, network: Network) -> Row:
-    """A lattice of occupancies in the host's memory, asked near the surface, and the dense one."""
+    """Measure the time to fill a lattice of occupancies in host memory, by queries near the surface and by dense queries."""
     resolution = 24 if bench.quick else 256
     torch.set_float32_matmul_precision("high")
     field = field_of(network, bench.device)
@@ -203,7 +203,7 @@ VARIANTS = ("eager", "plain queries", "channels_last", "compile", "compile, chan
 
 
 class Iteration:
-    """A step of D and one of G as training/trainer.py takes them, on inputs that stay on the device."""
+    """A step of D and a step of G as in training/trainer.py, with inputs that stay on the device."""
 
     def __init__(self, bench: Bench, network: Network, size: int, batch: int, channels_last: bool) -> None:
         self.curriculum: Curriculum = network.curriculum
@@ -222,7 +222,7 @@ class Iteration:
         self.inputs = GeneratorInputs(z, poses, noise, neighbors)
 
     def __call__(self) -> torch.Tensor:
-        """Returns the fraction of rays that hit."""
+        """Take both steps and return the fraction of rays that hit."""
         state, settings, c = self.state, self.settings, self.curriculum
         if c.share_images:
             generated = generate(state.generator, self.inputs, settings)
@@ -251,7 +251,7 @@ class Iteration:
 
 
 def iteration_seconds(bench: Bench, network: Network, size: int, batch: int, variant: str) -> Row:
-    """Seconds of an iteration and its TFLOP/s."""
+    """Measure the seconds and TFLOP/s of an iteration."""
     torch.set_float32_matmul_precision("high")
     iteration = Iteration(bench, network, size, batch, "channels_last" in variant)
     flops = (flops_of_images(network.curriculum, size) + flops_of_D(iteration.D, network.curriculum, size, STEP)) * batch
@@ -271,7 +271,7 @@ def iteration_seconds(bench: Bench, network: Network, size: int, batch: int, var
 
 
 def _captured(iteration: Iteration) -> Callable[[], Any]:
-    """The iteration as one CUDA graph, its settings frozen: what launching costs otherwise. Raises where nothing is captured."""
+    """Capture the iteration as one CUDA graph with fixed settings, to show the launch overhead. Raises if capturing fails."""
     for optimizer in (iteration.state.optimizer_D, iteration.state.optimizer_G):
         for group in optimizer.param_groups:
             group["capturable"] = True
@@ -288,14 +288,14 @@ def _captured(iteration: Iteration) -> Callable[[], Any]:
 
 
 def training_rates(bench: Bench, network: Network, deadline: float) -> list[Row]:
-    """Every variant at 32 and 64 px, batch 32, as long as there is time."""
+    """Measure all variants at 32 and 64 px, batch 32, until the deadline."""
     sizes, batch = ((8,), 2) if bench.quick else ((32, 64), 32)
     variants = ("eager", "channels_last") if bench.quick else VARIANTS
     rows = []
     for size in sizes:
         for variant in variants:
             if time.monotonic() > deadline:
-                rows.append({"variant": variant, "size": size, "error": "left out: no time"})
+                rows.append({"variant": variant, "size": size, "error": "skipped: out of time"})
                 continue
             call = lambda size=size, variant=variant: iteration_seconds(bench, network, size, batch, variant)  # noqa: E731
             rows.append({"variant": variant, "size": size, **bench.with_peak(call)})
@@ -306,7 +306,7 @@ def training_rates(bench: Bench, network: Network, deadline: float) -> list[Row]
 
 
 def verdicts(report: Row) -> Row:
-    """Each bar's figure, the bar, and whether it is met; figures that could not be measured are left out."""
+    """Return, for each target that could be measured, the value, the target, and whether it is met."""
     bf16 = report["gemm"]["bf16"]
     best_query = max((report["queries"].get(f"fused_{name}", 0.0) for name in ("float16", "bfloat16")), default=0.0)
     figures = {"occupancy_share": best_query / bf16 if best_query else None}
@@ -317,18 +317,20 @@ def verdicts(report: Row) -> Row:
         figures[f"training_share_{size}"] = max(rates) / bf16 if rates else None
     result = {}
     for name, value in figures.items():
-        bar = BARS[name if name in BARS else "training_share"]
+        target = TARGETS[name if name in TARGETS else "training_share"]
         if value is not None:
-            result[name] = {"value": value, "bar": bar, "met": value <= bar if name == "extract_s" else value >= bar}
+            is_met = value <= target if name == "extract_s" else value >= target
+            result[name] = {"value": value, "target": target, "met": is_met}
     return result
 
 
 def markdown(report: Row) -> str:
-    """The tables for the README and NOTES.md."""
-    lines = [f"{report['device']}, torch {report['torch']}; {report['network']}.", "", "| bar | measured | asked | met |"]
+    """Format the report as Markdown tables."""
+    lines = [f"{report['device']}, torch {report['torch']}; {report['network']}.", "", "| | measured | target | met |"]
     lines += ["|---|---|---|---|"]
-    lines += [f"| {k} | {v['value']:.3g} | {v['bar']} | {'yes' if v['met'] else 'no'} |" for k, v in report["bars"].items()]
-    lines += ["", "| part | figures |", "|---|---|"]
+    for name, row in report["targets"].items():
+        lines.append(f"| {name} | {row['value']:.3g} | {row['target']} | {'yes' if row['met'] else 'no'} |")
+    lines += ["", "| part | results |", "|---|---|"]
     for part in ("gemm", "queries", "frames", "extraction"):
         lines.append(f"| {part} | " + "; ".join(f"{k} {_show(v)}" for k, v in report[part].items()) + " |")
     lines += ["", "| iteration | px | ms | TFLOP/s | images/s | peak MB |", "|---|---|---|---|---|---|"]
@@ -348,7 +350,7 @@ def _show(value: Any) -> str:
 
 
 def run(bench: Bench, network: Network, max_minutes: float) -> Row:
-    """Every part; see the functions above."""
+    """Run all parts."""
     deadline = time.monotonic() + max_minutes * 60
     network.generator.to(bench.device)
     report: Row = {
@@ -362,23 +364,23 @@ def run(bench: Bench, network: Network, max_minutes: float) -> Row:
         report[name] = bench.with_peak(lambda part=part: part(bench, network))
     print("training ...", file=sys.stderr, flush=True)
     report["training"] = training_rates(bench, network, deadline)
-    report["bars"] = verdicts(report)
+    report["targets"] = verdicts(report)
     return report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="the smallest sizes: tests this script, measures nothing")
-    parser.add_argument("--json", type=Path, help="write every figure here")
-    parser.add_argument("--markdown", type=Path, help="write the tables here")
-    parser.add_argument("--generator", help="a generator file to measure instead of the widened shipped one")
-    parser.add_argument("--curriculum", help="of that file, where it does not carry its own settings")
-    parser.add_argument("--max_minutes", type=float, default=7, help="training variants that come later are left out")
+    parser.add_argument("--quick", action="store_true", help="use the smallest sizes, only to test this script")
+    parser.add_argument("--json", type=Path, help="write all results as JSON")
+    parser.add_argument("--markdown", type=Path, help="write the tables as Markdown")
+    parser.add_argument("--generator", help="a generator file (default: the pretrained network, widened)")
+    parser.add_argument("--curriculum", help="name or .json file; required if the generator file does not contain its settings")
+    parser.add_argument("--max_minutes", type=float, default=7, help="skip training variants that would start later")
     add_device_argument(parser)
     args: argparse.Namespace = parser.parse_args(argv)
     device = resolve_device(args.device)
     if device.type != "cuda" and not args.quick:
-        raise UserError("this measures a GPU; use benchmarks/run.py for the CPU, or --quick to try the script out")
+        raise UserError("this measures a GPU; use benchmarks/run.py for the CPU, or --quick to test the script")
     torch.manual_seed(0)
     network = shipped_network() if args.quick else full_network(args.generator, args.curriculum)
     report = run(Bench(device, args.quick), network, args.max_minutes)

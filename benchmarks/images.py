@@ -1,4 +1,4 @@
-"""Views and videos: seconds, points asked of the field, and what the faster paths change in the image."""
+"""Measure views and videos: seconds, points queried, and how much the faster paths change the image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEPTH_TOLERANCE = 1e-4
 
 
 class Image:
-    """Rays of one view, or of every ``row_step``-th row of it, rendered on the one render path."""
+    """One view, or every ``row_step``-th row of it, rendered as in the scripts."""
 
     def __init__(self, field: Field, network: Network, pose: TrajectoryPose, settings: ViewSettings, row_step: int) -> None:
         rays = camera_rays(make_pose(pose.yaw, pose.pitch), settings.image_size, pose.fov_degrees)
@@ -33,7 +33,7 @@ class Image:
 
 
 def psnr_db(rgb: Tensor, truth: Tensor) -> float:
-    """Of images in [0, 1], the range being 1; 120 at most."""
+    """Return the PSNR of images in [0, 1], at most 120."""
     return -10 * math.log10(max(float((rgb - truth).square().mean()), 1e-12))
 
 
@@ -42,7 +42,7 @@ def psnr_db(rgb: Tensor, truth: Tensor) -> float:
 
 @torch.no_grad()
 def measure_view(network: Network, path: str, size: int) -> dict[str, Any]:
-    """One view of ``size`` px, doubled samples, from the front. ``path``: field, surface_only or straightforward."""
+    """Measure a frontal view of ``size`` px with doubled samples. ``path``: field, surface_only or straightforward."""
     pose = multiview(network.curriculum)[2]
     settings = ViewSettings(image_size=size, surface_only=path == "surface_only")
     field = CountingField(StraightforwardField.of_seed(network) if path == "straightforward" else network.field())
@@ -61,10 +61,11 @@ def measure_view(network: Network, path: str, size: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def measure_video(network: Network, size: int, row_step: int, plain_every: int, cached_every: int) -> dict[str, Any]:
-    """A loop of 36 frames through the cache; every ``plain_every``-th frame also without it, right after.
+    """Measure a loop of 36 frames with the view cache, of which every ``plain_every``-th is also rendered without it.
 
-    ``row_step``: only every so many rows of each frame. ``frame_over_plain``: median over rounds of the ratio of times in
-    GEMM's work, plus a thirty-sixth of the cache's building.
+    ``cached_every``: render only every ``cached_every``-th frame. ``row_step``: render only every ``row_step``-th row of a
+    frame. ``frame_over_plain``: median ratio of a frame's work (measure.Timed) with and without the cache, plus 1/36 of the
+    work of building the cache.
     """
     gemm = Gemm()
     poses = ellipse(NUM_FRAMES, network.curriculum)
@@ -113,7 +114,7 @@ def _build(field: Field, network: Network, poses: list[TrajectoryPose], settings
 
 
 def _compare(pairs: list[tuple[Image, Image]]) -> dict[str, Any]:
-    """Errors over all compared frames; of depths, on rays that hit in both."""
+    """Compare frames with and without the cache: errors over all frames, and of depths on rays that hit in both."""
     result: dict[str, Any] = {
         "psnr_db": psnr_db(torch.cat([a.rgb for a, _ in pairs]), torch.cat([b.rgb for _, b in pairs])),
         "worst_frame_psnr_db": min(psnr_db(a.rgb, b.rgb) for a, b in pairs),

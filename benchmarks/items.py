@@ -1,4 +1,4 @@
-"""The parts of the benchmark: what is measured of which network. Every item runs in a process of its own."""
+"""The parts of the benchmark: which measurements are made with which network. Each item runs in its own process."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ VIDEO_SIZE, TRAINING_SIZE = 128, 32
 
 
 class Choice(NamedTuple):
-    """The network to measure: a generator file and its curriculum's name; None for the widened shipped one."""
+    """The network to measure: a generator file and its curriculum's name, or None for the widened pretrained network."""
 
     generator: str | None
     curriculum: str | None
 
 
 class Plan(NamedTuple):
-    """How much of everything is measured. The sizes by which growth is shown are none in a quick run."""
+    """The sizes and counts of a run. A quick run has no sizes for the growth of the cost."""
 
     query_rounds: int
     view_size: int
     view_sizes: tuple[int, ...]
-    video: tuple[int, int, int]  # rows of a frame, frames rendered in full, frames from the cache: every so many
+    video: tuple[int, int, int]  # row_step, plain_every, cached_every of images.measure_video
     resolution: int
-    sheet_step: int  # of the full width's dense lattice, every so many sheets
+    sheet_step: int  # of shapes.measure_against_dense, for the network of full width
     resolutions: tuple[int, ...]
     training: tuple[int, int]  # images, rounds
     training_sizes: tuple[tuple[int, int], ...]  # px, images

@@ -1,8 +1,8 @@
-"""How things are measured here: rates beside the matrix product's, peak memory per item, floating-point operations.
+"""Measure times relative to the rate of the matrix product, and the peak memory of each item.
 
-The speed of a shared machine changes from moment to moment. So nothing is compared with a number from another moment:
-every measurement stands between two of the rate of the matrix product (GEMM), and ratios are formed per round, of which
-the median counts. The GEMM rate is the best that any of GEMM_SHAPES reaches, float32, through the same torch.mm.
+The speed of a shared machine varies over time, so times measured at different moments are not compared directly. The rate of
+the matrix product (GEMM) is measured before and after each measurement. Ratios are formed per round, and the median is
+reported. The GEMM rate is the best over GEMM_SHAPES, for torch.mm in float32.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-# (rows, inner, columns): from the product of one layer on one block to a square one that fills the caches.
+# (rows, inner, columns): from the product of one layer and one block to a square product that fills the caches.
 GEMM_SHAPES = ((2048, 256, 256), (8192, 256, 256), (1024, 1024, 1024))
 ROOT = Path(__file__).resolve().parent.parent
-WINDOW_S = 0.1  # how long the best of repeated calls is looked for
+WINDOW_S = 0.1  # duration of repeated calls, of which the fastest counts
 
 
 class Timed(NamedTuple):
-    """What a call returned, its seconds, and the mean of the GEMM rates right before and after it."""
+    """The result of a call, its duration, and the mean of the GEMM rates immediately before and after it."""
 
     value: Any
     seconds: float
@@ -36,21 +36,21 @@ class Timed(NamedTuple):
 
     @property
     def work(self) -> float:
-        """Seconds times the GEMM rate around them: the GFLOP that GEMM does meanwhile, whatever the machine's mood."""
+        """The GFLOP that GEMM could do in this time: seconds times the GEMM rate. It varies less than the time itself."""
         return self.seconds * self.gemm_gflops
 
 
 class Gemm:
-    """The rate of the float32 matrix product in this process."""
+    """Measures the rate of the float32 matrix product in this process."""
 
     def __init__(self) -> None:
         self._operands = [(torch.rand(m, k), torch.rand(k, n), torch.empty(m, n)) for m, k, n in GEMM_SHAPES]
         self.rates: list[float] = []
-        self.gflops()  # the first calls are slow
+        self.gflops()  # warm-up
         self.rates.clear()
 
     def gflops(self, window_s: float = WINDOW_S) -> float:
-        """Measure now: the best rate of any shape, GFLOP/s."""
+        """Measure the best rate over all shapes, GFLOP/s."""
         rates = []
         for a, b, out in self._operands:
             flops = 2 * a.shape[0] * a.shape[1] * b.shape[1]
@@ -59,6 +59,7 @@ class Gemm:
         return self.rates[-1]
 
     def around(self, call: Callable[[], Any]) -> Timed:
+        """Time ``call``, and measure the GEMM rate before and after it."""
         before = self.gflops()
         started = time.perf_counter()
         value = call()
@@ -71,7 +72,7 @@ class Gemm:
 
 
 def best_rate(call: Callable[[], Any], flops: float, window_s: float) -> float:
-    """The best GFLOP/s of repeated calls in about ``window_s`` seconds, at least two."""
+    """Return the best GFLOP/s of repeated calls during about ``window_s`` seconds, with at least two calls."""
     best, count, end = float("inf"), 0, time.perf_counter() + window_s
     while count < 2 or time.perf_counter() < end:
         started = time.perf_counter()
@@ -82,7 +83,7 @@ def best_rate(call: Callable[[], Any], flops: float, window_s: float) -> float:
 
 
 def shares_of_gemm(gemm: Gemm, calls: dict[str, tuple[Callable[[], Any], float]], rounds: int) -> dict[str, dict[str, float]]:
-    """For each named (call, its FLOP): median over rounds of its rate, and of that over the GEMM rate around it."""
+    """For each named (call, FLOP), return the median rate over ``rounds`` and the median of its ratio to the GEMM rate."""
     rates: dict[str, list[float]] = {name: [] for name in calls}
     shares: dict[str, list[float]] = {name: [] for name in calls}
     for call, _ in calls.values():
@@ -99,15 +100,15 @@ def shares_of_gemm(gemm: Gemm, calls: dict[str, tuple[Callable[[], Any], float]]
 
 
 def peak_mb() -> float:
-    """The largest resident memory of this process so far, MiB (ru_maxrss)."""
+    """Return the peak resident memory of this process, MiB (ru_maxrss)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def in_child(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """``call(*arguments)`` in a process of its own, with that process's ``peak_mb`` and its ``wall_s`` in the result.
+    """Run ``call(*arguments)`` in a new process and return its result, with the ``peak_mb`` and ``wall_s`` of that process.
 
-    Raises RuntimeError where the child fails; its traceback is on stderr.
+    Raises RuntimeError if the process fails; its traceback is on stderr.
     """
     context = _context()
     receiver, sender = context.Pipe(duplex=False)
@@ -125,16 +126,17 @@ def in_child(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, 
 
 @functools.cache
 def _context() -> multiprocessing.context.BaseContext:
-    """Children that are forked from a server which has imported everything and computed nothing, where that is possible.
+    """Return a context whose processes are forked from a server that has imported all modules, or ``spawn`` if not available.
 
-    They lose no seconds to the import, and there are no threads whose locks they could inherit.
+    A forked process does not repeat the imports, and since the server has computed nothing, it has no threads whose locks
+    the process could inherit.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.items"])
     search = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([search] if search else [])])  # where the server looks for it
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([search] if search else [])])  # for the server
     return context
 
 

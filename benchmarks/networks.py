@@ -1,9 +1,9 @@
-"""The networks that are measured, and what one evaluation of them costs.
+"""The networks to measure, and the cost of evaluating them.
 
-The published curricula use 8 layers of 256 units, and no trained network of that size ships. So the shipped one is made
-as wide and as deep without changing its function (Net2Net; Chen, Goodfellow, Shlens, ICLR 2016): units are copied and the
-weights that read them shared out at random, and layers whose sines work at small phases pass values on. Its shapes are
-the shipped heads, its cost is that of BFM.
+The published curricula use 8 layers of 256 units, but no trained network of that size is available here. So the pretrained
+heads are widened and deepened without changing the function (Net2Net; Chen, Goodfellow, Shlens, ICLR 2016). Units are copied,
+and the weights that read them are distributed randomly over the copies. Added layers have small phases, where the sine is
+nearly linear, and so pass values on. The shapes are those of the pretrained heads, the cost is that of BFM.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from siren.field import Field
 from siren.mapping import FilmParameters
 
 SHIPPED = "heads"
-PASSING_PHASE = 0.02  # of a layer that passes values on: sin differs from its argument by 1 part in 15,000
+PASSING_PHASE = 0.02  # of an added layer: its sine differs from its argument by 1 part in 15,000
 PSI = 0.7
-NUM_MEAN_LATENTS = 500  # of the widened network: quick, and near enough
+NUM_MEAN_LATENTS = 500  # for the truncation mean of the widened network; approximate but fast
 
 
 @dataclass(frozen=True)
 class Network:
-    """A generator to measure, and in words what it is."""
+    """A generator to measure, and its description for the report."""
 
     generator: ImplicitGenerator3d
     curriculum: Curriculum
@@ -39,24 +39,24 @@ class Network:
 
     @torch.no_grad()
     def field(self, seed: int = 0) -> Field:
-        """The field of a seed, psi 0.7."""
+        """Return the field of a seed, psi 0.7."""
         z = latent_from_seed(seed, self.curriculum.latent_dim, self.curriculum.z_dist)
         return self.generator.field(self.generator.film(z, PSI))
 
 
 def shipped_network() -> Network:
     loaded = load_generator(SHIPPED)
-    return Network(loaded.generator, loaded.curriculum, f"shipped {SHIPPED} ({_sizes(loaded.curriculum)})")
+    return Network(loaded.generator, loaded.curriculum, f"pretrained {SHIPPED} ({_sizes(loaded.curriculum)})")
 
 
 def full_network(path: str | None, curriculum_name: str | None) -> Network:
-    """The generator at ``path``, or the shipped one at BFM's width and depth. Raises UserError for an unusable file."""
+    """Return the generator at ``path``, or the pretrained one at BFM's size. Raises UserError if the file is not usable."""
     if path is not None:
         loaded = load_generator(path, get_curriculum(curriculum_name) if curriculum_name else None)
         return Network(loaded.generator, loaded.curriculum, f"{Path(path).name} ({_sizes(loaded.curriculum)})")
     curriculum = CURRICULUMS["BFM"]
     generator = widen(shipped_network().generator, curriculum)
-    description = f"shipped {SHIPPED} made as wide and deep as BFM ({_sizes(curriculum)}), same function"
+    description = f"pretrained {SHIPPED}, widened and deepened to the size of BFM ({_sizes(curriculum)}), same function"
     return Network(generator, curriculum, description)
 
 
@@ -68,7 +68,7 @@ def _sizes(curriculum: Curriculum) -> str:
 
 
 def flops_per_point(curriculum: Curriculum, with_color: bool) -> int:
-    """Two per multiply-add of the linear layers, FiLM folded in; sines and biases count nothing."""
+    """Return the FLOP per point: two per multiply-add of the linear layers, with FiLM folded in, without sines and biases."""
     hidden = curriculum.hidden_dim
     products = 3 * hidden + (curriculum.num_layers - 1) * hidden**2 + hidden
     if with_color:
@@ -77,7 +77,7 @@ def flops_per_point(curriculum: Curriculum, with_color: bool) -> int:
 
 
 class CountingField:
-    """A field that counts the points it is asked; see siren.field.Field. A normal counts as two points, by its work."""
+    """A field that counts the queried points; see siren.field.Field. A normal counts as two points, as it costs as much."""
 
     def __init__(self, field: Field) -> None:
         self._field = field
@@ -101,7 +101,7 @@ class CountingField:
 
 
 class StraightforwardField:
-    """The same function as one would first write it in PyTorch: every layer linear, times gamma, plus beta, sine; all at once."""
+    """The same function in straightforward PyTorch: per layer linear, times gamma, plus beta, sine; all points at once."""
 
     def __init__(self, generator: ImplicitGenerator3d, film: FilmParameters) -> None:
         siren = generator.siren
@@ -114,7 +114,7 @@ class StraightforwardField:
     @classmethod
     @torch.no_grad()
     def of_seed(cls, network: Network, seed: int = 0) -> StraightforwardField:
-        """The field that :meth:`Network.field` gives."""
+        """Return the counterpart of :meth:`Network.field`."""
         c = network.curriculum
         return cls(network.generator, network.generator.film(latent_from_seed(seed, c.latent_dim, c.z_dist), PSI))
 
@@ -145,10 +145,10 @@ class StraightforwardField:
 
 @torch.no_grad()
 def widen(small: ImplicitGenerator3d, curriculum: Curriculum) -> ImplicitGenerator3d:
-    """A generator of ``curriculum``'s size with the function of ``small``, whose latents are its first numbers."""
+    """Return a generator of ``curriculum``'s size with the function of ``small``, given the first numbers of its latents."""
     num_small, hidden = small.siren.hidden_dim, curriculum.hidden_dim
     random = torch.Generator().manual_seed(0)
-    copy_of = torch.arange(hidden) % num_small  # unit i of the wide layers is a copy of this one
+    copy_of = torch.arange(hidden) % num_small  # unit i of a wide layer is a copy of unit copy_of[i]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         wide = ImplicitGenerator3d(curriculum).eval()
@@ -158,21 +158,21 @@ def widen(small: ImplicitGenerator3d, curriculum: Curriculum) -> ImplicitGenerat
         if i <= last:
             source = small.siren.network[i].layer
             weight = source.weight[copy_of]
-            target.weight.copy_(weight if i == 0 else _share_out(weight, copy_of, random))
+            target.weight.copy_(weight if i == 0 else _distribute(weight, copy_of, random))
             target.bias.copy_(source.bias[copy_of])
         else:
             scale = (PASSING_PHASE if i == last + 1 else 1.0) / 30
-            target.weight.copy_(_share_out(torch.eye(num_small)[copy_of] * scale, copy_of, random))
+            target.weight.copy_(_distribute(torch.eye(num_small)[copy_of] * scale, copy_of, random))
             target.bias.zero_()
     restore = 1 / PASSING_PHASE if len(wide.siren.network) > last + 1 else 1.0
     final = small.siren.final_layer
-    _set_linear(wide.siren.final_layer, final, _share_out(final.weight, copy_of, random) * restore)
+    _set_linear(wide.siren.final_layer, final, _distribute(final.weight, copy_of, random) * restore)
     source = small.siren.color_layer_sine.layer
-    from_features = _share_out(source.weight[copy_of, 3:], copy_of, random) * restore
+    from_features = _distribute(source.weight[copy_of, 3:], copy_of, random) * restore
     wide.siren.color_layer_sine.layer.weight.copy_(torch.cat([source.weight[copy_of, :3], from_features], dim=1))
     wide.siren.color_layer_sine.layer.bias.copy_(source.bias[copy_of])
     color = small.siren.color_layer_linear[0]
-    _set_linear(wide.siren.color_layer_linear[0], color, _share_out(color.weight, copy_of, random))
+    _set_linear(wide.siren.color_layer_linear[0], color, _distribute(color.weight, copy_of, random))
     _widen_mapping(small, wide, copy_of)
     wide.compute_truncation_mean(NUM_MEAN_LATENTS)
     return wide
@@ -183,8 +183,8 @@ def _set_linear(target: nn.Linear, source: nn.Linear, weight: Tensor) -> None:
     target.bias.copy_(source.bias)
 
 
-def _share_out(weight: Tensor, copy_of: Tensor, random: torch.Generator) -> Tensor:
-    """(out, small) -> (out, wide): a unit's weight shared among its copies, and on top what cancels among them."""
+def _distribute(weight: Tensor, copy_of: Tensor, random: torch.Generator) -> Tensor:
+    """Distribute each unit's weight over its copies, and add noise that sums to 0 over them: (out, small) -> (out, wide)."""
     num_small = weight.shape[1]
     part = torch.rand(len(weight), len(copy_of), generator=random) + 0.5
     sums = torch.zeros(len(weight), num_small).index_add_(1, copy_of, part)
@@ -195,7 +195,7 @@ def _share_out(weight: Tensor, copy_of: Tensor, random: torch.Generator) -> Tens
 
 
 def _widen_mapping(small: ImplicitGenerator3d, wide: ImplicitGenerator3d, copy_of: Tensor) -> None:
-    """The mapping network in a corner of the wide one; layers that pass values on get gamma 30 and beta 0."""
+    """Embed the mapping network in the first units of the wide one. Added FiLM layers get gamma 30 and beta 0."""
     sources = [module for module in small.siren.mapping_network.network if isinstance(module, nn.Linear)]
     targets = [module for module in wide.siren.mapping_network.network if isinstance(module, nn.Linear)]
     for source, target in zip(sources[:-1], targets[:-1], strict=True):

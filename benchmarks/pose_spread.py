@@ -1,6 +1,6 @@
-"""How close tools/pose_spread.py's read-out comes on built-in heads whose camera prior is known: the table in docs/own_photos.md.
+"""Measure the accuracy of tools/pose_spread.py on built-in heads of known camera prior: the table in docs/own_photos.md.
 
-python benchmarks/pose_spread.py
+Run as ``python benchmarks/pose_spread.py``.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tools.pose_spread import read_with_heads, spreads_of
 
 PRIORS = (("gaussian", 0.2, 0.1), ("gaussian", 0.3, 0.155), ("uniform", 0.5, 0.4), ("uniform", 0.7, 0.25))
 NUM_HEADS = 300
-FIRST_SEED = 101  # heads and poses of the first prior; the others have the next ones
+FIRST_SEED = 101  # of heads and poses for the first prior, increased by 1 for each further prior
 
 
 def posed_heads(prior: tuple[str, float, float], seed: int) -> PosedHeads:
-    """NUM_HEADS other heads than the read-out learned from, seen from the prior's poses."""
+    """Render NUM_HEADS heads that are not in the training set of the network, from poses of the prior."""
     means = {"h_mean": math.pi / 2, "v_mean": math.pi / 2}
     names = dict(zip(("sample_dist", "h_stddev", "v_stddev"), prior, strict=True))
     poses = sample_camera_poses(NUM_HEADS, **means, **names, generator=torch.Generator().manual_seed(seed))
@@ -44,13 +44,13 @@ def posed_heads(prior: tuple[str, float, float], seed: int) -> PosedHeads:
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--readout_cache", help="folder where trained read-outs are kept")
+    parser.add_argument("--readout_cache", help="folder of trained networks (default: the cache of decoded images)")
     args = parser.parse_args()
     settings = ReadoutSettings()
     cache_dir = Path(args.readout_cache) if args.readout_cache else default_cache_dir()
     readout, path = get_pose_readout(settings, cache_dir, torch.device("cpu"))
-    print(f"{NUM_HEADS} heads of {INPUT_SIZE} px for each prior, seeds {FIRST_SEED} and on; {path.name}")
-    for number, prior in enumerate(PRIORS):  # "varied": other backgrounds, colors, sizes and places
+    print(f"{NUM_HEADS} heads of {INPUT_SIZE} px for each prior, seeds from {FIRST_SEED}; {path.name}")
+    for number, prior in enumerate(PRIORS):  # "varied": random backgrounds, colors, sizes and positions
         heads = posed_heads(prior, FIRST_SEED + number)
         kinds = {"on black": (heads.images.float() / 127.5 - 1, heads.poses)}
         kinds["varied"] = vary(heads, torch.Generator().manual_seed(number))
@@ -58,10 +58,9 @@ def main() -> None:
             yaw, pitch = spreads_of(read_with_heads(images, readout, path.name, settings))
             fitted = fit_prior(yaw, pitch)
             truths, found = (", ".join(f"{v:.3f}" for v in pair) for pair in (truth.std(0), (yaw.stddev or 0, pitch.stddev or 0)))
-            wanted = f"{prior[0]} {prior[1]:g}, {prior[2]:g}"
-            print(
-                f"{wanted:<22} {kind:<9} true deviations {truths}  read {found}  {' '.join(fitted.settings() if fitted else [])}"
-            )
+            name = f"{prior[0]} {prior[1]:g}, {prior[2]:g}"
+            settings_found = " ".join(fitted.settings()) if fitted else "rejected"
+            print(f"{name:<22} {kind:<9} true deviations {truths}  estimated {found}  {settings_found}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What it costs to round the inputs of the field's products: errors of phase, logit, surface and image.
+"""Measure how rounding the inputs of the field's matrix products affects phases, logits, surface and image.
 
     python benchmarks/precision.py [PATH] [--image_size 64] [--num_seeds 4]
 
-The rounding is emulated on the CPU, so the numbers hold for any GPU up to the order of sums: inputs of the hidden layers'
-products are rounded to the format, sums, biases, phases, the first layer and the two heads stay float32. That is what
-the fused kernel (siren/backends/triton_occupancy.py) does in fp16 and bf16, and what TF32 does, but for the heads' weights.
+The rounding is emulated on the CPU, so the results hold for any GPU, up to the order of summation. The inputs of the hidden
+layers' products are rounded to the format; sums, biases, phases, the first layer and the two heads stay in float32. The fused
+kernel (siren/backends/triton_occupancy.py) does the same in fp16 and bf16, and so does TF32, except for the heads' weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Rounding = Callable[[Tensor], Tensor]
 
 
 def round_to_tf32(x: Tensor) -> Tensor:
-    """float32 with 10 bits of fraction, to nearest, ties to even."""
+    """Round float32 to 10 fraction bits, to nearest, ties to even."""
     bits = x.contiguous().view(torch.int32)
     return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
 
@@ -49,7 +49,7 @@ ROUNDINGS: dict[str, Rounding] = {
 
 
 class RoundedField:
-    """A field (siren.field.Field) of B latents whose products see rounded inputs. ``rounding`` None rounds nothing."""
+    """A field (siren.field.Field) of B latents whose products have rounded inputs. ``rounding`` None: no rounding."""
 
     def __init__(self, siren: FoldedSiren, rounding: Rounding | None) -> None:
         self.batch_size = siren.weights[0].shape[0]
@@ -58,7 +58,7 @@ class RoundedField:
         self._siren = siren._replace(weights=(siren.weights[0], *hidden), color_weight=self._round(siren.color_weight))
 
     def phases(self, points: Tensor) -> list[Tensor]:
-        """(B, N, H) for every layer."""
+        """Return the phases (B, N, H) of every layer."""
         x, found = points, []
         for i, (weight, bias) in enumerate(zip(self._siren.weights, self._siren.biases, strict=True)):
             found.append(torch.baddbmm(bias.unsqueeze(1), self._round(x) if i else x, weight))
@@ -79,14 +79,14 @@ class RoundedField:
 def folded_siren(generator: ImplicitGenerator3d, z: Tensor, psi: float) -> FoldedSiren:
     siren = generator.siren
     if siren.embedding_grid is not None:
-        raise UserError("this measures fields without a feature grid; give another generator")
+        raise UserError("generators with a feature grid are not supported; choose another generator")
     heads = (siren.color_layer_sine.layer, siren.final_layer, siren.color_layer_linear[0])
     return fold([layer.layer for layer in siren.network], *heads, generator.film(z, psi), siren.point_scale)
 
 
 @torch.no_grad()
 def measure(siren: FoldedSiren, curriculum: Curriculum, image_size: int) -> dict[str, dict[str, float]]:
-    """For each format, its errors against float32: see the keys."""
+    """Return, for each format, its errors compared with float32."""
     batch = siren.weights[0].shape[0]
     yaw = torch.linspace(-0.3, 0.3, batch) + torch.pi / 2
     rays = camera_rays(CameraPoses(torch.full((batch,), torch.pi / 2), yaw), image_size, curriculum.fov)
@@ -94,7 +94,7 @@ def measure(siren: FoldedSiren, curriculum: Curriculum, image_size: int) -> dict
     exact = RoundedField(siren, None)
     truth = render(exact, rays, settings)
     hit = truth.surface.hit_mask
-    points = rays.origins + truth.surface.t.unsqueeze(-1) * rays.directions  # where errors show: on the surface
+    points = rays.origins + truth.surface.t.unsqueeze(-1) * rays.directions  # on the surface, where errors matter
     phases, logits = exact.phases(points), exact.occupancy_logits(points)
     results = {}
     for name, rounding in ROUNDINGS.items():
@@ -118,8 +118,10 @@ def measure(siren: FoldedSiren, curriculum: Curriculum, image_size: int) -> dict
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("path", nargs="?", default="pretrained/heads.safetensors", help="a generator")
-    parser.add_argument("--curriculum", choices=sorted(CURRICULUMS), help="of files that do not name theirs (BFM)")
+    parser.add_argument("path", nargs="?", default="pretrained/heads.safetensors", help="a generator file")
+    parser.add_argument(
+        "--curriculum", choices=sorted(CURRICULUMS), help="for files that do not contain their settings (default: BFM)"
+    )
     parser.add_argument("--image_size", type=int, default=64)
     parser.add_argument("--num_seeds", type=int, default=2)
     parser.add_argument("--psi", type=float, default=1.0)

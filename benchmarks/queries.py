@@ -1,4 +1,4 @@
-"""Points per second of one network's field, beside the matrix product's rate."""
+"""Measure the points per second of a network's field, relative to the rate of the matrix product."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_POINTS = 1 << 14
 
 @torch.no_grad()
 def measure(network: Network, rounds: int) -> dict[str, Any]:
-    """Per query and path: ``gflops``, ``gemm_share`` (median of rounds), ``million_points_per_s``; and ``gemm_gflops``."""
+    """Return ``gflops``, ``gemm_share`` and ``million_points_per_s`` (medians) of each query and path, and ``gemm_gflops``."""
     random = torch.Generator().manual_seed(0)
     points = (torch.rand(1, NUM_POINTS, 3, generator=random) - 0.5) * 0.24
     directions = F.normalize(torch.randn(1, NUM_POINTS, 3, generator=random), dim=-1)

@@ -1,11 +1,12 @@
-"""What is claimed about speed, measured on this machine's CPU: field queries, views, videos, shapes, a training iteration.
+"""Measure speed on the CPU: field queries, views, videos, extraction of shapes, a training iteration.
 
     python benchmarks/run.py --json speed.json --markdown speed.md      # about 8 minutes on 2 cores
-    python benchmarks/run.py --quick --json speed.json                  # within 50 seconds: smaller, the same keys
+    python benchmarks/run.py --quick --json speed.json                  # within 50 seconds: smaller sizes, the same keys
 
-Ratios are formed within the run, from times taken side by side and weighed with the rate of the matrix product around them
-(measure.py). Each item runs in a process of its own, whose peak memory is noted. The network is the shipped one made as wide
-and deep as the published curricula (networks.py), or what --generator names; the shipped one as it is stands beside it.
+Ratios are formed from times measured alternately in the same run, relative to the rate of the matrix product at that moment
+(measure.py). Each item runs in its own process, and the peak memory of that process is recorded. The network is the
+pretrained one, widened and deepened to the size of the published curricula (networks.py), or that of --generator. Extraction
+is also measured with the pretrained network itself.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, the same keys, within 50 seconds on 2 cores")
-    parser.add_argument("--json", type=Path, help="write every figure here")
-    parser.add_argument("--markdown", type=Path, help="write the table here")
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="only these parts")
-    parser.add_argument("--generator", help="a generator file to measure instead of the widened shipped one")
-    parser.add_argument("--curriculum", help="of that file, where it does not carry its own settings")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, the same keys; within 50 seconds on 2 cores")
+    parser.add_argument("--json", type=Path, help="write all results as JSON")
+    parser.add_argument("--markdown", type=Path, help="write the table as Markdown")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="run only these parts")
+    parser.add_argument("--generator", help="a generator file (default: the pretrained network, widened)")
+    parser.add_argument("--curriculum", help="name or .json file; required if the generator file does not contain its settings")
     return parser.parse_args(argv)
 
 
@@ -63,14 +64,14 @@ def write(path: Path | None, text: str) -> None:
         if path is not None:
             path.write_text(text)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place") from None
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another path") from None
 
 
 # -- the report ----------------------------------------------------------------------------------------------------------
 
 
 def build_report(parts: dict[str, Any], arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """The headline figures first, then what they come from."""
+    """Assemble the report: headline results first, then all measurements."""
     items = list(_items(parts))
     report = {
         "quick": arguments.quick,
@@ -147,7 +148,7 @@ HEADLINES = {
 
 
 def _items(parts: Any) -> Any:
-    """Every item that ran in a process of its own, wherever it lies."""
+    """Yield the results of all items, at any depth."""
     if isinstance(parts, dict):
         if "peak_mb" in parts:
             yield parts

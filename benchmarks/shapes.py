@@ -1,4 +1,4 @@
-"""Extraction: a lattice of occupancies, asked near the surface alone, beside the dense one."""
+"""Measure extraction: a lattice of occupancies queried only near the surface, compared with dense queries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEVEL = 0.5
 
 @torch.no_grad()
 def measure_sparse(network: Network, resolution: int) -> dict[str, Any]:
-    """Seconds and points of a whole lattice, of which no page has been written before."""
+    """Measure the seconds and points of a lattice in newly allocated memory."""
     gemm = Gemm()
     field, out = CountingField(network.field()), np.empty((resolution,) * 3, dtype=np.float32)
     timed = gemm.around(lambda: fill_occupancy_near_surface(out, field, network.curriculum, CUBE_SIZE))
@@ -34,10 +34,10 @@ def measure_sparse(network: Network, resolution: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def measure_against_dense(network: Network, resolution: int, sheet_step: int) -> dict[str, Any]:
-    """The sparse lattice beside the dense one; of that, every ``sheet_step``-th sheet is asked, and its time multiplied.
+    """Compare the sparse lattice with the dense one, of which only every ``sheet_step``-th sheet is queried (time scaled up).
 
-    ``over_dense``: the ratio of times in GEMM's work. ``sign_mismatches`` of ``signs_compared``. With whole lattices also
-    whether the two meshes have the same number of pieces and the same Euler number.
+    ``over_dense``: ratio of their work (measure.Timed). ``sign_mismatches``: out of ``signs_compared``. With ``sheet_step`` 1,
+    ``same_topology``: whether the two meshes have the same number of pieces and the same Euler number.
     """
     gemm = Gemm()
     field, sparse = CountingField(network.field()), np.empty((resolution,) * 3, dtype=np.float32)
@@ -55,7 +55,7 @@ def measure_against_dense(network: Network, resolution: int, sheet_step: int) ->
         "resolution": resolution,
         "seconds": (timed.seconds + again.seconds) / 2,
         "dense_seconds": plain.seconds / share,
-        "dense_share_asked": share,
+        "dense_share_queried": share,
         "num_points": field.num_points // 2,
         "dense_points": resolution**3,
         "over_dense": (timed.work + again.work) / 2 / (plain.work / share),
@@ -68,7 +68,7 @@ def measure_against_dense(network: Network, resolution: int, sheet_step: int) ->
 
 
 def _sheets(field: Any, resolution: int, step: int) -> np.ndarray:
-    """Occupancies (K, N, N) of every ``step``-th sheet of constant x, a few sheets per query as fill_occupancy does."""
+    """Return occupancies (K, N, N) of every ``step``-th sheet of constant x, a few sheets per query as in fill_occupancy."""
     axis = grid_coordinates(CUBE_SIZE, resolution)
     chosen = axis[step // 2 :: step]
     sheets = []
@@ -89,11 +89,11 @@ def _compare_meshes(sparse: np.ndarray, dense: np.ndarray, network: Network) -> 
 
 @torch.no_grad()
 def measure_straightforward(network: Network, resolution: int, num_points: int) -> dict[str, Any]:
-    """Seconds that the dense lattice would take in straightforward PyTorch, from its rate on ``num_points``."""
+    """Estimate the seconds of the dense lattice in straightforward PyTorch, from its rate on ``num_points``."""
     gemm, field = Gemm(), StraightforwardField.of_seed(network)
     points = (torch.rand(1, num_points, 3, generator=torch.Generator().manual_seed(0)) - 0.5) * CUBE_SIZE
     field.occupancy_logits(points)
     times = [gemm.around(lambda: field.occupancy_logits(points)) for _ in range(3)]
     share = num_points / resolution**3
     seconds, work = (statistics.median(getattr(timed, name) for timed in times) / share for name in ("seconds", "work"))
-    return {"resolution": resolution, "seconds": seconds, "work_gflop": work, "points_asked": num_points}
+    return {"resolution": resolution, "seconds": seconds, "work_gflop": work, "points_queried": num_points}

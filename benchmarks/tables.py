@@ -1,4 +1,4 @@
-"""What run.py prints and writes for the README: one line per figure, from the JSON alone."""
+"""Format the JSON of run.py as a table."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ Row = tuple[str, str]
 
 
 def rows(report: dict[str, Any]) -> list[Row]:
-    """(what, figure), for the parts that were run."""
+    """Return (label, result) for all parts that were run."""
     parts = report["parts"]
     makers = {"queries": _queries, "view": _view, "video": _video, "extraction": _extraction, "training": _training}
     lines: list[Row] = []
     for name, maker in makers.items():
         if name in parts:
             lines += maker(parts[name])
-    return [*lines, ("peak memory of the largest item, interpreter included", f"{report['peak_mb']:.0f} MB")]
+    return [*lines, ("peak memory of the largest item, including the interpreter", f"{report['peak_mb']:.0f} MB")]
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table for the README, with how and where it was measured."""
+    """Format the table, with the machine and the command."""
     machine = report["machine"]
     lines = [
         f"{machine['threads']} threads of {machine['processor']}, float32, torch {machine['torch']}; {report['network']}.",
@@ -46,7 +46,7 @@ def _cost(part: dict[str, Any]) -> str:
 
 
 def _queries(part: dict[str, Any]) -> list[Row]:
-    lines = [("matrix product, the best of several shapes", f"{part['gemm_gflops']:.0f} GFLOP/s")]
+    lines = [("matrix product, best of several shapes", f"{part['gemm_gflops']:.0f} GFLOP/s")]
     for name, what in (("occupancy", "occupancy queries"), ("color", "occupancy and color")):
         ours, plain = part[name], part[f"straightforward_{name}"]
         lines.append(
@@ -77,25 +77,25 @@ def _video(part: dict[str, Any]) -> list[Row]:
     plain = f"{_seconds(part['plain_frame_seconds'])}, {_points(part['plain_frame_points'])}"
     return [
         (
-            f"a frame of a 36-frame video at {part['size']} px (each frame by itself)",
+            f"a frame of a 36-frame video at {part['size']} px (without the view cache)",
             f"{ours} ({plain}): ratio {part['frame_over_plain']:.3f}",
         ),
         (
-            "its difference from the full render",
+            "its difference from the frame without the cache",
             f"{part['psnr_db']:.1f} dB; depth within 1e-4 on {depth['share_within_1e-4']:.3%} of hits, "
-            f"at most {depth['max']:.1e} off",
+            f"largest error {depth['max']:.1e}",
         ),
     ]
 
 
 def _extraction(part: dict[str, Any]) -> list[Row]:
     lines = []
-    for name, what in (("full", "full width"), ("shipped", "shipped heads")):
+    for name, what in (("full", "full width"), ("shipped", "pretrained heads")):
         item = part[name]["against_dense"]
         n = item["resolution"]
         lines.append(
             (
-                f"{n}³ voxels, {what} (every voxel asked)",
+                f"{n}³ voxels, {what} (dense queries)",
                 f"{_cost(item)} ({_seconds(item['dense_seconds'])}, {_points(item['dense_points'])}): ratio "
                 f"{item['over_dense']:.3f}; {item['sign_mismatches']} of {item['signs_compared']} signs differ",
             )
@@ -112,14 +112,14 @@ def _training(part: dict[str, Any]) -> list[Row]:
     lines = [
         (
             f"a training iteration, {main['batch']} images of {main['size']} px",
-            f"{_seconds(main['seconds'])}, {main['over_floor']:.2f} times its arithmetic "
+            f"{_seconds(main['seconds'])}, {main['over_floor']:.2f} times the time of its arithmetic "
             f"({main['gflop_per_image']:.1f} GFLOP per image)",
         ),
         ("its phases, seconds per image", phases),
     ]
     if part["growth"]:
         figures = ", ".join(f"{_seconds(item['seconds_per_image'])} ({item['over_floor']:.2f})" for item in part["growth"])
-        lines.append((f"per image of {_sizes(part['growth'], 'size')} px (times the arithmetic)", figures))
+        lines.append((f"per image of {_sizes(part['growth'], 'size')} px (ratio to the time of the arithmetic)", figures))
     return lines
 
 

@@ -1,15 +1,15 @@
-"""One iteration of training as train.py does it, split into its phases, beside the arithmetic that it needs.
+"""Measure an iteration of train.py and its phases, and compare the time with that of the necessary arithmetic.
 
-What the method needs, in evaluations of the network (two FLOP per multiply-add, FiLM folded in, sines free):
+The necessary arithmetic (two FLOP per multiply-add, FiLM folded in, sines not counted):
 
-- per generated image, for D and again for G (with share_images once for both): coarse samples and root steps, occupancy
-  alone; composited samples with color;
-- G's backward pass: of the composited samples, twice their forward;
-- G's normals at two points per ray that hits: logit and gradient are two occupancies, their backward pass four more;
-- D: what torch's FlopCounterMode counts in its convolutions: two forward passes, backward, the double backward of R1 and R2
-  where the step has them, and in G's step one forward and the gradient of the image (relativistic: a forward pass more).
+- per generated image, once for D and once for G (with share_images, once for both): coarse samples and root steps with
+  occupancy only; composited samples with color
+- G's backward pass: twice the forward pass of the composited samples
+- G's normals at two points per ray that hits: a logit and its gradient cost two occupancies, their backward pass four more
+- D, as counted by torch's FlopCounterMode: two forward passes, the backward pass, the double backward of R1 and R2 if they
+  are due, and in G's step one forward pass and the gradient with respect to the image (relativistic: one more forward pass)
 
-The mapping network, optimizers and averages count nothing. floor = FLOP / GEMM rate around the iteration.
+The mapping network, optimizers and averages are not counted. The floor is FLOP / GEMM rate at the time of the iteration.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ PHASES = ("generate_for_D", "D_forward", "D_backward", "G_forward", "G_backward"
 
 
 def measure(network: Network, size: int, batch: int, rounds: int) -> dict[str, Any]:
-    """Seconds of an iteration (median of ``rounds``) and of its phases, and how many times the floor that is.
+    """Measure the seconds of an iteration and of its phases (medians of ``rounds``), and their ratio to the floor.
 
-    ``size``: px, which chooses BFM's stage; ``batch``: images, where fewer than the stage's are to be measured.
+    ``size``: image size in pixels, which selects BFM's stage. ``batch``: number of images, at most the stage's.
     """
     keep_freed_memory()  # as train.py does
     trainer_, stage = _trainer(network, size, batch)
@@ -77,7 +77,7 @@ def measure(network: Network, size: int, batch: int, rounds: int) -> dict[str, A
 
 
 def _trainer(network: Network, size: int, batch: int) -> tuple[trainer.Trainer, Stage]:
-    """A run of the BFM curriculum at the stage of ``size`` px, its generator the network's: it has a surface to find."""
+    """Return a run at the curriculum's stage of ``size`` px, with the generator of ``network``, which has a surface."""
     curriculum = network.curriculum
     stage = next(stage for stage in curriculum.stages if stage.img_size == size)
     processes = Processes(0, 1, torch.device("cpu"))
@@ -93,7 +93,7 @@ def _trainer(network: Network, size: int, batch: int) -> tuple[trainer.Trainer, 
 
 @contextlib.contextmanager
 def _phases() -> Iterator[dict[str, float]]:
-    """Seconds per phase of the iterations inside: what the trainer calls is timed where it calls it."""
+    """Measure the seconds of each phase of the iterations in this context, by timing the functions that the trainer calls."""
     clock = dict.fromkeys(PHASES[:-1], 0.0)
     latest = ["D"]  # the network whose losses were computed last
     plain = {name: getattr(trainer, name) for name in ("generate", "discriminator_losses", "generator_losses")}

@@ -1,10 +1,10 @@
-"""Tri-planes beside the SIREN that they replace: milliseconds of one thread per image of a batch, and their ratio.
+"""Compare the training cost of tri-planes with that of a SIREN: milliseconds of one thread per image, and their ratio.
 
-    python benchmarks/triplane.py                # CATS_TRIPLANE's start beside a SIREN of CATS_TINY, at 32 and 64 px
+    python benchmarks/triplane.py                # CATS_TRIPLANE, untrained, and a SIREN of CATS_TINY, at 32 and 64 px
 
-Each has the sample counts of its curriculum. They take turns, so that both see the same moods of the machine; the least of
-the rounds counts, in seconds that the process was given. ``forward``: latents to images, normals and the ball's hold.
-``backward``: of the sum of the losses on those. D has no part in it.
+Each uses the sample counts of its curriculum. They are measured alternately, so that changes in the machine's speed affect
+both, and the minimum CPU time over the rounds is reported. ``forward``: from latents to images, normals and the hold to the
+ball. ``backward``: the backward pass of the sum of their losses. D is not included.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ def main(argv: Sequence[str] | None = None) -> None:
                 taken = time_step(generator, size, arguments.batch, round_number)
                 times[:] = map(min, times, taken)
         for name, times in zip(names, best, strict=True):
-            print(f"{size} px {name:<16} forward {times[0]:6.2f} ms, backward {times[1]:6.2f} ms an image")
+            print(f"{size} px {name:<16} forward {times[0]:6.2f} ms, backward {times[1]:6.2f} ms per image")
         ratios = [siren / triplane for triplane, siren in zip(*best, strict=True)]
         print(f"{size} px ratio            forward {ratios[0]:6.2f},    backward {ratios[1]:6.2f}")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--triplane", default="CATS_TRIPLANE", help="a curriculum; its generator starts as a ball")
-    parser.add_argument("--siren", default="cats", help="a generator file, which should have a surface: normals cost too")
-    parser.add_argument("--sizes", type=positive_int, nargs="+", default=[32, 64], help="of images, px")
-    parser.add_argument("--batch", type=positive_int, default=8, help="images of a step")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="of which the quickest counts")
+    parser.add_argument("--triplane", default="CATS_TRIPLANE", help="a curriculum; its untrained generator, a ball, is measured")
+    parser.add_argument("--siren", default="cats", help="a generator file with a surface, since normals are part of the cost")
+    parser.add_argument("--sizes", type=positive_int, nargs="+", default=[32, 64], help="image sizes in pixels")
+    parser.add_argument("--batch", type=positive_int, default=8, help="images per step")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="number of rounds, of which the fastest counts")
     return parser.parse_args(argv)
 
 
 def time_step(generator: ImplicitGenerator3d, size: int, batch: int, step: int) -> tuple[float, float]:
-    """Milliseconds per image: forward, backward."""
+    """Return the milliseconds per image of the forward and of the backward pass."""
     curriculum = generator.curriculum.with_overrides([f"img_size={size}", f"batch_size={batch}"])
     settings = StepSettings.at(curriculum, STEP)
     inputs = draw_inputs(curriculum, settings, batch, ALONE, seed=0, step=step, purpose="G")
@@ -77,7 +77,7 @@ def time_step(generator: ImplicitGenerator3d, size: int, batch: int, step: int) 
 
 
 def field_losses(generator: ImplicitGenerator3d, inputs: GeneratorInputs, settings: StepSettings) -> torch.Tensor:
-    """Losses that reach images, occupancies, normals at the surface and beside it, and the ball's points."""
+    """Return a loss with gradients through images, occupancies, normals at and near the surface, and the ball's points."""
     generated = generate(generator, inputs, settings)
     hits = generated.output.surface.hit_mask
     points = generated.rays.origins + generated.output.surface.t.unsqueeze(-1) * generated.rays.directions

@@ -1,7 +1,7 @@
-"""Several hosts on one machine: network namespaces, each with an address of its own, joined by a bridge.
+"""Simulate several hosts on one machine: network namespaces with their own addresses, joined by a bridge.
 
-Nothing of it outlives the call: the namespaces exist only inside one that belongs to it. Needs Linux with ip and unshare,
-and either root or a kernel that lets users have namespaces of their own.
+All namespaces are nested in one that is created for the call and removed at its end. Needs Linux with ip and unshare, and
+either root or a kernel that permits user namespaces.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ wait
 
 @dataclass(frozen=True)
 class HostResult:
-    """What a host's command left; ``bytes_sent``: on its network, headers included, None where it was not read."""
+    """Result of a host's command. ``bytes_sent``: by its network interface, including headers; None if unknown."""
 
     status: int
     output: str
@@ -56,7 +56,7 @@ class HostResult:
 
 
 def address(host: int) -> str:
-    """Of host 0, 1, ..."""
+    """Return the IP address of host 0, 1, ..."""
     return f"{PREFIX}{host + 1}"
 
 
@@ -67,7 +67,7 @@ def _unshare() -> list[str]:
 
 @cache
 def why_impossible() -> str | None:
-    """Why there can be no virtual hosts here; None where there can."""
+    """Return why virtual hosts are not available on this machine, or None if they are."""
     missing = [name for name in ("unshare", "ip", "nsenter", "mount") if shutil.which(name) is None]
     if missing:
         return f"virtual hosts need {', '.join(missing)}"
@@ -77,7 +77,7 @@ def why_impossible() -> str | None:
 
 
 class VirtualHosts:
-    """Runs ``commands[i]`` on host i, from the folder ``cwd``; ``finish`` waits for all of them."""
+    """Runs ``commands[i]`` on host i in the folder ``cwd``; :meth:`finish` waits for all of them."""
 
     def __init__(self, commands: Sequence[Sequence[str]], cwd: Path, env: Mapping[str, str] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="virtual_hosts_")
@@ -91,7 +91,7 @@ class VirtualHosts:
         )
 
     def finish(self, timeout: float) -> list[HostResult]:
-        """Raises subprocess.TimeoutExpired, after ending everything that runs."""
+        """Wait for all commands. On timeout, kill all processes and raise subprocess.TimeoutExpired."""
         try:
             self._process.wait(timeout)
         finally:

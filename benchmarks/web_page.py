@@ -1,10 +1,10 @@
-"""Frame times of the page with the generator inside, in a headless Chromium with software rendering.
+"""Measure frame times of the exported web page in a headless Chromium with software rendering.
 
     python benchmarks/web_page.py heads cats --json web_page.json
 
-Opens the page of export_web.py in its ?benchmark mode and prints what it shows: milliseconds per frame at 128 and 256 px, points
-evaluated, and the arithmetic that implies. The same mode in any browser measures its GPU: open page.html?benchmark. What a
-renderer on the CPU takes says little about a GPU; points and arithmetic are the same everywhere.
+Opens the page of export_web.py in its ?benchmark mode and prints the results: milliseconds per frame at 128 and 256 px, points
+evaluated, and the corresponding arithmetic. To measure a GPU, open page.html?benchmark in a browser. Times of a software
+renderer say little about a GPU, but points and arithmetic are the same everywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HEAD = ("size", "ms/frame", "points/frame", "points/pixel", "GFLOP/frame", "GFLO
 
 
 def measure(page: Path, model: str) -> dict[str, Any]:
-    """What the page's benchmark finds. Raises UserError where there is no browser."""
+    """Return the results of the page's benchmark. Raises UserError if there is no browser."""
     try:
         from selenium import webdriver
         from selenium.webdriver.support.ui import WebDriverWait
@@ -57,8 +57,8 @@ def measure(page: Path, model: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="generator files, or names of shipped ones")
-    parser.add_argument("--json", help="write every figure here")
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="generator files, or names of pretrained generators")
+    parser.add_argument("--json", help="write all results as JSON")
     args = parser.parse_args()
     report = {}
     for path in args.paths:

@@ -26,10 +26,6 @@ class Discriminator(nn.Module):
 
     final_layer: nn.Conv2d | nn.Linear
 
-    def used_parameters(self, size: int, fade_alpha: float) -> list[nn.Parameter]:
-        """Return the parameters that images of ``size`` px use. The others get no gradient."""
-        raise NotImplementedError
-
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
         """Score images (B, 3, H, H) in [-1, 1]. ``fade_alpha`` in [0, 1]: blend weight of the layers of a new size."""
         raise NotImplementedError

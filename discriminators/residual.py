@@ -65,10 +65,6 @@ class Stem(nn.Module):
             raise ValueError(f"no discriminator stem for {size} px; use a power of two from {self.base_size} to {MAX_DISC_SIZE}")
         return int(math.log2(size // self.base_size))
 
-    def used_parameters(self, size: int) -> list[nn.Parameter]:
-        """Return the parameters that images of ``size`` px use."""
-        return [*self.conv.parameters(), *self.details[: self.level(size)].parameters()]
-
     def forward(self, images: Tensor) -> Tensor:
         detail_features = []
         for k in reversed(range(self.level(images.shape[-1]))):
@@ -95,11 +91,6 @@ class ResidualDiscriminator(Discriminator):
         self.final_layer = nn.Linear(widths[-1], 1 + self.latent_dim + NUM_POSE)
         _kaiming(self.basis)
         _init_at_mean_pose(self.final_layer, curriculum)
-
-    def used_parameters(self, size: int, fade_alpha: float) -> list[nn.Parameter]:
-        """Return the parameters that images of ``size`` px use. Those of larger sizes get no gradient."""
-        parts = (self.blocks, self.transitions, self.basis, self.final_layer)
-        return [*self.stem.used_parameters(size), *(parameter for part in parts for parameter in part.parameters())]
 
     def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
         """Score images (B, 3, H, H) in [-1, 1], H the base size times a power of two, up to 512. ``fade_alpha`` has no effect.

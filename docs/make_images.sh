@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Remakes the README's images from a generator: docs/NAME.png (views, normals, meshes), docs/NAME.webp (they turn) and
-# docs/NAME_between.webp (from each to the next).
+# Make the README's images from a generator: docs/NAME.png (views, normals, meshes), docs/NAME.webp (rotation) and
+# docs/NAME_between.webp (interpolation).
 #   bash docs/make_images.sh GENERATOR [NAME, default: heads] [SEEDS, default: "0 1 2 3"]
 set -euo pipefail
 if [ $# -lt 1 ] || [ $# -gt 3 ] || [ ! -f "$1" ]; then

@@ -112,7 +112,7 @@ def num_style_layers(styles: Styles, curriculum: Curriculum) -> int:
 
 
 def geometry_layers(styles: Styles, curriculum: Curriculum) -> int:
-    """How many layers steer the shape where mixing is to keep it: all but a SIREN's color layer, half of other networks'."""
+    """Return the number of layers that mixing takes from the geometry: all but a SIREN's color layer, half for other networks."""
     num_layers = num_style_layers(styles, curriculum)
     return num_layers - 1 if isinstance(styles, FilmParameters) else num_layers // 2
 

@@ -1,4 +1,4 @@
-"""Fields whose answers are known in closed form."""
+"""Fields whose values are known in closed form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class SphereField:
-    """logit = sharpness (radius - |p - center|); the color is (p + 1) / 2. Counts the points it is asked for."""
+    """logit = sharpness (radius - |p - center|); the color is (p + 1) / 2. Counts the queried points."""
 
     def __init__(self, radius: float, sharpness: float = 200.0, center=(0.0, 0.0, 0.0), batch_size: int = 1, dtype=None) -> None:
         self.radius, self.sharpness, self.batch_size = radius, sharpness, batch_size

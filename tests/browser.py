@@ -21,7 +21,7 @@ SCRIPT_SECONDS = 110  # less than the driver's own limit
 
 
 class Browser:
-    """One tab. Raises what the page's scripts raise."""
+    """One tab. Raises the exceptions of the page's scripts."""
 
     def __init__(self, *flags: str) -> None:
         webdriver = pytest.importorskip("selenium.webdriver", reason="selenium, which drives the browser, is not installed")
@@ -56,7 +56,7 @@ class Browser:
         return self.driver.find_element("id", identifier)
 
     def drag(self, element: Any, dx: int, dy: int) -> None:
-        """Press on the middle of ``element``, move by pixels of the page in two steps, let go."""
+        """Press in the middle of ``element``, move by page pixels in two steps, and release."""
         chain = self._action_chains().move_to_element(element).click_and_hold()
         chain.move_by_offset(dx // 2, dy // 2).move_by_offset(dx - dx // 2, dy - dy // 2).release().perform()
 
@@ -79,11 +79,11 @@ class Browser:
         self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": identifier})
 
     def console(self) -> list[str]:
-        """Messages of the console since the last call: errors, warnings and what scripts print."""
+        """Return the console messages since the last call: errors, warnings and output of scripts."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self) -> list[str]:
-        """URLs requested since the last call, without data: and blob:, which stay in the page."""
+        """Return the URLs requested since the last call, without data: and blob:, which make no network request."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
         urls = [params["request"]["url"] for params in sent]

@@ -1,4 +1,4 @@
-"""Shared fixtures. The repo root is put on the path as running a script from it does."""
+"""Shared fixtures. The repository root is on the path, as for scripts run from it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def repo() -> Path:
 
 @pytest.fixture(scope="session")
 def published_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as users of the published code have it (tests/reference/published_files.py); read it only."""
+    """A folder with published files (tests/reference/published_files.py), which tests must not change."""
     from reference.published_files import write_published_files
 
     return write_published_files(tmp_path_factory.mktemp("published") / "BFM")
@@ -41,7 +41,7 @@ def published_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cats_zip() -> Path:
-    """Real photos of cats' faces, which are no part of the project: shared/data/cats64.zip beside the checkout."""
+    """Real photos of cat faces, which are not part of the project: shared/data/cats64.zip beside the checkout."""
     path = REPO.parent / "shared" / "data" / "cats64.zip"
     if not path.is_file():
         pytest.skip("no shared/data/cats64.zip beside this checkout")
@@ -74,7 +74,7 @@ def empty_generator_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An empty file system of 2 MB, which a test may fill."""
+    """An empty file system of 2 MB for a test to fill."""
     place = tmp_path / "small_disk"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]

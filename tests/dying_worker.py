@@ -1,4 +1,4 @@
-"""Work for processes that die of it (tests/test_loading_faults.py); apart, so that they can import it quickly."""
+"""Work that kills its process (tests/test_loading_faults.py), in a separate module that is fast to import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEADLY = 5
 
 
 def work(indices: Sequence[int], once: str | None = None) -> list[int]:
-    """Twice each number; dies by signal 9 at DEADLY, only the first time where ``once`` names a file to remember it by."""
+    """Double each number; die by signal 9 at DEADLY, or only the first time if ``once`` names a file that records it."""
     if DEADLY in indices and (once is None or not Path(once).exists()):
         if once is not None:
             Path(once).touch()

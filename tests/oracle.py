@@ -1,7 +1,7 @@
-"""The method once more, from docs/method.md alone: cameras, field, rendering and losses, one ray at a time, in float64.
+"""An independent implementation of docs/method.md: cameras, field, rendering and losses, one ray at a time, in float64.
 
-Nothing of the product computes here, but for the discriminator, which has recorded outputs of its own (tests/test_reference.py),
-and random numbers, which are inputs. Gradients are automatic differentiation's. Slow, and meant to be read beside the text.
+It uses no code of the project, except for the discriminator, which is tested by recorded outputs (tests/test_reference.py).
+Random numbers are inputs. Gradients are by automatic differentiation. It is slow, and meant to be read next to the text.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class OracleRenderer:
 
 
 def weights_of(alphas: Tensor) -> Tensor:
-    """alpha_i times the product of (1 - alpha_j + 1e-10) over what lies in front of it."""
+    """alpha_i times the product of (1 - alpha_j + 1e-10) over the samples in front of it."""
     columns, reached = [], torch.ones_like(alphas[..., 0])
     for i in range(alphas.shape[-1]):
         columns.append(alphas[..., i] * reached)
@@ -215,7 +215,7 @@ def weights_of(alphas: Tensor) -> Tensor:
 
 
 def fine_samples(t: list[float], weights: list[float], num: int, uniform: list[float] | None) -> list[float]:
-    """Inverse of the distribution that the inner weights, plus 1e-5, put between the midpoints of t."""
+    """Inverse of the distribution function that the inner weights, plus 1e-5, define between the midpoints of t."""
     edges = [(a + b) / 2 for a, b in itertools.pairwise(t)]
     shares = [weight + 1e-5 for weight in weights[1:-1]]
     total, cumulated = sum(shares), [0.0]
@@ -231,7 +231,7 @@ def fine_samples(t: list[float], weights: list[float], num: int, uniform: list[f
 
 
 class Weights(NamedTuple):
-    """What the step's number makes of the settings."""
+    """The settings at a step."""
 
     delta: float
     fade: float
@@ -242,7 +242,7 @@ class Weights(NamedTuple):
 
 
 def weights_at(c, step: int) -> Weights:
-    """By the formulas; the fade counts from where the image size last changed."""
+    """Compute by the formulas; the fade-in starts at the last change of image size."""
     stages = [stage for stage in c.stages if stage.start_step <= step]
     since = next(s.start_step for i, s in enumerate(stages) if all(later.img_size == s.img_size for later in stages[i:]))
     start = c.opacprior_lambda_init
@@ -258,7 +258,7 @@ def weights_at(c, step: int) -> Weights:
 
 
 def generator_terms(rendered: Rendered, field: OracleField, D, c, step: int, inputs, real: Tensor) -> dict[str, Tensor]:
-    """G's losses, each already times its weight; ``total`` is their sum."""
+    """G's weighted losses; ``total`` is their sum."""
     at = weights_at(c, step)
     judged = D(rendered.images.float(), at.fade)
     best = judged.score.detach().argsort(descending=True)[: math.ceil(at.topk * len(judged.score))]
@@ -291,7 +291,7 @@ def _normal_term(rendered: Rendered, field: OracleField, c, neighbors: Tensor) -
 
 
 def _ball_term(field: OracleField, c, points: Tensor) -> Tensor:
-    """What is missing of a ball of 150 logits per unit, at most 6 off the surface's own."""
+    """The deficit relative to a ball of 150 logits per unit, limited to 6 from the logit of the surface."""
     outside = points.norm(dim=-1) - c.init_ball_radius
     target = (-150 * outside).clamp(-6, 6) + math.log(c.tau / (1 - c.tau))
     logits = field.logits(points)
@@ -300,7 +300,7 @@ def _ball_term(field: OracleField, c, points: Tensor) -> Tensor:
 
 
 def discriminator_terms(images: Tensor, D, c, step: int, inputs, real: Tensor) -> dict[str, Tensor]:
-    """D's losses on generated ``images`` and ``real`` ones, each already times its weight; ``total`` is their sum."""
+    """D's weighted losses on generated ``images`` and ``real`` ones; ``total`` is their sum."""
     at = weights_at(c, step)
     real, images = real.detach().requires_grad_(True), images.detach().float().requires_grad_(True)
     judged_real, judged = D(real, at.fade), D(images, at.fade)

@@ -1,6 +1,6 @@
-"""Readers of meshes that are not ours: Khronos' validator of glTF, and three.js in a browser.
+"""Independent readers of meshes: the Khronos glTF validator, and three.js in a browser.
 
-Both come with ``npm install --prefix tests/node``; tests skip where they are missing.
+Both come with ``npm install --prefix tests/node``; tests are skipped if they are missing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ validator.validateBytes(new Uint8Array(bytes)).then((report) => console.log(JSON
 
 
 def require_package(name: str) -> Path:
-    """The folder of an npm package; skips the test where there is none."""
+    """Return the folder of an npm package; skip the test if it is not installed."""
     folder = NODE / "node_modules" / name
     if shutil.which("node") is None or not folder.is_dir():
         pytest.skip(f"no {name} here; install Node.js, then npm install --prefix tests/node")
@@ -37,7 +37,7 @@ def require_package(name: str) -> Path:
 
 
 def validate_glb(path: Path) -> dict:
-    """The report of Khronos' validator: ``issues``, with their messages, and ``info``."""
+    """Return the report of the Khronos validator: ``issues``, with their messages, and ``info``."""
     package = require_package("gltf-validator")
     done = subprocess.run(["node", "-e", VALIDATE, str(package), str(path)], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
@@ -50,7 +50,7 @@ class _QuietHandler(SimpleHTTPRequestHandler):
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The URL of a folder: browsers load no modules from files."""
+    """Serve a folder and return its URL, since browsers load no modules from files."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -63,7 +63,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def draw_in_browser(paths: list[Path], folder: Path, cam2world: np.ndarray, fov_degrees: float, size: int) -> list[np.ndarray]:
-    """(size, size, 3) uint8 of each .glb file in ``folder``, by three.js: on black, lit evenly from everywhere."""
+    """Render each .glb file in ``folder`` with three.js: (size, size, 3) uint8, on black, with uniform lighting."""
     from browser import Browser
 
     require_package("three")

@@ -1,4 +1,4 @@
-"""A small generator that already has a surface: what scripts and metrics are tested on."""
+"""A small generator with a surface, for the tests of scripts and metrics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fit_colored_ball(generator: ImplicitGenerator3d, num_steps: int = NUM_FIT_ST
 
 
 def make_tiny_generator() -> ImplicitGenerator3d:
-    """The fitted generator, in eval mode; the same weights each time."""
+    """Return the fitted generator, in eval mode, always with the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         generator = ImplicitGenerator3d(tiny_curriculum())

@@ -1,4 +1,4 @@
-"""Packaging a run with its card, and ablations: small real runs from the command line on."""
+"""Packaging a run with its card, ablations, and sheets: small real runs through the command line."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_packaged_run_is_its_averaged_generator_with_a_card(run: Path, tmp_pat
     assert card["bytes"] == (tmp_path / "small-one.safetensors").stat().st_size
 
 
-def test_half_precision_is_half_the_file_and_close(run: Path, tmp_path: Path) -> None:
+def test_half_precision_halves_the_file_and_hardly_changes_images(run: Path, tmp_path: Path) -> None:
     for precision in ("full", "half"):
         main([str(run), "--name", precision, "--output_dir", str(tmp_path), "--precision", precision])
     before = (tmp_path / "full.safetensors").read_bytes()
@@ -85,7 +85,7 @@ def test_half_precision_is_half_the_file_and_close(run: Path, tmp_path: Path) ->
         ({"scores": "{"}, "is not JSON"),
     ],
 )
-def test_what_does_not_belong_together_is_refused(run: Path, tmp_path: Path, change: dict[str, str], words: str) -> None:
+def test_mismatched_arguments_are_rejected(run: Path, tmp_path: Path, change: dict[str, str], words: str) -> None:
     scores = tmp_path / "scores.json"
     scores.write_text(change.get("scores", "{}"))
     path = change.get("path", str(run)).format(tmp=tmp_path)
@@ -94,7 +94,7 @@ def test_what_does_not_belong_together_is_refused(run: Path, tmp_path: Path, cha
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_variants_that_are_the_same_run_are_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_equal_variants_are_skipped(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for curriculum, extra in (("SYNTH_TINY", "weak_r1"), ("SYNTH", "strong_r1"), ("CATS_TINY", "strong_normal_term")):
         common = ["recipe", "--curriculum", curriculum, "--dataset_path", "none", "--output_dir", str(tmp_path)]
         args = parse_arguments(common)
@@ -123,7 +123,7 @@ def test_an_ablation_trains_each_variant_and_its_table_has_them(photos: Path, tm
     assert set(json.loads((tmp_path / "hollow.json").read_text())["runs"]) == {"plain"}
 
 
-def test_an_ablation_refuses_what_it_does_not_know(photos: Path, tmp_path: Path) -> None:
+def test_an_ablation_rejects_unknown_variants_and_invalid_settings(photos: Path, tmp_path: Path) -> None:
     where = ["--dataset_path", str(photos), "--output_dir", str(tmp_path / "x")]
     for more, words in ((["--variants", "none"], "--variants none: not in hollow"), (["--set", "fov=0"], "fov must be positive")):
         with pytest.raises(UserError, match=words):
@@ -155,7 +155,7 @@ def test_a_sheet_shows_the_images_that_are_scored(run: Path, photos: Path, tmp_p
         (["nothing", "--output", "sheet.png"], "there is no generator file nothing"),
     ],
 )
-def test_a_sheet_refuses_what_it_cannot_do(arguments: list[str], message: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_sheet_rejects_invalid_input(arguments: list[str], message: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         sheet.main(arguments)

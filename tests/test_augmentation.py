@@ -1,4 +1,4 @@
-"""Augmentation: what is changed, how often, and that gradients, R1 and R2 go through it."""
+"""Augmentation: its values, its frequency, and that gradients, R1 and R2 propagate through it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIDDLE = 0.5  # of a uniform number: no change
 
 
 def uniforms(**how: float) -> torch.Tensor:
-    """One image's numbers: everything happens, nothing changes but what is named."""
+    """Random numbers of one image: all augmentations apply, but only the named ones change anything."""
     places = {"brightness": 4, "contrast": 5, "saturation": 6, "rows": 7, "columns": 8}
     numbers = torch.full((1, NUM_UNIFORMS), MIDDLE)
     for name, value in how.items():
@@ -26,7 +26,7 @@ def image() -> torch.Tensor:
     return torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_each_change_by_hand(image):
+def test_each_augmentation_by_hand(image):
     torch.testing.assert_close(augment(image, uniforms(), ONE), image)
     torch.testing.assert_close(augment(image, uniforms(brightness=1.0), ONE), image + 0.4)
     stretched = augment(image, uniforms(contrast=1.0), ONE)
@@ -40,7 +40,7 @@ def test_each_change_by_hand(image):
     torch.testing.assert_close(left[..., :-2], image[..., 2:])
 
 
-def test_it_happens_with_probability_p_and_each_image_has_its_own():
+def test_each_image_is_augmented_independently_with_probability_p():
     images = torch.zeros(4000, 3, 8, 8)
     numbers = torch.rand(4000, NUM_UNIFORMS, generator=torch.Generator().manual_seed(0))
     some = torch.rand(100, 3, 8, 8)
@@ -52,14 +52,14 @@ def test_it_happens_with_probability_p_and_each_image_has_its_own():
     assert torch.equal(alone, augment(images, numbers, torch.tensor(0.3))[5:6])
 
 
-def test_gradients_go_through_twice():
+def test_augmentation_is_twice_differentiable():
     images = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     numbers = torch.rand(2, NUM_UNIFORMS, generator=torch.Generator().manual_seed(1))
     assert gradcheck(lambda x: augment(x, numbers, ONE), (images,))
     assert gradgradcheck(lambda x: augment(x, numbers, ONE).square().mean(), (images,))
 
 
-def test_p_follows_how_sure_D_is():
+def test_p_follows_the_sign_of_the_real_scores():
     p = torch.tensor(0.5)
     assert float(adapted(p, torch.tensor(0.9), 0.6, 20)) == pytest.approx(0.501)
     assert float(adapted(p, torch.tensor(0.1), 0.6, 20)) == pytest.approx(0.499)

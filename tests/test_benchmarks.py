@@ -1,4 +1,4 @@
-"""The benchmark: what it counts, that the widened network is the shipped one, and that a quick run gives every figure."""
+"""The benchmark: its counts, the function of the widened network, and the results of a quick run."""
 
 from __future__ import annotations
 
@@ -28,9 +28,21 @@ from discriminators.progressive import ProgressiveEncoderDiscriminator
 from settings.registry import CURRICULUMS
 
 KEYS = {
-    *("gemm_gflops", "occupancy_gemm_share", "color_gemm_share", "extract_size", "extract_256_over_dense"),
-    *("extract_sign_mismatch", "video_frame_over_plain", "video_psnr_db", "video_depth_error", "surface_over_volume_psnr_db"),
-    *("train_step_over_floor", "peak_mb", "quick", "machine", "network"),
+    "gemm_gflops",
+    "occupancy_gemm_share",
+    "color_gemm_share",
+    "extract_size",
+    "extract_256_over_dense",
+    "extract_sign_mismatch",
+    "video_frame_over_plain",
+    "video_psnr_db",
+    "video_depth_error",
+    "surface_over_volume_psnr_db",
+    "train_step_over_floor",
+    "peak_mb",
+    "quick",
+    "machine",
+    "network",
 }
 
 
@@ -90,7 +102,7 @@ def test_every_point_is_counted(shipped: Network) -> None:
     assert field.num_points == 40
 
 
-def test_work_is_seconds_weighed_by_the_rate_around_them() -> None:
+def test_work_is_seconds_times_the_gemm_rate() -> None:
     gemm = measure.Gemm()
     timed = gemm.around(lambda: time.sleep(0.05))
     assert 0.05 <= timed.seconds < 5
@@ -102,7 +114,7 @@ def hungry(megabytes: int) -> dict[str, int]:
     return {"length": len(bytes(megabytes * 2**20).replace(b"\0", b"\1"))}
 
 
-def test_a_child_tells_its_own_peak() -> None:
+def test_a_child_process_reports_its_own_peak_memory() -> None:
     small, large = (measure.in_child(hungry, megabytes) for megabytes in (1, 300))
     assert large["length"] == 300 * 2**20
     assert large["peak_mb"] - small["peak_mb"] > 250
@@ -127,7 +139,7 @@ def test_phases_cover_the_iteration(shipped: Network) -> None:
 
 
 def test_the_arithmetic_of_D_is_that_of_the_step(shipped: Network) -> None:
-    """A lazy penalty counts where it comes, R2 as much as R1, and real images in G's step one pass forward."""
+    """A lazy penalty counts when it is due, R2 as much as R1, and real images in G's step as one forward pass."""
     D = ProgressiveEncoderDiscriminator(shipped.curriculum)
 
     def flops(step: int = 7, **changes: object) -> float:
@@ -141,8 +153,8 @@ def test_the_arithmetic_of_D_is_that_of_the_step(shipped: Network) -> None:
     assert 0 < flops(gan_loss="relativistic") - none < 0.3 * none
 
 
-def test_a_quick_run_gives_every_figure(tmp_path: Path, capsys) -> None:
-    """Of the small network in both places, for the time it takes."""
+def test_a_quick_run_reports_all_results(tmp_path: Path, capsys) -> None:
+    """Uses the small network in both places, to save time."""
     path, table = tmp_path / "speed.json", tmp_path / "speed.md"
     run.main(["--quick", "--generator", "heads", "--json", str(path), "--markdown", str(table)])
     report = json.loads(path.read_text())
@@ -154,19 +166,19 @@ def test_a_quick_run_gives_every_figure(tmp_path: Path, capsys) -> None:
     assert sum(line.startswith("| ") for line in lines) == len(capsys.readouterr().out.splitlines()) + 1
 
 
-def test_only_some_parts(tmp_path: Path) -> None:
+def test_only_the_named_parts_are_run(tmp_path: Path) -> None:
     arguments = ["--quick", "--generator", "heads", "--only", "queries", "--json", str(tmp_path / "speed.json")]
     run.main(arguments)
     report = json.loads((tmp_path / "speed.json").read_text())
     assert list(report["parts"]) == ["queries"] and "video_psnr_db" not in report
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_output_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
         run.write(tmp_path / "no" / "speed.json", "{}")
 
 
-def test_a_generator_of_ones_own(tmp_path: Path, shipped: Network) -> None:
+def test_another_generator_can_be_measured(tmp_path: Path, shipped: Network) -> None:
     from checkpoints.files import save_inference
 
     generator = widen(shipped.generator, CURRICULUMS["BFM"])

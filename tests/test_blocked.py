@@ -1,4 +1,4 @@
-"""The field's arithmetic in blocks, with gradients by hand, against plain PyTorch and finite differences."""
+"""The field's blocked arithmetic and its manual gradients, against plain PyTorch and finite differences."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def plain_query(siren: FoldedSiren, x, directions):
 
 
 def gradients_of(outputs, inputs) -> list[torch.Tensor]:
-    """Of a random projection of the outputs, the same at each call."""
+    """Gradients of a random projection of the outputs, the same at each call."""
     random = torch.Generator().manual_seed(2)
     total = sum((torch.randn(o.shape, generator=random, dtype=o.dtype) * o).sum() for o in outputs)
     return [
@@ -57,7 +57,7 @@ def gradients_of(outputs, inputs) -> list[torch.Tensor]:
 @pytest.mark.parametrize("with_colors", [True, False])
 def test_values_and_gradients_of_a_query(with_colors):
     siren, (x, directions) = make_siren(), make_points()
-    x.requires_grad_(True)  # an embedding grid stands before the first layer
+    x.requires_grad_(True)  # an embedding grid precedes the first layer
     directions = directions if with_colors else None
     plain, by_hand = plain_query(siren, x, directions), blocked.logits_and_colors(siren, x, directions)
     assert (by_hand[1] is None) == (not with_colors)
@@ -106,7 +106,7 @@ def test_no_points():
     assert float(siren.weights[0].grad.abs().sum()) == 0
 
 
-def test_wrong_second_derivatives_are_refused():
+def test_unsupported_second_derivatives_are_rejected():
     siren, (x, _) = make_siren(), make_points()
     x.requires_grad_(True)
     with pytest.raises(NotImplementedError, match="folded"):
@@ -119,7 +119,7 @@ def test_wrong_second_derivatives_are_refused():
 
 @pytest.mark.parametrize("model", ["SPATIALSIRENBASELINE", "EmbeddingPiGAN256"])
 def test_training_gradients_of_a_field_in_float32(model):
-    """Within float error of double precision, and no worse than automatic differentiation."""
+    """Within float32 error of double precision, and no worse than automatic differentiation."""
     torch.manual_seed(0)
     overrides = [f"model={model}", "hidden_dim=32", "num_layers=4", "latent_dim=8"]
     generator = ImplicitGenerator3d(CURRICULUMS["SYNTH_TINY"].with_overrides(overrides))
@@ -139,8 +139,8 @@ def test_training_gradients_of_a_field_in_float32(model):
 
 
 @torch.no_grad()
-def test_nothing_is_recorded_where_no_gradient_is_wanted():
-    """Of a model with a feature grid as well, whose points are differentiated by."""
+def test_nothing_is_recorded_without_gradients():
+    """Also for a model with a feature grid, which needs gradients with respect to the points."""
     torch.manual_seed(0)
     curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides(["model=EmbeddingPiGAN256", "hidden_dim=32", "latent_dim=8"])
     generator = ImplicitGenerator3d(curriculum)
@@ -172,7 +172,7 @@ def test_the_first_product_is_exact_where_tf32_rounds_its_inputs():
 
 
 @torch.no_grad()
-def test_a_gpus_field_is_that_of_a_cpu(monkeypatch):
+def test_products_in_two_parts_give_the_field_of_a_cpu(monkeypatch):
     siren, x = FoldedSiren.from_tensors([tensor.float() for tensor in make_siren().tensors()]), make_points()[0].float()
     expected = folded.phases(siren, x)
     cpu = folded._products(siren, x)
@@ -184,7 +184,7 @@ def test_a_gpus_field_is_that_of_a_cpu(monkeypatch):
     torch.testing.assert_close(folded.features(siren, x), expected[-1].sin(), rtol=1e-4, atol=1e-4)
 
 
-def test_colors_are_the_same_from_all_sides_where_the_curriculum_says_so():
+def test_colors_without_view_dependence_are_equal_from_all_directions():
     directions = make_points()[1].float()
     points = directions * 0.05
     for view_dependent in (True, False):

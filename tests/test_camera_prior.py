@@ -1,4 +1,4 @@
-"""The image of a camera prior, and the words beside it."""
+"""The image of a camera prior, and its description."""
 
 from __future__ import annotations
 

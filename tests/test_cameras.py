@@ -100,7 +100,7 @@ def test_poles_are_avoided():
 
 @pytest.mark.parametrize("sample_dist", ["gaussian", "uniform", "truncated_gaussian", "hybrid", "spherical_uniform", None])
 def test_every_distribution_keeps_to_its_own_means(sample_dist):
-    """Neither of them the front, and no two spreads alike."""
+    """The means are not the front, and the two spreads differ."""
     generator = torch.Generator().manual_seed(0)
     where = {"h_mean": 0.7, "v_mean": 1.0, "h_stddev": 0.3, "v_stddev": 0.2, "sample_dist": sample_dist}
     drawn = [sample_camera_poses(500, generator=generator, **where) for _ in range(40)]

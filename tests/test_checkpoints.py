@@ -1,4 +1,4 @@
-"""This project's own files: what goes in comes out, writing is all or nothing, and damage is one line."""
+"""This project's own files: round trips, atomic writes, and one-line errors for damaged files."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_half_precision(tmp_path: Path) -> None:
     load_generator(tmp_path / "half.safetensors")
 
 
-def test_curriculum_of_the_user(tmp_path: Path) -> None:
+def test_the_users_curriculum_replaces_that_of_the_file(tmp_path: Path) -> None:
     save_inference(tmp_path / "g.safetensors", small_generator(), 1)
     other = SMALL.with_overrides(["fov=20", "num_steps_coarse=24"])
     loaded = load_generator(tmp_path / "g.safetensors", other)
@@ -107,7 +107,7 @@ def test_curriculum_of_the_user(tmp_path: Path) -> None:
             load_generator(tmp_path / "g.safetensors", SMALL.with_overrides([override]))
 
 
-def test_bare_name_of_a_shipped_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bare_name_of_a_pretrained_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "PRETRAINED_DIR", tmp_path)
     save_inference(tmp_path / "heads.safetensors", small_generator(), 7)
     assert load_generator("heads").step == 7
@@ -211,14 +211,14 @@ def test_generator_of_a_training_checkpoint(tmp_path: Path) -> None:
         load_generator(path, weights="best")
 
 
-def test_views_do_not_take_their_storage_along(tmp_path: Path) -> None:
+def test_views_are_saved_without_the_rest_of_their_storage(tmp_path: Path) -> None:
     state = {**training_state(), "view": torch.zeros(10**6)[:3], "repeated": torch.ones(1).expand(4)}
     save_training_checkpoint(tmp_path / "checkpoint_1.pt", state)
     assert (tmp_path / "checkpoint_1.pt").stat().st_size < 200_000
     assert torch.equal(load_training_checkpoint(tmp_path / "checkpoint_1.pt")["repeated"], torch.ones(4))
 
 
-def test_what_a_training_checkpoint_must_hold(tmp_path: Path) -> None:
+def test_required_entries_of_a_training_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint_1.pt"
     with pytest.raises(KeyError, match="ema"):
         save_training_checkpoint(path, {key: value for key, value in training_state().items() if key != "ema"})

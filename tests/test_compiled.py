@@ -14,7 +14,7 @@ from siren.backends import compiled
 
 @pytest.fixture
 def through_compile(monkeypatch):
-    """What a GPU does with --compile, on this CPU: the plain arithmetic, compiled."""
+    """Use compiled plain arithmetic on this CPU, as a GPU does with --compile."""
     backend = torch.compile(fullgraph=True, dynamic=False, backend="aot_eager")  # quick: graphs, no generated code
     monkeypatch.setattr(compiled, "_compiled", backend)
     monkeypatch.setattr(field, "_in_blocks", lambda *inputs: False)

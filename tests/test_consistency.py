@@ -1,4 +1,4 @@
-"""View consistency: right where the depth is where the colors come from, and only there."""
+"""View consistency: high if and only if the colors come from where the depth is."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CPU = torch.device("cpu")
 
 
 class Direction(SphereField):
-    """Its color hangs on the direction of view alone: what is painted on moves with the camera."""
+    """The color depends only on the view direction, so the pattern moves with the camera."""
 
     def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         return self.occupancy_logits(points), (directions * 0.8 + 0.5).clamp(0, 1)
 
 
 class Fog(SphereField):
-    """Solid, but so little of it is that a ray goes through: colors come from all of the depth."""
+    """Opacity is so low that a ray passes through: colors come from all depths."""
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
         return super().occupancy_logits(points).clamp(max=0.0) - 2.0
@@ -48,14 +48,14 @@ def test_a_solid_whose_colors_are_on_its_surface_is_consistent() -> None:
     assert 0.5 < scores["consistency_seen"] < 0.95  # the rest of it is turned away from the other camera
 
 
-def test_colors_that_move_with_the_camera_are_not() -> None:
+def test_colors_that_move_with_the_camera_are_inconsistent() -> None:
     good = view_consistency(SphereField(0.08, sharpness=4000), CURRICULUM, 48, CPU)
     bad = view_consistency(Direction(0.08, sharpness=4000), CURRICULUM, 48, CPU)
     assert bad["consistency_psnr_db"] < good["consistency_psnr_db"] - 20
     assert bad["consistency_depth"] == pytest.approx(good["consistency_depth"], abs=1e-6)
 
 
-def test_depth_that_is_off_shows_and_what_is_hidden_does_not_count() -> None:
+def test_wrong_depth_is_detected_and_occluded_points_do_not_count() -> None:
     poses = [CameraPoses(torch.tensor([1.571]), torch.tensor([yaw])) for yaw in (1.4, 1.7)]
     settings = ViewSettings(48, 1, last_back=False)
     a, b = (render_views(SphereField(0.08, sharpness=4000), pose, CURRICULUM, settings) for pose in poses)
@@ -66,5 +66,5 @@ def test_depth_that_is_off_shows_and_what_is_hidden_does_not_count() -> None:
     assert hidden["consistency_seen"] < 0.05 < good["consistency_seen"]
 
 
-def test_without_a_surface_nothing_is_seen() -> None:
+def test_without_a_surface_no_point_counts() -> None:
     assert view_consistency(Fog(0.08), CURRICULUM, 16, CPU) == {"consistency_seen": 0.0}

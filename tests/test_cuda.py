@@ -1,5 +1,5 @@
-"""What only a GPU can show. All of it is skipped where there is none; tests/test_no_waiting.py and
-tests/test_triton_occupancy.py go as far as a CPU can."""
+"""Tests that need a GPU; skipped if there is none. tests/test_no_waiting.py and
+tests/test_triton_occupancy.py test what is possible on a CPU."""
 
 from __future__ import annotations
 
@@ -236,6 +236,6 @@ def test_every_script_on_a_gpu(name, heads, tiny_generator_path, tmp_path):
         arguments = tuple(argument.replace(word, str(value)) for argument in arguments)
     try:
         importlib.import_module(name).main(["--device", "cuda", *arguments])
-    except UserError as refusal:  # what it read may be too little to tell anything by
-        assert name == "tools.pose_spread" and "can be told" in str(refusal)
+    except UserError as refusal:  # too few images for an estimate
+        assert name == "tools.pose_spread" and "can be estimated" in str(refusal)
     assert list(tmp_path.glob(leaves))

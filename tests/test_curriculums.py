@@ -1,4 +1,4 @@
-"""Curricula: the published numbers, and that what is wrong is named before any work is done."""
+"""Curricula: the published values, and errors that are reported before any work is done."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ PUBLISHED_COMMON = {
 
 
 @pytest.mark.parametrize("name", sorted(CURRICULUMS))
-def test_survives_its_plain_form(name):
+def test_round_trip_through_plain_data(name):
     plain = json.loads(json.dumps(CURRICULUMS[name].to_dict()))
     assert Curriculum.from_dict(plain) == CURRICULUMS[name]
 
@@ -130,7 +130,7 @@ def test_every_setting_has_its_common_value_and_its_check():
 
 
 @pytest.mark.parametrize("name", sorted(CURRICULUMS))
-def test_a_curriculum_states_what_is_its_own(name):
+def test_a_curriculum_repeats_no_common_value(name):
     repeated = [key for key, value in getattr(curriculums, name).items() if key in COMMON and COMMON[key] == value]
     assert not repeated
 
@@ -223,7 +223,7 @@ PIGAN_DICTIONARY = {  # in the form of pi-GAN's own file
 
 
 def test_pigan_dictionary():
-    """What it leaves out means what pi-GAN means by it; the two keys without a counterpart are named."""
+    """Omitted settings have pi-GAN's defaults; the two keys without a counterpart are named."""
     notes = []
     curriculum = Curriculum.from_dict(PIGAN_DICTIONARY, "PIGAN_CelebA", notes)
     assert curriculum == CURRICULUMS["PIGAN_CelebA"]
@@ -260,7 +260,7 @@ def test_published_dictionary_saved_as_json(tmp_path, capsys):
 
 
 def test_foreign_keys_of_options(tmp_path):
-    """A published options.txt may hold anything; its unknown keys are named, not refused."""
+    """A published options.txt may contain any keys; unknown ones are named, not rejected."""
     path = tmp_path / "options.txt"
     settings = {**curriculums.BFM, "their_own": 3, 0: {**curriculums.BFM[0], "other": 1}}
     path.write_text(f"Namespace(x=1)\n\n{settings}\n")
@@ -388,7 +388,7 @@ def test_the_background_of_views_follows_white_back():
 @pytest.mark.parametrize(
     "changes", [["sample_dist=spherical_uniform"], ["h_stddev=3.14", "sample_dist=uniform"], ["v_mean=0.785"]]
 )
-def test_no_watch_where_the_front_has_no_meaning(changes):
+def test_hollow_checks_are_rejected_where_no_side_is_the_front(changes):
     with pytest.raises(UserError, match="set hollow_check_interval to 0"):
         CURRICULUMS["CelebA"].with_overrides(changes)
     assert CURRICULUMS["CelebA"].with_overrides([*changes, "hollow_check_interval=0"])

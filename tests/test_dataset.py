@@ -29,7 +29,7 @@ def solid(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (20, 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five solid images whose red channel is 10 x their number, one of them in a sub-folder."""
+    """Five solid images whose red channel is 10 x their number, one of them in a subfolder."""
     for i in range(5):
         solid(tmp_path / "images" / ("deep/er" if i == 4 else "") / f"{i}.png", (10 * i, 1, 2))
     (tmp_path / "images" / "notes.txt").write_text("no image")
@@ -56,7 +56,7 @@ def numbers(path: Path | str, part: str, num_holdout: int) -> list[int]:
     return [int(Path(name).stem) for name in part_of(find_images(path), Split(part, num_holdout)).names]
 
 
-def test_held_out_images_are_apart_and_hang_on_their_names_alone(tmp_path: Path) -> None:
+def test_held_out_images_are_disjoint_and_depend_only_on_their_names(tmp_path: Path) -> None:
     for i in range(60):
         solid(tmp_path / "images" / f"{i:02}.png", (i, 0, 0))
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
@@ -64,7 +64,7 @@ def test_held_out_images_are_apart_and_hang_on_their_names_alone(tmp_path: Path)
             archive.write(file, f"elsewhere/{file.name}")
     held_out, kept = (numbers(tmp_path / "images", part, 12) for part in ("holdout", "train"))
     assert len(held_out) == 12 and not set(held_out) & set(kept) and sorted(held_out + kept) == list(range(60))
-    assert held_out == [0, 2, 3, 4, 6, 18, 33, 34, 38, 40, 42, 44]  # for ever: what a run never saw must stay apart
+    assert held_out == [0, 2, 3, 4, 6, 18, 33, 34, 38, 40, 42, 44]  # fixed: unseen images must stay held out
     assert held_out == numbers(tmp_path / "z.zip", "holdout", 12)
     assert set(numbers(tmp_path / "images", "holdout", 8)) < set(held_out)
     for part, expected in (("holdout", held_out), ("train", kept)):
@@ -267,7 +267,7 @@ def test_stream_normalizes_flips_and_resumes() -> None:
         assert torch.allclose((next(unflipped)[:, 0, 0, 0] + 1) * 127.5, indices.float(), atol=1e-4)
 
 
-def test_errors_in_the_reading_thread_come_out_of_next() -> None:
+def test_next_raises_errors_of_the_reader_thread() -> None:
     class Broken(Ramp):
         def gather(self, indices: torch.Tensor) -> torch.Tensor:
             raise OSError("the disk went away")
@@ -310,7 +310,7 @@ def test_public_names() -> None:
     assert all(hasattr(dataset_module, name) for name in dataset_module.__all__)
 
 
-def test_transparent_photos_lie_over_what_free_space_renders_to(tmp_path: Path) -> None:
+def test_transparent_photos_are_composited_over_the_rendered_background(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (200, 100, 50, 128)).save(tmp_path / "half.png")
     cache = tmp_path / "cache"
     for _ in range(2):  # decoded, then from the cache: the two backgrounds have a cache each

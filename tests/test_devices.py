@@ -1,6 +1,6 @@
-"""Every script that takes --device, with a GPU in sight: up to the point where it puts a network there.
+"""Every script with --device, with a simulated GPU, up to the point where it moves a network there.
 
-A CPU can go no further; tests/test_cuda.py runs the same scripts to their end on a GPU.
+tests/test_cuda.py runs the same scripts to their end on a GPU.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ FIRST_USE = {"train": "train.RunState", "tools.pose_spread": "tools.pose_spread.
 
 
 class Reached(Exception):
-    """A network was about to be put on this device."""
+    """The script is about to move a network to this device."""
 
 
 def commands_with_a_device(repo: Path) -> set[str]:
-    """Modules of the product that are run as scripts and look a device up, themselves or through their arguments."""
+    """Modules that are run as scripts and select a device, themselves or through shared arguments."""
     found = set()
     for path in [*repo.glob("*.py"), *(repo / "tools").glob("*.py")]:
         tree = ast.parse(path.read_text())
@@ -61,7 +61,7 @@ def test_no_script_is_left_out(repo: Path) -> None:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What stands for the words in capitals: few photos, and few views with their ground truth."""
+    """Values for the placeholders in capitals: a few photos, and a few views with ground truth."""
     from tools.synthetic_heads import main as make_heads
 
     folder = tmp_path_factory.mktemp("heads")
@@ -81,7 +81,9 @@ def gpu_in_sight(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_comes_as_far_as_the_gpu(name, places, gpu_in_sight, tiny_generator_path, tmp_path, monkeypatch) -> None:
+def test_each_script_reaches_its_first_use_of_the_gpu(
+    name, places, gpu_in_sight, tiny_generator_path, tmp_path, monkeypatch
+) -> None:
     devices = []
 
     def stop(*args: object, **kwargs: object) -> None:

@@ -14,7 +14,7 @@ from settings.registry import CURRICULUMS
 
 @pytest.fixture(scope="module")
 def discriminator():
-    """Filled as for the recorded outputs (tests/reference/README.md)."""
+    """A discriminator filled as for the recorded outputs (tests/reference/README.md)."""
     model = ProgressiveEncoderDiscriminator(CURRICULUMS["BFM"])
     own = dict(model.named_parameters())
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_every_power_of_two_enters(size):
 
 
 def test_fade_starts_at_the_smaller_stage():
-    """At alpha 0 the new block has no say: the output is the next block's of the halved image."""
+    """At alpha 0 the new block has no effect: the output is that of the next block for the halved image."""
     model = ProgressiveEncoderDiscriminator(CURRICULUMS["SYNTH_TINY"])
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model(images, 0.0).score, model(images[:, :, ::2, ::2].contiguous(), 1.0).score)

@@ -1,6 +1,6 @@
-"""Several processes: one process's gradient, metrics, data and images; peers that die; launchers; what travels.
+"""Several processes: the gradient, metrics, data and images of one process; peers that die; launchers; traffic.
 
-Ranks are forked from one server that has loaded everything, so that most tests start no interpreter of their own.
+Ranks are forked from a server that has imported everything, so most tests start no interpreter.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def arguments(photos: Path, output: Path, *more: str) -> list[str]:
 
 
 def _as_rank(function: Callable, rank: int, world_size: int, port: int, variables: dict, output: str, args: tuple) -> None:
-    """What torchrun does for a script: the environment, and stdout and stderr in a file."""
+    """Set up a script as torchrun does: the environment, and stdout and stderr in a file."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1", **variables,
@@ -104,7 +104,7 @@ class Ranks:
             process.start()
 
     def finish(self) -> list[int]:
-        """Exit statuses, -N where signal N ended a process."""
+        """Exit statuses, -N if signal N ended a process."""
         deadline = time.monotonic() + DEADLINE
         for process in self.processes:
             process.join(max(0, deadline - time.monotonic()))
@@ -139,7 +139,7 @@ LOSSES = {"non_saturating": (), "relativistic": ("gan_loss=relativistic", "r2_la
 
 
 def gradients_and_scalars(weights: dict, processes: Processes, batch_split: int, loss: str) -> dict[str, torch.Tensor]:
-    """What the trainer's own step leaves in .grad, as seen by the optimizers, and what it would log, of a batch of 8."""
+    """The gradients of the trainer's step, as seen by the optimizers, and its log, for a batch of 8."""
     more = ("augment_target=0.6", "share_images=True", *LOSSES[loss])
     state = RunState(small_curriculum(*HELD, *more), seed=3, device=CPU, amp_dtype=None)
     state.step, state.augment_p, state.is_held = LATE, torch.tensor(0.5), True
@@ -223,7 +223,7 @@ def _count_exchanged(folder: str) -> None:
     processes.close()
 
 
-def test_each_gradient_travels_once_per_batch_and_no_other(tmp_path):
+def test_each_gradient_is_exchanged_once_per_batch(tmp_path):
     run_ranks(_count_exchanged, 2, tmp_path, str(tmp_path))
     state = RunState(small_curriculum(), seed=3, device=CPU, amp_dtype=None)
     size_G = sum(p.numel() for p in state.generator.parameters())
@@ -312,7 +312,7 @@ def num_logged(output: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def test_when_the_main_process_is_killed_the_others_end_with_one_word(photos, tmp_path):
+def test_when_the_main_process_is_killed_the_others_exit_with_one_line(photos, tmp_path):
     output, victim = tmp_path / "out", 0
     command = arguments(photos, output, "--model_save_interval", "2")
     ranks = Ranks(train_rank, 4, tmp_path, command, GOF_PEER_TIMEOUT="20")
@@ -363,7 +363,7 @@ def _join_after_a_stale_meeting(folder: str) -> None:
             time.sleep(1)  # the others are back first, and must not take the old rank 0 for the new
 
 
-def test_processes_started_anew_do_not_meet_their_predecessors(tmp_path):
+def test_restarted_processes_do_not_connect_to_their_predecessors(tmp_path):
     run_ranks(_join_after_a_stale_meeting, 3, tmp_path, str(tmp_path))
     for rank in range(3):
         assert [(tmp_path / f"{attempt}_{rank}").read_text() for attempt in range(2)] == ["1.0", "2.0"]
@@ -417,7 +417,7 @@ def _command_line(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def test_a_killed_worker_on_another_host_costs_nothing_but_time(photos, tmp_path):
+def test_a_run_with_a_killed_worker_on_another_host_ends_with_the_same_bytes(photos, tmp_path):
     reason = virtual_hosts.why_impossible()
     if reason:
         pytest.skip(reason)
@@ -517,7 +517,7 @@ def _share(folder: str) -> None:
     processes.close()
 
 
-def test_what_the_main_process_shares_all_have(tmp_path):
+def test_tensors_of_the_main_process_reach_all_processes(tmp_path):
     run_ranks(_share, 2, tmp_path, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first) and (second["weight"] == 1).all()
@@ -597,7 +597,7 @@ def cluster(tmp_path) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def ready_environment() -> None:
-    """The launchers install what requirements.txt names; a test installs nothing."""
+    """The launchers install requirements.txt, but a test must not install anything."""
     mark = Path(sys.prefix) / ".gof-requirements"
     if not mark.exists() or mark.read_bytes() != Path("requirements.txt").read_bytes():
         pytest.skip("auto_bash/setup.sh has not run for this environment (auto_bash/test.sh does it)")

@@ -1,4 +1,4 @@
-"""Sparse lattices against dense ones: signs, values beside the surface, the points asked, thin and small features."""
+"""Sparse lattices against dense ones: signs, values near the surface, queried points, thin and small features."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BFM = CURRICULUMS["BFM"]
 
 
 class Balls:
-    """The union of spheres, and how many points it was asked."""
+    """The union of spheres, which counts the queried points."""
 
     batch_size = 1
 
@@ -43,7 +43,7 @@ class Balls:
         self.balls = balls
 
     @property
-    def num_asked(self) -> int:
+    def num_queried(self) -> int:
         return self.balls[0].num_logit_points
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
@@ -62,9 +62,9 @@ class Waves:
 
 def lattices(field, num: int, cube_size: float = 0.3, level: float = 0.5) -> tuple[np.ndarray, np.ndarray, int]:
     sparse, dense = np.full((2, num, num, num), np.nan, dtype=np.float32)
-    asked = fill_occupancy_near_surface(sparse, field, BFM, cube_size, level)
+    queried = fill_occupancy_near_surface(sparse, field, BFM, cube_size, level)
     fill_occupancy(dense, field, BFM, cube_size)
-    return sparse, dense, asked
+    return sparse, dense, queried
 
 
 def beside_surface(solid: np.ndarray) -> np.ndarray:
@@ -89,34 +89,34 @@ def test_signs_are_those_of_the_dense_lattice(num: int, level: float) -> None:
 
 
 def test_lumpy_field() -> None:
-    sparse, dense, asked = lattices(Waves(), 90)
+    sparse, dense, queried = lattices(Waves(), 90)
     assert extract_mesh(dense, MeshSettings()).body_count > 20
     assert ((sparse >= 0.5) != (dense >= 0.5)).sum() <= 90**3 / 100_000
     meshes = [extract_mesh(voxels, MeshSettings()) for voxels in (sparse, dense)]
     assert meshes[0].body_count == meshes[1].body_count and meshes[0].euler_number == meshes[1].euler_number
-    assert asked < 90**3 * 0.7, "even where surface is everywhere"
+    assert queried < 90**3 * 0.7, "even where surface is everywhere"
 
 
 def test_small_floaters_are_found() -> None:
-    """Radius 2.5 coarse cells is easy; of radius 0.7 none of the coarse lattice's points need lie inside."""
+    """Radius 2.5 coarse cells is easy; at radius 0.7, no point of the coarse lattice may be inside."""
     cell = LatticeSpec.of_cube(0.3, 100).spacing * 2
     for radius in (2.5 * cell, 0.7 * cell):
         field = Balls(SphereField(0.06), SphereField(radius, center=(0.1021, -0.0934, 0.1113)))
-        sparse, dense, asked = lattices(field, 100)
+        sparse, dense, queried = lattices(field, 100)
         assert np.array_equal(sparse >= 0.5, dense >= 0.5)
         assert extract_mesh(sparse, MeshSettings()).body_count == 2
-        assert asked < 100**3 / 4
+        assert queried < 100**3 / 4
 
 
 def test_cost_grows_with_the_surface() -> None:
-    asked = []
+    queried = []
     for num in (64, 127, 256):
         field = SphereField(0.08)
         out = np.empty((num,) * 3, dtype=np.float32)
-        asked.append(fill_occupancy_near_surface(out, field, BFM, 0.3))
-        assert asked[-1] == field.num_logit_points, "what is reported is what was asked"
-    assert asked[2] <= 256**3 / 12
-    assert asked[1] <= 4 * asked[0] and asked[2] <= 4 * asked[1]
+        queried.append(fill_occupancy_near_surface(out, field, BFM, 0.3))
+        assert queried[-1] == field.num_logit_points, "what is reported is what was queried"
+    assert queried[2] <= 256**3 / 12
+    assert queried[1] <= 4 * queried[0] and queried[2] <= 4 * queried[1]
 
 
 def test_an_empty_cube_costs_the_coarse_lattice_alone() -> None:
@@ -150,7 +150,7 @@ def test_refined_nodes_by_hand() -> None:
     assert children[2:4, 0:2, 4:6].all() and int(children.sum()) == 8
 
 
-def test_a_closed_cell_is_interpolated_and_an_open_one_asked() -> None:
+def test_cells_without_surface_are_interpolated_and_others_queried() -> None:
     spec = LatticeSpec.of_cube(0.3, 65)
     field = SphereField(0.08)
 
@@ -177,12 +177,12 @@ def test_bricks_of_any_depth(max_dense: int, num: int, monkeypatch: pytest.Monke
     """From four levels of bricks to one; 96 points end inside of the last brick."""
     monkeypatch.setattr(extraction, "MAX_DENSE", max_dense)
     field = Balls(SphereField(0.015, center=(0.001, 0.002, -0.003)), SphereField(0.004, center=(0.021, 0.021, 0.0)))
-    sparse, dense, asked = lattices(field, num, cube_size=0.05)
+    sparse, dense, queried = lattices(field, num, cube_size=0.05)
     assert np.array_equal(sparse >= 0.5, dense >= 0.5)
     beside = beside_surface(dense >= 0.5)
     assert np.array_equal(sparse[beside], dense[beside])
-    assert asked < num**3 / 5
-    assert field.num_asked - num**3 == asked, "each point once"
+    assert queried < num**3 / 5
+    assert field.num_queried - num**3 == queried, "each point once"
 
 
 def test_slabs_cover_the_lattice_in_order() -> None:
@@ -202,8 +202,8 @@ def test_reference_generator() -> None:
     generator = load_reference_generator()
     with torch.no_grad():
         field = generator.field(generator.film(latent_from_seed(0, 256), 0.7))
-    sparse, dense, asked = lattices(field, 64)
-    assert asked < 64**3 / 5
+    sparse, dense, queried = lattices(field, 64)
+    assert queried < 64**3 / 5
     assert np.array_equal(sparse >= 0.5, dense >= 0.5)
     settings = MeshSettings(clip_radius=0.12)
     meshes = [extract_mesh(voxels, settings) for voxels in (sparse, dense)]

@@ -1,4 +1,4 @@
-"""The geometry score: its parts on shapes whose answer is known, the predictor, and the script from end to end."""
+"""The geometry score: its parts on shapes with known results, the predictor, and the script from end to end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZE, FOV, RADIUS = 32, 12.0, 0.07
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Steps this small spend their time waiting for a second thread, above all on a busy machine."""
+    """Such small steps are slower with a second thread, especially on a busy machine."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -52,7 +52,7 @@ def two_poses():
 
 
 def test_normals_in_camera_axes():
-    """A ball looks the same from everywhere, in the camera's axes; straight on, its normal points at the camera."""
+    """In the camera's axes, a ball looks the same from everywhere, and its central normal points at the camera."""
     ball, world = ball_views(two_poses())
     assert torch.allclose(ball.normals[0], ball.normals[1], atol=1e-3)
     assert not torch.allclose(world[0], world[1], atol=0.1)
@@ -77,7 +77,7 @@ def test_compare_on_known_differences():
     assert turned["normal_median_degrees"] == pytest.approx(10, abs=0.01)
 
 
-def test_hollow_and_flat_are_told_from_round():
+def test_hollow_and_flat_shapes_score_worse_than_a_ball():
     ball, _ = ball_views(two_poses())
     hollow, flat = compare(ball, mirrored(ball)), compare(ball, flattened(ball))
     assert hollow["depth_correlation"] == pytest.approx(-1) and flat["depth_correlation"] == 0
@@ -85,7 +85,7 @@ def test_hollow_and_flat_are_told_from_round():
     assert hollow["normal_mean_degrees"] > flat["normal_mean_degrees"] > 20
 
 
-def test_views_without_overlap_are_left_out():
+def test_views_without_overlap_are_excluded():
     ball, _ = ball_views(two_poses())
     mask = ball.mask.clone()
     mask[1] = False
@@ -128,7 +128,7 @@ def test_predictor_loss_is_zero_at_the_truth_and_odd_sizes_work():
 
 @pytest.fixture(scope="module")
 def ball_set(tmp_path_factory, tiny_generator_path):
-    """A set with truth whose images are the tiny generator's own: its surfaces are then true to its images."""
+    """A set with ground truth whose images are those of the tiny generator, so its surfaces match its images."""
     folder = tmp_path_factory.mktemp("balls")
     (folder / "images").mkdir()
     (folder / "ground_truth").mkdir()

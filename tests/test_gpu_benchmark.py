@@ -33,7 +33,7 @@ def test_quick_run_on_a_cpu(repo, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=repo, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads((tmp_path / "gpu.json").read_text())
-    assert {"device", "gemm", "queries", "frames", "extraction", "training", "bars"} <= set(report)
+    assert {"device", "gemm", "queries", "frames", "extraction", "training", "targets"} <= set(report)
     assert report["extraction"]["sign_mismatches"] == 0
     assert [row["variant"] for row in report["training"]] == ["eager", "channels_last"]
     assert all(row["tflops"] > 0 and row["seconds"] > 0 for row in report["training"])
@@ -42,7 +42,7 @@ def test_quick_run_on_a_cpu(repo, tmp_path):
 
 @pytest.mark.parametrize("shares", [False, True])
 def test_an_iteration_is_that_of_the_curriculum(monkeypatch, shares):
-    """Shared images are generated once, the others twice; relativistic losses get their real images."""
+    """Shared images are generated once, the others twice; relativistic losses get real images."""
     from checkpoints.loading import load_generator
 
     loaded = load_generator("heads")
@@ -67,12 +67,12 @@ def test_without_a_gpu_it_says_so():
 
 
 @pytest.mark.parametrize(("extract_s", "met"), [(0.2, True), (0.4, False)])
-def test_bars(extract_s, met):
+def test_verdicts_compare_results_with_targets(extract_s, met):
     rows = [{"size": 32, "tflops": 300.0}, {"size": 32, "tflops": 200.0}, {"size": 64, "error": "no"}]
     queries = {"fused_float16": 450.0, "fused_bfloat16": 300.0}
     report = {"gemm": {"bf16": 800.0}, "queries": queries, "frames": {"surface_frames_per_s": 70.0}}
-    bars = gpu.verdicts({**report, "extraction": {"seconds": extract_s}, "training": rows})
-    assert bars["occupancy_share"] == {"value": 450 / 800, "bar": 0.5, "met": True}
-    assert bars["extract_s"]["met"] is met
-    assert bars["training_share_32"]["value"] == 300 / 800 and bars["training_share_32"]["met"]
-    assert "training_share_64" not in bars
+    verdicts = gpu.verdicts({**report, "extraction": {"seconds": extract_s}, "training": rows})
+    assert verdicts["occupancy_share"] == {"value": 450 / 800, "target": 0.5, "met": True}
+    assert verdicts["extract_s"]["met"] is met
+    assert verdicts["training_share_32"]["value"] == 300 / 800 and verdicts["training_share_32"]["met"]
+    assert "training_share_64" not in verdicts

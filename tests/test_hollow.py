@@ -1,4 +1,4 @@
-"""Which way shapes bulge, and the watch that turns hollow ones outward in the course of a run."""
+"""The direction in which shapes bulge, and the checks that mirror hollow ones during a run."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_ball_goes_outward_and_a_bowl_inward(states: dict[str, RunState]) -> N
         assert bowl.mean < -0.01 and bowl.is_hollow(0.24)
 
 
-def test_only_what_is_beyond_doubt_is_hollow() -> None:
+def test_only_clearly_hollow_shapes_count_as_hollow() -> None:
     assert Bulge(-0.02, 0.002, 16).is_hollow(0.24)
     assert not Bulge(-0.02, 0.012, 16).is_hollow(0.24), "the shapes do not agree"
     assert not Bulge(-0.001, 0.0001, 16).is_hollow(0.24), "nearly flat"
@@ -116,7 +116,7 @@ def test_a_run_turns_hollow_shapes_outward_once(states, photos, tmp_path, shape:
     assert (agreement < -0.9) if shape == "bowl" else (agreement > 0.9)
 
 
-def test_a_run_cut_at_the_turn_goes_on_as_if_it_had_not_been(states, photos, tmp_path) -> None:
+def test_a_run_interrupted_at_the_mirroring_resumes_identically(states, photos, tmp_path) -> None:
     start = tmp_path / "start"
     start.mkdir()
     states["bowl"].save(start, 1)
@@ -134,13 +134,13 @@ def test_depth_is_reversed_along_the_mean_direction_of_view() -> None:
     assert torch.allclose(turned, torch.diag(torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)))
 
 
-def test_radiance_fields_have_no_surface_to_watch() -> None:
+def test_radiance_fields_are_not_checked_for_hollow_shapes() -> None:
     with pytest.raises(Exception, match="hollow_check_interval and init_ball_radius need pred_occ"):
         CURRICULUMS["PIGAN_CelebA"].with_overrides(["hollow_check_interval=100"])
 
 
-def test_a_truly_concave_object_is_left_as_it_is(states, photos, tmp_path, monkeypatch) -> None:
-    """Whose mirrored images would not be those before, however hollow it is."""
+def test_a_truly_concave_object_is_not_mirrored(states, photos, tmp_path, monkeypatch) -> None:
+    """Its mirrored images would differ from those before, however hollow it is."""
     start, output = tmp_path / "start", tmp_path / "run"
     start.mkdir()
     states["bowl"].save(start, 1)

@@ -39,7 +39,7 @@ def test_uint8_rounds_and_clamps() -> None:
     assert to_uint8(image)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
-def test_every_byte_survives_the_way_through_an_image() -> None:
+def test_all_uint8_values_survive_a_round_trip() -> None:
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     assert np.array_equal(to_uint8(from_uint8(pixels)), pixels)
 
@@ -86,7 +86,7 @@ def test_an_image_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None
         save_image(tmp_path / "file" / "a.png", torch.zeros(3, 2, 2))
 
 
-def test_a_full_disk_leaves_the_old_image_and_no_stump(small_disk: Path) -> None:
+def test_a_full_disk_leaves_the_old_image_and_no_partial_file(small_disk: Path) -> None:
     noise = torch.rand(3, 1024, 1024) * 2 - 1  # 3 MB as PNG
     save_image(small_disk / "a.png", torch.zeros(3, 8, 8))
     before = (small_disk / "a.png").read_bytes()

@@ -1,4 +1,4 @@
-"""The weights a run starts from: their spread, layer by layer. Source: pi-GAN's initialisation (docs/method.md)."""
+"""The weights a run starts from: their spread, layer by layer. Source: pi-GAN's initialization (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def assert_uniform(weight: torch.Tensor, bound: float) -> None:
 def test_the_field(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("siren.siren.EMBEDDING_RESOLUTION", {"EmbeddingPiGAN128": 8, "EmbeddingPiGAN256": 8})
     siren = make(model).siren
-    assert_uniform(siren.network[0].layer.weight, 1 / 3)  # whatever its number of inputs
+    assert_uniform(siren.network[0].layer.weight, 1 / 3)  # for any number of inputs
     for layer in siren.network[1:]:
         assert_uniform(layer.layer.weight, math.sqrt(6 / 256) / 25)
     assert_uniform(siren.color_layer_sine.layer.weight, math.sqrt(6 / 259) / 25)

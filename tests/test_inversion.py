@@ -1,4 +1,4 @@
-"""A photo in 3D: the latent and the camera behind it, tuning with the shape held, latent files, mixing, directions."""
+"""Photos in 3D: search for latent and camera, tuning that preserves the shape, latent files, mixing, directions."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_the_search_finds_the_pose_of_a_rendered_image(scene: Scene) -> None:
     assert pose_error_degrees(first.angles[:1], truth.poses())["pose_error_degrees"] > error["pose_error_degrees"]
 
 
-def test_half_of_the_starts_lie_across_the_depth_ambiguity(scene: Scene) -> None:
+def test_half_of_the_starts_have_the_opposite_pose(scene: Scene) -> None:
     starts = best_of_bank(scene, photo_of(scene, candidate(scene, 1, 0.4, 0.1)).unsqueeze(0), 6, SMALL)
     mean = torch.tensor([scene.curriculum.v_mean, scene.curriculum.h_mean])
     torch.testing.assert_close(starts.angles[:3] - mean, mean - starts.angles[3:], atol=1e-6, rtol=0)
@@ -225,7 +225,7 @@ def test_the_search_is_deterministic(scene: Scene) -> None:
     assert all(torch.equal(a, b) for a, b in zip(searches[0].best, searches[1].best, strict=True))
 
 
-def test_a_search_left_at_any_step_has_its_best(scene: Scene) -> None:
+def test_a_search_interrupted_at_any_step_returns_its_best_result(scene: Scene) -> None:
     truth = candidate(scene, 3, 0.25, 0.0)
     photo = photo_of(scene, truth)
     search = Search(scene, photo, SMALL)
@@ -256,7 +256,7 @@ def test_tuning_fits_the_photo_and_holds_the_shape(scene: Scene) -> None:
     assert drifts[0] < 4 and drifts[0] < 0.7 * drifts[1]
 
 
-def test_tuning_leaves_the_generator_alone(scene: Scene) -> None:
+def test_tuning_does_not_change_the_generator(scene: Scene) -> None:
     before = {name: value.clone() for name, value in scene.generator.state_dict().items()}
     pivot = candidate(scene, 0, 0.0, 0.0)
     photo = photo_of(scene, pivot) * 0.5
@@ -284,7 +284,7 @@ def test_a_latent_file_comes_back_as_it_was_written(loaded: LoadedGenerator, tin
     assert back.weights is not None and torch.equal(back.weights["siren.final_layer.bias"], torch.tensor([0.25]))
 
 
-def test_another_generators_latent_is_refused_with_both_names(
+def test_the_latent_of_another_generator_is_rejected_naming_both(
     loaded: LoadedGenerator, tiny_generator_path: Path, empty_generator_path: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "a_latent.safetensors"
@@ -371,7 +371,9 @@ def test_weights_that_were_tuned_are_rendered_and_interpolated(loaded: LoadedGen
 # -- mixing and directions -----------------------------------------------------------------------------------------------
 
 
-def test_appearance_alone_leaves_the_surface_as_it_is(loaded: LoadedGenerator, tiny_generator_path: Path, tmp_path: Path) -> None:
+def test_mixing_only_the_appearance_does_not_change_the_surface(
+    loaded: LoadedGenerator, tiny_generator_path: Path, tmp_path: Path
+) -> None:
     curriculum = loaded.curriculum
     pose, settings = make_pose(curriculum.h_mean, curriculum.v_mean), ViewSettings(image_size=24, ray_step_multiplier=1)
     row, column = (Subject(str(seed), styles_from_seed(loaded, seed, 1.0)) for seed in (1, 6))
@@ -387,7 +389,7 @@ def test_appearance_alone_leaves_the_surface_as_it_is(loaded: LoadedGenerator, t
     assert all(torch.equal(a, b) for a, b in zip(whole, row.styles, strict=True))
 
 
-def test_mixing_writes_grids_and_refuses_a_split_beyond_the_network(tiny_generator_path: Path, tmp_path: Path) -> None:
+def test_mixing_writes_grids_and_rejects_a_split_beyond_the_network(tiny_generator_path: Path, tmp_path: Path) -> None:
     arguments = [str(tiny_generator_path), "--rows", "0", "1", "--columns", "2", "3", "4", "--image_size", "8", "--device", "cpu"]
     style_mixing.main([*arguments, "--output_dir", str(tmp_path)])
     for name in ("mix_image.png", "mix_normals.png"):
@@ -396,7 +398,7 @@ def test_mixing_writes_grids_and_refuses_a_split_beyond_the_network(tiny_generat
         style_mixing.main([*arguments, "--split", "4", "--output_dir", str(tmp_path)])
 
 
-def test_a_direction_of_the_color_layer_moves_no_shape(loaded: LoadedGenerator) -> None:
+def test_a_direction_of_the_color_layer_does_not_change_the_shape(loaded: LoadedGenerator) -> None:
     curriculum = loaded.curriculum
     distribution = style_distribution(loaded.generator, num=500)
     width, layers = curriculum.hidden_dim, curriculum.num_layers + 1
@@ -502,13 +504,13 @@ def test_a_photo_of_something_else_ends_with_its_psnr_and_a_note(tiny_generator_
     arguments = [str(noise), str(broken), "--generator", str(tiny_generator_path), *QUICK, "--output_dir", str(tmp_path / "out")]
     invert.main(arguments)
     out, err = capsys.readouterr()
-    assert " dB; yaw" in out and "noise: the generator reaches only" in err and "broken.png is left out: it is" in err
+    assert " dB; yaw" in out and "noise: the generator reaches only" in err and "broken.png is skipped: it is" in err
     with pytest.raises(UserError, match="none of the photos can be read"):
         invert.main([str(broken), "--generator", str(tiny_generator_path), *QUICK, "--output_dir", str(tmp_path / "none")])
     assert not (tmp_path / "none").exists()
 
 
-def test_ctrl_c_keeps_the_best_so_far(repo: Path, scene: Scene, tiny_generator_path: Path, tmp_path: Path) -> None:
+def test_ctrl_c_writes_the_best_result_so_far(repo: Path, scene: Scene, tiny_generator_path: Path, tmp_path: Path) -> None:
     photos = [save_photo(tmp_path / f"{i}.png", photo_of(scene, candidate(scene, i, 0.3, 0.1))) for i in range(2)]
     command = [sys.executable, "invert.py", *map(str, photos), "--generator", str(tiny_generator_path), *QUICK]
     command += ["--num_steps", "100000", "--output_dir", str(tmp_path / "out")]

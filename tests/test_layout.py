@@ -1,4 +1,4 @@
-"""The tree: imports go one way, no two modules import each other, and the root holds commands and what one edits."""
+"""The tree: imports go one way, no two modules import each other, and the root has few Python files."""
 
 from __future__ import annotations
 
@@ -78,5 +78,5 @@ def test_no_two_modules_import_each_other(repo: Path) -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError, naming the cycle
 
 
-def test_the_root_holds_commands_and_what_one_edits(repo: Path) -> None:
+def test_the_root_holds_few_python_files(repo: Path) -> None:
     assert len(list(repo.glob("*.py"))) <= MAX_ROOT_FILES

@@ -1,4 +1,4 @@
-"""Images whose disk, cache or decoder goes away while they are read."""
+"""Images whose disk, cache or decoder fails while they are read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def grays(data: ImageDataset) -> list[int]:
     return data.gather(torch.arange(len(data)))[:, 0, 0, 0].tolist()
 
 
-def test_a_cache_that_is_cut_short_while_in_use_is_decoded_anew(folder, tmp_path, capsys):
+def test_a_cache_truncated_while_in_use_is_decoded_again(folder, tmp_path, capsys):
     data = ImageDataset(folder, 8, cache_dir=tmp_path / "cache")
     assert grays(data) == [0, 10, 20, 30]
     os.truncate(next((tmp_path / "cache").glob("*.npy")), 300)  # memory mapped to it would end the process
@@ -40,7 +40,7 @@ def test_a_cache_that_is_cut_short_while_in_use_is_decoded_anew(folder, tmp_path
     assert capsys.readouterr().err.count("can no longer be read") == 1
 
 
-def test_an_image_that_is_gone_as_well_is_replaced_and_named(folder, tmp_path, capsys):
+def test_an_image_missing_from_cache_and_disk_is_replaced_and_named(folder, tmp_path, capsys):
     data = ImageDataset(folder, 8, cache_dir=tmp_path / "cache")
     os.truncate(next((tmp_path / "cache").glob("*.npy")), 0)
     (folder / "1.png").unlink()
@@ -55,14 +55,14 @@ def test_an_image_that_is_gone_as_well_is_replaced_and_named(folder, tmp_path, c
         next(stream)
 
 
-def test_a_full_disk_under_the_cache_is_no_reason_to_die(folder, small_disk, capsys):
+def test_a_full_cache_disk_falls_back_to_memory(folder, small_disk, capsys):
     data = ImageDataset(folder, 512, cache_dir=small_disk)  # 3 MB on a disk of 2
     assert grays(data) == [0, 10, 20, 30]
     assert "No space left on device); decoding into memory" in capsys.readouterr().out
     assert list(small_disk.iterdir()) == []
 
 
-def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(folder, tmp_path):
+def test_partial_files_of_killed_writers_are_removed_and_of_running_ones_kept(folder, tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
     abandoned, living = cache / ".unfinished_a.npy", cache / ".unfinished_b.npy"
@@ -74,7 +74,7 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(folder, t
         assert living.exists() and not abandoned.exists()
 
 
-def test_a_worker_that_is_killed_costs_no_image(tmp_path, capsys):
+def test_a_killed_worker_loses_no_image(tmp_path, capsys):
     blocks = [range(0, 4), range(4, 8), range(8, 10)]
     work = partial(dying_worker.work, once=str(tmp_path / "died"))
     assert [list(part) for part in _in_parallel(work, blocks, 2)] == [[0, 2, 4, 6], [8, 10, 12, 14], [16, 18]]

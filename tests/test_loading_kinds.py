@@ -1,4 +1,4 @@
-"""What is read as an image, what is left out and named, and why an image cannot be read: by content, whatever the name."""
+"""Which files are read as images, which are excluded, and why an image cannot be read: by content, not by name."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_twenty_photos_with_a_rare_suffix_beside_a_usual_one(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif("HEIF" in FORMATS, reason="the plugin is installed")
-def test_what_is_left_out_is_counted_named_and_given_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_excluded_files_are_counted_and_named_with_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "0.jpg").write_bytes(encoded("JPEG"))
     for i in range(5):
@@ -80,13 +80,13 @@ def test_what_is_left_out_is_counted_named_and_given_a_reason(tmp_path: Path, ca
     assert "1 left out (shot.nef): a camera's raw file; convert it" in told
     assert "1 left out (more.zip): a zip archive; unpack it" in told and "1 left out (labels.csv): not an image" in told
     assert "DS_Store" not in told
-    assert len(ImageDataset(tmp_path / "photos", 8, cache_dir=None).notes()) == 3  # training is told nothing of tables
+    assert len(ImageDataset(tmp_path / "photos", 8, cache_dir=None).notes()) == 3  # training prints no note about tables
     (tmp_path / "photos" / "0.jpg").unlink()
     with pytest.raises(UserError, match=r"holds no images .*5 left out \(0\.heic.*pillow-heif"):
         find_images(tmp_path / "photos")
 
 
-def test_what_this_project_wrote_is_not_trained_on(tmp_path: Path) -> None:
+def test_outputs_of_this_project_are_not_used_as_photos(tmp_path: Path) -> None:
     for name in ("0.png", "run/samples/0000001.png", "imgs/image_0_0.png", "vids/0_frames/0.png", "samples/own.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(encoded("PNG"))
@@ -139,7 +139,7 @@ def small_zip(path: Path, members: dict[str, bytes], flag: int = 0, method: int 
     return path
 
 
-def test_archives_that_cannot_be_read_say_what_they_are_and_what_to_do(tmp_path: Path) -> None:
+def test_errors_for_unreadable_archives_name_their_kind_and_the_fix(tmp_path: Path) -> None:
     import tarfile
 
     image = encoded("PNG")
@@ -168,7 +168,7 @@ def test_archives_that_cannot_be_read_say_what_they_are_and_what_to_do(tmp_path:
     assert only(tmp_path / "whole.zip").pixels is not None
 
 
-def test_why_an_image_cannot_be_read(tmp_path: Path) -> None:
+def test_reasons_why_an_image_cannot_be_read(tmp_path: Path) -> None:
     jpeg = encoded("JPEG", (64, 64), quality=100)
     contents = {
         "empty": (b"", "empty"),
@@ -221,7 +221,7 @@ def test_a_large_photo_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "make it smaller, or a JPEG" in decode(source, 2, DATASETS["Images"], 16).remark
 
 
-def test_a_jpeg_beyond_the_limit_is_decoded_small_and_others_only_where_memory_allows(
+def test_a_jpeg_beyond_the_limit_is_decoded_small_and_others_only_if_memory_allows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8))
@@ -273,7 +273,7 @@ def test_16_bit_gray_png_and_pgm(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the cache
 
 
-def test_caches_are_bounded_and_the_longest_unused_go_first(
+def test_caches_are_bounded_and_evict_the_least_recently_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos, cache = tmp_path / "photos", tmp_path / "cache"

@@ -99,7 +99,7 @@ def test_gradient_of_r1_by_finite_differences():
 
 @pytest.mark.parametrize("model", ["SPATIALSIRENBASELINE", "TALLSIREN", "EmbeddingPiGAN256"])
 def test_normals_are_the_fields_gradient(model, monkeypatch):
-    """The chain rule written out, against automatic differentiation and finite differences, and its own gradient."""
+    """The explicit chain rule and its gradient, against automatic differentiation and finite differences."""
     monkeypatch.setattr("siren.siren.EMBEDDING_RESOLUTION", {"EmbeddingPiGAN256": 8})
     curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides([f"model={model}", "hidden_dim=12", "num_layers=3", "latent_dim=5"])
     torch.manual_seed(0)

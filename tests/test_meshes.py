@@ -37,7 +37,7 @@ CENTER = (0.02, -0.01, 0.03)
 
 
 class BallsField:
-    """Balls (center, radius); logits are cubic in the distance, so that guessing them linearly is off. Color: position."""
+    """Balls (center, radius); logits are cubic in the distance, so that linear interpolation is inaccurate. Color: position."""
 
     batch_size = 1
 
@@ -124,7 +124,7 @@ def test_clipping_keeps_the_ball_of_the_cameras_only() -> None:
     assert len(extract_mesh(voxels_of(field, 60), MeshSettings()).split(only_watertight=False)) == 3
 
 
-def test_largest_piece_is_kept_alone() -> None:
+def test_only_the_largest_piece_is_kept() -> None:
     field = BallsField(((-0.08, 0, 0), 0.03), ((0.06, 0, 0), 0.05))
     mesh = extract_mesh(voxels_of(field), MeshSettings(largest_piece=True))
     assert mesh.is_watertight
@@ -171,7 +171,7 @@ def test_files_hold_the_mesh_and_its_colors_and_the_same_bytes_each_time(tmp_pat
         (np.zeros((4, 4, 5)), "N, N, N"),
         (np.zeros((4, 4, 4), dtype=np.int64), "floating-point"),
         (np.full((4, 4, 4), np.nan), "finite"),
-        (np.array([[[object()]]]), "no voxel file"),
+        (np.array([[[object()]]]), "not a voxel file"),
     ],
 )
 def test_a_wrong_voxel_file_is_a_user_error(tmp_path: Path, array: np.ndarray, message: str) -> None:
@@ -184,7 +184,7 @@ def test_a_missing_or_broken_voxel_file_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no voxel file"):
         load_voxels(tmp_path / "none.npy")
     (tmp_path / "text.npy").write_text("not an array")
-    with pytest.raises(UserError, match="no voxel file"):
+    with pytest.raises(UserError, match="not a voxel file"):
         load_voxels(tmp_path / "text.npy")
 
 
@@ -274,7 +274,7 @@ def test_training_still_works_after_rendering_with_gl() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_cameras_see_reaches_as_far_as_the_longer_part_of_a_ray() -> None:
+def test_the_visible_radius_is_the_longer_part_of_a_ray() -> None:
     for start, end in ((0.9, 1.15), (0.85, 1.1)):  # before and behind the origin: not alike
         curriculum = dataclasses.replace(BFM, ray_start=start, ray_end=end, interval_max=0.1)
         assert visible_radius(curriculum) == pytest.approx(0.15 / math.cos(math.radians(6)))

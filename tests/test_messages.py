@@ -1,4 +1,4 @@
-"""What scripts say about input that is nearly right: one line, with the remedy that helps."""
+"""Messages about input that is nearly right: one line, with the correct fix."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_table_with_names_of_several_lines(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("script", ["render_video.py", "train.py"])
 def test_an_interrupt_while_torch_is_imported(repo: Path, script: str) -> None:
-    """Without care for it, a traceback of forty lines."""
+    """Without special handling, there would be a traceback of forty lines."""
     start = [sys.executable, "-c", STARTER, script]
     with subprocess.Popen(start, cwd=repo, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "importing\n"

@@ -1,4 +1,4 @@
-"""docs/method.md and the code name each other: sections that docstrings cite, and files that sections cite."""
+"""References between docs/method.md and the code: sections cited in docstrings, and files cited in sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image metrics: the sampling, the patch distance, torch-fidelity on weights made here, and what goes wrong."""
+"""Image metrics: sampling, the patch distance, torch-fidelity with random weights, and errors."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_weights_of_another_kind(tmp_path):
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    """Every download goes to a port where nobody listens, and nothing was downloaded before."""
+    """Downloads go to a port where nothing listens, and nothing was downloaded before."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):

@@ -35,7 +35,7 @@ def test_field_is_mirrored_for_every_latent(model, monkeypatch):
 
 
 @torch.no_grad()
-def test_pose_is_read_about_the_front():
+def test_the_predicted_pose_is_mirrored_about_the_front():
     torch.manual_seed(0)
     discriminator = ProgressiveEncoderDiscriminator(CURRICULUMS["SYNTH_TINY"])
     images = torch.randn(2, 3, 16, 16)
@@ -72,8 +72,8 @@ def test_the_mirrored_pose_sees_the_mirrored_object(h_mean):
 
 @pytest.mark.parametrize("model", ["SPATIALSIRENBASELINE", "EmbeddingPiGAN256"])
 @pytest.mark.parametrize("invert", [False, True])
-def test_adam_goes_on_as_if_it_had_learned_the_mirrored_field(model, invert, monkeypatch):
-    """Two steps then the mirror, and one step, the mirror, one step on mirrored points: the same weights."""
+def test_adam_continues_as_if_it_had_trained_the_mirrored_field(model, invert, monkeypatch):
+    """Two steps and then mirroring give the same weights as a step, mirroring, and a step on mirrored points."""
     monkeypatch.setattr("siren.siren.EMBEDDING_RESOLUTION", {"EmbeddingPiGAN256": 4})
     changes = [f"model={model}", "hidden_dim=8", "num_layers=2", "latent_dim=4", "betas=(0.6,0.9)", "tau=0.7"]
     curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides(changes)
@@ -109,7 +109,7 @@ def test_adam_goes_on_as_if_it_had_learned_the_mirrored_field(model, invert, mon
         assert torch.allclose(parameter, turned.get_parameter(name), atol=2e-5), name
 
 
-def test_adam_follows_the_readouts():
+def test_adams_moments_of_the_pose_output_are_mirrored():
     torch.manual_seed(0)
     curriculum = CURRICULUMS["SYNTH_TINY"]
     discriminator = ProgressiveEncoderDiscriminator(curriculum)
@@ -124,7 +124,7 @@ def test_adam_follows_the_readouts():
 
 @torch.no_grad()
 @pytest.mark.parametrize("tau", [0.5, 0.8])
-def test_what_was_solid_at_tau_is_free_when_inverted(tau):
+def test_inversion_swaps_solid_and_free_at_tau(tau):
     curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides([f"tau={tau}", "hidden_dim=12"])
     torch.manual_seed(0)
     generator = ImplicitGenerator3d(curriculum)
@@ -139,7 +139,7 @@ def test_what_was_solid_at_tau_is_free_when_inverted(tau):
 
 
 @torch.no_grad()
-def test_each_angle_is_read_about_its_own_mean():
+def test_each_predicted_angle_is_mirrored_about_its_own_mean():
     curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides(["h_mean=0.4", "hollow_check_interval=0"])
     torch.manual_seed(0)
     discriminator = ProgressiveEncoderDiscriminator(curriculum)

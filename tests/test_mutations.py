@@ -1,4 +1,4 @@
-"""The planted defects (tests/mutations): each can still be planted, and names tests that are there."""
+"""The mutants (tests/mutations): each can still be introduced, and names tests that exist."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_every_mutant_can_be_planted(repo: Path) -> None:
         assert all((repo / "tests" / f"test_{name}.py").is_file() for name in mutant.tests)
 
 
-def test_text_that_is_gone_is_told_of(tmp_path: Path) -> None:
+def test_missing_text_is_reported(tmp_path: Path) -> None:
     mutant = MUTANTS[0]
     assert misplaced(tmp_path, [mutant]) == [f"{mutant.breaks}: its text stands 0 times in {mutant.file}"]
     path = tmp_path / mutant.file
@@ -31,7 +31,7 @@ def test_text_that_is_gone_is_told_of(tmp_path: Path) -> None:
     assert "stands 2 times" in misplaced(tmp_path, [mutant])[0]
 
 
-def test_the_runner_ends_with_an_error_where_a_text_is_gone(repo: Path, tmp_path: Path) -> None:
+def test_the_runner_fails_if_a_text_is_missing(repo: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(repo / "tests" / "mutations" / "run.py"), "--tree", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("its text stands 0 times") == len(MUTANTS)

@@ -39,7 +39,7 @@ META = torch.device("meta")
 
 
 def shows_constants() -> bool:
-    """Whether constants come to the meta device as something that a dispatch mode sees: not in all versions of PyTorch."""
+    """Return whether a dispatch mode sees how constants reach the meta device, which depends on PyTorch's version."""
     seen = []
 
     class Watch(TorchDispatchMode):
@@ -63,7 +63,7 @@ UNSEEN = pytest.mark.xfail(
 
 
 class NoWaiting(TorchDispatchMode):
-    """Raises where an operation brings a value to the host, or takes one from there."""
+    """Raises if an operation copies a value to the host, or from it."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -100,7 +100,7 @@ def curriculum(request):
 
 @pytest.fixture
 def parts(curriculum):
-    """Everything of a step, on the meta device."""
+    """A complete step on the meta device."""
     with META:
         generator, discriminator = ImplicitGenerator3d(curriculum), ProgressiveEncoderDiscriminator(curriculum)
     settings = replace(StepSettings.at(curriculum, 3), image_size=SIZE, fade_alpha=0.5, topk_fraction=0.7)
@@ -144,7 +144,7 @@ def test_a_discriminator_step(parts):
         nan_unless_finite(result.total).backward()
         finish(discriminator)
         topk_image_weights(torch.empty(BATCH, device=META), 0.6)
-        adapted(settings.augment_p, result.terms["sureness"], 0.6, BATCH)
+        adapted(settings.augment_p, result.terms["real_sign"], 0.6, BATCH)
     assert "r1" in result.terms and ("r2" in result.terms) == bool(generator.curriculum.r2_lambda)
 
 
@@ -160,7 +160,7 @@ def test_rendering(curriculum, parts):
 
 
 def values_read(call: Callable[[], object]) -> list[list[str]]:
-    """The callers, innermost first, of each operation of ``call`` that brings a value to the host."""
+    """The callers, innermost first, of each operation of ``call`` that copies a value to the host."""
     with torch.autograd.profiler.profile() as profile:
         call()
     found = []
@@ -173,7 +173,7 @@ def values_read(call: Callable[[], object]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("changes", [{}, {"surface_sample": False, "pred_occ": False, "clamp_mode": "softplus"}])
-def test_gradients_do_not_look_at_values(curriculum, changes, monkeypatch):
+def test_gradients_read_no_values_on_the_host(curriculum, changes, monkeypatch):
     monkeypatch.setattr(field, "_in_blocks", lambda *inputs: False)  # a GPU's arithmetic
     monkeypatch.setattr(folded, "sine", torch.sin)
     torch.manual_seed(0)
@@ -195,7 +195,7 @@ def test_gradients_do_not_look_at_values(curriculum, changes, monkeypatch):
     assert not values_read(steps)
 
 
-def test_the_profiler_sees_gradients_that_look_at_values():
+def test_the_profiler_detects_gradients_that_read_values():
     x = torch.rand(3, 4).requires_grad_(True)
     assert any("aten::cumprod_backward" in callers for callers in values_read(lambda: x.cumprod(dim=1).sum().backward()))
 
@@ -213,6 +213,6 @@ def test_the_profiler_sees_gradients_that_look_at_values():
         lambda x: x if x.any() else -x,
     ],
 )
-def test_the_detector_sees(waits):
+def test_the_detector_detects_operations_that_wait(waits):
     with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), NoWaiting():
         waits(torch.empty(4, 3, device=META))

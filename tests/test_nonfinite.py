@@ -1,4 +1,4 @@
-"""Numbers that are not finite: left out and counted, never averaged or saved; then a way back, and an end with a diagnosis."""
+"""Non-finite numbers: skipped and counted, never averaged or saved; recovery, and a final diagnosis."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def small_curriculum(*more: str) -> Curriculum:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Such small products only wait for each other on more."""
+    """Such small products are slower with more threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,7 +71,7 @@ def test_bad_steps_are_counted_and_the_first_term_named():
     assert resumed.read() == BadSteps(skipped=5, in_a_row=2, first_step=6, first_term="G/gan")
 
 
-def test_a_term_that_ends_leaves_the_others_their_names():
+def test_terms_keep_their_names_when_another_term_ends():
     """G/ball_hold is logged until the hold ends."""
     guard = Guard(CPU, BadSteps())
     held = {**terms(grad_G=math.nan), "G/ball_hold": torch.tensor(1.0), "G/hit_rate": torch.tensor(1.0)}
@@ -83,7 +83,7 @@ def test_a_term_that_ends_leaves_the_others_their_names():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_step_without_a_finite_gradient_moves_nothing(bad):
+def test_a_step_without_a_finite_gradient_changes_nothing(bad):
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer, scaler = torch.optim.Adam([weight], lr=0.1), torch.amp.GradScaler("cpu", enabled=False)
     for gradient in (torch.ones(3), torch.tensor([1.0, bad, 1.0])):
@@ -95,7 +95,7 @@ def test_a_step_without_a_finite_gradient_moves_nothing(bad):
     assert all(torch.equal(optimizer.state[weight][name], value) for name, value in state.items())
 
 
-def test_a_term_that_comes_late_still_goes_before_the_gradients():
+def test_a_term_that_appears_later_is_still_checked_before_the_gradients():
     guard = Guard(CPU, BadSteps())
     good, bad = torch.tensor(1.0), torch.tensor(math.nan)
     guard.watch(0, {"D/gan": good, "D/grad_norm": good, "G/grad_norm": good})
@@ -110,7 +110,7 @@ def test_a_term_that_comes_late_still_goes_before_the_gradients():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the fused kernel that looks at the gradient itself")
-def test_a_gpu_leaves_the_step_out_without_being_waited_for():
+def test_a_gpu_skips_the_step_without_synchronization():
     weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
     optimizer, scaler = torch.optim.Adam([weight], lr=0.1, fused=True), torch.amp.GradScaler("cuda", enabled=False)
     average = torch.zeros((), device="cuda")
@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_has_no_finite_gradient():
     assert not bool(are_finite([torch.ones(2), torch.tensor([1.0, math.nan])])) and bool(are_finite([torch.ones(2)]))
 
 
-def test_averages_do_not_follow_weights_that_are_not_finite():
+def test_averages_ignore_weights_that_are_not_finite():
     generator = RunState(small_curriculum(), 0, CPU, None).generator
     average = MovingAverage(generator, 0.9)
     before = {name: value.clone() for name, value in average.generator.state_dict().items()}
@@ -185,7 +185,7 @@ def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_run_goes_back_and_goes_on_with_other_numbers_and_can_be_repeated(photos, tmp_path, capsys):
+def test_recovery_continues_with_other_random_numbers_and_is_reproducible(photos, tmp_path, capsys):
     poison = ((6, range(1)),)
     trainer, reason = run(photos, tmp_path / "a", poison)
     assert reason == "--max_steps 12" and trainer.state.attempt == 1
@@ -208,7 +208,7 @@ def test_a_run_goes_back_and_goes_on_with_other_numbers_and_can_be_repeated(phot
     assert not torch.equal(undisturbed["generator"]["siren.final_layer.weight"], final["generator"]["siren.final_layer.weight"])
 
 
-def test_a_run_that_keeps_diverging_ends_with_a_diagnosis_and_whole_checkpoints(photos, tmp_path):
+def test_a_run_that_keeps_diverging_ends_with_a_diagnosis_and_intact_checkpoints(photos, tmp_path):
     with pytest.raises(Diverged) as verdict:
         run(photos, tmp_path, ((6, range(99)),), save_interval=2)
     assert verdict.value.exit_status == 4
@@ -223,7 +223,7 @@ def test_a_run_that_keeps_diverging_ends_with_a_diagnosis_and_whole_checkpoints(
             assert are_finite(state[part].values()), (path, part)
 
 
-def test_nothing_is_saved_on_the_way_while_steps_are_bad(photos, tmp_path):
+def test_no_checkpoint_is_written_while_steps_are_bad(photos, tmp_path):
     trainer, _ = run(photos, tmp_path, ((6, range(1)),), save_interval=1, max_steps=9, num_kept=99)
     assert trainer.state.attempt == 1
     assert [step for step, _ in reversed(list_checkpoints(tmp_path))] == list(range(1, 10))  # 7 to 9 are of the second attempt

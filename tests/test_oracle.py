@@ -1,7 +1,7 @@
-"""The trainer's own step against the method spelled out (tests/oracle.py): losses, gradients, clipping, Adam, scored images.
+"""The trainer's step against an independent implementation (tests/oracle.py): losses, gradients, Adam, scored images.
 
-Every setting stands away from its default, so that none can be ignored, and every term counts for a share of its gradient that
-shows. :func:`trainer_step` is the one place that knows how the trainer is put together.
+Every setting differs from its default, so that none can be ignored, and every term is a visible share of its gradient.
+:func:`trainer_step` is the one place that knows how the trainer is put together.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ CASES = {
 
 
 class Measured(NamedTuple):
-    """Of one step of the trainer: its scalars, and the gradients (N,) of D and G before they are clipped."""
+    """Results of one step of the trainer: scalars, and the gradients (N,) of D and G before clipping."""
 
     scalars: dict[str, Tensor]
     of_D: Tensor
@@ -78,7 +78,7 @@ def curriculum_of(changes: list[str]) -> Curriculum:
 
 
 def make_state(changes: list[str]) -> RunState:
-    """Networks with their first weights, made steeper: fields with surfaces here and there, scores that are far apart."""
+    """Networks with steeper initial weights, so that fields have some surfaces and scores differ."""
     state = RunState(curriculum_of(changes), seed=3, device=torch.device("cpu"), amp_dtype=None)
     siren = state.generator.siren
     with torch.no_grad():
@@ -127,7 +127,7 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 
 def assert_terms(scalars: dict[str, Tensor], prefix: str, terms: dict[str, Tensor], c: Curriculum) -> None:
-    """The log's unweighted losses, against weighted ones: no term is left out, and none is there that should not be."""
+    """The log's unweighted losses against the oracle's weighted ones: no term is missing, and none is extra."""
     at = oracle.weights_at(c, STEP)
     weights = {"gan": 1.0, "r1": 0.5 * c.r1_lambda * c.r1_interval, "r2": 0.5 * c.r2_lambda * c.r1_interval}
     weights |= {"pose": c.pos_lambda, "latent": c.z_lambda, "opacity_prior": at.opacity_prior}
@@ -171,7 +171,7 @@ def test_a_step_of_both_networks(case: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("case", ["occupancy", "occupancy, relativistic with R2", "occupancy, held to a ball", "radiance"])
 def test_every_term_shows_in_the_gradient(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a term that is left out would pass the test above."""
+    """Otherwise a missing term could pass the test above."""
     state = make_state(CASES[case])
     measured = trainer_step(state, monkeypatch)
     rendered, field = render_inputs(state, measured.inputs_G)
@@ -282,7 +282,7 @@ def test_averages_follow_with_their_warm_up() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("last_back", [False, True])
 def test_scored_images_are_the_generators_images(last_back: bool) -> None:
-    """As the oracle renders them: at the narrowest interval, nothing jittered, ``last_back`` as in training; upright."""
+    """As the oracle renders them: narrowest interval, no jitter, ``last_back`` as in training; upright."""
     state = make_state([*OCCUPANCY, f"last_back={last_back}"])
     c = state.curriculum
     images = generated_images(LoadedGenerator(state.generator, c), 3, SIZE, psi=1.0, seed=5, batch_size=2)
@@ -292,4 +292,4 @@ def test_scored_images_are_the_generators_images(last_back: bool) -> None:
     expected = ((renderer.render(poses.pitch, poses.yaw, SIZE).images + 1) * 127.5).round().clamp(0, 255)
     difference = (images.double() - expected).abs()
     assert difference.max() <= 1 and float(images.double().std()) > 20
-    assert (images.double().transpose(2, 3) - expected).abs().max() > 20  # an image that tells rows from columns
+    assert (images.double().transpose(2, 3) - expected).abs().max() > 20  # rows and columns must differ visibly

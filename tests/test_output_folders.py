@@ -1,4 +1,4 @@
-"""Outputs that are told apart, batches that go on past a bad item, and the published commands on published files."""
+"""Output folders of one generator each, batches that continue after a bad item, and the published commands."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_folder_holds_the_files_of_one_generator(tmp_path: Path) -> None:
         assert read_claim(tmp_path) is None
 
 
-def test_two_generators_into_one_folder(tiny_generator_path: Path, empty_generator_path: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_generator_is_rejected(tiny_generator_path: Path, empty_generator_path: Path, tmp_path: Path) -> None:
     arguments = ["--seeds", "0", "--voxel_resolution", "16", *CPU]
     extract_shapes.main([str(tiny_generator_path), *arguments, "--obj", "--output_dir", str(tmp_path / "shapes")])
     before = {path.name: path.read_bytes() for path in (tmp_path / "shapes").iterdir()}
@@ -106,7 +106,7 @@ def test_a_score_that_fails_does_not_lose_the_finished_ones(
         (["--dataset_path", "{folder}"], "holds no images"),
     ],
 )
-def test_scores_are_refused_before_any_image_is_made(
+def test_invalid_scores_are_rejected_before_any_image_is_rendered(
     tiny_generator_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str], message: str
 ) -> None:
     def never(*_: object, **__: object) -> None:
@@ -134,7 +134,7 @@ def make_photos(folder: Path) -> Path:
 
 
 def test_shapes_of_a_published_file_alone(published_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The published README's own command: no curriculum is named, and no options.txt lies beside the file."""
+    """The command of the published README: without a curriculum, and without options.txt next to the file."""
     path = published_files / "whole_module" / "generator.pth"
     extract_shapes.main([str(path), "--seeds", "0", "1", "--voxel_resolution", "24", "--output_dir", str(tmp_path), *CPU])
     notes = capsys.readouterr().err
@@ -149,7 +149,7 @@ def test_shapes_of_a_published_file_alone(published_files: Path, tmp_path: Path,
 
 
 def test_the_published_commands(published_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """As printed, options for old memory included; sizes and numbers alone are smaller."""
+    """As published, including options about memory; only sizes and counts are smaller."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GOF_CACHE", str(tmp_path / "cache"))
     path, small = str(published_files / "generator.pth"), ["--image_size", "8", "--ray_step_multiplier", "1", *CPU]

@@ -1,4 +1,4 @@
-"""The outward start gives a ball, in networks where the plain fit finds nothing too."""
+"""The outward start gives a ball, also in networks for which a plain fit fails."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_generator(*overrides: str) -> ImplicitGenerator3d:
 
 @torch.no_grad()
 def share_right(generator: ImplicitGenerator3d) -> float:
-    """Share of points, away from the surface by a tenth of the radius, on the right side; the worst of 6 latents."""
+    """Share of points at least a tenth of the radius from the surface that are on the correct side; worst of 6 latents."""
     random = torch.Generator().manual_seed(1)
     z = torch.randn(6, generator.curriculum.latent_dim, generator=random)
     directions = torch.nn.functional.normalize(torch.randn(6, 3000, 3, generator=random), dim=-1)
@@ -53,8 +53,8 @@ def test_a_narrow_network_becomes_a_ball_with_a_color_for_each_latent():
     assert colors.std(dim=0).mean() > 0.06  # a field that ignores the latent has 0.003
 
 
-def test_a_failed_attempt_is_followed_by_another(monkeypatch):
-    """As at full width, where the first attempt ends with a constant."""
+def test_a_failed_fit_is_repeated(monkeypatch):
+    """As for full-width networks, whose first attempt ends with a constant."""
     monkeypatch.setattr(outward_start, "NUM_STEPS", 250)
     monkeypatch.setattr(outward_start, "ATTEMPTS", (Attempt(1.0, 1e-9), Attempt(0.5, 1e-3)))
     generator = make_generator()
@@ -73,7 +73,7 @@ def test_the_best_of_bad_attempts_is_kept(monkeypatch):
     assert losses[2] == pytest.approx(min(losses[:2]), rel=1e-6)
 
 
-def test_the_hold_asks_for_what_is_missing_of_the_ball_and_for_no_more():
+def test_the_hold_penalizes_only_what_is_missing_of_the_ball():
     points = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.0, 0.079], [0.1, 0.0, 0.0], [0.0, 0.2, 0.0]]])  # two inside, two outside
     depth = torch.tensor([[6.0, 0.15, -3.0, -6.0]])  # 150 a unit, at most 6
     assert float(ball_hold_loss(depth, points, RADIUS, 0.5)) == pytest.approx(0, abs=1e-8)

@@ -1,4 +1,4 @@
-"""fd, kd, precision and recall: closed forms, hand-made features, torch-fidelity as the oracle, and a network that sees cats."""
+"""fd, kd, precision and recall: closed forms, hand-made features, torch-fidelity as the oracle, and the network."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def random_images(num: int, size: int, seed: int, top: int = 256) -> Tensor:
 
 
 @pytest.mark.parametrize("num", [5, 40])  # fewer than the 8 dimensions, and more
-def test_a_set_is_at_no_distance_from_itself(num):
+def test_a_set_has_distance_0_from_itself(num):
     x = normal(num, 8, 0)
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(x, x[torch.randperm(num)]) == pytest.approx(0, abs=1e-9)
@@ -166,7 +166,7 @@ def test_the_network_has_the_published_size():
 
 
 @torch.no_grad()
-def test_it_calls_cats_cats(cats_zip):
+def test_cats_are_classified_as_cats(cats_zip):
     source = find_images(cats_zip)
     photos = [decode(source, index, DatasetSpec(None, None, ""), 64).pixels for index in range(0, 1600, 100)]
     images = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2)
@@ -177,7 +177,7 @@ def test_it_calls_cats_cats(cats_zip):
     assert float(noise[:, TABBY_TO_EGYPTIAN].sum(dim=1).mean()) < 0.05
 
 
-def test_features_do_not_hang_on_the_batch():
+def test_features_do_not_depend_on_the_batch():
     images = random_images(5, 32, 0)
     together = features_of(images)
     assert together.shape == (5, 1280) and together.dtype == torch.float64
@@ -190,7 +190,7 @@ def test_averaging_down():
     assert torch.equal(averaged_down(images, 4), images)
 
 
-def test_other_weights_than_the_known_are_refused(monkeypatch, tmp_path):
+def test_unknown_weights_are_rejected(monkeypatch, tmp_path):
     package = tmp_path / "changed_weights"
     (package / "models").mkdir(parents=True)
     (package / "__init__.py").write_text("raise SystemExit('run')")
@@ -238,7 +238,7 @@ def test_script_scores_against_held_out_images(photos, tiny_generator_path, tmp_
         eval_metrics.main([*command, "--split", "holdout"])
 
 
-def test_known_features_of_real_images_are_used_again(monkeypatch):
+def test_features_of_real_images_are_reused(monkeypatch):
     from metrics.registry import METRICS, Evaluation
 
     real, fake = random_images(8, 64, 0), random_images(8, 64, 1)

@@ -1,4 +1,4 @@
-"""Rendering, scores and meshes do without what only POSIX systems have; training says what it needs."""
+"""Rendering, scores and meshes work without POSIX; training names what it needs."""
 
 from __future__ import annotations
 

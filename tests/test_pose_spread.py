@@ -1,4 +1,4 @@
-"""The spread of poses read from images: its statistics on known numbers, both read-outs and the script from end to end."""
+"""The spread of poses in images: its statistics on known values, both predictors, and the script from end to end."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_calibration_is_the_line_of_least_squares():
 
 
 @pytest.mark.parametrize("kind, kurtosis", [("gaussian", 0.0), ("uniform", -1.2)])
-def test_noise_and_slope_are_taken_out_of_the_spread(kind, kurtosis):
+def test_noise_and_slope_are_removed_from_the_spread(kind, kurtosis):
     readings = 0.1 + 0.8 * 0.3 * draw(kind) + 0.15 * draw("gaussian", seed=1)
     spread = measure_spread(readings, Calibration(0.8, 0.15, 0.2, 100))
     assert spread.stddev == pytest.approx(0.3, rel=0.02) and spread.kurtosis == pytest.approx(kurtosis, abs=0.15)
@@ -62,7 +62,7 @@ def test_noise_and_slope_are_taken_out_of_the_spread(kind, kurtosis):
     assert spread.plain == pytest.approx(math.hypot(0.24, 0.15), rel=0.02)
 
 
-def test_outliers_count_for_nothing():
+def test_outliers_are_ignored():
     readings = torch.cat([draw("uniform", 1000), torch.full((20,), 40.0)])
     spread = measure_spread(readings, EXACT)
     assert spread.num_outliers == 20 and spread.num == 1020 and spread.stddev == pytest.approx(1, rel=0.05)
@@ -70,7 +70,7 @@ def test_outliers_count_for_nothing():
     assert len(without_outliers(draw("uniform"))) == 20_000
 
 
-def test_what_cannot_be_told_is_not_told():
+def test_spreads_that_cannot_be_estimated_are_none():
     readings = draw("gaussian", 500)
     assert measure_spread(readings, Calibration(0.1, 0.1, 0.1, 9)).stddev is None  # hardly follows the pose
     assert measure_spread(readings, Calibration(1.0, 1.0, 1.0, 9)).stddev is None  # nothing but noise
@@ -80,7 +80,7 @@ def test_what_cannot_be_told_is_not_told():
     assert fit_prior(nothing, measure_spread(0.2 * readings, EXACT)).settings() == ["v_stddev=0.2", "sample_dist=gaussian"]
 
 
-def test_prior_in_a_curriculums_terms():
+def test_prior_as_curriculum_settings():
     gaussian = fit_prior(measure_spread(0.31 * draw("gaussian"), EXACT), measure_spread(0.12 * draw("gaussian", seed=1), EXACT))
     assert gaussian.settings() == ["h_stddev=0.31", "v_stddev=0.12", "sample_dist=gaussian"]
     half_widths = [0.7 * draw("uniform") / math.sqrt(3), 0.25 * draw("uniform", seed=1) / math.sqrt(3)]
@@ -110,7 +110,7 @@ def test_varied_heads_keep_their_poses(heads):
 
 
 def test_a_mirrored_head_is_a_mirrored_image(heads, monkeypatch):
-    """What is called mirrored is: seen without variation, the image is the flipped one."""
+    """Without variation, the mirrored head is the flipped image."""
     import metrics.pose_readout as module
 
     for name, value in (("ZOOM", (1.0, 1.0)), ("SHIFT", 0.0), ("ROLL", 0.0)):
@@ -136,7 +136,7 @@ def cache_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def test_readout_learns_and_is_kept(heads, cache_dir, monkeypatch):
+def test_the_network_learns_and_is_cached(heads, cache_dir, monkeypatch):
     import metrics.pose_readout as module
 
     monkeypatch.setattr(module, "render_posed_heads", lambda settings: heads)
@@ -190,7 +190,7 @@ def test_script_with_built_in_heads(photos, tmp_path, capsys):
     args += ["--json", str(tmp_path / "x.json"), "--sheet", str(tmp_path / "sheet.png")]
     try:
         pose_spread.main(args)
-    except UserError as error:  # two steps teach little: that nothing can be told is a fair answer, and must be the reason
+    except UserError as error:  # two steps are too few, so a rejection is acceptable
         assert "neither yaw nor pitch" in str(error)
     record = json.loads((tmp_path / "x.json").read_text())
     assert record["num_images"] == 30 and record["yaw"]["num"] == 30 and record["reader"]["settings"]["num_heads"] == 30
@@ -201,7 +201,7 @@ def test_script_with_built_in_heads(photos, tmp_path, capsys):
         assert sheet.size == (10 * 34 - 2, 5 * 34 - 2)
 
 
-def test_discriminator_reads_known_poses_of_its_run(run_dir):
+def test_discriminator_predicts_known_poses_of_its_run(run_dir):
     """Poses come from the run's prior, yaw before pitch, and are counted from its mean pose."""
     head = load_pose_head(run_dir, CPU)
     assert head.image_size == 8 and head.step == 200
@@ -216,7 +216,7 @@ def test_discriminator_reads_known_poses_of_its_run(run_dir):
 
 
 def test_script_with_a_discriminator(photos, tmp_path, capsys, monkeypatch):
-    """Of a run that has learned nothing: what the script says is what that discriminator reads, however poor."""
+    """For an untrained run: the script reports the discriminator's predictions, however poor."""
     monkeypatch.setattr(pose_spread, "NUM_GENERATED", 32)
     state = tiny_run()
     state.save(tmp_path, 1)
@@ -254,7 +254,7 @@ def test_bad_input_in_one_line(photos, run_dir, tmp_path, repo):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
-def test_runs_without_a_pose_to_read_are_refused(tmp_path):
+def test_checkpoints_without_a_trained_pose_output_are_rejected(tmp_path):
     state = tiny_run()
     content = {name: getattr(state, name).state_dict() for name in ("generator", "discriminator")}
     content |= {"ema": content["generator"], "step": 5, "curriculum": state.curriculum.to_dict()}

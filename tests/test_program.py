@@ -1,4 +1,4 @@
-"""How scripts end: what they say, and with which status, also where nobody can read it."""
+"""How scripts end: their messages and exit statuses, even if stderr cannot be written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ run_script(lambda: (print("ready", flush=True), time.sleep(60)))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_the_status_does_not_hang_on_who_can_read_the_message(repo):
+def test_the_exit_status_does_not_depend_on_stderr(repo):
     said = subprocess.run([sys.executable, "-c", FAILS], cwd=repo, capture_output=True, text=True)
     with open("/dev/full", "w") as full:
         unsaid = subprocess.run([sys.executable, "-c", FAILS], cwd=repo, stderr=full)

@@ -1,4 +1,4 @@
-"""Published files are read as data: right where they are good, refused in one line where they are hostile or damaged."""
+"""Published files are read as data: correctly if valid, rejected in one line if hostile or damaged."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_zip(
 
 
 def write_legacy(path: Path, main_pickle: bytes) -> Path:
-    """torch's old form around a hand-made pickle that uses no tensors."""
+    """torch's legacy format around a hand-made pickle that uses no tensors."""
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
     parts = [pickle.dumps(value, protocol=2) for value in (0x1950A86A20F9469CFC6C, 1001, system)]
     path.write_bytes(b"".join([*parts, main_pickle, pickle.dumps([], protocol=2)]))
@@ -137,7 +137,7 @@ def test_hostile_pickle_is_refused_and_runs_nothing(tmp_path: Path, name: str, f
 
 
 def test_the_hostile_pickles_are_live(tmp_path: Path) -> None:
-    """The tests above would prove nothing with pickles that do nothing under Python's unpickler."""
+    """Otherwise the tests above would prove nothing: Python's unpickler must execute these pickles."""
     for name in ("os.system", "builtins.eval", "stack global", "inst", "obj", "os.system behind the memo"):
         marker = tmp_path / "ran"
         pickle.loads(hostile_pickles(marker)[name][0])
@@ -155,7 +155,7 @@ def test_hostile_average_beside_a_good_generator(tmp_path: Path, published_files
 
 
 class _RunsOnReduce:
-    """What torch.save of a hostile object writes, inside an otherwise ordinary state dict."""
+    """A hostile object as torch.save writes it, inside an otherwise ordinary state dict."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -178,7 +178,7 @@ def test_hostile_value_inside_a_state_dict(tmp_path: Path, zipped: bool) -> None
 
 
 def tensor_pickle(num_elements: int, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> bytes:
-    """One tensor over storage "0" of ``num_elements`` floats, described as asked."""
+    """One tensor over storage "0" of ``num_elements`` floats, with the given description."""
 
     def number(value: int) -> bytes:
         return pickle.dumps(value, protocol=2)[2:-1]
@@ -278,7 +278,7 @@ def test_module_that_holds_itself_many_times_is_refused() -> None:
         b"\xff" * 9,
     ],
 )
-def test_files_that_are_no_checkpoints(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_checkpoints(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "generator.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"generator\.pth"):
@@ -287,7 +287,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, content: bytes) -> None:
         read_torch_file(path)
 
 
-def test_paths_that_are_no_files(tmp_path: Path) -> None:
+def test_paths_that_are_not_files(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.pth", tmp_path / ("x" * 5000), tmp_path / "missing" / "a.pth"):
         with pytest.raises(UserError):
             read_torch_file(path)
@@ -457,8 +457,8 @@ def test_published_generator_loads(published_files: Path) -> None:
     assert not any("own weights" in note for note in averaged.notes)
     assert any("ema.pth" in note and "own weights" in note for note in whole.notes)
     with pytest.raises(UserError, match="--curriculum"):
-        load_generator(folder / "whole_module/generator.pth")  # no options.txt beside it
-    # what the file says about its network counts, whatever the curriculum says
+        load_generator(folder / "whole_module/generator.pth")  # no options.txt next to it
+    # the file's network settings override those of the curriculum
     narrow = load_generator(folder / "generator.pth", CURRICULUMS["SYNTH_TINY"])
     assert narrow.curriculum.hidden_dim == 256 and narrow.curriculum.fov == CURRICULUMS["SYNTH_TINY"].fov
     assert any("has hidden_dim 256, which overrides 64 of curriculum SYNTH_TINY" in note for note in narrow.notes)
@@ -519,7 +519,7 @@ WRAPPED = (
 
 
 @pytest.mark.parametrize("kind", WRAPPED)
-def test_wrappers_around_a_generator_are_taken_off(tmp_path: Path, pickled_module: Callable[..., Path], kind: str) -> None:
+def test_wrappers_around_a_generator_are_removed(tmp_path: Path, pickled_module: Callable[..., Path], kind: str) -> None:
     weights, path = load_weights(), tmp_path / "generator.pth"
     contents = {
         "module.module.": {f"module.module.{name}": value for name, value in weights.items()},
@@ -553,13 +553,13 @@ def test_wrappers_around_a_generator_are_taken_off(tmp_path: Path, pickled_modul
         (bytes(400), "all zeros"),
     ],
 )
-def test_what_was_saved_under_the_name_of_a_checkpoint(tmp_path: Path, content: bytes, told: str) -> None:
+def test_errors_name_what_a_file_is_instead_of_a_checkpoint(tmp_path: Path, content: bytes, told: str) -> None:
     (tmp_path / "generator.pth").write_bytes(content)
     with pytest.raises(UserError, match=told):
         load_generator(tmp_path / "generator.pth", CURRICULUMS["BFM"])
 
 
-def test_zips_that_are_no_checkpoints_say_what_to_do(tmp_path: Path) -> None:
+def test_errors_for_zips_that_are_not_checkpoints_name_the_fix(tmp_path: Path) -> None:
     for members, told in (
         ({"CelebA/generator.pth": b"x", "CelebA/ema.pth": b"x"}, r"unpack it and pass CelebA/generator\.pth"),
         ({"a.txt": b"x"}, "unpack it and pass the checkpoint inside"),
@@ -588,7 +588,7 @@ def test_average_that_does_not_fit(tmp_path: Path) -> None:
     assert torch.equal(read_published_average(tmp_path / "ema.pth", list(shapes), shapes).state["b"], torch.ones(3))
 
 
-def test_where_the_average_lies() -> None:
+def test_path_of_the_average() -> None:
     assert average_path("/runs/generator_7/generator.pth") == Path("/runs/generator_7/ema.pth")
     assert average_path("runs/002000_generator.pth", "ema2") == Path("runs/002000_ema2.pth")
     assert average_path("runs/weights.pth") is None

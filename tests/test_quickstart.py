@@ -1,4 +1,4 @@
-"""The quickstart's page on a small made-up folder, and the launchers: their syntax, their usage errors, what they record."""
+"""The quickstart's report of a small artificial folder, and the launchers: syntax, usage errors, and records."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def image(path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Everything that a quickstart leaves, tiny."""
+    """All outputs of a quickstart, in small."""
     folder = tmp_path / "quick start"
     for name in ("data.png", "train/samples/0001200.png", "train/samples/0001390.png", "imgs/grid_0.png"):
         image(folder / name)
@@ -114,7 +114,7 @@ def test_page_opens_with_the_generator_itself(folder: Path) -> None:
     read_page(folder)
 
 
-def test_page_tells_what_was_measured_and_what_failed(folder: Path) -> None:
+def test_page_shows_measurements_and_failures(folder: Path) -> None:
     main([str(folder), "--output", str(folder / "other.html")])
     text = " ".join(Reader((folder / "other.html").read_text()).text)
     for words in (
@@ -135,7 +135,7 @@ def test_page_tells_what_was_measured_and_what_failed(folder: Path) -> None:
 @pytest.mark.parametrize(
     "missing", ["train", "imgs", "vids", "mesh_images", "shapes", "scores", "heads", "steps.tsv", "data.png"]
 )
-def test_page_goes_on_without_a_part(folder: Path, missing: str) -> None:
+def test_page_is_written_without_a_missing_part(folder: Path, missing: str) -> None:
     path = folder / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     main([str(folder)])
@@ -159,7 +159,7 @@ def test_page_survives_broken_records(folder: Path, content: str) -> None:
     read_page(folder)
 
 
-def test_history_is_drawn_before_the_run(folder: Path) -> None:
+def test_history_precedes_the_run_in_the_chart(folder: Path) -> None:
     main([str(folder)])
     assert "Steps 1220 to 1380." in " ".join(read_page(folder).text)
     history = [{"step": s, "D/gan": 2.0, "G/gan": 1.0} for s in range(20, 2000, 20)]  # on past the checkpoint
@@ -169,7 +169,7 @@ def test_history_is_drawn_before_the_run(folder: Path) -> None:
     assert "Steps 20 to 1380." in html and 'class="mark"' in html
 
 
-def test_nothing_to_report_is_an_error_in_words(tmp_path: Path) -> None:
+def test_an_empty_report_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder"):
         main([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="nothing to report"):
@@ -243,7 +243,7 @@ def test_quickstart_help_and_folder_that_cannot_be_written(repo: Path, tmp_path:
 
 @pytest.fixture
 def stage(repo: Path, tmp_path: Path) -> Path:
-    """A checkout whose Python only notes its arguments, and fails for the script named in $FAILS."""
+    """A checkout whose Python only records its arguments, and fails for the script named in $FAILS."""
     stage, environment = tmp_path / "check out", tmp_path / "environment"
     shutil.copytree(repo / "auto_bash", stage / "auto_bash")
     (stage / "requirements.txt").write_text("")
@@ -272,7 +272,7 @@ def scripts_of(calls: list[str]) -> list[str]:
     return [call.removeprefix("-m ").split()[0] for call in calls]
 
 
-def test_quickstart_starts_from_the_shipped_checkpoint_and_shows_progress(stage: Path) -> None:
+def test_quickstart_starts_from_the_pretrained_checkpoint_and_shows_progress(stage: Path) -> None:
     (stage / "pretrained" / "SYNTH_TINY").mkdir(parents=True)
     for step in ("0000900", "0001200"):
         (stage / "pretrained" / "SYNTH_TINY" / f"checkpoint_{step}.pt").touch()
@@ -298,7 +298,7 @@ def test_quickstart_resumes_its_own_run(stage: Path) -> None:
     assert training.endswith("--output_dir out put/train --max_minutes 1")
 
 
-def test_quickstart_goes_on_without_meshes_but_not_without_training(stage: Path) -> None:
+def test_quickstart_continues_without_meshes_but_not_without_training(stage: Path) -> None:
     result, calls = run_staged(stage, "quickstart.sh", FAILS="render_meshimg.py")
     assert result.returncode == 0 and scripts_of(calls)[-1] == "tools.report"
     assert "1 command(s) failed along the way" in result.stdout
@@ -309,7 +309,7 @@ def test_quickstart_goes_on_without_meshes_but_not_without_training(stage: Path)
     assert "stopped in step 4 of 9" in result.stderr
 
 
-def test_quickstart_stops_when_the_user_does(stage: Path) -> None:
+def test_quickstart_stops_on_ctrl_c(stage: Path) -> None:
     result, calls = run_staged(stage, "quickstart.sh", FAILS="eval_metrics.py", CODE="130")
     assert result.returncode == 130 and scripts_of(calls)[-1] == "eval_metrics.py"
 

@@ -1,4 +1,4 @@
-"""The scripts that look at a generator, most run once as a user runs them, and more closely in this process."""
+"""The rendering scripts, most run once as by a user, and in more detail in this process."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_shapes_and_their_images(repo: Path, tiny_generator_path: Path, tmp_path
     extract_shapes.main([str(tiny_generator_path), *map(str, arguments), "--output_dir", str(tmp_path / "again")])
     assert files_of(shapes) == files_of(tmp_path / "again")
 
-    # where there is no GL at all: EGL asked for on a platform that PyOpenGL has no driver for
+    # without any GL: EGL requested on a platform for which PyOpenGL has no driver
     done = run_script(
         *(repo, "render_meshimg.py", "--input_dir", shapes, "--output_dir", tmp_path / "images", "--image_size", 64),
         PYOPENGL_PLATFORM="nothing",
@@ -198,7 +198,7 @@ def test_shapes_without_a_surface(empty_generator_path: Path, tmp_path: Path, ca
         extract_shapes.main(
             [str(empty_generator_path), "--seeds", "4", "5", "--voxel_resolution", "16", "--output_dir", str(tmp_path)]
         )
-    assert "seed 4: no surface at 0.5 inside the cube" in capsys.readouterr().err
+    assert "seed 4: no surface at level 0.5 inside the cube" in capsys.readouterr().err
     assert (tmp_path / "4_16_voxel.npy").exists() and (tmp_path / "5_16_voxel.npy").exists() and not stale.exists()
     with pytest.raises(UserError, match="none of the 2 voxel files has a surface"):
         render_meshimg.main(["--input_dir", str(tmp_path), "--output_dir", str(tmp_path), "--renderer", "raycast"])

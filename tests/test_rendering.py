@@ -223,8 +223,8 @@ def test_views_of_an_empty_field_show_the_background_that_training_shows(white, 
     )
 
 
-def test_what_a_ray_does_not_meet_is_far():
-    """A faint cloud: the published depth is where the cloud is, however faint; for display most of the ray goes on."""
+def test_the_remaining_weight_of_a_ray_counts_as_far():
+    """A faint cloud: the published depth is that of the cloud, however faint; for display, most of the ray passes it."""
     t, alphas = torch.tensor([[[0.9, 1.0, 1.1]]]), torch.tensor([[[0.02, 0.0, 0.0]]])
     weights = volume_rendering.compute_weights(alphas)
     assert float(volume_rendering.composite_depth(weights, t)) == pytest.approx(0.9, rel=1e-3)

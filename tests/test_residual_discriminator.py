@@ -1,4 +1,4 @@
-"""The residual discriminator: growth without a step in its outputs, sane beginnings, and penalties that reach its weights."""
+"""The residual discriminator: growth that preserves outputs, initialization, and gradients of the penalties."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def discriminator() -> ResidualDiscriminator:
 
 
 def trained(discriminator: ResidualDiscriminator) -> ResidualDiscriminator:
-    """Every weight but the details of larger images away from its start."""
+    """A discriminator with all weights changed, except for the details of larger images."""
     with torch.no_grad():
         for name, parameter in discriminator.named_parameters():
             if "details" not in name:
@@ -58,13 +58,13 @@ def test_shapes(discriminator, size):
     assert output.score.shape == (3,) and output.pose.shape == (3, 2) and output.latent is None
 
 
-def test_the_latent_is_read_off_only_where_it_is_wanted():
+def test_the_latent_is_predicted_only_with_a_latent_loss():
     with_latent = ResidualDiscriminator(curriculum("z_lambda=0.1"))
     assert with_latent(images_of(32)).latent.shape == (3, with_latent.latent_dim)
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_growing_leaves_the_outputs(discriminator, size):
+def test_growing_does_not_change_the_outputs(discriminator, size):
     """At the moment of growth, larger images score as their averages did."""
     D, images = trained(discriminator), images_of(size)
     before = D(F.avg_pool2d(images, size // 32))
@@ -81,7 +81,7 @@ def test_growing_again_keeps_what_the_details_have_learned(discriminator):
     assert not torch.allclose(D(halved).score, D(F.avg_pool2d(images, 4)).score, atol=1e-3)
 
 
-def test_details_tell_images_with_the_same_average_apart(discriminator):
+def test_details_distinguish_images_with_the_same_average(discriminator):
     D, images = trained(discriminator), images_of(64)
     checkerboard = (torch.arange(64).view(-1, 1) + torch.arange(64)) % 2 * 2 - 1
     torch.testing.assert_close(D(images + 0.5 * checkerboard).score, D(images).score, rtol=1e-4, atol=1e-4)
@@ -95,7 +95,7 @@ def test_blocks_start_as_the_identity(discriminator):
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_the_beginning_is_sane(size):
+def test_initial_outputs_and_gradients_have_a_sensible_scale(size):
     """Scores and their gradients of order 1, poses near the prior's mean, over several draws of the weights."""
     c = curriculum("h_mean=1.2", "v_mean=1.7", "hollow_check_interval=0")
     scores, gradients, poses = [], [], []
@@ -112,13 +112,13 @@ def test_the_beginning_is_sane(size):
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
-def test_used_parameters_are_those_that_get_a_gradient(discriminator, size):
+def test_only_the_details_of_larger_images_get_no_gradient(discriminator, size):
     D = trained(discriminator)
     output = D(images_of(size))
     (output.score.sum() + output.pose.sum()).backward()
-    used = {id(parameter) for parameter in D.used_parameters(size, 1.0)}
-    assert used == {id(parameter) for parameter in D.parameters() if parameter.grad is not None}
-    assert all(bool(parameter.grad.any()) for parameter in D.used_parameters(size, 1.0))
+    of_larger = {f"stem.details.{k}.weight" for k in range(D.stem.level(size), len(D.stem.details))}
+    assert of_larger == {name for name, parameter in D.named_parameters() if parameter.grad is None}
+    assert all(bool(parameter.grad.any()) for name, parameter in D.named_parameters() if name not in of_larger)
 
 
 def test_the_penalty_and_its_gradient_are_those_of_differences():
@@ -134,7 +134,7 @@ def test_the_penalty_and_its_gradient_are_those_of_differences():
         with torch.no_grad():
             slope = (D(images + 1e-6 * along).score - D(images - 1e-6 * along).score) / 2e-6
         assert float(penalty.detach()) == pytest.approx(float(slope.mean()), rel=1e-5)
-        parameters = D.used_parameters(16, 1.0)
+        parameters = list(D.parameters())
         gradients = torch.autograd.grad(penalty, parameters, allow_unused=True)
         values = []
         for step in (1e-5, -1e-5):
@@ -184,7 +184,7 @@ SMALL = ("hidden_dim=8", "num_layers=2", "latent_dim=8", "num_steps_coarse=6", "
 PENALTIES = ("gan_loss=relativistic", "r1_lambda=0.1", "r2_lambda=0.1", "r1_interval=2")
 
 
-def test_a_run_grows_and_resumes_to_the_last_bit(tmp_path):
+def test_a_run_grows_and_resumes_bit_identically(tmp_path):
     """Through the training script: 8 px, then 16 px, cut before and after the growth, with lazy penalties."""
     random = np.random.default_rng(0)
     photos = tmp_path / "photos"

@@ -1,4 +1,4 @@
-"""What a launcher's second start of the same command does, and a clock that was set back between two parts of a run."""
+"""A command restarted by its launcher, and a clock that was set back between two parts of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def save(folder, step):
 
 
 @pytest.mark.parametrize("variable", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
-def test_a_command_started_anew_by_its_launcher_goes_on_where_it_stood(tmp_path, monkeypatch, variable):
+def test_a_command_restarted_by_its_launcher_resumes(tmp_path, monkeypatch, variable):
     def chosen(resume):
         command = ["--curriculum", "SYNTH_TINY", "--output_dir", str(tmp_path), "--resume", resume]
         path = checkpoint_to_resume(parse_arguments(command), tmp_path)
@@ -37,7 +37,7 @@ def test_a_command_started_anew_by_its_launcher_goes_on_where_it_stood(tmp_path,
     assert chosen(from_start) == "checkpoint_0000010.pt"
 
 
-def test_tensorboard_goes_on_though_the_clock_was_set_back(tmp_path, monkeypatch):
+def test_tensorboard_continues_after_the_clock_was_set_back(tmp_path, monkeypatch):
     scalars = {"D/gan": 1.0, "G/gan": 1.0, "schedule/interval": 0.1}
     clock = time.time
     for first, last, hours in ((0, 30, 0), (20, 50, 1)):

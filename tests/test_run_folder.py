@@ -1,4 +1,4 @@
-"""The output folder: one writer at a time, checkpoints proved to the last byte, and what is kept, cut or taken back."""
+"""The output folder: a single writer, verified checkpoints, and what is kept, truncated or moved."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_changed_byte_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["cut", "zeros", "grown", "empty"])
-def test_cut_and_overwritten_files_are_noticed(tmp_path, harm):
+def test_truncated_and_overwritten_files_are_noticed(tmp_path, harm):
     path = save(tmp_path, 1)
     data = path.read_bytes()
     variants = {
@@ -94,7 +94,7 @@ def test_the_same_state_gives_the_same_bytes(tmp_path):
 
 
 def in_child(action: Callable[[], None]) -> int:
-    """A forked process that does ``action``, says so, and sleeps. Returns its id once it has."""
+    """Fork a process that performs ``action`` and sleeps. Returns its id when the action is done."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -126,7 +126,7 @@ def test_a_folder_in_use_is_refused_until_its_process_dies(tmp_path):
     FolderLock(tmp_path, print_notice).release()
 
 
-def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+def test_only_partial_files_of_killed_processes_are_removed(tmp_path):
     (tmp_path / "samples").mkdir()
     left = [".checkpoint_0000009.pt.4711.tmp", ".generator.safetensors.1.tmp", "samples/.0000500.png.12.tmp", ".write_test_99"]
     kept = ["notes.tmp", ".hidden", "checkpoint_0000001.pt", ".lock", "samples/0000500.png"]
@@ -149,7 +149,7 @@ def test_the_newest_and_the_milestones_are_kept(tmp_path):
     assert steps_in(tmp_path) == [10]
 
 
-def test_older_checkpoints_stay_where_the_newest_is_not_as_it_was_written(tmp_path):
+def test_older_checkpoints_are_kept_if_the_newest_is_damaged(tmp_path):
     for step in range(1, 5):
         path = save(tmp_path, step)
     path.write_bytes(path.read_bytes()[:-5])
@@ -158,7 +158,7 @@ def test_older_checkpoints_stay_where_the_newest_is_not_as_it_was_written(tmp_pa
     assert steps_in(tmp_path) == [1, 2, 3, 4]
 
 
-def test_a_damaged_checkpoint_ahead_of_the_run_is_in_nobodys_way(tmp_path):
+def test_a_damaged_later_checkpoint_does_not_affect_cleanup(tmp_path):
     for step in (1, 2, 3, 9):
         path = save(tmp_path, step)
     path.write_bytes(path.read_bytes()[:-5])
@@ -166,14 +166,14 @@ def test_a_damaged_checkpoint_ahead_of_the_run_is_in_nobodys_way(tmp_path):
     assert steps_in(tmp_path) == [2, 3, 9]
 
 
-def test_newer_checkpoints_are_set_aside(tmp_path):
+def test_newer_checkpoints_are_moved_to_superseded(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step)
     moved = set_aside_newer(tmp_path, 1)
     assert steps_in(tmp_path) == [1] and steps_in(tmp_path / "superseded") == [2, 3] == steps_in(moved[0].parent)
 
 
-def test_what_was_set_aside_before_stays(tmp_path):
+def test_superseded_checkpoints_are_not_overwritten(tmp_path):
     for content in ("first", "second", "third"):
         (tmp_path / "checkpoint_0000002.pt").write_text(content)
         set_aside_newer(tmp_path, 1)
@@ -182,7 +182,7 @@ def test_what_was_set_aside_before_stays(tmp_path):
     assert [path.name for path in kept] == ["checkpoint_0000002.2.pt", "checkpoint_0000002.3.pt", "checkpoint_0000002.pt"]
 
 
-def test_the_log_is_cut_where_the_run_goes_on(tmp_path):
+def test_the_log_is_truncated_at_the_resumed_step(tmp_path):
     path = tmp_path / "log.jsonl"
     lines = [json.dumps({"step": step, "D/gan": 1.0}) + "\n" for step in (1, 2, 3, 4)]
     path.write_text("".join(lines) + '{"step": 5, "D/g')
@@ -197,7 +197,7 @@ def test_the_log_is_cut_where_the_run_goes_on(tmp_path):
     truncate_log(tmp_path / "none", 2)
 
 
-def test_too_little_room_is_told(tmp_path):
+def test_low_disk_space_is_reported(tmp_path):
     assert disk_space_warning(tmp_path, 1, 3) is None
     warning = disk_space_warning(tmp_path, 10**18, 3)
     assert warning and str(tmp_path) in warning
@@ -207,7 +207,7 @@ def test_too_little_room_is_told(tmp_path):
 # ------------------------------------------------------------------------------------------------ full disks
 
 
-def test_a_line_is_added_whole_or_not_at_all(small_disk):
+def test_a_line_is_appended_completely_or_not_at_all(small_disk):
     path = small_disk / "log.jsonl"
     append_line(path, "first")
     (small_disk / "filler").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
@@ -220,7 +220,7 @@ def test_a_line_is_added_whole_or_not_at_all(small_disk):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_words_that_cannot_be_written_do_not_raise(monkeypatch):
+def test_messages_that_cannot_be_printed_do_not_raise(monkeypatch):
     with open("/dev/full", "w", buffering=1) as full:
         monkeypatch.setattr("sys.stderr", full)
         with pytest.raises(OSError):

@@ -1,4 +1,4 @@
-"""Settings that training must read: the horizontal flip of its images, and the mapping network's own learning rate."""
+"""Settings that training must use: the horizontal flip, and the mapping network's learning rate."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_horizontal_flip(photos, flips):
 
 @pytest.mark.parametrize("factor", [1.0, 0.05])
 def test_learning_rate_of_the_mapping_network(factor):
-    """Adam's first step is as long as its rate: so much does each weight move."""
+    """Adam's first step changes each weight by the learning rate."""
     state = fresh_state(small_curriculum(f"mapping_lr_factor={factor}", "unique_lr=False"))
     state.set_learning_rates(0)
     before = {name: value.clone() for name, value in state.generator.state_dict().items()}

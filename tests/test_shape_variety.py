@@ -24,8 +24,8 @@ def relief(size: int = 8) -> torch.Tensor:
     return (values - values.mean()) / values.std(correction=0)
 
 
-def test_one_shape_for_all_has_no_variety():
-    """Distance from the camera is no shape."""
+def test_identical_shapes_have_no_variety():
+    """The distance from the camera does not count as shape."""
     shift = torch.tensor([0.0, 0.1, -0.2]).view(-1, 1, 1)
     found = shape_variety(geometry(0.03 * relief().expand(3, -1, -1) + 1 + shift))
     assert found["shape_correlation"] == pytest.approx(1) and found["shape_deviation"] == pytest.approx(0, abs=1e-9)
@@ -43,7 +43,7 @@ def test_variety_of_constructed_shapes():
     assert found["shape_deviation"] == pytest.approx(float(between) / (1 + 0.25 / 4) ** 0.5)
 
 
-def test_only_rays_that_meet_all_shapes_count():
+def test_only_rays_that_hit_all_shapes_count():
     depth = 0.03 * relief().repeat(2, 1, 1) + 1
     mask = torch.ones(2, 8, 8, dtype=torch.bool)
     mask[0, :, 0] = mask[1, 0] = False
@@ -51,7 +51,7 @@ def test_only_rays_that_meet_all_shapes_count():
     assert shape_variety(geometry(depth, mask))["shape_correlation"] == pytest.approx(1)
 
 
-def test_nothing_to_measure_is_no_number():
+def test_without_enough_data_there_is_no_score():
     mask = torch.zeros(2, 8, 8, dtype=torch.bool)
     mask[:, 0] = True  # 8 rays are too few
     assert shape_variety(geometry(0.03 * relief().repeat(2, 1, 1), mask)) == {}

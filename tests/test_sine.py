@@ -1,4 +1,4 @@
-"""The compiled sine against float64, its derivatives, and the way around it."""
+"""The compiled sine against float64, its derivatives, and how to disable it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short soak test, and whether its judges would see a difference, a loss, and each kind of damage."""
+"""A short soak test, and tests that its checks detect differences, losses, and each kind of damage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EVENTS = [
 ]
 
 
-def test_killed_starved_and_damaged_is_the_undisturbed_run(tmp_path):
+def test_a_run_with_kills_full_disks_and_damage_equals_an_undisturbed_one(tmp_path):
     tally = Soak(tmp_path, SHORT, seed=1, disk="limit").run(EVENTS)
     assert tally.problems == []
     assert tally.identical
@@ -43,7 +43,7 @@ def test_killed_starved_and_damaged_is_the_undisturbed_run(tmp_path):
     assert not temporaries_in(tmp_path / "disturbed")
 
 
-def test_lines_that_could_not_be_logged_are_written_once_there_is_room(tmp_path, capsys):
+def test_log_lines_are_written_when_there_is_space_again(tmp_path, capsys):
     recorder = Recorder(tmp_path, step=0, end_step=9, use_tensorboard=False)
     log = tmp_path / "log.jsonl"
     recorder.event(1, "before")
@@ -63,7 +63,7 @@ def test_lines_that_could_not_be_logged_are_written_once_there_is_room(tmp_path,
 
 
 def write_run(folder: Path, steps: tuple[int, ...] = (5,)) -> Path:
-    """What a run leaves, in small."""
+    """The files of a run, in small."""
     folder.mkdir()
     for step in steps:
         weights = {"w": torch.arange(4096.0) + step, "zero": torch.zeros(2)}
@@ -106,14 +106,14 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("named", CHANGES)
-def test_every_difference_is_seen(tmp_path, named):
+def test_every_difference_is_detected(tmp_path, named):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     CHANGES[named](b)
     assert any(named in text for text in compare_runs(a, b)[1])
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_damage_is_damage_and_training_passes_it_over(tmp_path, kind):
+def test_every_kind_of_damage_is_skipped_by_training(tmp_path, kind):
     for seed in range(20):
         folder = write_run(tmp_path / str(seed), steps=(4, 5))
         (folder / GENERATOR).unlink()
@@ -126,7 +126,7 @@ def test_damage_is_damage_and_training_passes_it_over(tmp_path, kind):
         assert len(notices) == 1 and "checkpoint_0000005.pt is damaged" in notices[0]
 
 
-def test_losses_are_seen(tmp_path):
+def test_lost_files_are_detected(tmp_path):
     folder = write_run(tmp_path / "run", steps=(2, 3, 4, 5))
     (folder / GENERATOR).unlink()
     audit = Audit(folder)

@@ -1,4 +1,4 @@
-"""Runs that are killed, starved, robbed of their images or of their disk: real processes, real signals, a real full disk."""
+"""Runs that are killed, or lose disk space or images: real processes, real signals, a real full disk."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PATIENCE = 120.0  # seconds for a loaded machine
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in the processes below, so that results compare to the last bit."""
+    """As in the processes below, so that results are bit-identical."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -115,7 +115,7 @@ def checkpoint(folder: Path, step: int) -> bytes:
 # ------------------------------------------------------------------------------------------------ killed
 
 
-def test_kill_9_leaves_a_folder_that_goes_on_to_the_same_last_byte(photos, tmp_path, repo):
+def test_a_run_resumes_byte_identically_after_sigkill(photos, tmp_path, repo):
     output, other = tmp_path / "killed", tmp_path / "undisturbed"
     every = ("--model_save_interval", "2", "--milestone_interval", "4")
     with running(repo, command(photos, output, *every)) as process:
@@ -138,7 +138,7 @@ def test_kill_9_leaves_a_folder_that_goes_on_to_the_same_last_byte(photos, tmp_p
     assert not list(output.glob(".*.tmp"))
 
 
-def test_a_second_signal_during_a_save_leaves_at_once_and_the_last_file_whole(photos, tmp_path, repo):
+def test_a_second_signal_during_a_save_exits_at_once_and_leaves_files_intact(photos, tmp_path, repo):
     output = tmp_path / "out"
     arguments = command(photos, output, "--model_save_interval", "1", "--keep", "1")
     with running(repo, arguments, ("-c", SLOW_DISK)) as process:
@@ -156,7 +156,7 @@ def test_a_second_signal_during_a_save_leaves_at_once_and_the_last_file_whole(ph
 
 
 @pytest.mark.parametrize(("script", "status"), [(("train.py",), 129), (("-c", UNDER_NOHUP), 143)])
-def test_a_terminal_that_closes_stops_a_run_and_does_not_under_nohup(photos, tmp_path, repo, script, status):
+def test_a_closing_terminal_stops_a_run_but_not_under_nohup(photos, tmp_path, repo, script, status):
     output = tmp_path / "out"
     with running(repo, command(photos, output), script=script) as process:
         wait_until(lambda: (output / "log.jsonl").exists(), process)
@@ -186,7 +186,7 @@ def test_deterministic_changes_nothing_on_a_cpu_and_ends_with_the_run(photos, tm
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_deterministic_runs_on_a_gpu_resume_to_the_last_byte(photos, tmp_path):
+def test_deterministic_runs_on_a_gpu_resume_byte_identically(photos, tmp_path):
     for name, limits in (("whole", ("6",)), ("cut", ("2", "5", "6"))):
         for limit in limits:
             train([*command(photos, tmp_path / name, "--max_steps", limit, "--device", "cuda", "--deterministic")])
@@ -216,7 +216,7 @@ def test_resume_never_auto_and_path(photos, tmp_path, capsys):
         train(command(photos, output, "--resume", str(output / "nowhere.pt")))
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_none_left_is_refused(photos, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_skipped_and_none_left_is_an_error(photos, tmp_path, capsys):
     train(command(photos, tmp_path / "out", "--max_steps", "3", "--model_save_interval", "1"))
     newest = tmp_path / "out" / "checkpoint_0000003.pt"
     whole = newest.read_bytes()
@@ -253,7 +253,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-def test_a_full_disk_costs_no_run_and_no_checkpoint(photos, tmp_path, small_disk, monkeypatch, capsys):
+def test_a_full_disk_ends_no_run_and_loses_no_checkpoint(photos, tmp_path, small_disk, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint_manager, "PAUSES_AT_END", (0.0,))
     output = small_disk / "out"
     train(command(photos, output, "--max_steps", "1", "--use_logger"))
@@ -289,7 +289,7 @@ def test_a_full_disk_costs_no_run_and_no_checkpoint(photos, tmp_path, small_disk
     assert logged_steps(output) == [1, 2, 3, 4]
 
 
-def test_a_checkpoint_that_could_not_be_written_is_written_when_there_is_room(photos, small_disk, monkeypatch, capsys):
+def test_a_failed_checkpoint_is_retried_when_there_is_space(photos, small_disk, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint_manager, "FIRST_RETRY", 0.0)
     original, fillers = training.trainer.Trainer._record, []
 
@@ -308,7 +308,7 @@ def test_a_checkpoint_that_could_not_be_written_is_written_when_there_is_room(ph
     assert "no checkpoint at step 4" not in errors
 
 
-def test_lines_of_the_log_wait_for_room(small_disk, capsys):
+def test_log_lines_wait_for_disk_space(small_disk, capsys):
     recorder = Recorder(small_disk, 0, 10, use_tensorboard=False)
     filler = fill(small_disk)
     for step in (1, 2):
@@ -328,7 +328,7 @@ def test_a_read_only_folder_is_refused_before_any_work(photos, small_disk):
     assert refused.value.exit_status == 2
 
 
-def test_what_is_only_shown_never_ends_a_run(photos, tmp_path, monkeypatch, capsys):
+def test_failing_displays_and_measurements_do_not_end_a_run(photos, tmp_path, monkeypatch, capsys):
     output = tmp_path / "out"
     output.mkdir()
     for name in ("tensorboard", "samples"):
@@ -357,7 +357,7 @@ def two_stages() -> list[str]:
     return [*SMALL, f"stages=({{'start_step':0,'img_size':8,{stage}}},{{'start_step':3,'img_size':16,{stage}}})"]
 
 
-def test_images_that_vanish_on_the_way_are_left_out_and_counted(photos, tmp_path, monkeypatch, capsys):
+def test_images_that_disappear_during_a_run_are_skipped_and_counted(photos, tmp_path, monkeypatch, capsys):
     original = training.trainer.Trainer._record
 
     def lose_some(self, *arguments):
@@ -374,7 +374,7 @@ def test_images_that_vanish_on_the_way_are_left_out_and_counted(photos, tmp_path
     assert load_training_checkpoint(tmp_path / "out" / "checkpoint_0000005.pt")["num_images"] == 3
 
 
-def test_a_run_whose_images_are_all_gone_saves_what_it_has(photos, tmp_path, monkeypatch):
+def test_a_run_whose_images_are_all_gone_writes_a_checkpoint(photos, tmp_path, monkeypatch):
     original = training.trainer.Trainer._record
 
     def lose_all(self, *arguments):
@@ -388,7 +388,7 @@ def test_a_run_whose_images_are_all_gone_saves_what_it_has(photos, tmp_path, mon
     assert end.value.exit_status == 2 and steps_in(tmp_path / "out") == [3]
 
 
-def test_a_reader_that_fails_is_started_again_at_its_place(photos, tmp_path, monkeypatch, capsys):
+def test_a_failed_reader_is_restarted_at_its_position(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training.batches, "RESTART_PAUSES", (0.0, 0.0))
     train(command(photos, tmp_path / "whole", "--max_steps", "8"))
     from dataset import ImageDataset

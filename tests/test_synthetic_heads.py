@@ -73,7 +73,7 @@ def test_normals_are_the_distance_gradient_unit_and_toward_the_camera(scene) -> 
     assert ((normals * directions).sum(-1)[mask] < 0.1).float().mean() > 0.995
 
 
-def test_what_is_outside_the_mask_is_black_and_empty(scene) -> None:
+def test_pixels_outside_the_mask_are_black_and_empty(scene) -> None:
     _, _, heads = scene
     assert heads.images.shape == (8, 3, SIZE, SIZE) and heads.images.min() == -1 and heads.images.max() <= 1
     assert (heads.depth[~heads.mask] == 0).all() and (heads.normals.transpose(0, 1)[:, ~heads.mask] == 0).all()
@@ -108,8 +108,8 @@ def test_the_face_looks_along_z_with_two_eyes_in_a_mirrored_face() -> None:
     assert (whites[:, 20:36, :32].sum((1, 2)) >= 3).all() and (whites[:, 20:36, 32:].sum((1, 2)) >= 3).all()
 
 
-def test_light_stands_still_in_the_world() -> None:
-    """A point on the cheek keeps its color when the camera moves, but for a faint highlight."""
+def test_the_light_is_fixed_in_the_world() -> None:
+    """A point on the cheek keeps its color when the camera moves, except for a faint highlight."""
     params = sample_heads([5], 0)
     yaws = torch.tensor([math.pi / 2 - 0.2, math.pi / 2 + 0.2])
     views = [render_heads(params, CameraPoses(torch.tensor([math.pi / 2]), yaw[None]), 128) for yaw in yaws]
@@ -150,7 +150,7 @@ def test_smooth_union_is_min_away_from_the_seam_and_rounds_it() -> None:
     assert torch.allclose(smooth_max(a, b, 0.2), torch.tensor([1.0, 1.0, 0.1 + 0.05]))
 
 
-def test_head_sdf_refuses_wrong_shapes() -> None:
+def test_head_sdf_rejects_wrong_shapes() -> None:
     with pytest.raises(ValueError, match=r"points must be \(2, N, 3\)"):
         head_sdf(sample_heads([0, 1]), torch.zeros(5, 3))
 

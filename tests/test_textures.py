@@ -1,4 +1,4 @@
-"""Textured meshes: what the texture holds, and what independent readers make of the files."""
+"""Textured meshes: the content of the texture, and how independent readers interpret the files."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def textured(coarse_ball) -> TexturedMesh:
 
 
 def random_surface_points(mesh: TexturedMesh, num: int = 5000) -> tuple[np.ndarray, np.ndarray]:
-    """Faces (num,) and barycentric weights (num, 3); a third of them on edges, so on those of charts too."""
+    """Faces (num,) and barycentric weights (num, 3); a third of them on edges, including those of charts."""
     random = np.random.default_rng(0)
     weights = random.dirichlet(np.ones(3), num)
     weights[: num // 3, 0] = 0
@@ -95,7 +95,7 @@ def at(values: np.ndarray, mesh: TexturedMesh, face: np.ndarray, weights: np.nda
 
 
 def bilinear(image: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """What a viewer's sampler reads: texels' centers at ((column, row) + 0.5) / size."""
+    """Sample as a viewer does: texel centers at ((column, row) + 0.5) / size."""
     place = uv * len(image) - 0.5
     low = np.floor(place).astype(int)
     part = place - low
@@ -116,7 +116,7 @@ def test_decimation_keeps_vertices_on_the_surface(coarse_ball) -> None:
     assert decimate(coarse_ball, 1000, StripedBall(), BFM, SETTINGS, SPACING) is coarse_ball
 
 
-def test_points_move_along_their_normals_and_no_further_than_they_may() -> None:
+def test_points_move_along_their_normals_within_the_limit() -> None:
     direction = torch.tensor([[0.6, 0.8, 0.0]])
     center = torch.tensor(CENTER, dtype=torch.float32)
     points = torch.cat([center + direction * distance for distance in (0.066, 0.075, 0.09)])
@@ -165,7 +165,7 @@ def test_texture_holds_the_field_between_vertices_and_at_seams(textured: Texture
 
 
 def test_normal_map_turns_the_interpolated_normal_into_the_fields(textured: TexturedMesh) -> None:
-    """As a viewer decodes it: normal, tangent and bitangent of the vertices, interpolated."""
+    """Decode as a viewer does: normal, tangent and bitangent of the vertices, interpolated."""
     face, weights = random_surface_points(textured)
     normal, tangent = (at(values, textured, face, weights) for values in (textured.normals, textured.tangents[:, :3]))
     normal, tangent = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (normal, tangent))
@@ -183,7 +183,7 @@ def angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def test_bitangents_point_up_the_texture(textured: TexturedMesh) -> None:
-    """So that readers that make their own tangents, by the convention of glTF and OBJ, see the same relief."""
+    """Readers that compute tangents by the convention of glTF and OBJ then show the same relief."""
     corners, uv = textured.positions[textured.faces], textured.uv[textured.faces]
     matrices = np.stack([uv[:, 1] - uv[:, 0], uv[:, 2] - uv[:, 0]], axis=1)
     sound = np.abs(np.linalg.det(matrices)) > 1e-6
@@ -208,7 +208,7 @@ def test_srgb_and_linear_values() -> None:
     assert np.array_equal(np.round(linear_to_srgb(stored[:, 0] / 65535) * 255), bytes_), "no tone is lost"
 
 
-def test_glb_is_read_back_by_trimesh_and_its_material_is_matt(textured: TexturedMesh, tmp_path: Path) -> None:
+def test_glb_is_read_back_by_trimesh_and_its_material_is_matte(textured: TexturedMesh, tmp_path: Path) -> None:
     import trimesh
 
     save_textured_mesh(textured, tmp_path / "m")
@@ -264,7 +264,7 @@ def test_ply_holds_srgb_bytes(coarse_ball, tmp_path: Path) -> None:
     assert np.abs(colors - stripes(points.astype(np.float64)) * 255).max() <= 1
 
 
-def test_khronos_finds_nothing_wrong(textured: TexturedMesh, coarse_ball, tmp_path: Path) -> None:
+def test_the_khronos_validator_reports_nothing(textured: TexturedMesh, coarse_ball, tmp_path: Path) -> None:
     mesh = coarse_ball.copy()
     mesh.visual.vertex_colors = vertex_colors(mesh, StripedBall(), BFM)
     save_mesh(mesh, tmp_path / "colored", (".glb",))

@@ -1,4 +1,4 @@
-"""Training: the same gradient however a batch is divided, the same run however it is cut, and what a user sees go wrong."""
+"""Training: the gradient does not depend on batch splits, nor the run on interruptions; and errors that users see."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def gradients(network: torch.nn.Module) -> torch.Tensor:
 
 
 def step_gradients(state: RunState, batch_split: int, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the trainer's own step leaves in .grad, of D and of G, when the optimizers do nothing."""
+    """The gradients of D and G after the trainer's step, with optimizers that do nothing."""
     trainer = Trainer(state, RunOptions(Path(), "", "Images"), ALONE)
     kept = {}
 
@@ -122,7 +122,7 @@ def test_batch_split_gives_the_gradient_of_the_whole_batch(monkeypatch, more):
 
 
 def test_shared_images_are_those_that_the_generator_learned_from(monkeypatch):
-    """D's gradient is that of the images of G's latents, poses and noise, made by the G that made them for itself."""
+    """D's gradient is that of the images that G rendered for its own step, with the same latents, poses and noise."""
     state = fitted_state(small_curriculum("share_images=True", "topk_v=1.0"))
     shared, of_G = step_gradients(state, 1, monkeypatch)
     c = state.curriculum
@@ -156,7 +156,7 @@ def test_D_learns_from_shared_images_before_it_judges_them():
 
 
 def test_relativistic_losses_compare_pairs(monkeypatch):
-    """D's gradient in the trainer is that of the losses written out, and so is the loss of G; both see the same images."""
+    """D's gradient and G's loss in the trainer are those of the formulas; both use the same images."""
     more = ("share_images=True", "topk_v=1.0", "pos_lambda=0", "r1_lambda=0.3", "augment_target=0.6")
     state = fitted_state(small_curriculum(*more, *RELATIVISTIC))
     state.augment_p = torch.tensor(0.7)
@@ -184,19 +184,19 @@ def test_relativistic_losses_compare_pairs(monkeypatch):
     torch.testing.assert_close(gradients(state.generator), of_G)
 
 
-def test_how_sure_D_is_of_relativistic_scores_is_by_their_lead():
-    """All scores moved up by as much change nothing that D is asked, nor how often it sees changed images."""
+def test_the_sign_of_relativistic_scores_is_that_of_their_difference():
+    """Adding a constant to all scores changes neither D's loss nor the augmentation probability."""
     state = fitted_state(small_curriculum("augment_target=0.6", *RELATIVISTIC))
     c, D, settings = state.curriculum, state.discriminator, StepSettings.at(state.curriculum, LATE)
     settings = replace(settings, augment_p=torch.zeros(()))
     inputs = draw_inputs(c, settings, 4, ALONE, seed=0, step=LATE, purpose="D")
     fake = -real_images()
     fake[:2] = real_images()[:2].flip(0)  # so these two pairs lead and lag by the same: not all real ones are ahead
-    before = discriminator_losses(D, c, real_images(), fake, inputs, settings).terms["sureness"]
+    before = discriminator_losses(D, c, real_images(), fake, inputs, settings).terms["real_sign"]
     lead = (D(real_images(), settings.fade_alpha).score - D(fake, settings.fade_alpha).score).sign().mean()
     with torch.no_grad():
         D.final_layer.bias[0] += 1000
-    after = discriminator_losses(D, c, real_images(), fake, inputs, settings).terms["sureness"]
+    after = discriminator_losses(D, c, real_images(), fake, inputs, settings).terms["real_sign"]
     lead = lead.detach()
     assert float(before) == float(after) == float(lead)
     assert abs(float(lead)) < 1  # else it could also mean "all above 0"
@@ -217,7 +217,7 @@ def assert_same(a, b, where="state"):
         assert a == b, where
 
 
-def test_cut_and_resumed_equals_undisturbed_to_the_last_bit(photos, tmp_path):
+def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(photos, tmp_path):
     stages = ["stages=({'start_step':0,'batch_size':4,'img_size':8,'gen_lr':1e-3,'disc_lr':1e-3},"
               "{'start_step':3,'batch_size':2,'img_size':16,'gen_lr':5e-4,'disc_lr':1e-3,'batch_split':2})"]  # fmt: skip
     overrides = (
@@ -237,7 +237,7 @@ def test_cut_and_resumed_equals_undisturbed_to_the_last_bit(photos, tmp_path):
     )
     assert (tmp_path / "whole" / "samples" / "0000007.png").is_file()
     assert load_generator(tmp_path / "cut" / "generator.safetensors").step == 7
-    # The end of a curriculum is an end: asked again, it stops at once, with everything in place.
+    # The end of a curriculum is final: the same command stops at once, and all files stay in place.
     train(
         [
             *common[: common.index("--output_dir")],
@@ -248,7 +248,7 @@ def test_cut_and_resumed_equals_undisturbed_to_the_last_bit(photos, tmp_path):
     )
 
 
-def test_a_run_is_held_to_its_ball_for_a_while_and_a_finished_one_never_again(photos, tmp_path, monkeypatch):
+def test_the_hold_to_the_ball_ends_and_does_not_return_on_resume(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(outward_start, "NUM_STEPS", 20)
     held = ["init_ball_radius=0.08", "ball_hold_steps=4"]
 
@@ -269,7 +269,7 @@ def test_a_run_is_held_to_its_ball_for_a_while_and_a_finished_one_never_again(ph
     assert hold_of("still held", "4", more=["--load_dir", early, "--set_step", "2"]) == [True] * 2
 
 
-def test_a_run_goes_on_with_its_own_settings(photos, tmp_path):
+def test_a_run_resumes_only_with_its_own_settings(photos, tmp_path):
     train([*arguments(photos, tmp_path, "--max_steps", "1"), "r1_lambda=3", "normal_lambda=0.2"])
     with pytest.raises(
         UserError, match=r"r1_lambda = 3.*\(also different: normal_lambda\); use its own settings \(--curriculum .*run.json"
@@ -281,7 +281,7 @@ def test_a_run_goes_on_with_its_own_settings(photos, tmp_path):
     assert load_generator(tmp_path / "generator.safetensors").curriculum.r1_lambda == 3
 
 
-def test_stages_to_come_may_change_and_those_gone_by_may_not(photos, tmp_path, capfd):
+def test_future_stages_may_change_and_past_ones_may_not(photos, tmp_path, capfd):
     stages = "stages=(%s)"
     first, second, other = (
         f"{{'start_step':{start},'batch_size':2,'img_size':{size},'gen_lr':1e-4,'disc_lr':1e-4}},"
@@ -331,7 +331,7 @@ def test_the_crop_is_kept_with_the_run(photos, tmp_path):
         train([*faster, "gen_lr=1e-3"])
 
 
-def test_lazy_r1_comes_at_its_interval_and_rates_follow_their_schedule(photos, tmp_path):
+def test_lazy_r1_is_due_at_its_interval_and_rates_follow_their_schedule(photos, tmp_path):
     lazy = ["r1_interval=2", "lr_warmup_steps=4", "gen_lr=1e-3"]
     train([*arguments(photos, tmp_path, "--max_steps", "2"), *lazy])
     train([*arguments(photos, tmp_path, "--max_steps", "4"), *lazy])

@@ -1,4 +1,4 @@
-"""Tri-planes: the compiled lookup against PyTorch, the field's geometry, and what every generator can: files, psi, training."""
+"""Tri-planes: the compiled lookup against PyTorch, the field's geometry, and files, psi and training."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def small_curriculum(*more: str) -> Curriculum:
 
 
 def make_generator(*more: str) -> ImplicitGenerator3d:
-    """A generator whose logits have a part of their own beside the ball's."""
+    """A generator whose logits are not only those of the ball."""
     torch.manual_seed(0)
     generator = ImplicitGenerator3d(small_curriculum(*more))
     with torch.no_grad():
@@ -99,8 +99,8 @@ def test_compiled_lookup_and_its_gradients_are_those_of_pytorch(num_channels, hi
 
 
 @pytest.mark.parametrize("is_plain", [True, False])
-def test_a_step_along_an_axis_changes_what_two_planes_give(is_plain):
-    """And the plane's x and y are the axes they should be: XY, XZ, YZ."""
+def test_moving_along_an_axis_changes_the_values_of_two_planes(is_plain):
+    """Also, the planes' axes are correct: XY, XZ, YZ."""
     _, decoder, _, _ = draw_case(16, 8)
     decoder = DecoderWeights(*(weight.float() for weight in decoder))
     frame = Frame.of(torch.eye(3), torch.tensor(1.0), torch.tensor(0.0), 6.0)
@@ -231,7 +231,7 @@ def test_mirroring_is_exact_for_every_latent(invert):
 
 
 @torch.no_grad()
-def test_chunks_give_what_the_whole_gives(monkeypatch):
+def test_chunks_give_the_same_as_the_whole(monkeypatch):
     generator, points = make_generator(), draw_points(3, 100)
     field = generator.field(generator.film(torch.randn(3, 8)))
     whole = field.logits_and_colors(points, points)
@@ -242,7 +242,7 @@ def test_chunks_give_what_the_whole_gives(monkeypatch):
 
 
 @torch.no_grad()
-def test_the_renderer_finds_the_ball_where_it_is():
+def test_the_renderer_finds_the_surface_of_the_ball():
     torch.manual_seed(0)
     curriculum = small_curriculum("init_ball_radius=0.08", "num_steps_coarse=12")
     generator = ImplicitGenerator3d(curriculum)
@@ -304,7 +304,7 @@ def test_meshes_and_videos_come_from_a_tri_plane_file(tmp_path):
     assert list((tmp_path / "videos").glob("interpolation_0_1_front*"))
 
 
-def test_what_cannot_be_is_refused_by_name(photos, tmp_path):
+def test_invalid_settings_are_rejected_by_name(photos, tmp_path):
     with pytest.raises(UserError, match="--compile"):
         run(photos, tmp_path, "--compile")
     for setting, message in (

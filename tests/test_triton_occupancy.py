@@ -1,4 +1,4 @@
-"""The fused occupancy kernel: its results in Triton's interpreter, and what the compiler makes of it for an H100."""
+"""The fused occupancy kernel: its results in Triton's interpreter, and its compilation for an H100."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_compiles_for_an_h100(width, dtype, tmp_path, monkeypatch):
 
 
 @torch.no_grad()
-def test_on_a_cpu_and_where_it_is_turned_off_the_plain_path_answers(monkeypatch):
+def test_the_plain_path_is_used_on_a_cpu_and_when_the_kernel_is_off(monkeypatch):
     before = torch.get_float32_matmul_precision()
     generator = ImplicitGenerator3d(CURRICULUMS["SYNTH_TINY"])
     field = generator.field(generator.film(torch.randn(1, 64)))

@@ -1,4 +1,4 @@
-"""What fuzzing found (tests/fuzz), each at its smallest: now a value or one line; before, a traceback, a hang or worse."""
+"""Minimal cases of the defects found by fuzzing (tests/fuzz), which now give a value or a one-line error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from visualization.meshes import MeshSettings, load_mesh, load_voxels
 
 @pytest.fixture(autouse=True)
 def deadline() -> Iterator[None]:
-    """A hang is a failure, not an endless test. Long, as a busy machine may halt for a while."""
+    """Turn a hang into a failure. The limit is long, because a busy machine may pause."""
 
     def stop(*_: object) -> None:
         raise TimeoutError("no end after 300 seconds")
@@ -79,7 +79,7 @@ READERS: list[Callable[[Path], Any]] = [
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "nowhere", "circle", "long name"])
-def test_pipes_devices_and_broken_links_are_no_files(tmp_path: Path, kind: str) -> None:
+def test_pipes_devices_and_broken_links_are_rejected(tmp_path: Path, kind: str) -> None:
     for read, suffix in itertools.product(READERS, (".json", ".safetensors")):
         path = tmp_path / f"{READERS.index(read)}{suffix}"
         if kind == "pipe":
@@ -94,7 +94,7 @@ def test_pipes_devices_and_broken_links_are_no_files(tmp_path: Path, kind: str) 
             read(path)
 
 
-def test_texts_of_settings_have_an_end(tmp_path: Path) -> None:
+def test_settings_files_are_limited_in_size(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     with path.open("wb") as file:
         file.truncate(1 << 34)  # takes no room on the disk, and 16 GB where it is read
@@ -115,7 +115,7 @@ def zip_around(program: bytes, **entries: bytes) -> bytes:
 
 
 def test_endless_integers_are_refused(tmp_path: Path) -> None:
-    """Python hashes an integer anew each time it is a key: a megabyte of digits, used 100,000 times, takes hours."""
+    """Python hashes an integer each time it is used as a key: a megabyte of digits, used 100,000 times, takes hours."""
     number = pickle.dumps(1 << 8_000_000, protocol=2)[2:-1]
     path = tmp_path / "g.pth"
     path.write_bytes(zip_around(b"\x80\x02" + number + b"q\x000}" + b"h\x00Ns" * 100_000 + b"."))
@@ -182,13 +182,13 @@ def test_training_checkpoints_with_junk_in_them(tmp_path: Path, junk: dict[str, 
     ],
     ids=lambda text: text[:20],
 )
-def test_overrides_that_no_run_can_have(assignment: str) -> None:
+def test_impossible_overrides_are_rejected(assignment: str) -> None:
     with pytest.raises(UserError) as caught:
         CURRICULUMS["CelebA"].with_overrides([assignment])
     assert len(str(caught.value)) < 400
 
 
-def test_curriculum_files_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_curricula_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     settings = CURRICULUMS["BFM"].to_dict()
     for content in (
@@ -208,7 +208,7 @@ def test_curriculum_files_that_are_none(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ images
 
 
-def test_links_that_lead_round_in_circles_are_followed_once(tmp_path: Path) -> None:
+def test_cyclic_links_are_followed_once(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     for name in ("b", "c"):
         (tmp_path / name).symlink_to(".")  # 2^40 folders to walk
@@ -221,14 +221,14 @@ def test_links_that_lead_round_in_circles_are_followed_once(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "x" * 5000, "a\0b", "[", "**x", ""])
-def test_paths_that_cannot_be(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_paths_are_rejected(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
         find_images(path)
 
 
 def test_no_program_is_started_for_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow goes by content, and has Ghostscript run what begins like PostScript."""
+    """Pillow identifies files by content, and passes those that begin like PostScript to Ghostscript."""
     ghostscript = tmp_path / "bin" / "gs"
     ghostscript.parent.mkdir()
     ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
@@ -245,7 +245,7 @@ def test_no_program_is_started_for_an_image(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "ran").exists()
 
 
-def test_zip_members_that_unfold_without_bounds(tmp_path: Path) -> None:
+def test_zip_bombs_are_rejected(tmp_path: Path) -> None:
     for method, told in (
         (zipfile.ZIP_BZIP2, "compressed with bzip2, which is not supported here"),
         (zipfile.ZIP_DEFLATED, "more than"),
@@ -273,7 +273,7 @@ def test_a_zip_whose_directory_is_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
-def test_a_damaged_cache_is_made_again(tmp_path: Path, suffix: str) -> None:
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, suffix: str) -> None:
     for name in ("a.png", "b.png"):
         image(tmp_path / name)
     damage = {".npy": [npy("{"), npy("'''"), b""], ".json": [b"[" * 100_000, b'{"unreadable": [5]}', b'{"unreadable": [0, 0]}']}
@@ -288,7 +288,7 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, suffix: str) -> None:
         assert len(data) == len(data.names) == 2
 
 
-def test_ground_truth_that_is_none(tmp_path: Path) -> None:
+def test_invalid_ground_truth_is_rejected(tmp_path: Path) -> None:
     for name in ("images", "ground_truth"):
         (tmp_path / name).mkdir()
     image(tmp_path / "images" / "0.png")
@@ -303,24 +303,24 @@ def test_ground_truth_that_is_none(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ voxels, meshes, views
 
 
-def test_voxel_files_whose_header_is_none(tmp_path: Path) -> None:
+def test_voxel_files_with_an_invalid_header_are_rejected(tmp_path: Path) -> None:
     for header in ("{", "'''", "(" * 5000, "{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 2, 2)}"):
         (tmp_path / "v.npy").write_bytes(npy(header))
-        with pytest.raises(UserError, match="no voxel file"):
+        with pytest.raises(UserError, match="not a voxel file"):
             load_voxels(tmp_path / "v.npy")
 
 
 @pytest.mark.parametrize(
     "text", ['{"cube_size": 1e999}', '{"cube_size": 1e-320}', '{"level": 1e-320}', "[" * 100_000, '{"x": 1}']
 )
-def test_mesh_settings_that_no_mesh_can_have(tmp_path: Path, text: str) -> None:
+def test_impossible_mesh_settings_are_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(UserError, match="mesh settings"):
         MeshSettings.load(tmp_path / "s.json")
 
 
 @pytest.mark.parametrize(("corner", "vertex"), [("9", "0 0 1"), ("-1", "0 0 1"), ("1", "nan 0 1")])
-def test_meshes_of_vertices_that_are_not_there(tmp_path: Path, corner: str, vertex: str) -> None:
+def test_meshes_with_invalid_vertices_are_rejected(tmp_path: Path, corner: str, vertex: str) -> None:
     kinds = "".join(f"property float {axis}\n" for axis in "xyz")
     counts = f"element vertex 3\n{kinds}element face 1\nproperty list uchar int vertex_indices\nend_header\n"
     (tmp_path / "m.ply").write_text(f"ply\nformat ascii 1.0\n{counts}0 0 0\n1 0 0\n{vertex}\n3 0 {corner} 2\n")
@@ -328,7 +328,7 @@ def test_meshes_of_vertices_that_are_not_there(tmp_path: Path, corner: str, vert
         load_mesh(tmp_path / "m.ply")
 
 
-def test_a_folder_in_place_of_voxels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_instead_of_a_voxel_file_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="folder"):
         render_meshimg.main([".", "--renderer", "raycast"])
@@ -336,7 +336,7 @@ def test_a_folder_in_place_of_voxels(tmp_path: Path, monkeypatch: pytest.MonkeyP
         write_atomically(".", b"")
 
 
-def test_depths_that_are_no_numbers_have_a_color() -> None:
+def test_depths_that_are_not_finite_have_a_color() -> None:
     depth = torch.tensor([[float("nan"), float("inf"), -float("inf"), 1.0]])
     assert depth_image(depth, 0.88, 1.12).isfinite().all()
 
@@ -382,13 +382,13 @@ def ending(error: Exception) -> tuple[int | str | None, str]:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_what_is_no_fault_of_the_program_takes_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_the_user_or_system_take_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     assert ending(error)[0] == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and ": error: " in said and said[:-1].isprintable() and len(said) < 3000
 
 
-def test_faults_of_the_program_keep_their_traceback() -> None:
+def test_bugs_keep_their_traceback() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         run_script(lambda: torch.ones(2, 3) @ torch.ones(2, 3))
     with pytest.raises(ValueError, match="reshape"):
@@ -396,7 +396,7 @@ def test_faults_of_the_program_keep_their_traceback() -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "2147483648", "9" * 400, "-1", "1.5", "x"])
-def test_sizes_have_bounds(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sizes_are_bounded(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         render_meshimg.main(["--image_size", value])
     said = capsys.readouterr().err

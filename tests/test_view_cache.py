@@ -1,4 +1,4 @@
-"""Views through the cache against views without it, and what they ask of the field."""
+"""Views with the cache against views without it, and their queries of the field."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = ViewSettings(image_size=32)
 
 
 class CurvedField(SphereField):
-    """A ball whose logits bend, whose colors change along the ray and with the direction."""
+    """A ball with nonlinear logits and with colors that vary along the ray and with the direction."""
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
         logits = super().occupancy_logits(points)
@@ -42,7 +42,7 @@ class CurvedField(SphereField):
 
 @pytest.fixture(autouse=True, scope="module")
 def small_lattice() -> Iterator[None]:
-    """An eighth of the nodes: these fields are smooth, and tests short."""
+    """An eighth of the nodes, to save time; these fields are smooth."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(view_cache, "FINE_SPACING", 0.0025)
         yield
@@ -95,8 +95,8 @@ def test_views_of_a_curved_ball(curved: Curved) -> None:
         check_views_agree(view, plain)
 
 
-def test_other_cameras_than_those_announced_are_right_as_well(curved: Curved) -> None:
-    """From behind: the lattice has holes there, so the field is asked."""
+def test_other_cameras_than_the_announced_ones_are_also_correct(curved: Curved) -> None:
+    """From behind, where the lattice has holes, so the field is queried."""
     field, cache = curved
     settings = ViewSettings(image_size=32, fov_degrees=20)
     pose = make_pose(math.pi * 1.4, 1.2)
@@ -111,7 +111,7 @@ def test_num_queried_counts_queries_of_the_field(curved: Curved) -> None:
     assert cache.num_queried - before == field.num_logit_points < 5000
 
 
-def test_lookup_knows_what_it_does_not_know(curved: Curved) -> None:
+def test_lookup_reports_where_it_is_inaccurate(curved: Curved) -> None:
     field, cache = curved
     toward_camera = torch.tensor([[[0.0, 0.0, 0.0805], [0.02, 0.03, 0.06]]])
     logits, quality = cache.lookup(toward_camera)
@@ -144,14 +144,14 @@ def test_lattice_points_are_returned_as_they_are() -> None:
     assert known[2:7, 2:7, 2:7].all() and not known[0].any() and not known[:, :, 8].any()
 
 
-def test_colors_are_asked_where_the_weight_is_and_interpolated_between() -> None:
+def test_colors_are_queried_where_the_weight_is_and_interpolated_between() -> None:
     alphas = torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0, 0.9], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
-    asked = view_cache._samples_to_query(alphas, 4)
-    assert asked.tolist() == [[False, False, True, True, True, False], [False] * 5 + [True]]
+    queried = view_cache._samples_to_query(alphas, 4)
+    assert queried.tolist() == [[False, False, True, True, True, False], [False] * 5 + [True]]
     t = torch.tensor([[0.0, 1.0, 2.0, 4.0, 5.0, 9.0]] * 2)
-    asked = torch.tensor([[False, True, False, True, False, False], [False, False, False, False, False, True]])
+    queried = torch.tensor([[False, True, False, True, False, False], [False, False, False, False, False, True]])
     colors = torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.6, 0.9], [0.5, 0.5, 0.5]])
-    filled = view_cache._interpolate_along(asked, colors, t)
+    filled = view_cache._interpolate_along(queried, colors, t)
     assert filled[0, :, 2].tolist() == pytest.approx([0, 0, 0.3, 0.9, 0.9, 0.9])
     assert (filled[1] == 0.5).all()
 
@@ -177,7 +177,7 @@ def test_hard_colors_get_more_samples(curved: Curved) -> None:
     check_views_agree(render_view(cache, pose, BFM, SETTINGS), render_view(hard, pose, BFM, SETTINGS))
 
 
-def test_a_field_that_bends_too_much_is_found_out(curved: Curved) -> None:
+def test_a_field_too_curved_for_the_cache_is_detected(curved: Curved) -> None:
     class Bumps(SphereField):
         def occupancy_logits(self, points: Tensor) -> Tensor:
             return super().occupancy_logits(points) + 8 * torch.sin(points * 300).prod(dim=-1)
@@ -241,7 +241,7 @@ def test_surface_only_shows_the_background_where_there_is_no_surface() -> None:
 
 
 def test_reference_generator() -> None:
-    """A trained SIREN; the lattice costs more than it gives for an image this small, so only the view's points count."""
+    """A trained SIREN; for such a small image the lattice does not pay off, so only the view's points are counted."""
     from generators.generator import latent_from_seed
     from reference import load_reference_generator
 

@@ -43,7 +43,7 @@ def loaded(tiny_generator_path: Path) -> LoadedGenerator:
 
 
 def script_camera(loaded: LoadedGenerator, yaw: float, pitch: float, size: int) -> BrowserCamera:
-    """The camera whose pixel centers are those of the other scripts, which put the outer ones on the frame's edge."""
+    """The camera with the pixel centers of the other scripts, whose outermost ones are on the frame's edge."""
     slope = window_half_side(loaded.curriculum) * size / (size - 1)
     return camera_at(yaw, pitch, 1.0, 2 * math.atan(slope), height=size)
 
@@ -103,7 +103,7 @@ def test_a_camera_to_the_side_shows_the_frame_at_the_other(loaded: LoadedGenerat
     assert a.left - b.left == pytest.approx(shift, abs=1.5)
 
 
-def test_as_many_rays_however_close_the_camera_is(loaded: LoadedGenerator) -> None:
+def test_the_number_of_rays_does_not_depend_on_the_distance(loaded: LoadedGenerator) -> None:
     half_side = window_half_side(loaded.curriculum)
     for distance in (0.5, 1.0, 1.5):
         block = visible_block(camera_at(1.5, 1.5, distance, 0.25, 1.6, 1000), half_side, 64)
@@ -126,7 +126,7 @@ def test_poses_are_those_of_the_scripts() -> None:
     "change",
     [{"position": (math.nan, 0, 1)}, {"position": (0, 0, 0)}, {"wxyz": (0, 0, 0, 0)}, {"fov": 4.0}, {"aspect": math.inf}],
 )
-def test_impossible_cameras_are_told_apart(change: dict[str, object]) -> None:
+def test_impossible_cameras_are_rejected(change: dict[str, object]) -> None:
     good = {"position": (0.0, 0.0, 1.0), "wxyz": (1.0, 0.0, 0.0, 0.0), "fov": 0.2, "aspect": 1.0, "height": 100}
     assert BrowserCamera(**good).is_possible()
     assert not BrowserCamera(**(good | change)).is_possible()
@@ -205,7 +205,7 @@ def new_session() -> Session:
     return Session(RecordingScreen(), camera_at(1.5, 1.5, 1.0, 0.25, height=400), Look(), FrameSettings(image_size=96))
 
 
-def test_what_rests_is_refined_and_what_moves_is_coarse(worker: Worker) -> None:
+def test_views_at_rest_are_refined_and_moving_ones_are_coarse(worker: Worker) -> None:
     sessions = [new_session(), new_session()]
     for session in sessions:
         worker.add(session)
@@ -244,7 +244,7 @@ def test_a_new_generator_reaches_everyone(worker: Worker, empty_generator_path: 
 # -- a run's folder ------------------------------------------------------------------------------------------------
 
 
-def test_a_half_written_generator_is_tried_again(tmp_path: Path, tiny_generator_path: Path) -> None:
+def test_a_partly_written_generator_is_retried(tmp_path: Path, tiny_generator_path: Path) -> None:
     folder = RunFolder(tmp_path, None, CPU, "float32")
     assert folder.poll() is None and folder.problem is None
     target = tmp_path / "generator.safetensors"
@@ -276,13 +276,13 @@ def test_what_a_browser_sends_is_checked() -> None:
     assert _number(7, 5, 0, MAX_SHOWN_SEED) == 7
 
 
-def test_no_browser_opens_the_server_to_the_world() -> None:
+def test_no_browser_can_request_a_public_link() -> None:
     assert LocalServer.request_share_url(LocalServer.__new__(LocalServer)) is None
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "name either"), (["heads", "--watch", "x"], "name either"), (["--watch", "no/such"], "no folder")],
+    [([], "specify either"), (["heads", "--watch", "x"], "specify either"), (["--watch", "no/such"], "not a folder")],
 )
 def test_bad_commands_end_in_one_line(repo: Path, arguments: list[str], message: str) -> None:
     done = subprocess.run([sys.executable, "view.py", *arguments], cwd=repo, capture_output=True, text=True)
@@ -311,7 +311,7 @@ def head_pixels(browser: Browser) -> np.ndarray:
 
 
 def wait_for_head(browser: Browser, other_than: np.ndarray | None = None) -> np.ndarray:
-    """The first pixels that have the colors of a head, twice the same. Fails after BROWSER_SECONDS."""
+    """Wait for pixels with the colors of a head, equal twice in a row. Fails after BROWSER_SECONDS."""
     deadline, before = time.monotonic() + BROWSER_SECONDS, None
     while time.monotonic() < deadline:
         pixels = head_pixels(browser)

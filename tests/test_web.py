@@ -1,4 +1,4 @@
-"""The page with the generator inside, in a real browser, against the Python renderer."""
+"""The exported page in a real browser, compared with the Python renderer."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def opened(browser: Browser, page: Path) -> Browser:
-    """The page, drawing few pixels."""
+    """The page, opened with few pixels."""
     browser.open(page, f"?size={SIZE}")
     return browser
 
 
 def set_state(browser: Browser, **state: Any) -> None:
-    """Seeds go as text, because JavaScript's numbers end at 2^53."""
+    """Seeds are passed as text, because JavaScript's numbers are exact only up to 2^53."""
     browser.run(
         "void gof.controls.change(Object.fromEntries(Object.entries(arguments[0])"
         ".map(([key, value]) => [key, /seed/i.test(key) ? BigInt(value) : value])))",
@@ -86,7 +86,7 @@ def set_state(browser: Browser, **state: Any) -> None:
 
 
 def show(browser: Browser, **state: Any) -> Shown:
-    """What the page shows of a state, at rest."""
+    """What the page shows at rest for a given state."""
     set_state(browser, **state)
     return shown_at_rest(browser)
 
@@ -152,12 +152,12 @@ def test_shows_what_python_shows(
 
 @pytest.mark.parametrize("seed", [0, 5, 2**32 + 7, 2**63 - 1])
 @pytest.mark.parametrize(("latent_dim", "z_dist"), [(64, "gaussian"), (20, "gaussian"), (7, "gaussian"), (9, "uniform")])
-def test_seeds_are_pytorchs(opened: Browser, seed: int, latent_dim: int, z_dist: str) -> None:
+def test_seeds_give_the_latents_of_pytorch(opened: Browser, seed: int, latent_dim: int, z_dist: str) -> None:
     drawn = opened.run("[...latentFromSeed(BigInt(arguments[0]), arguments[1], arguments[2])]", str(seed), latent_dim, z_dist)
     assert np.abs(np.array(drawn) - latent_from_seed(seed, latent_dim, z_dist)[0].numpy()).max() < 2e-6
 
 
-def test_styles_are_pythons(opened: Browser, generators: dict[str, LoadedGenerator]) -> None:
+def test_styles_equal_those_of_python(opened: Browser, generators: dict[str, LoadedGenerator]) -> None:
     expected = flatten_styles(styles_from_seed(generators["cats"], 3, PSI))[0].numpy()
     found = opened.run(
         "[...gof.viewer.generators.get('cats').styles({ seed: 3n, secondSeed: 4n, shape: 0, color: 0, psi: arguments[0] })]", PSI
@@ -242,8 +242,8 @@ def test_a_lost_context_comes_back(opened: Browser) -> None:
     assert "seed 0" in opened.run("document.getElementById('caption').textContent")
 
 
-def test_says_nothing_on_the_console_and_asks_nothing_of_the_network(opened: Browser, page: Path) -> None:
-    """Of all the tests before."""
+def test_makes_no_network_requests_and_logs_nothing(opened: Browser, page: Path) -> None:
+    """Covers all tests before this one."""
     errors = [message for message in opened.console() if "CONTEXT_LOST_WEBGL" not in message]
     assert errors == []
     assert {url.split("?")[0] for url in opened.requests()} == {page.as_uri()}
@@ -303,7 +303,7 @@ def test_triplanes_show_what_python_shows(browser: Browser, tmp_path: Path, shor
     assert (show(browser, **{**start, "shape": 1}).pixels != second.pixels).any()
 
 
-def test_other_ways_to_hold_and_multiply_weights_agree(
+def test_weights_in_textures_and_unrolled_products_give_the_same_image(
     browser: Browser, page: Path, generators: dict[str, LoadedGenerator]
 ) -> None:
     browser.open(page, f"?size={SIZE}&weights=textures&products=unrolled")
@@ -332,18 +332,18 @@ def test_damaged_weights_are_named(browser: Browser, page: Path, tmp_path: Path,
     assert not browser.element("canvas").is_displayed()
 
 
-def test_without_webgl2_a_sentence_and_a_recorded_turn(browser: Browser, page: Path) -> None:
+def test_without_webgl2_a_message_and_a_recorded_turn_are_shown(browser: Browser, page: Path) -> None:
     script = browser.before_each_page("HTMLCanvasElement.prototype.getContext = () => null;")
     browser.open(page)
     browser.no_longer_before_each_page(script)
-    assert "offers no WebGL 2" in browser.element("problem").text
+    assert "does not support WebGL 2" in browser.element("problem").text
     assert browser.run(
         "document.getElementById('turntable').decode().then(() => document.getElementById('turntable').naturalWidth)"
     )
     assert not browser.element("controls").is_displayed()
 
 
-def test_carries_weights_to_the_last_bit() -> None:
+def test_weights_are_stored_bit_identically() -> None:
     exact = torch.tensor([[0.5, -1.25], [3.0, 0.0]])
     rough = torch.tensor([1 / 3, 1e-9])
     data, packing = pack_tensors({"exact": exact, "rough": rough})
@@ -362,7 +362,7 @@ def test_carries_weights_to_the_last_bit() -> None:
         (["pred_occ=False", "surface_sample=False", "with_opacprior=False", "with_normal_loss=False"], "radiance field"),
     ],
 )
-def test_refuses_what_it_cannot_hold(overrides: list[str], words: str) -> None:
+def test_generators_beyond_the_limits_are_rejected(overrides: list[str], words: str) -> None:
     base = CURRICULUMS["SYNTH_TINY"].with_overrides(["init_ball_radius=0", "hollow_check_interval=0"])
     with pytest.raises(UserError, match=words) as refusal:
         check_exportable("mine", base.with_overrides(overrides))

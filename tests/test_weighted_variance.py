@@ -20,7 +20,7 @@ BFM = CURRICULUMS["BFM"]
 
 
 class BallField:
-    """Analytic: logit = sharpness * (radius - |p|), and haze in front where asked for."""
+    """Analytic: logit = sharpness * (radius - |p|), and optional haze in front."""
 
     batch_size = 1
 

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of the fused occupancy kernel: what the compiler makes of it, without a GPU."""
+"""Ahead-of-time compilation of the fused occupancy kernel, without a GPU, and statistics of the machine code."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Resources(NamedTuple):
 
 
 def require_tools() -> None:
-    """Raises FileNotFoundError where Triton came without assembler and disassembler."""
+    """Raises FileNotFoundError if Triton was installed without its assembler and disassembler."""
     for tool in ("ptxas", "cuobjdump", "nvdisasm"):
         if not (TOOLS / tool).exists():
             raise FileNotFoundError(TOOLS / tool)
 
 
 def compile_kernel(width: int, dtype: str, capability: int = 90, config: LaunchConfig | None = None) -> Resources:
-    """``dtype``: Triton's name, fp16 or bf16. Raises what the compiler or the assembler raises."""
+    """``dtype``: Triton's name, fp16 or bf16. Raises the errors of the compiler or the assembler."""
     config = config or CONFIGS[width]
     constants = {"WIDTH": width, "CHUNK": config.chunk, "BLOCK": config.block, "STAGES": config.num_stages}
     signature = {name: "*fp32" for name in TENSORS} | {"hidden": f"*{dtype}", "num_points": "i32", "num_hidden": "i32"}

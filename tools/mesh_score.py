@@ -98,7 +98,7 @@ def write_meshes(loaded: LoadedGenerator, field: Field, stem: Path, args: argpar
     fill_occupancy_near_surface(voxels, field, curriculum, settings.cube_size, settings.level, device)
     mesh = extract_mesh(voxels, settings)
     if mesh is None:
-        raise UserError(f"seed {stem.name} has no surface; name other --seeds")
+        raise UserError(f"seed {stem.name} has no surface; choose other --seeds")
     refine_vertices(mesh, field, curriculum, settings, args.voxel_resolution, device)
     spacing = settings.cube_size / (args.voxel_resolution - 1)
     coarse = decimate(mesh, args.faces, field, curriculum, settings, spacing, device)
@@ -121,7 +121,7 @@ def surface_image(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, s
 
 
 def draw_unlit(path: Path, pose: TrajectoryPose, size: int) -> Tensor:
-    """(3, size, size) in [-1, 1]: a .glb file's colors on black, through the pixels' middles, as :func:`surface_image` has them.
+    """Render a .glb file's colors on black, through the pixel centers of :func:`surface_image`: (3, size, size) in [-1, 1].
 
     The rays of generators/cameras.py go through the image's corners, OpenGL's through the middles of its corner pixels: the
     field of view is widened by half a pixel at each side.
@@ -143,7 +143,7 @@ def draw_unlit(path: Path, pose: TrajectoryPose, size: int) -> Tensor:
 
 
 def read_primitive(path: Path):
-    """pyrender's primitive of the one mesh of a .glb file, read by trimesh. Its flat shader shows values as they are: sRGB."""
+    """Return pyrender's primitive for the mesh of a .glb file, read by trimesh. The flat shader outputs sRGB values unchanged."""
     import pyrender
     import trimesh
 

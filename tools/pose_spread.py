@@ -169,9 +169,16 @@ def report(args: Any, images: Tensor, readings: Readings) -> None:
         print(f"  note: {note}")
     settings = prior.settings() if prior else []
     record = {
-        **{"path": args.path, "dataset": args.dataset, "num_images": len(images), "seed": args.seed, "reader": readings.reader},
-        **{"yaw": spread_record(yaw), "pitch": spread_record(pitch), "prior": prior and asdict(prior)},
-        **{"set": settings, "notes": readings.notes},
+        "path": args.path,
+        "dataset": args.dataset,
+        "num_images": len(images),
+        "seed": args.seed,
+        "reader": readings.reader,
+        "yaw": spread_record(yaw),
+        "pitch": spread_record(pitch),
+        "prior": prior and asdict(prior),
+        "set": settings,
+        "notes": readings.notes,
     }
     if args.sheet:
         write_sheet(args.sheet, images, readings.poses)

@@ -151,7 +151,7 @@ def discriminator_losses(
     scalars = {"score_real": output_real.score.detach().mean(), "score_fake": output_fake.score.detach().mean()}
     if settings.augment_p is not None:
         margins = output_real.score - output_fake.score if gan_loss.is_relative else output_real.score
-        scalars["sureness"] = margins.detach().sign().mean()
+        scalars["real_sign"] = margins.detach().sign().mean()
     return _result(weighted, scalars)
 
 

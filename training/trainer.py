@@ -125,7 +125,7 @@ class Trainer:
         terms_D = self._train_discriminator(real, inputs_D, settings, num_parts, shared)
         terms_G = self._train_generator(real, inputs_G, settings, num_parts, shared)
         if c.augment_target:
-            mean_sign = self.processes.mean({"sureness": terms_D["sureness"]})["sureness"]
+            mean_sign = self.processes.mean({"real_sign": terms_D["real_sign"]})["real_sign"]
             state.augment_p = adapted(state.augment_p, mean_sign, c.augment_target, len(real) * self.processes.world_size)
             terms_D["augment_p"] = state.augment_p
         is_finite = are_finite(state.generator.parameters())
@@ -281,7 +281,7 @@ class Trainer:
             return None
         if is_late:
             return f"--max_minutes {options.max_minutes}"
-        return f"signal {signal.Signals(signal_number).name}" if signal_number else "another process was asked to stop"
+        return f"signal {signal.Signals(signal_number).name}" if signal_number else "another process received a stop signal"
 
     def _record(self, recorder: Recorder | None, scalars: dict[str, Tensor], stage: Stage) -> None:
         """Log, sample, evaluate, and save. Saving comes last, so that every checkpoint's step has been recorded."""

@@ -1,12 +1,12 @@
-"""From a field to voxels to a mesh in world coordinates.
+"""Extract the surface of a field, through voxels, as a mesh in world coordinates.
 
-Notation: N is the resolution; voxels are ``occupancy[ix, iy, iz]`` at coordinate ``-cube_size/2 + i cube_size/(N-1)`` on
-each axis, so both faces of the cube are sampled (the published lattice is sheared by a float division). The mesh is the
-surface at ``level``, found by marching cubes on logits: occupancies jump from 0 to 1 within a voxel, logits pass the level
-almost linearly, so the surface comes out smooth instead of in steps.
+Notation: N is the resolution. Voxels are ``occupancy[ix, iy, iz]`` at coordinates ``-cube_size/2 + i cube_size/(N-1)`` on
+each axis, so both faces of the cube are sampled (the published lattice is sheared by a float division). The mesh is the level
+set at ``level``, by marching cubes on logits. Occupancies jump from 0 to 1 within a voxel, which would give a stepped surface;
+logits cross the level almost linearly.
 
-A field is trained only where cameras look. Beyond that it holds whatever the network happens to hold, often solid lumps
-that no image shows. So meshes end at the ball of :func:`visible_radius`; voxel files are left as the field has them.
+A field is trained only where cameras look. Elsewhere its values are arbitrary, and there are often solid lumps that no image
+shows. Meshes are therefore clipped to the ball of :func:`visible_radius`. Voxel files are not clipped.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
 CPU_POINTS, GPU_POINTS = 1 << 16, 1 << 20  # per query: enough to keep the device busy, few enough to see progress
 NUM_REFINE_STEPS = 7
-LOGIT_LIMIT = 16.0  # about where float32 can no longer tell an occupancy from 1
+LOGIT_LIMIT = 16.0  # beyond it, float32 hardly distinguishes an occupancy from 1
 MIN_LENGTH, MAX_LENGTH = 1e-6, 1e6  # of a cube's side, and of the clip radius; world units
 MAX_MESH_BYTES = 1 << 30
-MIN_LEVEL = 1e-6  # of the occupancy at the surface; its logit is then near LOGIT_LIMIT
+MIN_LEVEL = 1e-6  # of the occupancy at the surface; the magnitude of its logit is near LOGIT_LIMIT
 
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """``level``: the occupancy at the surface. ``clip_radius``: free beyond this distance from the origin, or None."""
+    """Settings of a mesh. ``level``: occupancy at the surface. ``clip_radius``: radius of the clip ball, or None."""
 
     cube_size: float = 0.3
     level: float = 0.5
@@ -55,12 +55,12 @@ class MeshSettings:
     largest_piece: bool = False
 
     def save(self, path: Path) -> None:
-        """Write them as JSON. Raises UserError where the file cannot be written."""
+        """Write the settings as JSON. Raises UserError if the file cannot be written."""
         write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> MeshSettings:
-        """What :meth:`save` wrote. Raises UserError for a damaged file."""
+        """Read a file written by :meth:`save`. Raises UserError if it is damaged."""
         text = read_small_text(path)
         try:
             settings = cls(**json.loads(text))
@@ -71,7 +71,7 @@ class MeshSettings:
         return settings
 
     def are_possible(self) -> bool:
-        """Whether the numbers are numbers, and none so small or large that a mesh could not be computed with it."""
+        """Return whether a mesh can be computed with these settings: all are finite, and none is too small or too large."""
         numbers = (self.cube_size, self.level, 1.0 if self.clip_radius is None else self.clip_radius)
         if any(type(value) not in (int, float) for value in numbers):
             return False
@@ -84,26 +84,26 @@ class MeshSettings:
 
 
 def visible_radius(curriculum: Curriculum) -> float:
-    """Radius of the ball around the origin that a camera at distance 1 samples along its whole depth.
+    """Return the radius of the ball around the origin that contains what cameras at distance 1 sample.
 
-    max(1 - ray_start, ray_end - 1) / cos(fov / 2): from every direction, a point further off lies outside of
-    [ray_start, ray_end], or outside of the image, for most cameras. Training never asked it to be free.
+    It is max(1 - ray_start, ray_end - 1) / cos(fov / 2). For most cameras, points beyond it are outside [ray_start, ray_end]
+    or outside the image, so training does not make them free.
     """
     depth = max(1 - curriculum.ray_start, curriculum.ray_end - 1)
     return depth / math.cos(math.radians(curriculum.fov) / 2)
 
 
 def grid_coordinates(cube_size: float, resolution: int, device: torch.device | str = "cpu") -> Tensor:
-    """(N,): -cube_size/2 + i cube_size/(N-1), computed in float64 and rounded once."""
+    """Return the coordinates (N,) -cube_size/2 + i cube_size/(N-1), computed in float64 and rounded once."""
     i = torch.arange(resolution, dtype=torch.float64)
     return (-cube_size / 2 + i * (cube_size / (resolution - 1))).float().to(device)
 
 
 def occupancy_of(values: Tensor, curriculum: Curriculum, spacing: float) -> Tensor:
-    """What the field answers -> occupancy in [0, 1].
+    """Convert the field's logits or densities to occupancies in [0, 1].
 
-    Occupancy fields: sigmoid(logit). Radiance fields: 1 - exp(-density * spacing), the alpha of a ray's step of one voxel,
-    so there the surface at a level depends on the resolution.
+    Occupancy fields: sigmoid(logit). Radiance fields: 1 - exp(-density * spacing), the alpha of a step of one voxel, so their
+    surface depends on the resolution.
     """
     if curriculum.pred_occ:
         return torch.sigmoid(values)
@@ -122,7 +122,7 @@ def fill_occupancy(
 ) -> None:
     """Fill ``out`` (N, N, N) float32 with the occupancy of a field of one latent, a few slabs of constant x at a time.
 
-    Memory stays that of one query whatever N is; ``out`` may be a np.memmap. ``progress`` is told how many points are done.
+    ``out`` may be a np.memmap; other memory does not grow with N. ``progress`` is called with the number of new points.
     """
     resolution = out.shape[0]
     axis = grid_coordinates(cube_size, resolution, device)
@@ -138,7 +138,7 @@ def fill_occupancy(
 
 
 def value_at_level(level: float, curriculum: Curriculum, spacing: float) -> float:
-    """What the field answers where :func:`occupancy_of` is ``level``, in (0, 1)."""
+    """Return the logit or density at which :func:`occupancy_of` is ``level``, in (0, 1)."""
     if curriculum.pred_occ:
         return math.log(level / (1 - level))
     density = -math.log1p(-level) / spacing
@@ -157,29 +157,29 @@ def fill_occupancy_near_surface(
     device: torch.device | str = "cpu",
     progress: Callable[[int], object] = lambda num_points: None,
 ) -> int:
-    """As :func:`fill_occupancy`, asking the field only near the surface at ``level``. Returns how many points were asked.
+    """Fill ``out`` like :func:`fill_occupancy`, but query the field only near the surface. Return the number of queried points.
 
-    Voxels next to the surface are the field's own (all but 1 in 1000); further off they are interpolated from a coarser
-    lattice, on the right side of ``level`` (generators/extraction.py says how sure that is). Memory beyond ``out``, which
-    may be a np.memmap, grows with the surface.
+    Voxels next to the surface at ``level`` are exact, except for about 1 in 1000. Other voxels are interpolated from a coarser
+    lattice, on the correct side of ``level`` (generators/extraction.py describes the accuracy). ``out`` may be a np.memmap;
+    other memory grows with the surface area.
     """
     spec = LatticeSpec.of_cube(cube_size, out.shape[0])
     threshold = value_at_level(level, curriculum, spec.spacing)
-    num_asked = 0
-    for start, values, asked in surface_slabs(
+    num_queried = 0
+    for start, values, num_new in surface_slabs(
         lambda points: field.occupancy_logits(points.unsqueeze(0))[0], spec, threshold, device
     ):
         occupancy = occupancy_of(values, curriculum, spec.spacing)
         torch.from_numpy(out[start : start + len(values)]).copy_(occupancy)  # on all threads: first writes to memory are slow
-        num_asked += asked
+        num_queried += num_new
         progress(values.numel())
-    return num_asked
+    return num_queried
 
 
 def extract_mesh(occupancy: np.ndarray, settings: MeshSettings) -> Trimesh | None:
-    """The surface of voxels (N, N, N) in [0, 1] as a closed mesh in world coordinates, or None where there is none.
+    """Extract the surface of voxels (N, N, N) in [0, 1] as a closed mesh in world coordinates; None if there is none.
 
-    Outside of the cube counts as free, so a solid that leaves it is closed there.
+    Space outside the cube counts as free, so the mesh of a solid that leaves the cube is closed at its faces.
     """
     import trimesh
     from skimage.measure import marching_cubes
@@ -194,10 +194,10 @@ def extract_mesh(occupancy: np.ndarray, settings: MeshSettings) -> Trimesh | Non
 
 
 def _levels_around_solid(occupancy: np.ndarray, settings: MeshSettings) -> tuple[np.ndarray | None, np.ndarray]:
-    """Logits minus the level's, cut to the solid's bounding box plus one free voxel; and the box's first index (3,)."""
+    """Return logits minus the level's logit in the bounding box of the solid plus one free voxel, and its first index (3,)."""
     resolution = occupancy.shape[0]
     axis = grid_coordinates(settings.cube_size, resolution).numpy()
-    solid = np.zeros((3, resolution), dtype=bool)  # along each axis: does this slice hold anything solid?
+    solid = np.zeros((3, resolution), dtype=bool)  # along each axis: True if the slice contains a solid voxel
     for ix in range(resolution):
         slab = _slab_levels(occupancy, ix, axis, settings) > 0
         solid[0, ix] = slab.any()
@@ -217,7 +217,7 @@ def _levels_around_solid(occupancy: np.ndarray, settings: MeshSettings) -> tuple
 
 
 def _slab_levels(occupancy: np.ndarray, ix: int, axis: np.ndarray, settings: MeshSettings) -> np.ndarray:
-    """(N, N): logit(occupancy) - logit(level) of one slab, made negative outside of the clip ball, smoothly at its edge."""
+    """Return logit(occupancy) - logit(level) (N, N) of a slab, made negative outside the clip ball, continuously at its edge."""
     values = np.asarray(occupancy[ix], dtype=np.float64)
     tiny = 1 / (1 + math.exp(LOGIT_LIMIT))
     values = np.clip(values, tiny, 1 - tiny)
@@ -230,9 +230,9 @@ def _slab_levels(occupancy: np.ndarray, ix: int, axis: np.ndarray, settings: Mes
 
 
 def surface_level(field: Field, curriculum: Curriculum, settings: MeshSettings, spacing: float) -> Callable[[Tensor], Tensor]:
-    """What passes 0 at the mesh's surface: points (N, 3) -> (N,), positive in the solid, negative beyond the clip ball.
+    """Return a function whose zero level set is the mesh: points (N, 3) -> (N,), positive inside, negative beyond the clip ball.
 
-    ``spacing``: of the voxels, world units.
+    ``spacing``: voxel spacing, world units.
     """
 
     def level_at(points: Tensor) -> Tensor:
@@ -254,10 +254,10 @@ def refine_vertices(
     resolution: int,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Move each vertex of :func:`extract_mesh` along its edge of the grid to where the field itself passes the level.
+    """Move each vertex of :func:`extract_mesh` along its edge of the grid to where the field crosses the level.
 
-    Marching cubes guesses that place from the edge's two ends, which shows as terraces wherever logits are not linear over a
-    voxel. Bisection costs a few queries per vertex, a small part of what filling the voxels took.
+    Marching cubes interpolates linearly between the ends of the edge, which causes terraces where logits are not linear over a
+    voxel. Bisection costs a few queries per vertex, far fewer than filling the voxels.
     """
     spacing = settings.cube_size / (resolution - 1)
     index = (np.asarray(mesh.vertices) + settings.cube_size / 2) / spacing
@@ -285,7 +285,7 @@ def refine_vertices(
 
 
 def largest_piece(mesh: Trimesh) -> Trimesh:
-    """The connected piece of the largest area. Cavities inside of it are pieces of their own, and go."""
+    """Return the connected piece of largest area. Cavities inside it are separate pieces, so they are removed."""
     import trimesh
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -301,16 +301,16 @@ def largest_piece(mesh: Trimesh) -> Trimesh:
 
 @torch.no_grad()
 def vertex_colors(mesh: Trimesh, field: Field, curriculum: Curriculum, device: torch.device | str = "cpu") -> np.ndarray:
-    """(V, 4) uint8: :func:`surface_colors` at each vertex, opaque."""
+    """Return :func:`surface_colors` at each vertex, opaque: (V, 4) uint8."""
     points = torch.from_numpy(np.array(mesh.vertices, dtype=np.float32)).to(device)
     rgb = surface_colors(points, field, curriculum)
     return np.concatenate([rgb, np.full((len(rgb), 1), 255, dtype=np.uint8)], axis=1)
 
 
 def surface_colors(points: Tensor, field: Field, curriculum: Curriculum) -> np.ndarray:
-    """(N, 3) uint8, sRGB: the field's colors at points (N, 3) as seen along the curriculum's mean direction of view.
+    """Return the field's colors at points (N, 3), seen along the curriculum's mean view direction: (N, 3) uint8, sRGB.
 
-    One direction for all keeps the colors free of seams, and it is one that training has seen, which -normal is not.
+    A single direction avoids seams, and training has seen it, unlike the direction opposite to the normal.
     """
     directions = mean_direction(curriculum.h_mean, curriculum.v_mean).to(points).expand_as(points)
     rgb = field.logits_and_colors(points.unsqueeze(0), directions.unsqueeze(0))[1][0].cpu().numpy()
@@ -318,21 +318,21 @@ def surface_colors(points: Tensor, field: Field, curriculum: Curriculum) -> np.n
 
 
 def smooth_normals(mesh: Trimesh) -> np.ndarray:
-    """Unit normals (V, 3) of the vertices: means over their faces, weighted by area; of a vertex without area, up.
+    """Return unit vertex normals (V, 3), averaged over faces with weights by area; +y for a vertex without area.
 
-    Weighted by angle, as trimesh does, a sliver of marching cubes counts as much as a whole face, and shows as a speck.
+    With weights by angle, as in trimesh, slivers of marching cubes would count as much as whole faces and appear as specks.
     """
     corners = np.asarray(mesh.vertices)[mesh.faces]
-    weighted = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])  # twice the area long
+    weighted = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])  # length: twice the area
     sums = np.stack([np.bincount(mesh.faces.ravel(), np.repeat(w, 3), len(mesh.vertices)) for w in weighted.T], axis=1)
     length = np.linalg.norm(sums, axis=1, keepdims=True)
     return np.where(length > 0, sums / np.maximum(length, 1e-300), (0.0, 1.0, 0.0))
 
 
 def save_mesh(mesh: Trimesh, stem: Path, suffixes: tuple[str, ...] = (".ply", ".glb")) -> list[Path]:
-    """Write ``stem`` + suffix for each of .ply, .glb, .obj. Raises UserError where a file cannot be written.
+    """Write ``stem`` + suffix for each of .ply, .glb, .obj. Raises UserError if a file cannot be written.
 
-    Vertex colors are sRGB in .ply and .obj, linear in .glb, which also holds normals and a matt material.
+    Vertex colors are sRGB in .ply and .obj, and linear in .glb, which also holds normals and a matte material.
     """
     paths = [stem.with_name(stem.name + suffix) for suffix in suffixes]
     for path in paths:
@@ -342,7 +342,7 @@ def save_mesh(mesh: Trimesh, stem: Path, suffixes: tuple[str, ...] = (".ply", ".
 
 
 def glb_of_mesh(mesh: Trimesh) -> bytes:
-    """A .glb file of a mesh with vertex colors, or with none; lit, as the colors alone show little of a shape."""
+    """Encode a mesh, with or without vertex colors, as a .glb file. It is lit, because colors alone hardly show the shape."""
     attributes = {"POSITION": np.asarray(mesh.vertices), "NORMAL": smooth_normals(mesh)}
     if mesh.visual.kind == "vertex":
         attributes["COLOR_0"] = linear_colors(np.asarray(mesh.visual.vertex_colors)[:, :3])
@@ -350,14 +350,14 @@ def glb_of_mesh(mesh: Trimesh) -> bytes:
 
 
 def load_voxels(path: Path) -> np.ndarray:
-    """The (N, N, N) floating-point array of a voxel file, mapped from the disk. Raises UserError for anything else."""
-    if not os.path.exists(path):  # unlike Path.exists, False for a name too long
-        raise UserError(f"there is no voxel file {path}; extract_shapes.py makes them")
+    """Open the array (N, N, N) of a voxel file, memory-mapped. Raises UserError if the file is not valid."""
+    if not os.path.exists(path):  # unlike Path.exists, False if the name is too long
+        raise UserError(f"there is no voxel file {path}; extract_shapes.py writes them")
     require_file(path)
     try:
         voxels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy's reader of headers fails in many ways
-        raise UserError(f"{path} is no voxel file ({type(error).__name__}: {printable(error)})") from None
+    except Exception as error:  # numpy's header parser raises many types
+        raise UserError(f"{path} is not a voxel file ({type(error).__name__}: {printable(error)})") from None
     if not isinstance(voxels, np.ndarray) or voxels.ndim != 3 or len(set(voxels.shape)) != 1 or voxels.shape[0] < 2:
         raise UserError(f"{path} must hold an array (N, N, N) with N at least 2")
     if voxels.dtype.kind != "f":
@@ -368,13 +368,13 @@ def load_voxels(path: Path) -> np.ndarray:
 
 
 def load_mesh(path: Path) -> Trimesh:
-    """The mesh of a file. Raises UserError where there is none in it."""
+    """Load the mesh of a file. Raises UserError if the file contains no valid mesh."""
     import trimesh
 
     if not os.path.isfile(path):
-        raise UserError(f"there is no mesh {path}; extract_shapes.py makes them")
+        raise UserError(f"there is no mesh {path}; extract_shapes.py writes them")
     if path.stat().st_size > MAX_MESH_BYTES:
-        raise UserError(f"{path} has more than {MAX_MESH_BYTES} bytes; no mesh of extract_shapes.py has")
+        raise UserError(f"{path} has more than {MAX_MESH_BYTES} bytes, too many for a mesh of extract_shapes.py")
     try:
         with path.open("rb") as file:  # given a path, trimesh would also read the images that the file names
             mesh = trimesh.load(file, file_type=path.suffix[1:], force="mesh", process=False)
@@ -382,17 +382,17 @@ def load_mesh(path: Path) -> Trimesh:
         is_sound = np.isfinite(mesh.vertices).all() and (
             not num_faces or 0 <= mesh.faces.min() <= mesh.faces.max() < num_vertices
         )
-    except Exception as error:  # trimesh's readers fail in many ways
-        raise UserError(f"{path} is no mesh that can be read ({type(error).__name__})") from None
+    except Exception as error:  # trimesh's readers raise many types
+        raise UserError(f"{path} is not a readable mesh ({type(error).__name__})") from None
     if num_faces == 0:
-        raise UserError(f"{path} holds no faces")
+        raise UserError(f"{path} contains no faces")
     if not is_sound:
-        raise UserError(f"{path} holds vertices that are not finite, or faces of vertices that it does not have")
+        raise UserError(f"{path} contains vertices that are not finite, or faces with missing vertices")
     return mesh
 
 
 def without_colors(mesh: Trimesh) -> Trimesh:
-    """The bare geometry."""
+    """Return the mesh without its vertex colors."""
     import trimesh
 
     return trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)

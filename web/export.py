@@ -71,7 +71,7 @@ def check_exportable(name: str, curriculum: Curriculum) -> None:
     """Raise UserError for a generator that a fragment shader cannot hold."""
     c = curriculum
     if c.model not in MODELS:
-        raise UserError(f"{name} is a {c.model}, which the page has no shader for ({', '.join(MODELS)}); use view.py")
+        raise UserError(f"{name} is a {c.model}, for which the page has no shader ({', '.join(MODELS)}); use view.py")
     if not c.pred_occ:
         raise UserError(f"{name} is a radiance field and has no surface for the page to find; use render_video.py or view.py")
     if c.model == "TRIPLANE":
@@ -79,7 +79,7 @@ def check_exportable(name: str, curriculum: Curriculum) -> None:
     elif c.hidden_dim > MAX_HIDDEN_DIM or c.num_layers > MAX_LAYERS or c.hidden_dim % 4:
         raise UserError(
             f"{name} has {c.num_layers} layers of {c.hidden_dim}; a page holds at most {MAX_LAYERS} of {MAX_HIDDEN_DIM}, "
-            "a multiple of 4: look at it with view.py, or train a narrower one"
+            "a multiple of 4: use view.py, or train a narrower network"
         )
 
 
@@ -89,7 +89,7 @@ def _check_triplane(name: str, curriculum: Curriculum) -> None:
     if size > MAX_PLANE_SIZE or c.decoder_dim > MAX_HIDDEN_DIM or c.decoder_dim % 4 or c.plane_channels % 4:
         raise UserError(
             f"{name} has planes of {size} texels, {c.plane_channels} channels and a decoder of {c.decoder_dim}; a page holds "
-            f"at most {MAX_PLANE_SIZE} texels and a decoder of {MAX_HIDDEN_DIM}, channels in fours: look at it with view.py"
+            f"at most {MAX_PLANE_SIZE} texels and a decoder of {MAX_HIDDEN_DIM}, with channels in multiples of 4: use view.py"
         )
 
 
@@ -199,7 +199,7 @@ def export_page(generators: dict[str, LoadedGenerator], latents: Mapping[str, La
         encoded = base64.b64encode(data).decode()
         blocks.append(f'<script type="text/plain" id="weights-{escape(entry.name)}">{encoded}</script>')
     return fill_page(
-        title=f"{', '.join(generators)}: a generator in a page",
+        title=f"{', '.join(generators)}: Generative Occupancy Fields in the browser",
         data=json.dumps({"models": models, "depthColors": DEPTH_COLORS}, separators=(",", ":")),
         weights="\n".join(blocks),
         turntable_url="data:image/webp;base64," + base64.b64encode(turntable(generators[first].generator)).decode(),

@@ -19,7 +19,7 @@ INTERESTING = tuple(number.to_bytes(width, order) for number in NUMBERS for widt
 
 @st.composite
 def damaged(draw: st.DrawFn, data: bytes, other: bytes = b"", most: int = 4) -> bytes:
-    """``data`` cut short, with bits flipped, bytes overwritten, parts removed, repeated, or taken from ``other``."""
+    """``data`` truncated, with bits flipped, bytes overwritten, parts removed, repeated, or taken from ``other``."""
     result = bytearray(data)
     for _ in range(draw(st.integers(1, most))):
         if not result:
@@ -89,7 +89,7 @@ SYMLINK = 0o120777 << 16
 
 @st.composite
 def tampered_zips(draw: st.DrawFn, data: bytes) -> bytes:
-    """The archive ``data`` with members changed, added, doubled, renamed, compressed, removed; sound as a zip."""
+    """The archive ``data`` with members changed, added, duplicated, renamed, compressed, removed; a valid zip."""
     members = read_members(data)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(members) - 1)) if members else 0
@@ -118,7 +118,7 @@ def tampered_zips(draw: st.DrawFn, data: bytes) -> bytes:
 
 
 def lying_zip(data: bytes, member: int, **fields: int) -> bytes:
-    """The archive ``data`` whose directory says something else of a member: method, flags, crc, stored, size, offset."""
+    """The archive ``data`` with a wrong directory entry: method, flags, CRC, stored size, size or offset."""
     layout = {"flags": (8, "<H"), "method": (10, "<H"), "crc": (16, "<I"), "stored": (20, "<I"), "size": (24, "<I"),
               "offset": (42, "<I")}  # fmt: skip
     result = bytearray(data)
@@ -131,7 +131,7 @@ def lying_zip(data: bytes, member: int, **fields: int) -> bytes:
 
 @st.composite
 def lying_zips(draw: st.DrawFn, data: bytes) -> bytes:
-    """Sizes, offsets (overlapping members), methods and flags that are not so."""
+    """Wrong sizes, offsets (overlapping members), methods and flags."""
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(("flags", "method", "crc", "stored", "size", "offset")))
         value = draw(st.sampled_from((0, 1, 8, 9, 12, 14, 64, 99, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)) | st.integers(0, len(data)))
@@ -188,7 +188,7 @@ SNIPPETS = (
 
 
 def pickle_programs(max_size: int = 60) -> st.SearchStrategy[bytes]:
-    """Pickles that decode: instructions with their arguments, names known and hostile, calls, deep nests, huge numbers."""
+    """Pickles that decode: instructions with arguments, known and hostile names, calls, deep nesting, huge numbers."""
     repeated = st.tuples(st.sampled_from(SNIPPETS), st.sampled_from((1, 1, 1, 1, 1, 1, 3, 2000))).map(
         lambda pair: pair[0] * pair[1]
     )
@@ -205,7 +205,7 @@ def zip_around(program: bytes) -> bytes:
 
 
 def legacy_around(program: bytes) -> bytes:
-    """torch's old form around that pickle."""
+    """torch's legacy format around that pickle."""
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
     parts = [pickle.dumps(value, protocol=2) for value in (0x1950A86A20F9469CFC6C, 1001, system)]
     data = struct.pack("<q", 4) + b"\0\0\x80?" * 4
@@ -222,7 +222,7 @@ JUNK: tuple[Any, ...] = (
 
 
 def junk_values() -> st.SearchStrategy[Any]:
-    """Values of every type that a checkpoint can hold, tensors of odd kinds among them."""
+    """Values of every type that a checkpoint can hold, including unusual tensors."""
     return st.sampled_from(JUNK) | st.builds(make_tensor, st.sampled_from(TENSOR_KINDS))
 
 
@@ -247,7 +247,7 @@ def make_tensor(kind: str) -> torch.Tensor:
 
 @st.composite
 def with_junk(draw: st.DrawFn, value: Any, depth: int = 0) -> Any:
-    """A copy of nested dictionaries, lists and tuples in which one thing is replaced, removed, added or renamed."""
+    """A copy of nested dictionaries, lists and tuples in which one item is replaced, removed, added or renamed."""
     if isinstance(value, dict) and value and (depth == 0 or draw(st.integers(0, 3))):
         key = draw(st.sampled_from(list(value)))
         kind = draw(st.sampled_from(("change", "change", "change", "remove", "add", "rename", "cast")))
@@ -290,7 +290,7 @@ def _infinite(value: torch.Tensor) -> torch.Tensor:
 
 
 def saved(value: Any, zipped: bool = True) -> bytes:
-    """What torch.save writes, in the new form or the old."""
+    """The bytes that torch.save writes, in the new or the legacy format."""
     buffer = io.BytesIO()
     torch.save(value, buffer, _use_new_zipfile_serialization=zipped)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Cases of checkpoints: every form that this project reads, sound ones taken as the seed of damaged and hostile ones."""
+"""Checkpoint cases: every format that this project reads; damaged and hostile files are derived from valid ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PUBLISHED_OPTIONS = (
 
 
 def _module(kind: str, tensors: dict[str, torch.Tensor]) -> PickledObject:
-    """A module as it is pickled, from names with dots."""
+    """A module as it is pickled, from dotted names."""
     state: dict[str, Any] = {"training": True, "_parameters": {}, "_buffers": {}, "_modules": {}}
     children: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
@@ -46,7 +46,7 @@ def _module(kind: str, tensors: dict[str, torch.Tensor]) -> PickledObject:
 
 
 class _Recorder:
-    """Writes values as a pickle that names classes by path alone: nothing has to exist to be written."""
+    """Writes values as a pickle that names classes only by path, so the classes need not exist."""
 
     def __init__(self) -> None:
         self.tensors: list[torch.Tensor] = []
@@ -100,7 +100,7 @@ def published_module_bytes(value: PickledObject) -> bytes:
 
 @functools.cache
 def values() -> dict[str, Any]:
-    """The content of sound files, small: what a published folder holds and our own training checkpoint."""
+    """Contents of small valid files: those of a published folder, and our own training checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         state = RunState(SMALL, 0, torch.device("cpu"), None)
         for optimizer in (state.optimizer_G, state.optimizer_D):
@@ -153,7 +153,7 @@ def sound_files() -> dict[str, bytes]:
 
 
 def object_junk(value: PickledObject) -> st.SearchStrategy[PickledObject]:
-    """A pickled object with something wrong in its state, or in that of a part."""
+    """A pickled object with an error in its state, or in that of a part."""
 
     @st.composite
     def change(draw: st.DrawFn, part: PickledObject) -> PickledObject:
@@ -171,7 +171,7 @@ def object_junk(value: PickledObject) -> st.SearchStrategy[PickledObject]:
 
 @st.composite
 def changed_contents(draw: st.DrawFn) -> bytes:
-    """A sound file's values with something wrong in them, saved in either form."""
+    """The values of a valid file with an error in them, saved in either format."""
     known = values()
     kind = draw(st.sampled_from(("generator", "training", "module", "ema", "ema_object", "optimizer", "scaler", "discriminator")))
     try:
@@ -184,7 +184,7 @@ def changed_contents(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def safetensors_files(draw: st.DrawFn) -> bytes:
-    """A safetensors file whose header was changed as JSON, its length right or not."""
+    """A safetensors file with a modified JSON header, of correct or wrong length."""
     data = sound_files()["inference"]
     length = int.from_bytes(data[:8], "little")
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
@@ -237,7 +237,7 @@ ODD_DTYPES = (
 
 @st.composite
 def cast_safetensors(draw: st.DrawFn) -> bytes:
-    """A sound inference file with one tensor, or all, in another type."""
+    """A valid inference file with one or all tensors in another type."""
     known = values()
     dtype = getattr(torch, draw(st.sampled_from(ODD_DTYPES)), torch.float16)
     names = draw(st.just(list(known["tensors"])) | st.sampled_from(sorted(known["tensors"])).map(lambda name: [name]))
@@ -273,7 +273,7 @@ def _metadata_texts() -> st.SearchStrategy[str]:
 
 
 def torch_files() -> st.SearchStrategy[bytes]:
-    """Any file that might be given as a checkpoint."""
+    """Any file that might be passed as a checkpoint."""
     names = sorted(sound_files())
     pairs = st.tuples(st.sampled_from(names), st.sampled_from(names))
     zips = st.sampled_from([name for name in names if sound_files()[name][:2] == b"PK"])
@@ -293,7 +293,7 @@ def torch_files() -> st.SearchStrategy[bytes]:
 
 
 def special_entries() -> st.SearchStrategy[Any]:
-    """Things that are no files, or whose end never comes."""
+    """Things that are not files, or that never end."""
     return st.sampled_from(
         (("folder",), ("link", "/dev/zero"), ("link", "missing"), ("fifo",), ("link", "."), ("holes", 1 << 34))
     )
@@ -374,7 +374,7 @@ RUN_FILES = {
 
 @st.composite
 def published_run_cases(draw: st.DrawFn) -> Case:
-    """A published run's folder, one or two of whose files are not as they should be."""
+    """A published run's folder with one or two invalid files."""
     prefix = draw(st.sampled_from(("", "", "000100_")))
     files: dict[str, Any] = {f"{prefix}{name}": sound_files()[kind] for name, kind in RUN_FILES.items()}
     for _ in range(draw(st.integers(1, 2))):
@@ -385,7 +385,7 @@ def published_run_cases(draw: st.DrawFn) -> Case:
 
 
 def resume_cases() -> st.SearchStrategy[Case]:
-    """Training checkpoints, damaged or with something wrong in them, among them ones with a right checksum."""
+    """Training checkpoints that are damaged or contain an error, some of them with a correct checksum."""
 
     def make(entry: Any, older: Any, goes_on: bool) -> Case:
         files = {"checkpoint_0000002.pt": entry, "checkpoint_0000001.pt": older}

@@ -67,7 +67,7 @@ def set_cases() -> st.SearchStrategy[Case]:
 
 
 def curriculum_entries() -> st.SearchStrategy[Any]:
-    """A .json file of settings: changed, damaged, endless, or no file."""
+    """A .json file of settings: changed, damaged, endless, or not a file."""
     sound = json.dumps(SMALL.to_dict()).encode()
     changed = fb.with_junk(SMALL.to_dict()).map(lambda value: json.dumps(value, default=repr, skipkeys=True).encode())
     texts = (
@@ -169,7 +169,7 @@ SETTINGS_TEXTS = (
 
 @st.composite
 def mesh_cases(draw: st.DrawFn) -> Case:
-    """What render_meshimg.py finds in its input folder: voxels, perhaps settings and a mesh beside them."""
+    """An input folder of render_meshimg.py: voxels, and perhaps settings and a mesh."""
     special = st.sampled_from(
         (("folder",), ("fifo",), ("link", "/dev/zero"), ("link", "missing"), ("link", "0_8_voxel.npy"), ("holes", 1 << 33))
     )
@@ -216,7 +216,7 @@ def quickstart_folder() -> dict[str, bytes]:
 
 @st.composite
 def report_cases(draw: st.DrawFn) -> Case:
-    """A quickstart's folder with some files damaged, their values of other types, or odd things in their place."""
+    """A quickstart folder with files that are damaged, have values of other types, or are replaced by other things."""
     files: dict[str, Any] = dict(quickstart_folder())
     special = st.sampled_from(
         (("folder",), ("fifo",), ("link", "/dev/zero"), ("link", "missing"), ("link", "."), ("holes", 1 << 33))
@@ -260,7 +260,7 @@ class _Caught(Exception):
 
 @functools.cache
 def options_of(script: str) -> tuple[argparse.Action, ...]:
-    """What a script's parser knows: it is caught as it is about to parse."""
+    """The parser of a script, intercepted before it parses."""
 
     def catch(self: argparse.ArgumentParser, *_: object) -> None:
         raise _Caught(self._actions)
@@ -278,7 +278,7 @@ def options_of(script: str) -> tuple[argparse.Action, ...]:
 
 @functools.cache
 def input_files() -> dict[str, bytes]:
-    """What lies in the input folder of every command."""
+    """The input folder of every command."""
     return {
         "g.safetensors": sound_files()["inference"],
         "damaged.safetensors": sound_files()["inference"][:500],
@@ -353,7 +353,7 @@ ABSURD = ("2147483648", "9223372036854775808", "-1", "0", "1", "2", "nan", "", "
 
 
 def option_values(script: str, action: argparse.Action) -> st.SearchStrategy[list[str]]:
-    """Arguments for one option: of the right kind, at the edges, and any text."""
+    """Arguments for one option: valid values, edge cases, and any text."""
     name = action.dest
     if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
         return st.just([])
@@ -386,7 +386,7 @@ def option_values(script: str, action: argparse.Action) -> st.SearchStrategy[lis
 
 @st.composite
 def command_cases(draw: st.DrawFn, scripts: tuple[str, ...] = SCRIPTS) -> Case:
-    """A script's base command with arguments replaced, added, doubled or left out."""
+    """A script's base command with arguments replaced, added, duplicated or removed."""
     script = draw(st.sampled_from(scripts))
     actions = options_of(script)
     arguments = list(BASES[script])
@@ -417,7 +417,7 @@ def command_cases(draw: st.DrawFn, scripts: tuple[str, ...] = SCRIPTS) -> Case:
 
 
 def may_write(actions: tuple[argparse.Action, ...], arguments: list[str]) -> tuple[str, ...]:
-    """First parts of all paths that the arguments, or an option's default, name as output."""
+    """The first components of all output paths given by arguments or defaults."""
     named = [str(action.default) for action in actions if "output" in action.dest]
     named += ["out", "out.png", *arguments, *(argument.partition("=")[2] for argument in arguments if "=" in argument)]
     firsts = {name.split("/")[0] for name in named}

@@ -1,4 +1,4 @@
-"""Tries cases in a process of their own (fuzz_worker.py) and keeps count.
+"""Try cases in a separate process (fuzz_worker.py) and count the outcomes.
 
 A case passes if it ends as :mod:`fuzz_worker` allows, within the target's memory and time. Time is what the process computed,
 and, where it waits for something, the number of polls in which it did nothing: a busy machine must not fail a test.
@@ -32,7 +32,7 @@ DEADLINE_SECONDS = {"checkpoint": 20, "image": 30, "curriculum": 10, "mesh": 30,
 
 @dataclass
 class Count:
-    """What became of a target's cases."""
+    """The outcomes of a target's cases."""
 
     cases: int = 0
     refused: int = 0
@@ -43,11 +43,11 @@ class Count:
 
 
 class CaseFailed(AssertionError):
-    """A case did what no input may bring about."""
+    """A case caused a violation."""
 
 
 class Worker:
-    """One process; started when first needed, and again after it died."""
+    """One process, started when first needed, and again after it died."""
 
     def __init__(self, targets: str = "fuzz_targets") -> None:
         self.targets = targets
@@ -71,7 +71,7 @@ class Worker:
             raise RuntimeError(f"the process for cases did not start: {said}")
 
     def _receive(self, seconds: float) -> Outcome | str | None:
-        """The next message; None where the process computed for longer than that, or waits for ever; DIED where it did."""
+        """Return the next message; None if the process computes for too long or waits forever; DIED if it died."""
         started, idle, before = self._computed(), 0, 0.0
         try:
             while idle < IDLE_POLLS and before - started < seconds:
@@ -85,7 +85,7 @@ class Worker:
         return None
 
     def _computed(self) -> float:
-        """Seconds of processor time so far; a stopped process (T) counts as computing, as it can't help it."""
+        """Seconds of processor time so far. A stopped process (T) counts as computing."""
         with contextlib.suppress(OSError), open(f"/proc/{self.process.pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
             ticks = int(fields[11]) + int(fields[12])
@@ -106,7 +106,7 @@ class Worker:
             self.process = None
 
     def attempt(self, case: Case) -> Outcome:
-        """The outcome of one case; of kind failed where the process died or hung."""
+        """Return the outcome of one case, of kind ``failed`` if the process died or hung."""
         if self.process is None:
             self.start()
         kind = case.target.split(".")[0]
@@ -132,7 +132,7 @@ class Worker:
         return outcome
 
     def check(self, case: Case) -> Outcome:
-        """As :meth:`attempt`; raises CaseFailed for a case that failed."""
+        """Like :meth:`attempt`, but raise CaseFailed for a case that failed."""
         outcome = self.attempt(case)
         if outcome.kind == "failed":
             kept = Path(tempfile.gettempdir()) / f"gof_fuzz_{case.target}.json"

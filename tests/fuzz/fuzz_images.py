@@ -1,4 +1,4 @@
-"""Cases of image files, data sets, their caches, and sets with ground truth."""
+"""Cases for image files, data sets, their caches, and sets with ground truth."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, depth: int = 8, color: int = 2, data: bytes = b"", extra: bytes = b"") -> bytes:
-    """A PNG that says whatever it is told to, with right checksums."""
+    """A PNG with arbitrary header values and correct checksums."""
     header = struct.pack(">IIBBBBB", width % 2**32, height % 2**32, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + extra + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 
@@ -68,7 +68,7 @@ SIDES = st.sampled_from((0, 1, 2, 7, 8, 100, 5000, 9459, 65535, 100_000, 2**24, 
 
 
 def bombs() -> st.SearchStrategy[bytes]:
-    """Small files that claim, or unpack to, much more."""
+    """Small files that claim a large size or expand to one."""
     texts = st.sampled_from(
         (b"", _chunk(b"zTXt", b"a\0\0" + zeros(64)), _chunk(b"iCCP", b"a\0\0" + zeros(64)), _chunk(b"tEXt", b""))
     )
@@ -99,7 +99,7 @@ def images() -> st.SearchStrategy[bytes]:
 
 
 def names() -> st.SearchStrategy[str]:
-    """Names of files: with any suffix, in folders, not UTF-8, hidden, with line ends."""
+    """File names: with any suffix, in folders, not UTF-8, hidden, with line breaks."""
     stems = st.sampled_from(
         ("a", "b", "deep/er/c", ".hidden", "new\nline", "\udcff\udcfe", "sp ace", "-x", "\x1b[31m", "ü", "a" * 200)
     )
@@ -113,7 +113,7 @@ def special() -> st.SearchStrategy[Any]:
 
 @st.composite
 def zips(draw: st.DrawFn) -> bytes:
-    """A zip of images: odd names, compressed with anything, bombs, wrong sizes, overlapping members, encrypted ones."""
+    """A zip of images: unusual names, any compression, bombs, wrong sizes, overlapping members, encrypted ones."""
     members = []
     for _ in range(draw(st.integers(0, 4))):
         name = draw(st.sampled_from(fb.ODD_NAMES) | names().map(lambda name: name.encode("utf-8", "replace").decode()))
@@ -157,7 +157,7 @@ def set_cases(draw: st.DrawFn) -> Case:
 
 
 def cache_cases() -> st.SearchStrategy[Case]:
-    """What a cache's files hold instead of what was written."""
+    """Wrong contents of a cache's files."""
     buffer = io.BytesIO()
     np.save(buffer, np.zeros((2, 8, 8, 3), np.uint8))
     sound = buffer.getvalue()
@@ -185,7 +185,7 @@ NPY_TYPES = (
 
 @st.composite
 def npy_files(draw: st.DrawFn, data: bytes = b"\0\0\0\0\0\0\xf0?" * 64) -> bytes:
-    """An .npy whose header says whatever: shapes beyond the file, objects, structures, text that is no header."""
+    """An .npy file with an arbitrary header: shapes beyond the file, objects, structures, text that is not a header."""
     shape, kind = draw(st.sampled_from(NPY_SHAPES)), draw(st.sampled_from(NPY_TYPES))
     text = draw(
         st.just(f"{{'descr': {kind}, 'fortran_order': {draw(st.sampled_from(('False', 'True', '2')))}, 'shape': {shape}, }}")
@@ -201,7 +201,7 @@ def npy_files(draw: st.DrawFn, data: bytes = b"\0\0\0\0\0\0\xf0?" * 64) -> bytes
 
 @st.composite
 def truth_cases(draw: st.DrawFn) -> Case:
-    """A set with ground truth, one of whose parts is not as it should be."""
+    """A set with ground truth in which one part is invalid."""
     size = 4
     arrays: dict[str, np.ndarray] = {
         "depth": np.ones((size, size), np.float32),

@@ -1,4 +1,4 @@
-"""All kinds of cases, and the trying of them: by the tests (a short list, always the same) and by run.py (new ones)."""
+"""All kinds of cases, and how to try them: a short fixed list in the tests, new ones in run.py."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ CASES: dict[str, Any] = {**fuzz_checkpoints.CASES, **fuzz_images.CASES, **fuzz_c
 
 
 def try_cases(kind: str, num: int, check: Callable[[Case], Any], seed: int | None) -> None:
-    """Call ``check`` with ``num`` cases; one for which it raises is made as small as it can be, then the error comes out.
+    """Call ``check`` with ``num`` cases. A case for which it raises is minimized, then the error is raised.
 
-    seed: of the cases; None: the same ones each time, and as small as that.
+    seed: of the cases; None: the same ones each time.
     """
 
     @hypothesis.settings(
@@ -45,7 +45,7 @@ def try_cases(kind: str, num: int, check: Callable[[Case], Any], seed: int | Non
 
 
 def sound_cases() -> list[Case]:
-    """Input that is as it should be, for every target: it must be accepted."""
+    """Valid input for every target, which must be accepted."""
     files, commands = fuzz_checkpoints.sound_files(), fuzz_commands.input_files()
     run = {name: files[kind] for name, kind in fuzz_checkpoints.RUN_FILES.items()}
     heads = {name.removeprefix("heads/"): data for name, data in fuzz_commands.heads().items()}

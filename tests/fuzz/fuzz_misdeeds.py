@@ -1,4 +1,4 @@
-"""What no input may bring about, done on purpose: the targets with which the watch itself is tested."""
+"""Deliberate violations: the targets that test the monitor itself."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What untrusted input is fed to: the readers themselves, and every script through its command line.
+"""Targets of untrusted input: the readers, and every script through its command line.
 
-Each target gets the folder that a case's files lie in. It may return, raise UserError, or exit with status 0 or 2; the rest
+Each target gets the folder with the case's files. It may return, raise UserError, or exit with status 0 or 2; the rest
 is a defect (fuzz_worker.py).
 """
 
@@ -38,7 +38,7 @@ SCRIPTS = (
 
 
 def prepare(sandbox: Path) -> None:
-    """Do once what libraries do when they are first used, so that it does not count as a case's doing."""
+    """Trigger the first-use actions of libraries, so that they are not attributed to a case."""
     import skimage.measure
     import trimesh.ray.ray_triangle
     from PIL import Image
@@ -95,7 +95,7 @@ def _run_state() -> RunState:
 
 
 def _one_step(state: RunState) -> None:
-    """A run that took something over must be able to go on."""
+    """A run that resumed must be able to continue."""
     state.set_learning_rates(0)
     for optimizer in (state.optimizer_G, state.optimizer_D):
         for group in optimizer.param_groups:
@@ -113,7 +113,7 @@ def start_from(folder: Path, name: str) -> None:
 
 
 def resume(folder: Path) -> None:
-    """What train.py does where there are checkpoints in the output folder."""
+    """Resume as train.py does if the output folder has checkpoints."""
     state = _run_state()
     newest = latest_checkpoint(folder, notice=lambda text: None)
     if newest is not None:
@@ -127,7 +127,7 @@ def resume(folder: Path) -> None:
 
 
 def read_images(folder: Path, path: str, size: int, preset: str, use_cache: bool) -> None:
-    """Twice where there is a cache: written, then read."""
+    """Read twice if there is a cache: it is written, then read."""
     for _ in range(1 + use_cache):
         data = ImageDataset(folder / path, size, preset, folder.parent / "cache" / "images" if use_cache else None, num_workers=1)
         picked = data.gather(torch.arange(len(data)))
@@ -136,7 +136,7 @@ def read_images(folder: Path, path: str, size: int, preset: str, use_cache: bool
 
 
 def read_images_behind_a_cache(folder: Path, damage: list[tuple[str, bytes]]) -> None:
-    """``damage``: what the cache's two files (by suffix) hold instead."""
+    """``damage``: replacement contents of the cache's two files, by suffix."""
     cache = folder.parent / "cache" / str(random.getrandbits(64))
     good = ImageDataset(folder, 8, cache_dir=cache, num_workers=1)
     expected = good.gather(torch.arange(len(good)))
@@ -168,7 +168,7 @@ def read_curriculum_file(folder: Path, name: str) -> None:
 
 
 def check_settings(curriculum: Curriculum) -> None:
-    """Settings that pass must survive what checkpoints do with them, and every schedule of a run."""
+    """Accepted settings must survive a round trip through a checkpoint, and every schedule of a run."""
     from training.steps import StepSettings
 
     assert Curriculum.from_dict(curriculum.to_dict()) == curriculum
@@ -180,7 +180,7 @@ def check_settings(curriculum: Curriculum) -> None:
 
 
 def run_command(folder: Path, script: str, arguments: list[str]) -> None:
-    """As ``python SCRIPT.py ARGUMENTS`` from an empty folder."""
+    """Run like ``python SCRIPT.py ARGUMENTS`` from an empty folder."""
     module = importlib.import_module(script)
     threads = torch.get_num_threads()
     kept, sys.argv = sys.argv, [f"{script}.py", *arguments]

@@ -1,4 +1,4 @@
-"""The process in which untrusted input is tried: it watches what each case does, and may die of it.
+"""The process that tries untrusted input, monitors what each case does, and may die.
 
 Started by fuzz_harness.py with a sandbox folder, the number of a pipe, and the module of the targets. Per case it lays the
 case's files into ``input/``, makes ``work/`` the current folder, runs the target, and answers with an :class:`Outcome`.
@@ -48,7 +48,7 @@ STARTERS = {"visualization.videos", "imageio_ffmpeg._utils", "ctypes.util"}  # s
 
 @dataclass(frozen=True)
 class Case:
-    """``target``: a name in TARGETS of the targets' module; ``arguments``: what it takes after the folder, plain."""
+    """``target``: a name in TARGETS of the targets' module; ``arguments``: its arguments after the folder, plain values."""
 
     target: str
     files: dict[str, Entry] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Case:
     may_write: tuple[str, ...] = ()  # names in work/ that may appear
 
     def to_json(self) -> str:
-        """Text that :meth:`from_json` reads: how a failing case is kept."""
+        """Return text that :meth:`from_json` reads, to store a failing case."""
 
         def plain(value: Any) -> Any:
             return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
@@ -77,7 +77,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``kind``: ok, refused (a UserError, or exit status 2), or failed; ``detail``: what was said, or what is wrong."""
+    """``kind``: ok, refused (a UserError, or exit status 2), or failed; ``detail``: the message, or the violation."""
 
     kind: str
     detail: str = ""
@@ -86,7 +86,7 @@ class Outcome:
 
 
 def _callers() -> set[str]:
-    """The modules of all functions that are being called."""
+    """Return the modules of all functions on the call stack."""
     found, frame = set(), sys._getframe(2)
     while frame is not None:
         found.add(frame.f_globals.get("__name__", ""))
@@ -95,7 +95,7 @@ def _callers() -> set[str]:
 
 
 class Watch:
-    """Collects what a case did and should not have done. An audit hook stays for the life of its process."""
+    """Collects the violations of a case. An audit hook stays for the life of its process."""
 
     def __init__(self, sandbox: Path) -> None:
         self.allowed = [os.path.realpath(sandbox / name) + os.sep for name in ("work", "cache", "tmp")]
@@ -140,7 +140,7 @@ class Watch:
 
 
 def lay_out(folder: Path, files: dict[str, Entry]) -> None:
-    """Put ``files`` into ``folder``. Names may hold bytes that are no UTF-8 (as surrogates) but do not leave the folder."""
+    """Put ``files`` into ``folder``. Names may contain bytes that are not UTF-8 (as surrogates), but stay inside the folder."""
     for name, entry in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def _memory_kb(name: str) -> int:
 
 
 def reset_peak() -> int:
-    """Start the recording of peak memory anew; returns the resident memory, kB."""
+    """Reset the recording of peak memory, and return the resident memory, kB."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     return _memory_kb("VmRSS:")
@@ -206,7 +206,7 @@ def try_case(case: Case, target: Callable[..., None], sandbox: Path, watch: Watc
 
 
 def run_target(target: Callable[..., None], folder: Path, arguments: tuple[Any, ...]) -> tuple[str, str]:
-    """Call the target with the standard streams caught; says how it ended."""
+    """Call the target with captured standard streams, and return how it ended."""
     refusal = sys.modules["common.errors"].UserError if "common.errors" in sys.modules else ()
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors) for errors in ("strict", "backslashreplace")]
     try:

@@ -1,4 +1,4 @@
-"""Fuzzing that is guided by coverage, with atheris, of what reads torch files: pure Python, where coverage shows the way.
+"""Coverage-guided fuzzing, with atheris, of the reader of torch files, which is pure Python.
 
     pip install atheris
     python tests/fuzz/guided.py -max_total_time=300 -rss_limit_mb=2048 -max_len=4096

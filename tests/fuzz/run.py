@@ -2,12 +2,11 @@
 
     python tests/fuzz/run.py --minutes 10
 
-The last line is a JSON object: per kind of target its cases, how many were refused, failures, the peak memory in MB above the
-process's own, seconds of computing, and the longest of them. Exit status 1 where a case failed; it is kept in a file, which
+The last line is a JSON object: for each kind of target the number of cases, of rejected ones and of failures, the peak memory
+in MB above the idle process, the seconds of computation, and those of the slowest case. If a case fails, the exit status is 1
+and the case is written to a file. To try it again:
 
     python tests/fuzz/run.py --case FILE
-
-tries again.
 """
 
 from __future__ import annotations

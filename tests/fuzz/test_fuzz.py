@@ -24,7 +24,7 @@ def test_cases(kind: str) -> None:
     fuzz_kinds.try_cases(kind, NUM_CASES.get(kind, OTHERWISE), WORKER.check, seed=None)
 
 
-def test_every_canary_is_refused() -> None:
+def test_every_canary_is_rejected() -> None:
     for name in CANARIES:
         for form in (zip_around, legacy_around):
             case = Case("checkpoint.torch_file", {"w.pth": form(b"\x80\x02" + name + PAYLOAD + b"\x85R.")}, ("w.pth",))
@@ -63,20 +63,20 @@ def watched() -> Iterator[Worker]:
         ("sum(iter(int, 1))", "of computing"),
     ],
 )
-def test_misdeeds_are_noticed(deed: str, noticed: str, watched: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_violations_are_detected(deed: str, noticed: str, watched: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz_harness, "IDLE_POLLS", 16)
     monkeypatch.setitem(fuzz_harness.DEADLINE_SECONDS, "checkpoint", 4)  # a busy machine takes its time
     with pytest.raises(CaseFailed, match=noticed):
         watched.check(Case("checkpoint.misdeed", {"pipe": ("fifo",)}, (deed,)))
 
 
-def test_nothing_is_noticed_where_nothing_is_amiss(watched: Worker) -> None:
+def test_harmless_actions_are_not_reported(watched: Worker) -> None:
     case = Case("checkpoint.misdeed", {"a": b"x"}, ("open('out', 'w').write(open('../input/a').read())",), ("out",))
     assert watched.check(case).kind == "ok"
 
 
-def test_sound_input_is_accepted() -> None:
-    """Cases of which nearly all are refused at the door would try nothing behind it."""
+def test_valid_input_is_accepted() -> None:
+    """Cases that are nearly all rejected at first would test little else."""
     for case in fuzz_kinds.sound_cases():
         outcome = WORKER.check(case)
         assert outcome.kind == "ok", (case.target, case.arguments, outcome.detail)

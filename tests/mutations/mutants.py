@@ -1,7 +1,7 @@
-"""Defects to plant, one at a time: what each breaks, where, and which test files are to notice it.
+"""Defects to introduce, one at a time: what each breaks, where, and which test files must detect it.
 
-``old`` stands exactly once in ``file`` (tests/test_mutations.py holds that), and is replaced by ``new``. A mutant that no test
-notices is a test that is missing.
+``old`` occurs exactly once in ``file`` (checked by tests/test_mutations.py) and is replaced by ``new``. A mutant that no test
+detects shows that a test is missing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """``file``: of the tree; ``tests``: files under tests/, without test_ and .py, in the order in which they are run."""
+    """``file``: path in the tree. ``tests``: files under tests/, without test_ and .py, in the order in which they are run."""
 
     breaks: str
     file: str

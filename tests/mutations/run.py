@@ -1,4 +1,4 @@
-"""Plant each defect of mutants.py in a copy of the tree, and see whether the tests it names notice.
+"""Introduce each defect of mutants.py into a copy of the tree, and report whether the tests it names detect it.
 
     python tests/mutations/run.py                      # all of them: some minutes of one core
     python tests/mutations/run.py --only tau interval  # those whose description holds one of the words
@@ -30,7 +30,7 @@ LEFT_OUT = (*CACHES, ".git", ".venv", ".ruff_cache", "outputs", "data")  # at th
 
 
 def misplaced(tree: Path, mutants: Sequence[Mutant]) -> list[str]:
-    """Mutants whose text does not stand exactly once in their file, in words."""
+    """Describe the mutants whose text does not occur exactly once in their file."""
     found = []
     for mutant in mutants:
         path = tree / mutant.file
@@ -41,7 +41,7 @@ def misplaced(tree: Path, mutants: Sequence[Mutant]) -> list[str]:
 
 
 def preload() -> None:
-    """Import what tests import from elsewhere, once, before the processes that run them are forked."""
+    """Import third-party packages once, before the processes that run the tests are forked."""
     import numpy  # noqa: F401
     import PIL.Image  # noqa: F401
     import pytest  # noqa: F401
@@ -51,7 +51,7 @@ def preload() -> None:
 
 
 def run_tests(tree: Path, names: Sequence[str], log: Path) -> int:
-    """pytest's exit status, in a process of its own that stops at the first failure; what it prints goes to ``log``."""
+    """Run pytest in a separate process up to the first failure, and return its exit status. Its output goes to ``log``."""
     files = [str(path) for name in names if (path := tree / "tests" / f"test_{name}.py").is_file()]
     child = os.fork()
     if child == 0:
@@ -74,7 +74,7 @@ def run_tests(tree: Path, names: Sequence[str], log: Path) -> int:
 
 
 def plant(tree: Path, mutant: Mutant, log: Path) -> int:
-    """The tests' exit status with the mutant in the tree, which is as it was afterwards."""
+    """Return the tests' exit status with the mutant in the tree, and restore the tree."""
     path = tree / mutant.file
     whole = path.read_text()
     path.write_text(whole.replace(mutant.old, mutant.new))

@@ -1,6 +1,6 @@
-"""Files as users of the published code have them, made from the recorded weights.
+"""Files in the formats of the published code, made from the recorded weights.
 
-The modules here have no arithmetic. Their attributes are those of the published modules, so that pickling one under the
+The modules here compute nothing. Their attributes are those of the published modules, so pickling one under the
 published class path writes the pickle that the published code would write.
 """
 
@@ -117,7 +117,7 @@ class ImplicitGenerator3d(nn.Module):
 
 
 class ExponentialMovingAverage:
-    """What torch_ema keeps."""
+    """The state of torch_ema."""
 
     def __init__(self, weights: list[Tensor]) -> None:
         self.decay, self.num_updates = 0.999, STEP
@@ -155,7 +155,7 @@ def published_class_paths() -> Iterator[None]:
 
 
 def perturbed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that a loader must not take for the averaged ones, each off by about PERTURBATION of itself."""
+    """Weights that a loader must not mistake for the averaged ones: each is changed by a fraction of about PERTURBATION."""
     random = torch.Generator().manual_seed(0)
     return {name: w * (1 + PERTURBATION * torch.randn(w.shape, generator=random)) for name, w in weights.items()}
 

@@ -1,11 +1,11 @@
-"""A soak test: training is killed, its disk filled, its files damaged; the result must be the undisturbed run's, bit for bit.
+"""Soak test: kill training, fill its disk and damage its files; the result must equal an undisturbed run bit for bit.
 
     bash auto_bash/soak.sh [--quick] [--seed N] [--work_dir DIR]
 
-It drives train.py as a user does: one process after another, each time the same command, which resumes. One line per event;
-the last line is a JSON object. Exit status 0: the two runs are identical and nothing was lost; 1: not so (the work folder is
-kept); 2: bad input. With the same seed the same events come in the same order; the moments are as exact as the machine's
-clock and load allow.
+It runs train.py as a user does: one process after another, each time the same command, which resumes. One line per event;
+the last line is a JSON object. Exit status 0: the two runs are identical and nothing was lost; 1: otherwise (the work folder is
+kept); 2: bad input. The same seed gives the same events in the same order; their timing is as exact as the machine's clock and
+load allow.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ NETWORK = [  # small and quick; the wide blocks are those of sizes that are not 
 
 
 class SoakError(Exception):
-    """The soak test cannot go on: what it tests has failed it."""
+    """The soak test cannot continue, because train.py failed."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done; intervals are steps between checkpoints, and between those that are kept for ever."""
+    """The size of the test; intervals are steps between checkpoints, and between milestones."""
 
     num_kills: int
     num_corruptions: int
@@ -72,9 +72,9 @@ QUICK = Size(num_kills=9, num_corruptions=5, num_full_disks=2, num_steps=360)
 
 @dataclass(frozen=True)
 class Event:
-    """What ends one process. moment: "step", "save" or "start-up"; with signal None the disk is full but for ``room`` of a
-    checkpoint, and moment is "starved" (there is room again, then SIGTERM) or "stopped" (SIGTERM on the full disk). damage: a key
-    of DAMAGES, done to the newest checkpoint afterwards."""
+    """The event that ends one process. moment: "step", "save" or "start-up"; with signal None the disk is full except for
+    ``room`` of a checkpoint, and moment is "starved" (space is freed, then SIGTERM) or "stopped" (SIGTERM on the full disk).
+    damage: a key of DAMAGES, applied to the newest checkpoint afterwards."""
 
     signal: signal.Signals | None
     moment: str = "step"
@@ -84,7 +84,7 @@ class Event:
 
 
 def plan_events(size: Size, rng: random.Random) -> list[Event]:
-    """Half of the kills are kill -9, half of those aimed at a save; each other signal has its share, a third of it sent twice."""
+    """Half of the kills are by SIGKILL, half of these during a save; the other signals share the rest, a third sent twice."""
     events = []
     for i in range(size.num_kills):
         if i % 2 == 0:
@@ -105,7 +105,7 @@ def plan_events(size: Size, rng: random.Random) -> list[Event]:
 
 
 def soak_curriculum(size: Size) -> Curriculum:
-    """Three stages: another image size, a batch in two parts, another batch and other learning rates."""
+    """Three stages, which change the image size, batch_split, the batch size and the learning rates."""
     rates = {"gen_lr": 1e-3, "disc_lr": 1e-3}
     stages = [
         {"start_step": 0, "batch_size": 4, "img_size": 8, **rates},
@@ -162,7 +162,7 @@ class Training:
 
     @property
     def step(self) -> int | None:
-        """The last step that this process logged, None before the first."""
+        """Return the last step that this process logged, None before the first."""
         line = self._last_line()
         try:
             return None if line == self._last_line_before else int(json.loads(line)["step"])
@@ -174,12 +174,12 @@ class Training:
 
     @property
     def resumed_step(self) -> int | None:
-        """The step it said it goes on from."""
+        """Return the step from which the process says it resumed."""
         found = re.search(r"resum\w+ from \S*checkpoint_(\d+)\.pt", self.text)
         return int(found[1]) if found else None
 
     def wait_until(self, condition: Callable[[], bool], what: str, or_ended: bool = False) -> None:
-        """Raises SoakError where the process ends first (unless ``or_ended``) or patience does."""
+        """Wait for a condition. Raises SoakError on timeout, or if the process ends first (unless ``or_ended``)."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
             if self.process.poll() is not None and not condition():
@@ -191,7 +191,7 @@ class Training:
             time.sleep(0.004)
 
     def wait_for_writing(self, name: str) -> None:
-        """Return as soon as a file beside ``name...`` is being written. Asks without a pause: it exists for a millisecond."""
+        """Return as soon as a partial file of ``name...`` exists. Polls without pause, as it exists for only a millisecond."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         start = f".{name}"
         while not any(entry.name.startswith(start) for entry in os.scandir(self.folder)):
@@ -199,14 +199,14 @@ class Training:
                 raise SoakError(f"no file {start}... was written by train.py: {self.last_words()}")
 
     def send(self, number: signal.Signals) -> bool:
-        """False where the process has ended already."""
+        """Send a signal; return False if the process has already ended."""
         if self.process.poll() is not None:
             return False
         self.process.send_signal(number)
         return True
 
     def wait(self) -> int:
-        """Its status once it has ended. Raises SoakError where it neither ends nor takes a step for long."""
+        """Return the exit status. Raises SoakError if the process neither ends nor takes a step for a long time."""
         last_step, deadline = self.step, time.monotonic() + PATIENCE_SECONDS
         while self.process.poll() is None:
             if self.step != last_step:
@@ -231,7 +231,7 @@ class Training:
 
 
 class Tmpfs:
-    """``run`` carried onto a small tmpfs, and back at the end."""
+    """``run`` moved to a small tmpfs, and back at the end."""
 
     def __init__(self, run: Path, room: int) -> None:
         self._home, self._mount = run, run.with_name("small_disk")
@@ -263,7 +263,7 @@ class Tmpfs:
 
 
 class FileSizeLimit:
-    """Where nothing can be mounted: the kernel refuses the process all writing beyond a place in a file (RLIMIT_FSIZE)."""
+    """A substitute if nothing can be mounted: the kernel rejects writes beyond a file size (RLIMIT_FSIZE)."""
 
     def __init__(self, run: Path, room: int) -> None:
         self.folder = run
@@ -283,7 +283,7 @@ class FileSizeLimit:
 
 
 def mount_tmpfs(place: Path, size: int) -> None:
-    """Raises OSError where that is not permitted."""
+    """Raises OSError if that is not permitted."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
@@ -291,7 +291,7 @@ def mount_tmpfs(place: Path, size: int) -> None:
 
 
 def find_disk(choice: str, work: Path) -> type[Tmpfs] | type[FileSizeLimit]:
-    """The way to a full disk that this machine permits. Raises UserError where ``choice`` insists on another."""
+    """Return the kind of full disk that this machine permits. Raises UserError if ``choice`` requires another."""
     if choice == "limit":
         return FileSizeLimit
     probe = work / "small_disk"
@@ -312,7 +312,7 @@ def find_disk(choice: str, work: Path) -> type[Tmpfs] | type[FileSizeLimit]:
 
 @dataclass
 class Tally:
-    """What the last line says."""
+    """The content of the last line."""
 
     kills: int = 0
     corrupted: int = 0
@@ -346,7 +346,7 @@ def count(counts: dict[str, int], name: str) -> None:
 
 
 class Soak:
-    """One soak test in ``work``: :meth:`run`."""
+    """One soak test in the folder ``work``; see :meth:`run`."""
 
     def __init__(self, work: Path, size: Size, seed: int, disk: str = "auto") -> None:
         self.work, self.size, self.seed = work, size, seed
@@ -363,7 +363,7 @@ class Soak:
             (work / name).mkdir()
 
     def run(self, events: list[Event]) -> Tally:
-        """The undisturbed run, the disturbed one, and their comparison. Problems are in the tally."""
+        """Run the undisturbed and the disturbed run, and compare them. Problems are recorded in the tally."""
         try:
             self.prepare()
             self.train_undisturbed()
@@ -372,7 +372,7 @@ class Soak:
                 self.disturb(event, rng, num_left=len(events) - index)
             self.train_to_the_end()
             self.compare()
-        except (SoakError, OSError, subprocess.SubprocessError) as error:  # the last line is JSON whatever happens
+        except (SoakError, OSError, subprocess.SubprocessError) as error:  # the last line is JSON in any case
             self.problem(str(error))
         self.tally.identical = self.tally.identical and not self.tally.problems
         self.tally.seconds = round(time.monotonic() - self.started, 1)
@@ -425,9 +425,9 @@ class Soak:
     # -- events --------------------------------------------------------------------------------------------------------
 
     def disturb(self, event: Event, rng: random.Random, num_left: int) -> None:
-        """One process from its start to its end by ``event``, and what is found afterwards."""
+        """Run one process until ``event`` ends it, and inspect the result."""
         expected = self.audit.newest_step
-        margin = END_MARGIN * self.size.interval * (2 if event.signal is None else 1)  # a starved run goes on for a while
+        margin = END_MARGIN * self.size.interval * (2 if event.signal is None else 1)  # a starved run continues for a while
         last_allowed = self.size.num_steps - margin
         target = min(expected + rng.randint(1, max(2, 2 * (last_allowed - expected) // (num_left + 1))), last_allowed)
         if event.damage and len(self.audit.whole) < 2:
@@ -478,7 +478,7 @@ class Soak:
         )
 
     def check_status(self, event: Event, status: int, lost: int, training: Training) -> None:
-        """kill -9: -9. The others: 128 + N with nothing lost; -N where it was not yet, or no longer, listening."""
+        """SIGKILL: -9. Other signals: 128 + N without loss; -N if the handlers were not installed, or no longer."""
         number = int(event.signal)
         if event.signal is signal.SIGKILL:
             allowed = [-number]
@@ -492,7 +492,7 @@ class Soak:
             self.problem(f"{event.signal.name} at {event.moment} cost {lost} steps, status {status}: {training.last_words()}")
 
     def fill_disk(self, event: Event, rng: random.Random, target: int) -> str:
-        """The disk is full while training goes on; then there is room again. The process may live or end, whole files stay."""
+        """Fill the disk during training, then free space. The process may continue or end, and intact files must remain."""
         disk = self.disk(self.disturbed, room=4 * self.checkpoint_bytes + (1 << 20))
         self.audit.folder = disk.folder
         try:
@@ -538,7 +538,7 @@ class Soak:
         return f"; then {self._unmentioned} {kind}: {lost} more steps lost"
 
     def examine(self, training: Training) -> int:
-        """Did the process go on from where it should, and is everything whole? Returns the steps that are lost with it."""
+        """Check the step from which the process resumed, and that all files are intact. Returns the number of lost steps."""
         expected, resumed = self.audit.newest_step, training.resumed_step
         if resumed is not None and resumed != expected:
             self.problem(f"train.py resumed from step {resumed}, but {expected} is whole: {training.text[:500]}")

@@ -1,4 +1,4 @@
-"""What the soak test knows of files: whether they are whole, ways to damage them, whether two runs left the same.
+"""File checks of the soak test: whether files are intact, ways to damage them, and whether two runs are equal.
 
 Checkpoints are judged here by the zip format's own CRC-32 and by SHA-256 over the bytes, not by the code under test.
 """
@@ -31,17 +31,17 @@ def step_of(name: str) -> int:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Training checkpoints by rising step, whole or not."""
+    """Training checkpoints in order of increasing step, intact or not."""
     return sorted((path for path in folder.glob("checkpoint_*.pt") if path.is_file()), key=lambda path: step_of(path.name))
 
 
 def newest_step_in(folder: Path) -> int:
-    """By the names; 0 where there is no checkpoint."""
+    """Return the newest step by file name; 0 if there is no checkpoint."""
     return max((step_of(path.name) for path in checkpoints_in(folder)), default=0)
 
 
 def temporaries_in(folder: Path) -> set[str]:
-    """Files that were being written beside their place."""
+    """Partial files."""
     return {path.name for path in folder.iterdir() if path.name.endswith(".tmp")}
 
 
@@ -61,8 +61,8 @@ def is_whole(path: Path) -> bool:
 class Audit:
     """Watches the checkpoints of ``folder`` from one event to the next.
 
-    whole: of each whole checkpoint, its digest and its size. damaged_by_us: of each that was damaged on purpose and has not been
-    written anew, its digest since.
+    whole: digest and size of each intact checkpoint. damaged_by_us: of each one damaged on purpose and not
+    rewritten, its digest since then.
     """
 
     folder: Path
@@ -73,11 +73,11 @@ class Audit:
 
     @property
     def newest_step(self) -> int:
-        """The step of the newest whole checkpoint; 0 where there is none."""
+        """The step of the newest intact checkpoint; 0 if there is none."""
         return max((step_of(name) for name in self.whole), default=0)
 
     def inspect(self) -> tuple[int, list[str]]:
-        """Bytes lost since the last call, and what was lost, in words.
+        """Return the number of bytes lost since the last call, and descriptions of the losses.
 
         Lost is a checkpoint that was whole and is damaged, changed or gone (unless newer whole ones make up the number that is
         kept and it is no milestone), and any file under a final name that is not whole.
@@ -117,7 +117,7 @@ class Audit:
         return sum(lost.values()), list(lost)
 
     def damage_newest(self, kind: str, rng: random.Random) -> str:
-        """Break the newest whole checkpoint; returns its name."""
+        """Damage the newest intact checkpoint and return its name."""
         name = max(self.whole, key=step_of)
         DAMAGES[kind](self.folder / name, rng)
         del self.whole[name]
@@ -181,7 +181,7 @@ DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
 
 
 def flatten(value: Any, where: str = "") -> dict[str, bytes]:
-    """Every leaf of nested containers under its path; tensors as type, shape and bytes, so that -0 and NaN count as they are."""
+    """Return the leaves of nested containers by path; tensors as type, shape and bytes, so that -0 and NaN count."""
     if isinstance(value, dict):
         items = [(f"{where}.{key}", item) for key, item in value.items()]
     elif isinstance(value, (list, tuple)):
@@ -198,7 +198,7 @@ def flatten(value: Any, where: str = "") -> dict[str, bytes]:
 
 
 def _differences(what: str, expected: dict[str, bytes], found: dict[str, bytes]) -> tuple[int, list[str]]:
-    """Bytes of ``expected`` that ``found`` lacks or has otherwise, and the names."""
+    """Return the number of bytes of ``expected`` that are missing or different in ``found``, and their names."""
     names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     num_bytes = sum(len(expected.get(name, b"")) for name in names)
     return num_bytes, [f"{what}: {len(names)} of {len(expected)} entries differ, first {names[0]!r}"] if names else []
@@ -220,7 +220,7 @@ def read_log(path: Path) -> tuple[dict[int, set[str]], int]:
 
 
 def compare_runs(reference: Path, disturbed: Path, starved: Collection[int] = ()) -> tuple[int, list[str]]:
-    """Bytes of ``reference`` that ``disturbed`` lacks or has otherwise, and what differs, in words (none: the same run).
+    """Return the number of bytes of ``reference`` that are missing or different in ``disturbed``, and a list of differences.
 
     Compared are the training checkpoints that both have, the last among them (every entry), the generator file (byte for byte),
     the log (without its times) and every sample grid of the reference (byte for byte; grids of the steps ``starved``, at

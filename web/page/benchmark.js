@@ -1,4 +1,4 @@
-// ?benchmark: how long frames take in this browser, and what they evaluate.
+// ?benchmark: measure frame times in this browser, and the points that frames evaluate.
 
 const BENCHMARK_SIZES = [128, 256];
 const BENCHMARK_SECONDS = 4; // per size
@@ -15,7 +15,7 @@ async function runBenchmark(viewer, onProgress) {
   const results = [];
   for (const size of BENCHMARK_SIZES) {
     onProgress(`Measuring ${size} px ...`);
-    await viewer.capture(32); // compiles, and learns how long strips may be
+    await viewer.capture(32); // compiles the shaders, and measures how large strips may be
     const times = [];
     let last;
     for (const start = performance.now(); performance.now() - start < 1000 * BENCHMARK_SECONDS && times.length < MAX_FRAMES; ) {

@@ -9,7 +9,7 @@ const MAX_RANDOM_SEED = 1_000_000;
 const byId = (id) => document.getElementById(id);
 const randomSeed = () => BigInt(Math.floor(Math.random() * MAX_RANDOM_SEED));
 
-/** A seed as typed, or null. */
+/** Parse a seed; null if the text is not one. */
 function parseSeed(text) {
   if (!/^[0-9]{1,19}$/.test(text)) return null;
   const seed = BigInt(text);
@@ -42,7 +42,7 @@ class Controls {
 
   // -- parts -----------------------------------------------------------------------------------------------------------
 
-  /** Another generator, with the photo that it holds or, if it holds none, the seed there was. */
+  /** Switch to another generator: to its photo if it has one, else with the current seed. */
   changeModel(model) {
     const seed = this.viewer.generators.get(model).hasPhoto ? null : (this.viewer.state.seed ?? 0n);
     this.change({ model, seed });
@@ -117,7 +117,7 @@ class Controls {
 
   // -- mouse, touch, keys ----------------------------------------------------------------------------------------------
 
-  /** One pointer turns: the width of the image is half a turn. Two pinch. */
+  /** Turn with one pointer (the width of the image is half a turn), and zoom with two. */
   addPointer() {
     const { canvas, pointers } = this;
     canvas.addEventListener("pointerdown", (event) => {
@@ -142,7 +142,7 @@ class Controls {
     }
     const onWheel = (event) => {
       const embedded = document.body.classList.contains("embedded");
-      if (embedded && document.activeElement !== canvas) return; // the wheel scrolls the page around until the head is touched
+      if (embedded && document.activeElement !== canvas) return; // the wheel scrolls the surrounding page until the head has the focus
       event.preventDefault();
       this.zoomBy(Math.exp(clamp(event.deltaY, -100, 100) * 0.0015));
     };
@@ -208,10 +208,10 @@ class Controls {
   /** @param {{size: number, ms: number} | null} frame null: the GPU's context is lost */
   showFrame(frame) {
     if (frame) {
-      byId("turntable").hidden = true; // it stood in until now
+      byId("turntable").hidden = true; // not needed any more
       byId("details").textContent = `${frame.size} px in ${frame.ms.toFixed(0)} ms`;
     } else {
-      byId("caption").textContent = "The graphics card was reset; the head returns as soon as the browser gives it back.";
+      byId("caption").textContent = "The graphics card was reset. The head returns when the browser restores the graphics context.";
       return;
     }
     this.showCaption();

@@ -1,6 +1,6 @@
-// The page's beginning: unpack, check, show; or say in a sentence why not.
+// Start the page: unpack the weights, check the browser, and show the generator or a message that explains why not.
 
-/** Show a sentence, and the recorded turn of the first model instead of the live one. */
+/** Show a message, and the recorded turn of the first model instead of the live view. */
 function showProblem(sentence) {
   byId("problem").textContent = sentence;
   byId("problem").hidden = false;
@@ -54,7 +54,7 @@ function start() {
   try {
     for (const { name, settings, packing, base } of models) {
       const own = unpackTensors(packing, byId(`weights-${name}`).textContent);
-      const shared = base === null ? {} : generators.get(base).tensors; // what a photo did not change
+      const shared = base === null ? {} : generators.get(base).tensors; // weights that tuning to a photo did not change
       generators.set(name, new Generator(settings, { ...shared, ...own }));
     }
   } catch (error) {
@@ -64,7 +64,7 @@ function start() {
   }
   const canvas = byId("canvas");
   if (!canvas.getContext("webgl2")) {
-    showProblem("This browser offers no WebGL 2, which the page needs to run the generator; here is a recorded turn instead.");
+    showProblem("This browser does not support WebGL 2, which the page needs to run the generator. A recorded turn is shown instead.");
     return;
   }
   const parameters = new URLSearchParams(location.search);
@@ -78,7 +78,7 @@ function start() {
     onDraw: (frame) => controls.showFrame(frame),
     onError: (error) => {
       if (!(error instanceof ShaderError)) throw error;
-      showProblem(`This browser's graphics driver refuses the generator's shaders (${error.message}).`);
+      showProblem(`This browser's graphics driver rejects the generator's shaders (${error.message}).`);
     },
   });
   controls = new Controls(viewer);

@@ -1,6 +1,6 @@
-// The two kinds of generator: what their styles are. A network is an object with
+// The two kinds of generators and their styles. A network is an object with
 //   styles(tensors, z)            the mapping network: latent -> styles, one flat Float64Array
-//   stored(tensors, prefix)       styles kept among the tensors: the truncation mean, a photo's
+//   stored(tensors, prefix)       styles stored as tensors: the truncation mean, or those of a photo
 //   isAppearance(settings, i)     whether style number i belongs to the layers that a mix takes from the appearance
 //   createProgram(gl, settings, how)  the field program; how: what SirenProgram's constructor takes
 
@@ -66,8 +66,8 @@ function lerp(start, end, weightOf) {
 }
 
 /**
- * A generator: settings and tensors. Its styles are what the field is made from. Where the tensors hold those of a photo
- * (invert.py), it stands in for a seed: the seed null.
+ * A generator: settings and tensors. Its styles determine the field. If the tensors contain the styles of a photo
+ * (invert.py), the seed null selects them.
  */
 class Generator {
   constructor(settings, tensors) {

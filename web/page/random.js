@@ -1,4 +1,4 @@
-// Latents of seeds: PyTorch's CPU generator, so that a seed gives the head that it gives in Python.
+// Latents of seeds, by the algorithm of PyTorch's CPU generator, so that a seed gives the same head as in Python.
 
 /** The 32-bit Mersenne Twister (Matsumoto and Nishimura, 1998), seeded as PyTorch seeds it: with the low 32 bits. */
 class MersenneTwister {
@@ -54,7 +54,7 @@ function makeNormal(values, start) {
   }
 }
 
-/** torch.randn(count): in groups of 16 where there are as many, the last group drawn again where count is no multiple. */
+/** torch.randn(count): from 16 on in groups of 16, and if count is not a multiple, the last 16 are drawn again. */
 function normalNumbers(random, count) {
   if (count < 16) return fewNormalNumbers(random, count);
   const values = Float64Array.from({ length: count }, () => random.uniform());

@@ -2,7 +2,7 @@
 
 class ShaderError extends Error {}
 
-/** What the browser tells of the GPU. */
+/** The name of the GPU, as reported by the browser. */
 function gpuName(gl) {
   const names = gl.getExtension("WEBGL_debug_renderer_info");
   return gl.getParameter(names ? names.UNMASKED_RENDERER_WEBGL : gl.RENDERER);
@@ -77,7 +77,7 @@ class Frame {
 }
 
 /**
- * Everything that lives in one WebGL context. A view is {yaw, pitch, fovDegrees, mode}; see camera.js and MODES.
+ * All resources of one WebGL context. A view is {yaw, pitch, fovDegrees, mode}; see camera.js and MODES.
  * Strips are rows [start, end) of a frame, counted from the bottom.
  */
 class Renderer {
@@ -166,7 +166,7 @@ class Renderer {
     gl.uniform1f(location("tFar"), settings.tFar);
   }
 
-  /** Put rows [0, numRows) of a frame onto the canvas, enlarged. */
+  /** Draw rows [0, numRows) of a frame on the canvas, scaled up. */
   present(program, frame, numRows = frame.size) {
     const gl = this.gl;
     const canvasSize = gl.drawingBufferWidth;
@@ -190,7 +190,7 @@ class Renderer {
     return bytes;
   }
 
-  /** {t: Float32Array, numPoints: total}: roots, bottom row first, -1 without a surface; points that finding them took. */
+  /** {t: Float32Array, numPoints: total}: roots, bottom row first, -1 without a surface; points evaluated to find them. */
   readRoots(frame) {
     const count = frame.size ** 2;
     const bits = new Uint32Array(4 * count);

@@ -2,7 +2,7 @@
 
 const VERTEX_GLSL = `#version 300 es
 void main() {
-  vec2 corner = vec2(gl_VertexID & 1, gl_VertexID >> 1) * 4.0 - 1.0; // one triangle over everything
+  vec2 corner = vec2(gl_VertexID & 1, gl_VertexID >> 1) * 4.0 - 1.0; // one triangle that covers the viewport
   gl_Position = vec4(corner, 0.0, 1.0);
 }`;
 
@@ -25,8 +25,8 @@ vec3 rayDirection() {
 }
 `;
 
-// METHOD section 4: the first sign change from free to solid among the coarse samples, then the secant method in its bracket.
-// The field is evaluated at one place in the text, so that its long code stands in the program once.
+// docs/method.md, "Finding the surface": the first sign change from free to solid among coarse samples, then the secant method.
+// The field is evaluated at a single place in the code, so that its long code is compiled only once.
 const ROOT_GLSL = `
 uniform float tNear;
 uniform float tFar;
@@ -79,7 +79,7 @@ void main() {
 }
 `;
 
-// What a pixel shows; t < 0 without a surface. As in the project's own images: white where a quantity has no value.
+// The color of a pixel; t < 0 without a surface. As in the project's other images, white means that there is no value.
 const SHADING_GLSL = {
   image: `
 uniform bool fillsWithFarEnd;

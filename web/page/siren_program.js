@@ -12,12 +12,12 @@
 //   fold(generator, styles)      the field of given styles, plain numbers, or a promise of it
 //   evaluationCost, colorCost    multiply-adds of an occupancy logit, and of a color at a root
 //
-// The renderer knows nothing else of the field, so another kind of field is another such object.
+// The renderer uses nothing else of a field, so a new kind of field is a new object of this form.
 //
-// FiLM folds into the weights: sin(gamma (W x + b) + beta) = sin((gamma W) x + (gamma b + beta)). Phases are counted in turns
-// and a quarter turn early, q = phase / 2 pi - 1/4, so that the sine is cos(2 pi q): reducing q to [-1/2, 1/2] is exact in float32.
+// FiLM folds into the weights: sin(gamma (W x + b) + beta) = sin((gamma W) x + (gamma b + beta)). Phases are stored in turns,
+// minus a quarter turn: q = phase / 2 pi - 1/4. The sine is cos(2 pi q), and reducing q to [-1/2, 1/2] is exact in float32.
 
-// sin(2 pi y) for |y| <= 1/4, odd minimax polynomial, error below 4e-9. GLSL promises its own sine only to 2^-11.
+// sin(2 pi y) for |y| <= 1/4, odd minimax polynomial, error below 4e-9. GLSL guarantees its own sine only to 2^-11.
 const SINE_GLSL = `
 vec4 sine(vec4 q) {
   vec4 y = 0.25 - abs(q - floor(q + 0.5));
@@ -27,9 +27,9 @@ vec4 sine(vec4 q) {
 vec4 cosine(vec4 q) { return sine(q + 0.25); }
 `;
 
-const MIN_BLOCK_BYTES = 16384; // what every WebGL 2 offers
+const MIN_BLOCK_BYTES = 16384; // guaranteed by WebGL 2
 
-/** Offsets, in vec4s, of the small block: what is not a square matrix. G = hiddenDim / 4 groups of outputs. */
+/** Offsets, in vec4s, of the small block, which holds all but the square matrices. groups = hiddenDim / 4. */
 function smallLayout(groups, numLayers) {
   const first = (numLayers + 1) * groups; // after the biases of all layers, the color layer's last
   return { first, direction: first + 3 * groups, logit: first + 6 * groups, rgb: first + 7 * groups, heads: first + 10 * groups };
@@ -38,9 +38,9 @@ function smallLayout(groups, numLayers) {
 class SirenProgram {
   /**
    * @param {{hiddenDim: number, numLayers: number}} settings of the generator
-   * @param {boolean} inTextures matrices lie in textures, not in uniform blocks; see `weightsFit`
-   * @param {boolean} unrolls products are written out, so that a GPU keeps activations in registers; a renderer on the CPU
-   *   compiles loops three times as fast and runs them no slower
+   * @param {boolean} inTextures matrices are in textures instead of uniform blocks; see `weightsFit`
+   * @param {boolean} unrolls products are unrolled, so that a GPU keeps activations in registers; software renderers compile
+   *   loops three times as fast and run them at the same speed
    */
   constructor({ hiddenDim, numLayers }, { inTextures, unrolls }) {
     this.hiddenDim = hiddenDim;
@@ -85,7 +85,7 @@ class SirenProgram {
 #define ${name}(k) ${name}Values[k]`;
   }
 
-  /** q of every layer where the gradient needs it again, else of one layer after the other. */
+  /** q of every layer if the gradient needs it again, otherwise of the current layer only. */
   writePhases() {
     return `
 #ifdef NEEDS_GRADIENT
@@ -120,7 +120,7 @@ ${this.writeSines(0)}
     return this.overInputs((i, m) => `q += ${terms(i, m)};`);
   }
 
-  /** A statement for each group of inputs i, whose elements begin at m: written out, or in a loop. */
+  /** A statement for each group of inputs i, whose elements begin at m: unrolled, or in a loop. */
   overInputs(statement) {
     if (this.unrolls) return Array.from({ length: this.groups }, (_, i) => `    ${statement(i, `k + ${4 * i}`)}`).join("\n");
     return `    for (int i = 0; i < ${this.groups}; i++) {\n      int m = k + 4 * i;\n      ${statement("i", "m")}\n    }`;
@@ -278,7 +278,7 @@ ${steps.join("\n")}
     matrices.forEach((values, i) => (this.inTextures ? toTexture : toBuffer)(storage.matrices[i], values));
   }
 
-  /** Texture units from 1 on are the field's. A program that does not use a matrix has no name for it. */
+  /** The field uses texture units from 1 on. A program has no locations for matrices that it does not use. */
   attach(gl, program, storage) {
     const attachBlock = (name, binding, buffer) => {
       const index = gl.getUniformBlockIndex(program, name);

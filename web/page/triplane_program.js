@@ -2,8 +2,8 @@
 //
 //   logit = clamp(slope (radius - |x|), -limit, limit) + decoder_0(features),    color = sigmoid(decoder_123(features))
 //
-// The planes lie in a texture array, four channels to a layer, read texel by texel: a GPU's own filter rounds positions between
-// texels to 8 bits. Source: triplane/lookup.py, triplane/decoder.py.
+// The planes are in a texture array, four channels per layer, read texel by texel, because a GPU's own filter rounds positions
+// between texels to 8 bits. Source: triplane/lookup.py, triplane/decoder.py.
 
 const MAX_BALL_LOGIT = 6;
 
@@ -45,7 +45,7 @@ vec4 outputs(vec3 point) { // logit, then the color before its sigmoid
 float occupancyLogit(vec3 point) { return outputs(point).x; }
 vec3 fieldColor(vec3 point, vec3 direction) { return 1.0 / (1.0 + exp(-outputs(point).yzw)); }
 #ifdef NEEDS_GRADIENT
-vec3 logitGradient(vec3 point) { // differences over a tetrahedron as wide as two texels: bilinear planes have kinks
+vec3 logitGradient(vec3 point) { // differences over a tetrahedron two texels wide, because the gradient of bilinear planes is discontinuous
   vec3 sum = vec3(0.0);
   for (int corner = 0; corner < 4; corner++) {
     vec3 offset = corner == 0 ? vec3(1, -1, -1) : corner == 1 ? vec3(-1, -1, 1) : corner == 2 ? vec3(-1, 1, -1) : vec3(1);

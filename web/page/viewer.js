@@ -1,7 +1,7 @@
-// What is shown and when it is drawn: few pixels while something moves, then ever more at rest.
+// The state of the view and when it is drawn: few pixels while something moves, more and more at rest.
 
-const STRIP_MS = 24; // of GPU time per draw call, so that the browser keeps up
-const PRESENT_MS = 150; // between looks at a frame that is not finished
+const STRIP_MS = 24; // of GPU time per draw call, so that the browser stays responsive
+const PRESENT_MS = 150; // between displays of an unfinished frame
 const MOVING_MS = 40; // of GPU time per frame while moving
 const REST_DELAY_MS = 120; // after the last change
 const SIZES = { least: 48, rest: 256, most: 768 }; // pixels per side
@@ -26,14 +26,14 @@ class Viewer {
    * @param {HTMLCanvasElement} canvas
    * @param {Map<string, Generator>} generators
    * @param {{depthColors: number[][], state: object, onDraw: function, onError: function, maxSize?: number,
-   *   inTextures?: boolean, unrolls?: boolean}} options the last two overrule what is best for this GPU; see SirenProgram
+   *   inTextures?: boolean, unrolls?: boolean}} options the last two override the choice for this GPU; see SirenProgram
    */
   constructor(canvas, generators, options) {
     this.canvas = canvas;
     this.generators = generators;
     this.options = options;
     this.state = options.state;
-    this.pixelsPerMs = 4; // a first guess, low; measured from the first strip on
+    this.pixelsPerMs = 4; // a low initial estimate; measured from the first strip on
     this.version = 1; // of all that is shown
     this.rootsVersion = 1; // of all but the mode
     this.fieldVersion = 1;
@@ -49,7 +49,7 @@ class Viewer {
     this.start();
   }
 
-  /** Begin in a fresh context, at first and after one was lost. */
+  /** Start with a new context, initially and after a loss. */
   start() {
     this.gl = this.canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false, powerPreference: "high-performance" });
     this.renderer = new Renderer(this.gl, this.options.depthColors);
@@ -99,7 +99,7 @@ class Viewer {
     return { yaw: settings.meanYaw + yaw, pitch: settings.meanPitch + pitch, fovDegrees: settings.fovDegrees * zoom, mode };
   }
 
-  /** Whether the camera stands where training never saw the object from. */
+  /** Whether the camera is outside the range of training poses. */
   isBeyondTraining() {
     const { yawLimit, pitchLimit } = this.generator.settings;
     return Math.abs(this.state.yaw) > yawLimit || Math.abs(this.state.pitch) > pitchLimit;
@@ -158,7 +158,7 @@ class Viewer {
     return Math.min(Math.max(affordable, SIZES.rest), this.canvas.width);
   }
 
-  /** Draw the state as it is now, in the size that the time of a frame allows. A change of mode keeps the roots. */
+  /** Draw the current state at the size that the time of a frame allows. A change of mode keeps the roots. */
   async drawMoving() {
     const { version, rootsVersion, renderer } = this;
     const keepsRoots = this.front?.rootsVersion === rootsVersion && this.front.size <= this.canvas.width;
@@ -174,7 +174,7 @@ class Viewer {
     this.show(programs, frame, version, performance.now() - started);
   }
 
-  /** Draw the same state larger, unless something changes meanwhile. */
+  /** Draw the same state at a larger size, unless something changes in the meantime. */
   async refine() {
     while (performance.now() - this.lastChange < REST_DELAY_MS) {
       await delay(20);
@@ -206,7 +206,7 @@ class Viewer {
     return this.renderer !== renderer || this.gl.isContextLost();
   }
 
-  /** Draw a whole frame, and measure how many pixels a millisecond is worth. */
+  /** Draw a frame, and measure the pixels per millisecond. */
   async drawStrips(programs, frame, view, { keepsRoots = false, isStale = () => false, onStrip = () => {} } = {}) {
     const { renderer } = this;
     await this.warmUp(programs, frame, view);
@@ -232,7 +232,7 @@ class Viewer {
     this.warm.add(programs.root).add(programs.shading);
   }
 
-  /** A strip that took no time says little but that more can be asked; it may at most double the estimate. */
+  /** Update the estimate of the speed, at most by a factor of 2, because the times of short strips are inaccurate. */
   learnSpeed(numPixels, ms) {
     const measured = numPixels / Math.max(ms, 0.5);
     this.pixelsPerMs = clamp(0.5 * (this.pixelsPerMs + measured), 0.25, 2 * this.pixelsPerMs);
@@ -253,9 +253,9 @@ class Viewer {
     this.options.onDraw({ size: frame.size, ms });
   }
 
-  // -- for callers who want a result -----------------------------------------------------------------------------------
+  // -- results for callers ---------------------------------------------------------------------------------------------
 
-  /** Resolves when what is shown is the state, at rest. */
+  /** Resolves when the current state is shown at full quality. */
   async settled() {
     while (this.running) await this.running;
   }
@@ -264,11 +264,11 @@ class Viewer {
   async toBlob() {
     await this.settled();
     const { present } = await this.renderer.programsOf(this.state.mode);
-    this.renderer.present(present, this.front); // the browser keeps what was drawn only until the next frame
+    this.renderer.present(present, this.front); // the browser keeps the drawing only until the next frame
     return new Promise((resolve) => this.canvas.toBlob(resolve, "image/png"));
   }
 
-  /** Draw the state aside: {pixels, t, numPoints, ms}; see `Renderer.readPixels` and `readRoots`, bottom row first. */
+  /** Render the state off screen: {pixels, t, numPoints, ms}; see `Renderer.readPixels` and `readRoots`, bottom row first. */
   async capture(size) {
     await this.uploadField();
     const programs = await this.renderer.programsOf(this.state.mode);

@@ -1,4 +1,4 @@
-// The generator's weights, as the page carries them.
+// The generator's weights, as stored in the page.
 
 class DamagedWeights extends Error {}
 
