@@ -27,7 +27,7 @@ from distributed.processes import Processes
 from distributed.sharding import shared_work
 from generators.cameras import CameraPoses
 from metrics import weighted_variance
-from metrics.report import add_common_arguments, load, model_record, print_table, write_json
+from metrics.report import add_common_arguments, load, model_record, print_table, write_scores
 from metrics.sampling import pose_of_seed
 from metrics.weighted_variance import LatentVariance, latent_variances, mean_pose
 from settings.curriculum import Curriculum
@@ -125,7 +125,7 @@ def report(args: Any, loaded: LoadedGenerator, values: dict[int, LatentVariance]
     per_seed = {seed: value.variance * SCALE if value.num_rays else None for seed, value in values.items()}
     protocol = _protocol(args, loaded.curriculum, device)
     record = {"metrics": results, "protocol": protocol, "per_seed_1e4": per_seed, "model": model_record(args, loaded)}
-    write_json(args.output_json, record)
+    write_scores(args.output_json, record)
     if results["num_seeds_without_valid_rays"]:
         print(f"note: {results['num_seeds_without_valid_rays']} seeds have no valid ray and were excluded")
     print_table(f"{results['num_seeds']} seeds at {args.image_size} px", results)

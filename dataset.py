@@ -24,13 +24,23 @@ from torch import Tensor
 
 from common.arguments import ArgumentParser
 from common.cache_folder import cache_folder
-from common.errors import UserError, one_line
+from common.errors import UserError, first_few, one_line
 from common.files import write_atomically
 from common.program import run_script
 from heads.camera_prior import write_camera_prior
 from loading.batches import BatchStream, batch_at, epoch_order
 from loading.cache import MAX_NAMED, build_cache
-from loading.files import ALL_IMAGES, DatasetSpec, ImageSource, Split, find_images, open_member, part_of, words_left_out
+from loading.files import (
+    ALL_IMAGES,
+    DatasetSpec,
+    ImageSource,
+    Split,
+    find_images,
+    names_by_reason,
+    open_member,
+    part_of,
+    words_left_out,
+)
 from loading.opening import open_image
 from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
@@ -140,12 +150,8 @@ def raise_if_unreadable(reasons: Mapping[str, str], num: int, path: str, max_unr
     """Raise UserError, with the first names and reasons, if too many of ``num`` images, or all, could not be read."""
     if not reasons or not (len(reasons) == num or len(reasons) > max(1, max_unreadable * num)):
         return
-    names_by_reason: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        names_by_reason.setdefault(reason, []).append(Path(name).name)
-    groups = sorted(names_by_reason.items(), key=lambda group: -len(group[1]))[:NUM_REASONS]
-    named = [", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "") for _, names in groups]
-    details = " | ".join(f"{names}: {reason}" for names, (reason, _) in zip(named, groups, strict=True))
+    groups = sorted(names_by_reason(reasons.items()).items(), key=lambda group: -len(group[1]))[:NUM_REASONS]
+    details = " | ".join(f"{first_few(names, NUM_NAMED)}: {reason}" for reason, names in groups)
     raise UserError(f"{len(reasons)} of {num} images in {path} cannot be read: {details}")
 
 

@@ -28,7 +28,7 @@ from loading.files import PARTS, Split
 from metrics.efficientnet import INPUT_SIZE, WEIGHTS_SHA256, find_weights_file
 from metrics.fidelity import EXTRACTORS, MIN_IMAGES, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation
-from metrics.report import add_common_arguments, load, model_record, print_table, rendering_record, write_json
+from metrics.report import add_common_arguments, load, model_record, print_table, rendering_record, write_scores
 from metrics.sampling import generated_images, image_settings, real_images
 from settings.checks import MAX_COUNT
 from settings.curriculum import Curriculum
@@ -236,7 +236,7 @@ def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weight
         print(f"note: {note}")
     protocol = {**_protocol(args, evaluation, preset, curriculum), "departures_from_published": deviations}
     record = {"metrics": results, "failed": failures, "notes": notes, "protocol": protocol}
-    write_json(args.output_json, {**record, "model": model_record(args, loaded)})
+    write_scores(args.output_json, {**record, "model": model_record(args, loaded)})
     print_table(f"{len(fake)} generated and {len(real)} real images at {args.image_size} px", results)
     print(f"written to {args.output_json}")
     if failures:

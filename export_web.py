@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.files import write_atomically
 from checkpoints.latents import GeneratorName, load_latent
 from common.arguments import ArgumentParser
 from common.errors import UserError
+from common.files import write_atomically
 from common.program import run_script
 from visualization.generator_scripts import load_with_notes
 from web.export import export_page

@@ -18,7 +18,6 @@ if __name__ == "__main__":
 
 import argparse
 import math
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from tqdm import tqdm
 
 from common.arguments import ArgumentParser, int_between, positive_float, resolve_device, seed_number
 from common.errors import UserError
+from common.files import atomic_file
 from common.program import run_script
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
@@ -178,10 +178,12 @@ def write_voxels(path: Path, field: Field, curriculum: Curriculum, args: argpars
     free = shutil.disk_usage(path.parent).free
     if 4 * resolution**3 > free:  # writing to a mapped file on a full disk ends the process
         raise UserError(f"{path} needs {4 * resolution**3} bytes, but the disk has {free} left; use a lower --voxel_resolution")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        voxels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(resolution,) * 3)
-        with tqdm(total=resolution**3, desc=path.stem, unit="point", unit_scale=True) as progress:
+        with (
+            atomic_file(path, sync=False) as file,
+            tqdm(total=resolution**3, desc=path.stem, unit="point", unit_scale=True) as progress,
+        ):
+            voxels = np.lib.format.open_memmap(file.name, mode="w+", dtype=np.float32, shape=(resolution,) * 3)
             if args.dense:
                 fill_occupancy(voxels, field, curriculum, args.cube_size, device, progress.update)
                 num_queried = resolution**3
@@ -189,13 +191,10 @@ def write_voxels(path: Path, field: Field, curriculum: Curriculum, args: argpars
                 num_queried = fill_occupancy_near_surface(
                     voxels, field, curriculum, args.cube_size, args.level, device, progress.update
                 )
-        print(f"{path.name}: queried {num_queried} of {resolution**3} points ({num_queried / resolution**3:.1%})")
-        voxels.flush()
-        os.replace(partial, path)
+            voxels.flush()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    print(f"{path.name}: queried {num_queried} of {resolution**3} points ({num_queried / resolution**3:.1%})")
     return voxels
 
 

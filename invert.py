@@ -20,7 +20,6 @@ if __name__ == "__main__":
     import common.interrupts  # noqa: F401
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +32,7 @@ from checkpoints.latents import GeneratorName
 from checkpoints.loading import LoadedGenerator
 from common.arguments import ArgumentParser, add_device_argument, image_side, positive_int, resolve_device, seed_number
 from common.errors import UserError
-from common.files import make_output_dir, write_atomically
+from common.files import make_output_dir, write_json
 from common.program import run_script
 from dataset import spec_over
 from inversion.evaluation import evaluate, summary_table
@@ -97,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         protocol |= {"features": what, "image_size": args.image_size, "seed": args.seed, "num_steps": args.num_steps}
         protocol |= {"tune_steps": args.tune_steps if tune else 0, "device": str(device), "threads": torch.get_num_threads()}
         path = output_dir / "evaluation.json"
-        write_atomically(path, (json.dumps({**results, "protocol": protocol}, indent=1) + "\n").encode())
+        write_json(path, {**results, "protocol": protocol})
         print(f"{summary_table(results['summary'])}\nwrote {path}")
         return
     photos = read_photos(args, loaded)

@@ -29,7 +29,6 @@ from visualization.generator_scripts import (
     open_subjects,
     render_pose,
     report_preview,
-    save_raw,
     share_between_views,
 )
 from visualization.images import QUANTITIES, image_grid, save_image, view_image
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for quantity, image in zip(QUANTITIES, columns[-1], strict=True):
                 save_image(output_dir / f"{quantity}_{subject.label}_{i}.png", image)
             if args.save_raw:
-                save_raw(view, output_dir, subject.label, i)
+                view.save_raw(output_dir / f"raw_{subject.label}_{i}.npz", subject.label)
             progress.update()
         save_image(output_dir / f"grid_{subject.label}.png", image_grid(list(zip(*columns, strict=True))))
     progress.close()

@@ -20,7 +20,6 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import time
@@ -30,9 +29,17 @@ from pathlib import Path
 import torch
 
 from checkpoints.files import damage_in, latest_checkpoint, list_checkpoints, load_training_checkpoint
-from common.arguments import ArgumentParser, add_device_argument, positive_float, positive_int, resolve_device, seed_number
-from common.errors import UserError
-from common.files import make_output_dir, write_atomically
+from common.arguments import (
+    ArgumentParser,
+    add_device_argument,
+    nonnegative_int,
+    positive_float,
+    positive_int,
+    resolve_device,
+    seed_number,
+)
+from common.errors import UserError, print_notice
+from common.files import make_output_dir, write_json
 from common.locks import require_posix
 from common.program import keep_freed_memory, run_script
 from dataset import DATASETS, Split, find_images, part_of
@@ -42,20 +49,14 @@ from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
 from siren.backends import compiled
 from training.mirror import best_mirroring
-from training.run.console import print_notice, steady_output
+from training.options import RunOptions
+from training.run.console import steady_output
 from training.run.recorder import Recorder
 from training.run.run_folder import FolderLock, clean_up, disk_space_warning, set_aside_newer
 from training.run.run_state import RunState
-from training.trainer import RunOptions, Trainer
+from training.trainer import Trainer
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def nonnegative_int(text: str) -> int:
-    """Parse a non-negative integer, for argparse."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative integer")
-    return int(text)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -287,7 +288,7 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
     if processes.is_main:
         record = {"arguments": vars(arguments), "curriculum": curriculum.to_dict(), "world_size": processes.world_size}
         record["machine"] = {"device": device_name(processes.device), "torch": torch.__version__}
-        write_atomically(output_dir / "run.json", json.dumps(record, indent=1).encode())
+        write_json(output_dir / "run.json", record)
         warning = disk_space_warning(output_dir, state.num_bytes(), options.num_kept)
         if warning:
             print_notice(warning)

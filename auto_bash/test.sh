@@ -22,4 +22,4 @@ fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # more threads would compete for the cores
-exec "$PYTHON" -m pytest --numprocesses 2 --dist loadfile "$@"
+exec "$PYTHON" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

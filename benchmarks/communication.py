@@ -36,8 +36,9 @@ from distributed.processes import join_processes
 from generators.generator import ImplicitGenerator3d
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
+from training.options import RunOptions
 from training.run.run_state import RunState
-from training.trainer import RunOptions, Trainer
+from training.trainer import Trainer
 
 REPO = Path(__file__).resolve().parent.parent
 MB = 1e6

@@ -33,6 +33,7 @@ from common.program import keep_freed_memory
 from distributed.processes import Processes
 from settings.curriculum import Stage
 from training import trainer
+from training.options import RunOptions
 from training.run.run_state import RunState
 
 STEP = 5000  # halfway through BFM's first stage
@@ -83,7 +84,7 @@ def _trainer(network: Network, size: int, batch: int) -> tuple[trainer.Trainer, 
     state = RunState(curriculum, 0, processes.device, None)
     state.generator.load_state_dict(network.generator.state_dict())
     state.step = stage.start_step + STEP
-    options = trainer.RunOptions(Path(tempfile.gettempdir()), "", "", use_cache=False)
+    options = RunOptions(Path(tempfile.gettempdir()), "", "", use_cache=False)
     return trainer.Trainer(state, options, processes), replace(stage, batch_size=batch)
 
 

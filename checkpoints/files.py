@@ -31,7 +31,7 @@ from torch import Tensor
 from checkpoints.published import curriculum_from
 from checkpoints.safe_pickle import printable
 from checkpoints.torch_files import read_torch_file
-from common.errors import UserError
+from common.errors import UserError, print_notice
 from common.files import require_file, write_atomically
 from generators.generator import ImplicitGenerator3d
 from settings.curriculum import Curriculum
@@ -191,10 +191,6 @@ def check_state(path: Path, key: str, state: Any) -> Mapping[str, Tensor]:
     return state
 
 
-def _print_notice(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
 def list_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
     """Steps and paths of the training checkpoints in ``folder``, judged by file name, newest first."""
     found: list[tuple[int, Path]] = []
@@ -205,7 +201,7 @@ def list_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def intact_checkpoints(folder: str | Path, notice: Callable[[str], None] = _print_notice) -> Iterator[Path]:
+def intact_checkpoints(folder: str | Path, notice: Callable[[str], None] = print_notice) -> Iterator[Path]:
     """Yield the intact training checkpoints in ``folder``, newest first. Damaged ones are skipped with a notice."""
     for _, path in list_checkpoints(folder):
         damage = damage_in(path)
@@ -215,7 +211,7 @@ def intact_checkpoints(folder: str | Path, notice: Callable[[str], None] = _prin
             notice(f"{path} is damaged ({damage}); trying the previous checkpoint")
 
 
-def latest_checkpoint(output_dir: str | Path, notice: Callable[[str], None] = _print_notice) -> Path | None:
+def latest_checkpoint(output_dir: str | Path, notice: Callable[[str], None] = print_notice) -> Path | None:
     """Return the intact training checkpoint of the highest step, or None. Damaged ones are skipped with a notice."""
     return next(intact_checkpoints(output_dir, notice), None)
 

@@ -22,6 +22,7 @@ from checkpoints.files import (
     read_inference,
 )
 from checkpoints.published import (
+    WeightsFile,
     average_path,
     curriculum_from,
     network_settings,
@@ -32,7 +33,7 @@ from checkpoints.published import (
 from checkpoints.safe_pickle import printable
 from checkpoints.torch_files import LEGACY_START, ZIP_START, read_torch_file
 from common.errors import UserError
-from common.files import require_file
+from common.files import read_head, require_file
 from generators.generator import ImplicitGenerator3d, Styles
 from settings.curriculum import Curriculum
 from settings.published import PIGAN_DEFAULTS
@@ -59,18 +60,6 @@ class LoadedGenerator:
     step: int | None = None
     notes: list[str] = field(default_factory=list)
     is_camera_known: bool = True
-
-
-@dataclass(frozen=True)
-class _Content:
-    """Contents of a generator file in any format. curriculum: None if the file does not contain one."""
-
-    state: Mapping[str, Tensor]
-    curriculum: Curriculum | None = None
-    step: int | None = None
-    model: str | None = None
-    is_published: bool = False
-    is_radiance: bool = False
 
 
 def resolve_generator_path(path: str | Path) -> Path:
@@ -124,35 +113,24 @@ def load_generator(
     with torch.random.fork_rng(devices=[]):  # loading a file must not advance the caller's random state
         generator = ImplicitGenerator3d(used)
     generator.load_state_dict(state, strict=True)
-    generator.truncation_mean = _truncation_mean(path, content.state, generator)
-    return LoadedGenerator(_to_device(generator, device), used, content.step, notes, is_camera_known)
+    generator.truncation_mean = _truncation_mean(path, content.state, generator, device)
+    return LoadedGenerator(generator.to(device).eval(), used, content.step, notes, is_camera_known)
 
 
-def _to_device(generator: ImplicitGenerator3d, device: str | torch.device) -> ImplicitGenerator3d:
-    if generator.truncation_mean is not None:
-        generator.truncation_mean = generator.truncation_mean.to(device)
-    return generator.to(device).eval()
-
-
-def _read_generator_file(path: Path, weights: str) -> _Content:
+def _read_generator_file(path: Path, weights: str) -> WeightsFile:
     """Dispatch on the file's content, not on its name."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(LEGACY_START))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    start = read_head(path, len(LEGACY_START))
     if start[8:9] == b"{" and not start.startswith((ZIP_START, LEGACY_START[:4])):
         ours = read_inference(path)
-        return _Content(ours.tensors, ours.curriculum, ours.step)
+        return WeightsFile(ours.tensors, ours.curriculum, ours.step)
     content = read_torch_file(path)
     if is_training(content):
         content = checked_training(path, content)
         if weights not in content:
             raise UserError(f"{path} has no {weights!r} weights")
         settings = curriculum_from(path, content["curriculum"])
-        return _Content(check_state(path, weights, content[weights]), settings, content["step"])
-    published = read_published_weights(path, content)
-    return _Content(published.state, None, published.step, published.model, True, published.is_radiance)
+        return WeightsFile(check_state(path, weights, content[weights]), settings, content["step"])
+    return read_published_weights(path, content)
 
 
 def _generator_shapes(path: Path, curriculum: Curriculum, num_tensors: int) -> dict[str, tuple[int, ...]]:
@@ -168,7 +146,7 @@ def _generator_shapes(path: Path, curriculum: Curriculum, num_tensors: int) -> d
     return {name: tuple(value.shape) for name, value in generator.state_dict().items()}
 
 
-def _reconcile_curriculum(path: Path, content: _Content, chosen: Curriculum | None, notes: list[str]) -> Curriculum:
+def _reconcile_curriculum(path: Path, content: WeightsFile, chosen: Curriculum | None, notes: list[str]) -> Curriculum:
     """Return the user's curriculum, if given, with the file's network settings; otherwise the file's own curriculum."""
     own = content.curriculum
     if own is None and chosen is None:
@@ -187,7 +165,7 @@ def _reconcile_curriculum(path: Path, content: _Content, chosen: Curriculum | No
     return _override_network_settings(path, content, chosen, notes) if content.is_published else chosen
 
 
-def _override_network_settings(path: Path, content: _Content, chosen: Curriculum, notes: list[str]) -> Curriculum:
+def _override_network_settings(path: Path, content: WeightsFile, chosen: Curriculum, notes: list[str]) -> Curriculum:
     """Replace network settings of ``chosen`` that contradict a published file, with a note for each."""
     inferred = network_settings(content.state, content.model)
     other = {key: value for key, value in inferred.items() if getattr(chosen, key) != value}
@@ -239,7 +217,9 @@ def _check_shapes(path: Path, state: Mapping[str, Tensor], shapes: Mapping[str, 
             raise UserError(f"{path} has an unexpected parameter {printable(name)}; {remedy}")
 
 
-def _truncation_mean(path: Path, state: Mapping[str, Tensor], generator: ImplicitGenerator3d) -> Styles | None:
+def _truncation_mean(
+    path: Path, state: Mapping[str, Tensor], generator: ImplicitGenerator3d, device: str | torch.device
+) -> Styles | None:
     """Return the stored mean styles, or None; the generator then computes them, deterministically, when needed."""
     with torch.no_grad():
         expected = generator.film(torch.zeros(1, generator.curriculum.latent_dim))
@@ -250,4 +230,4 @@ def _truncation_mean(path: Path, state: Mapping[str, Tensor], generator: Implici
         shape = tuple(getattr(expected, part).shape)
         if value is None or tuple(value.shape) != shape or not value.is_floating_point() or not torch.isfinite(value).all():
             raise UserError(f"{path}: {TRUNCATION_PREFIX}{part} must be {shape} finite numbers")
-    return type(expected)(*(value.float() for value in parts.values()))
+    return type(expected)(*(value.float().to(device) for value in parts.values()))

@@ -3,7 +3,7 @@
 Source: docs/method.md, "Published checkpoint formats".
 
 ``generator.pth``, ``discriminator.pth``: a state dict or a whole pickled module. ``ema.pth``, ``ema2.pth``: a torch_ema object
-with the averages in the order of the generator's parameters. ``optimizer_*.pth``, ``scaler.pth``: state dicts.
+with the averages in the order of the generator's parameters. ``optimizer_*.pth``: state dicts.
 ``options.txt``: its last line is the curriculum as a Python dictionary. All but the last are read by
 :mod:`checkpoints.torch_files`.
 """
@@ -14,7 +14,7 @@ import ast
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from checkpoints.safe_pickle import PickledObject, printable
 from checkpoints.torch_files import read_torch_file
-from common.errors import UserError
+from common.errors import UserError, first_few
 from common.files import read_small_text
 from settings.checks import MODELS
 from settings.curriculum import Curriculum
@@ -36,20 +36,24 @@ CONTAINER_KEYS += ("generator", "netG", "net_g", "G", "model", "net", "params")
 SIREN_NAME = "siren.network."  # a prefix before it is the generator's name in a trainer; the trainer's other networks are dropped
 PIGAN_SIREN_MODULE = "siren.siren."  # the module of pi-GAN's SIRENs; GOF's are in generators.siren
 MAX_NESTING, MAX_KEYS_SHOWN = 4, 6
+WARMED_UP = 10**6  # updates; enough to end the warm-up of every average
 _MAX_ENTRIES = 100_000  # nested shared children could otherwise expand exponentially
 
 
 @dataclass(frozen=True)
-class PublishedWeights:
+class WeightsFile:
     """A network's tensors by state-dict name, and further information from its file.
 
-    model: class name of the SIREN, if a whole module was pickled and the class is known. step: the training step of such a
-    module. is_radiance: True if the class path is pi-GAN's, so that the last layer predicts density, not occupancy.
+    curriculum: None if the file has none. step: the training step, if known. The others are those of published files.
+    model: class name of the SIREN, if a whole module was pickled and the class is known. is_radiance: True if the class path
+    is pi-GAN's, so that the last layer predicts density, not occupancy.
     """
 
-    state: OrderedDict[str, Tensor]
-    model: str | None = None
+    state: Mapping[str, Tensor]
+    curriculum: Curriculum | None = None
     step: int | None = None
+    model: str | None = None
+    is_published: bool = False
     is_radiance: bool = False
 
 
@@ -60,20 +64,6 @@ class PublishedAverage:
     state: OrderedDict[str, Tensor]
     decay: float | None = None
     num_updates: int | None = None
-
-
-@dataclass
-class PublishedTraining:
-    """Files of a published training run; None for each missing file."""
-
-    generator: PublishedWeights
-    discriminator: OrderedDict[str, Tensor] | None = None
-    ema: PublishedAverage | None = None
-    ema2: PublishedAverage | None = None
-    optimizer_G: dict[str, Any] | None = None
-    optimizer_D: dict[str, Any] | None = None
-    scaler: dict[str, Any] | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def module_state(module: PickledObject) -> OrderedDict[str, Tensor]:
@@ -117,10 +107,10 @@ def _checked_state(path: Path, state: Mapping[Any, Any]) -> OrderedDict[str, Ten
         raise UserError(f"{path} holds no weights")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            keys = ", ".join(printable(key, 40) for key in list(state)[:MAX_KEYS_SHOWN])
+            keys = first_few([printable(key, 40) for key in state], MAX_KEYS_SHOWN)
             raise UserError(
                 f"{path} is not a network's state dict: {printable(name)} is a {type(value).__name__}, not a tensor; it contains"
-                f" {keys}{', ...' if len(state) > MAX_KEYS_SHOWN else ''}; save the generator's own state dict in a file"
+                f" {keys}; save the generator's own state dict in a file"
             )
     names = {name: ".".join(part for part in name.split(".") if part not in WRAPPER_NAMES) for name in state}
     outer = next((short.partition(SIREN_NAME)[0] for short in names.values() if f".{SIREN_NAME}" in short), "")
@@ -152,7 +142,7 @@ def _without_wrapper(content: Any) -> Any:
     return content
 
 
-def read_published_weights(path: str | Path, content: Any = None) -> PublishedWeights:
+def read_published_weights(path: str | Path, content: Any = None) -> WeightsFile:
     """Read a published network from a state dict or a whole pickled module, with or without the usual wrappers.
 
     content: the result of :func:`read_torch_file` for ``path``, if it was already read. Raises UserError.
@@ -160,7 +150,7 @@ def read_published_weights(path: str | Path, content: Any = None) -> PublishedWe
     path = Path(path)
     content = _without_wrapper(_within_container(read_torch_file(path) if content is None else content))
     if isinstance(content, dict):
-        return PublishedWeights(_checked_state(path, content))
+        return WeightsFile(_checked_state(path, content), is_published=True)
     if not _is_module(content):
         kind = content.class_path if isinstance(content, PickledObject) else type(content).__name__
         raise UserError(f"{path} holds a {printable(kind)}, not a network's weights; pass a generator file")
@@ -170,10 +160,11 @@ def read_published_weights(path: str | Path, content: Any = None) -> PublishedWe
         raise UserError(f"{path}: {error}") from None
     siren, step = content.state["_modules"].get("siren"), content.state.get("step")
     is_known = isinstance(siren, PickledObject) and siren.class_name in MODELS
-    return PublishedWeights(
+    return WeightsFile(
         state,
-        model=siren.class_name if is_known else None,
         step=step if type(step) is int and step >= 0 else None,
+        model=siren.class_name if is_known else None,
+        is_published=True,
         is_radiance=is_known and siren.class_path.startswith(PIGAN_SIREN_MODULE),
     )
 
@@ -274,10 +265,12 @@ def curriculum_from(path: Path, settings: Any, notes: list[str] | None = None) -
         raise UserError(f"{path}: its settings are not a valid curriculum ({type(error).__name__}: {printable(error)})") from None
 
 
-def load_published_training(folder: str | Path, prefix: str = "") -> PublishedTraining:
-    """Load a published run from ``folder`` to continue training (``train.py --load_dir DIR --load_dict``).
+def load_published_training(folder: str | Path, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Read a published run from ``folder`` to continue training (``train.py --load_dir DIR``).
 
-    prefix: precedes "generator.pth" and the other names. Only generator.pth is required. Raises UserError.
+    Returns its networks, averages and optimizers under the keys of a training checkpoint (RunState.save), None for each
+    missing file, and notes on these. prefix: precedes "generator.pth" and the other names. Only generator.pth is required.
+    Raises UserError.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -285,29 +278,25 @@ def load_published_training(folder: str | Path, prefix: str = "") -> PublishedTr
     paths = {path.name.removeprefix(prefix): path for path in folder.iterdir() if path.name.startswith(prefix)}
     if "generator.pth" not in paths:
         raise UserError(f"--load_dir {folder} has no {prefix}generator.pth")
-    generator = read_published_weights(paths["generator.pth"])
-    found = PublishedTraining(generator)
-    shapes = {name: tuple(value.shape) for name, value in generator.state.items()}
-    if "discriminator.pth" in paths:
-        found.discriminator = load_published_discriminator(paths["discriminator.pth"])
-    for which in ("ema", "ema2"):
-        if f"{which}.pth" in paths:
-            setattr(found, which, read_published_average(paths[f"{which}.pth"], list(generator.state), shapes))
-    for which, key in (("optimizer_G", "param_groups"), ("optimizer_D", "param_groups"), ("scaler", None)):
-        path = paths.get(f"{which}.pth")
-        if path is not None:
-            setattr(found, which, _read_plain_dict(path, key))
-    wanted = ("discriminator", "ema", "ema2", "optimizer_G", "optimizer_D", "scaler")
-    found.notes = [
-        f"{folder} has no {prefix}{which}.pth; it is initialized from scratch"
-        for which in wanted
-        if getattr(found, which) is None
-    ]
-    return found
+    generator = read_published_weights(paths["generator.pth"]).state
+    shapes = {name: tuple(value.shape) for name, value in generator.items()}
+    state: dict[str, Any] = {"generator": generator}
+    for name in ("ema", "ema2"):
+        path = paths.get(f"{name}.pth")
+        average = read_published_average(path, list(shapes), shapes) if path else None
+        state[name] = average.state if average else None
+        if average:  # without a number of updates, assume that the warm-up is over
+            state[f"{name}_num_updates"] = WARMED_UP if average.num_updates is None else average.num_updates
+    readers = {"discriminator": load_published_discriminator, "optimizer_G": _read_optimizer, "optimizer_D": _read_optimizer}
+    for name, read in readers.items():
+        path = paths.get(f"{name}.pth")
+        state[name] = read(path) if path else None
+    missing = [name for name, value in state.items() if value is None]
+    return state, [f"{folder} has no {prefix}{name}.pth; it is initialized from scratch" for name in missing]
 
 
-def _read_plain_dict(path: Path, required_key: str | None) -> dict[str, Any]:
+def _read_optimizer(path: Path) -> dict[str, Any]:
     content = read_torch_file(path)
-    if not isinstance(content, dict) or (required_key is not None and required_key not in content):
+    if not isinstance(content, dict) or "param_groups" not in content:
         raise UserError(f"{path} does not contain the state dict that its name implies")
     return content

@@ -220,43 +220,18 @@ class _Machine:
                 raise PickleRefused(f"uses the pickle instruction {name}, which saved weights do not need; refused")
             handler(self, argument)
 
-    def mark(self, _: Any) -> None:
-        self.marks.append(len(self.stack))
-
-    def make_tuple(self, _: Any) -> None:
-        self.stack.append(tuple(self.pop_to_mark()))
-
-    def make_list(self, _: Any) -> None:
-        self.stack.append(self.pop_to_mark())
-
     def make_dict(self, _: Any) -> None:
         items = self.pop_to_mark()
         self.stack.append({})
-        self._set_items(items)
+        self.set_items(items)
 
-    def make_frozenset(self, _: Any) -> None:
-        self.stack.append(frozenset(checked_key(item) for item in self.pop_to_mark()))
-
-    def append(self, _: Any) -> None:
-        self._extend([self.pop()])
-
-    def appends(self, _: Any) -> None:
-        self._extend(self.pop_to_mark())
-
-    def _extend(self, items: list[Any]) -> None:
+    def extend(self, items: list[Any]) -> None:
         target = self.top()
         if type(target) is not list:
             raise PickleRefused(f"appends to a {type(target).__name__}; refused")
         target.extend(items)
 
-    def set_item(self, _: Any) -> None:
-        value, key = self.pop(), self.pop()
-        self._set_items([key, value])
-
-    def set_items(self, _: Any) -> None:
-        self._set_items(self.pop_to_mark())
-
-    def _set_items(self, items: list[Any]) -> None:
+    def set_items(self, items: list[Any]) -> None:
         target = self.top()
         if type(target) not in (dict, OrderedDict):
             raise PickleRefused(f"sets items of a {type(target).__name__}; refused")
@@ -328,23 +303,17 @@ class _Machine:
         else:
             self.pop()
 
-    def discard_to_mark(self, _: Any) -> None:
-        self.pop_to_mark()
-
-    def duplicate(self, _: Any) -> None:
-        self.stack.append(self.top())
-
 
 _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
-    "MARK": _Machine.mark,
-    "TUPLE": _Machine.make_tuple,
-    "LIST": _Machine.make_list,
+    "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_to_mark())),
+    "LIST": lambda machine, _: machine.stack.append(machine.pop_to_mark()),
     "DICT": _Machine.make_dict,
-    "FROZENSET": _Machine.make_frozenset,
-    "APPEND": _Machine.append,
-    "APPENDS": _Machine.appends,
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": _Machine.set_items,
+    "FROZENSET": lambda machine, _: machine.stack.append(frozenset(map(checked_key, machine.pop_to_mark()))),
+    "APPEND": lambda machine, _: machine.extend([machine.pop()]),
+    "APPENDS": lambda machine, _: machine.extend(machine.pop_to_mark()),
+    "SETITEM": lambda machine, _: machine.set_items([machine.pop(), machine.pop()][::-1]),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
     "ADDITEMS": _Machine.add_items,
     "GLOBAL": _Machine.named_global,
     "STACK_GLOBAL": _Machine.stack_global,
@@ -354,6 +323,6 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
     "BUILD": _Machine.build,
     "BINPERSID": _Machine.persistent_id,
     "POP": _Machine.discard,
-    "POP_MARK": _Machine.discard_to_mark,
-    "DUP": _Machine.duplicate,
+    "POP_MARK": lambda machine, _: machine.pop_to_mark(),
+    "DUP": lambda machine, _: machine.stack.append(machine.top()),
 }

@@ -23,7 +23,7 @@ from torch import Tensor
 from checkpoints.safe_pickle import GlobalName, PickleRefused, Vocabulary, checked_key, printable, read_pickle
 from common.errors import UserError
 from common.file_kinds import HEAD_BYTES, describe
-from common.files import require_file
+from common.files import read_head
 
 ZIP_START = b"PK\x03\x04"
 LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # a pickle of the legacy format's magic number
@@ -56,20 +56,12 @@ def read_torch_file(path: str | Path) -> Any:
     Raises UserError, in one line that names the file, if it is missing, damaged, not a torch file, or requests anything
     beyond data. Nothing in the file is ever executed.
     """
-    path = require_file(path)
+    path, head = Path(path), read_head(path, HEAD_BYTES)
+    if not head.startswith((ZIP_START, LEGACY_START)):
+        described = describe(head) or "neither a torch file nor a safetensors file"
+        raise UserError(f"{path} is not a checkpoint: it is {described}")
     try:
-        with path.open("rb") as file:
-            start = file.read(len(LEGACY_START))
-        if not start:
-            raise UserError(f"{path} is empty; it was probably never completely written")
-        if start.startswith(ZIP_START):
-            return _read_zip(path)
-        if start == LEGACY_START:
-            return _read_legacy(path)
-        with path.open("rb") as file:
-            described = describe(file.read(HEAD_BYTES))
-    except (UserError, KeyboardInterrupt):
-        raise
+        return _read_zip(path) if head.startswith(ZIP_START) else _read_legacy(path)
     except PickleRefused as refusal:
         raise UserError(f"{path} {refusal}") from None
     except OSError as error:
@@ -78,8 +70,6 @@ def read_torch_file(path: str | Path) -> Any:
         raise UserError(f"{path} is damaged or was cut short ({printable(error)}); download or copy it again") from None
     except Exception as error:  # decoding damaged bytes can raise any exception; it does not indicate a bug here
         raise UserError(f"{path} is damaged or not a checkpoint ({type(error).__name__}: {printable(error)})") from None
-    reason = f"it is {described}" if described else "it is neither a torch file nor a safetensors file"
-    raise UserError(f"{path} is not a checkpoint: {reason}")
 
 
 def _read_zip(path: Path) -> Any:

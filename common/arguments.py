@@ -48,6 +48,7 @@ def int_between(least: int, most: int) -> Callable[[str], int]:
 
 
 positive_int = int_between(1, 10**9)
+nonnegative_int = int_between(0, 10**9)
 image_side = int_between(1, 8192)
 
 

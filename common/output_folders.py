@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from common.errors import UserError, one_line
-from common.files import read_small_text, write_atomically
+from common.files import read_json, write_json
 
 GENERATOR_RECORD = "generator.json"  # names the generator that made the other files in the folder
 RUN_FILES = ("run.json", "log.jsonl")  # of train.py's output folder
@@ -37,7 +36,7 @@ def claim_folder(folder: Path, name: str, digest: str) -> str | None:
             )
         note = f"{folder} holds files from an earlier state of {name}; files that are not overwritten are kept"
     if before is None or before["sha256"] != digest:
-        write_atomically(folder / GENERATOR_RECORD, json.dumps({"generator": name, "sha256": digest}).encode())
+        write_json(folder / GENERATOR_RECORD, {"generator": name, "sha256": digest})
     return note
 
 
@@ -47,7 +46,7 @@ def read_claim(folder: Path) -> dict[str, str] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(read_small_text(path))
+        record = read_json(path)
         return {key: str(record[key]) for key in ("generator", "sha256")}
-    except (UserError, ValueError, KeyError, TypeError, RecursionError):
+    except (UserError, KeyError):
         return None

@@ -15,14 +15,25 @@ from settings.curriculum import Curriculum
 NUM_STDDEVS = {"gaussian": 2.0, "truncated_gaussian": 2.0, "hybrid": 2.0, "uniform": 1.0}  # 95 % of a normal distribution
 
 
+def sample_prior_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> CameraPoses:
+    """Sample poses (num,) from the curriculum's distribution with :func:`sample_camera_poses`."""
+    return sample_camera_poses(
+        num,
+        h_mean=curriculum.h_mean,
+        v_mean=curriculum.v_mean,
+        h_stddev=curriculum.h_stddev,
+        v_stddev=curriculum.v_stddev,
+        sample_dist=curriculum.sample_dist,
+        generator=generator,
+    )
+
+
 def draw_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> CameraPoses:
     """Sample (num,) poses from the curriculum's distribution, on the CPU.
 
     Poses are sampled one by one, because the hybrid distribution chooses its component once per call.
     """
-    names = ("h_mean", "v_mean", "h_stddev", "v_stddev", "sample_dist")
-    settings = {name: getattr(curriculum, name) for name in names}
-    poses = [sample_camera_poses(1, **settings, generator=generator) for _ in range(num)]
+    poses = [sample_prior_poses(1, curriculum, generator) for _ in range(num)]
     return CameraPoses(torch.cat([pose.pitch for pose in poses]), torch.cat([pose.yaw for pose in poses]))
 
 

@@ -7,14 +7,16 @@ read the same images as one process with the whole batch.
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+NUM_AHEAD = 4  # batches that are read before they are needed
 
 
 class Gatherable(Protocol):
@@ -71,8 +73,7 @@ def _slice_of_stream(
 class BatchStream(Iterator[Tensor]):
     """Endless batches (B, 3, H, W) float32 in [-1, 1] on ``device``, starting at position ``images_seen``.
 
-    A background thread prefetches batches (and pins memory for a GPU). ``next`` raises the thread's exception, or
-    RuntimeError if the thread ended without one.
+    A background thread reads NUM_AHEAD batches ahead (and pins memory for a GPU). ``next`` raises the thread's exception.
     ``images_seen`` is the position after the last batch returned; store it in checkpoints. ``close`` stops the thread.
     """
 
@@ -86,75 +87,38 @@ class BatchStream(Iterator[Tensor]):
         rank: int = 0,
         world_size: int = 1,
         flip: bool = True,
-        num_ahead: int = 4,
     ) -> None:
-        batch_at(
-            len(dataset), images_seen, batch_size, seed, rank, world_size
-        )  # raises on invalid arguments here rather than in the thread
+        # raises on invalid arguments here rather than in the thread
+        batch_at(len(dataset), images_seen, batch_size, seed, rank, world_size)
         self.images_seen = images_seen
         self._dataset, self._batch_size, self._seed, self._flip = dataset, batch_size, seed, flip
-        self._device, self._rank, self._world_size = torch.device(device), rank, world_size
-        self._queue: queue.Queue[Tensor | BaseException] = queue.Queue(maxsize=num_ahead)
-        self._closed = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._prefetch, args=(images_seen,), name="BatchStream", daemon=True)
-        self._thread.start()
+        self._device, self._rank, self._total = torch.device(device), rank, batch_size * world_size
+        self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
+        self._thread = ThreadPoolExecutor(1, "BatchStream")
+        positions = range(images_seen, images_seen + NUM_AHEAD * self._total, self._total)
+        self._ahead = deque(self._thread.submit(self._read, position) for position in positions)
 
-    def _prefetch(self, position: int) -> None:
-        epochs: dict[int, tuple[Tensor, Tensor]] = {}
-        try:
-            while not self._closed.is_set():
-                start = position + self._rank * self._batch_size
-                indices, flips = _slice_of_stream(len(self._dataset), start, self._batch_size, self._seed, epochs)
-                images = self._dataset.gather(indices)
-                if self._flip:
-                    images = torch.where(flips[:, None, None, None], images.flip(-1), images)
-                images = images.contiguous()
-                self._put(images.pin_memory() if self._device.type == "cuda" else images)
-                position += self._batch_size * self._world_size
-        except BaseException as error:  # raised again by next()
-            self._put(error)
-
-    def _put(self, item: Tensor | BaseException) -> None:
-        while not self._closed.is_set():
-            try:
-                return self._queue.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-
-    def __iter__(self) -> BatchStream:
-        return self
+    def _read(self, position: int) -> Tensor:
+        """Read this process's part (B, 3, H, W) uint8 of the batch at ``position``."""
+        start = position + self._rank * self._batch_size
+        indices, flips = _slice_of_stream(len(self._dataset), start, self._batch_size, self._seed, self._epochs)
+        images = self._dataset.gather(indices)
+        if self._flip:
+            images = torch.where(flips[:, None, None, None], images.flip(-1), images)
+        images = images.contiguous()
+        return images.pin_memory() if self._device.type == "cuda" else images
 
     def __next__(self) -> Tensor:
-        if self._failure is not None:
-            raise self._failure
-        if self._closed.is_set():
-            raise RuntimeError("this BatchStream is closed")
-        item = self._take()
-        if isinstance(item, BaseException):
-            self._failure = item
-            raise item
-        self.images_seen += self._batch_size * self._world_size
-        return item.to(self._device, non_blocking=True).float().div_(127.5).sub_(1)
-
-    def _take(self) -> Tensor | BaseException:
-        while True:
-            is_alive = self._thread.is_alive()
-            try:
-                return self._queue.get(timeout=1.0)
-            except queue.Empty:
-                if not is_alive:
-                    raise RuntimeError("the thread that reads images ended") from None
+        images = self._ahead[0].result()  # a failed batch stays the next one
+        self._ahead.popleft()
+        self._ahead.append(self._thread.submit(self._read, self.images_seen + NUM_AHEAD * self._total))
+        self.images_seen += self._total
+        return images.to(self._device, non_blocking=True).float().div_(127.5).sub_(1)
 
     def close(self) -> None:
-        """Stop the thread and drop prefetched batches."""
-        self._closed.set()
-        while not self._queue.empty():
-            try:
-                self._queue.get_nowait()
-            except queue.Empty:
-                break
-        self._thread.join(timeout=5)
+        """Stop the thread and drop the batches read ahead."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._ahead.clear()
 
     def __enter__(self) -> BatchStream:
         return self

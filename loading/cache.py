@@ -9,18 +9,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from common.locks import try_lock
+from common.errors import print_notice
+from common.files import atomic_file, remove_unfinished
 from loading.decoding import decode_all
 from loading.files import FORMATS, DatasetSpec, Decoded, ImageSource, decode
 
@@ -62,17 +63,15 @@ class CachedImages:
     replaced by the next available image. Each case prints a one-line notice. Raises OSError if no image is left.
     """
 
-    def __init__(
-        self, path: Path, offset: int, source: ImageSource, spec: DatasetSpec, size: int, unreadable: Iterable[int]
-    ) -> None:
+    def __init__(self, path: Path, source: ImageSource, spec: DatasetSpec, size: int, unreadable: Iterable[int]) -> None:
         skip = set(unreadable)
-        self._path, self._offset = path, offset
+        self._path = path
         self._source, self._spec, self._size = source, spec, size
         self._members = [i for i in range(len(source.names)) if i not in skip]
         self.shape = (len(self._members), size, size, 3)
         self._is_lost = False  # True once the file could not be read and a notice was printed
         self._missing: set[int] = set()  # members that can no longer be decoded
-        self._open_in: tuple[int, int] | None = None  # process ID and file descriptor
+        self._file: BinaryIO | None = None  # opened when it is first read
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -83,21 +82,15 @@ class CachedImages:
         return self._image(int(index))
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open_in": None}
-
-    def __del__(self) -> None:
-        open_in = getattr(self, "_open_in", None)
-        if open_in is not None and open_in[0] == os.getpid():
-            with contextlib.suppress(OSError):
-                os.close(open_in[1])
+        return {**self.__dict__, "_file": None}
 
     def _image(self, index: int) -> np.ndarray:
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         index %= len(self)
-        num_bytes = int(np.prod(self.shape[1:]))
+        num_bytes = math.prod(self.shape[1:])
         try:
-            data = self._read(num_bytes, self._offset + index * num_bytes)
+            data = self._read(num_bytes, _HEADER_BYTES + index * num_bytes)
             if len(data) != num_bytes:
                 raise OSError("it is truncated")
             return np.frombuffer(data, np.uint8).reshape(self.shape[1:])
@@ -109,14 +102,14 @@ class CachedImages:
             return self._from_source(index)
 
     def _read(self, num_bytes: int, offset: int) -> bytes:
-        """Read ``num_bytes`` at ``offset``. Thread-safe."""
+        """Read ``num_bytes`` at ``offset``. Safe in threads and forked processes, which share the file's position."""
         if not hasattr(os, "pread"):  # Windows
             with self._path.open("rb") as file:
                 file.seek(offset)
                 return file.read(num_bytes)
-        if self._open_in is None or self._open_in[0] != os.getpid():
-            self._open_in = os.getpid(), os.open(self._path, os.O_RDONLY)
-        return os.pread(self._open_in[1], num_bytes, offset)
+        if self._file is None:
+            self._file = self._path.open("rb", buffering=0)
+        return os.pread(self._file.fileno(), num_bytes, offset)
 
     def _from_source(self, index: int) -> np.ndarray:
         for place in range(len(self)):
@@ -132,10 +125,6 @@ class CachedImages:
         raise OSError(f"no image of {self._source.path} can be read any longer")
 
 
-def print_notice(text: str) -> None:
-    print(f"notice: {text}", file=sys.stderr)
-
-
 def _cache_key(source: ImageSource, spec: DatasetSpec, size: int) -> str:
     what = [_VERSION, FORMATS, source.zip_path, source.names, source.stamps, spec.resize, spec.center_crop, size]
     if spec.background or spec.nearest:  # keeps the keys of existing caches without these settings
@@ -149,18 +138,14 @@ def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -
         found = Findings.from_json(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")), len(source.names))
         expected = (len(source.names) - len(found.unreadable), size, size, 3)
         with path.open("rb") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                return None
-            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            offset, num_bytes = file.tell(), os.fstat(file.fileno()).st_size
-        sound = shape == expected and dtype == np.uint8 and not is_fortran and num_bytes == offset + int(np.prod(shape))
-        if not sound:
-            return None
-        with contextlib.suppress(OSError):
-            os.utime(path)  # marks it as recently used
-        return CachedImages(path, offset, source, spec, size, found.unreadable), found
-    except Exception:  # an invalid cache is rebuilt; numpy's header parser raises many types of exceptions
+            header, num_bytes = file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_size
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # an invalid cache is rebuilt
         return None
+    if header != _npy_header(expected) or num_bytes != _HEADER_BYTES + math.prod(expected):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # marks it as recently used
+    return CachedImages(path, source, spec, size, found.unreadable), found
 
 
 def build_cache(
@@ -200,28 +185,17 @@ def _readable(images: Iterable[Decoded], found: Findings) -> Iterator[np.ndarray
 def _write_cache(
     path: Path, source: ImageSource, spec: DatasetSpec, size: int, num_workers: int | None
 ) -> tuple[CachedImages, Findings]:
-    """Decode into a new file next to ``path`` and rename it, so that no partial cache is ever read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path.parent)
-    unfinished = path.with_name(f".unfinished_{os.getpid()}_{path.name}")
+    """Decode the images into the cache ``path``. Raises OSError."""
+    remove_unfinished(path.parent)
     found, num = Findings(), len(source.names)
-    try:
-        with unfinished.open("xb") as file:  # readable by those whom the umask allows: users may share a cache
-            with contextlib.suppress(OSError):
-                try_lock(file)  # shows that its writer is alive
-            file.write(bytes(_HEADER_BYTES))
-            for image in _readable(decode_all(source, spec, size, num_workers), found):
-                file.write(image.tobytes())
-            file.seek(0)
-            file.write(_npy_header((num - len(found.unreadable), size, size, 3)))
-            file.flush()
-            listing = unfinished.with_suffix(".json")
-            listing.write_text(json.dumps({"path": source.path, **found.to_json()}), encoding="utf-8")
-            listing.replace(path.with_suffix(".json"))
-            unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-        unfinished.with_suffix(".json").unlink(missing_ok=True)
+    with atomic_file(path, sync=False) as file:
+        file.write(bytes(_HEADER_BYTES))
+        for image in _readable(decode_all(source, spec, size, num_workers), found):
+            file.write(image.tobytes())
+        file.seek(0)
+        file.write(_npy_header((num - len(found.unreadable), size, size, 3)))
+        with atomic_file(path.with_suffix(".json"), sync=False) as listing:
+            listing.write(json.dumps({"path": source.path, **found.to_json()}).encode())
     written = _read_cache(path, source, spec, size)
     if written is None:
         raise OSError(f"{path} could not be read back")
@@ -259,12 +233,3 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
     text = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).encode()
     start = np.lib.format.magic(1, 0) + (_HEADER_BYTES - 10).to_bytes(2, "little")
     return start + text.ljust(_HEADER_BYTES - 11) + b"\n"
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove partial files of killed writers: files whose lock is free."""
-    for path in folder.glob(".unfinished_*.npy"):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            if try_lock(file):
-                path.unlink()
-                path.with_suffix(".json").unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from common.errors import UserError, one_line
+from common.errors import UserError, first_few, one_line
 from common.file_kinds import HEAD_BYTES, describe
 from common.output_folders import output_folder
 from loading.kinds import EXTENSIONS, FORMATS, HIDDEN, NO_IMAGE, reason_left_out
@@ -134,16 +134,17 @@ def words_left_out(left_out: Iterable[tuple[str, str]], also_no_images: bool = T
 
     also_no_images: False also skips text files, tables and the like, which are obviously not images.
     """
-    names_by_reason: dict[str, list[str]] = defaultdict(list)
-    for name, reason in left_out:
-        names_by_reason[reason].append(one_line(Path(name).name))
     unlisted = (HIDDEN,) if also_no_images else (HIDDEN, NO_IMAGE)
-    lines = []
-    for reason, names in names_by_reason.items():
-        if reason not in unlisted:
-            named = ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
-            lines.append(f"{len(names)} left out ({named}): {reason}")
-    return lines
+    groups = names_by_reason((name, reason) for name, reason in left_out if reason not in unlisted)
+    return [f"{len(names)} left out ({first_few(names, NUM_NAMED)}): {reason}" for reason, names in groups.items()]
+
+
+def names_by_reason(files: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Group (path, reason) by reason. The names are without folders, for messages."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for path, reason in files:
+        groups[reason].append(one_line(Path(path).name))
+    return groups
 
 
 def _in_zip(text: str, place: Path) -> ImageSource:

@@ -6,7 +6,6 @@ torch-fidelity unpickles any weights file it is given. A user's or downloaded fi
 
 from __future__ import annotations
 
-import shutil
 import socket
 import tempfile
 import urllib.error
@@ -147,12 +146,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def trusted_copy(path: Path):
     """Provide the path of a copy of a weights file with only its tensors. Raises UserError if the file holds anything else."""
     state = read_state_dict(path)
-    folder = tempfile.mkdtemp(prefix="gof_weights_")
-    try:
+    with tempfile.TemporaryDirectory(prefix="gof_weights_", ignore_cleanup_errors=True) as folder:
         torch.save(state, Path(folder) / "weights.pth")
         yield Path(folder) / "weights.pth"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def calculate(

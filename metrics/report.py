@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -13,19 +12,17 @@ from typing import Any
 import torch
 
 from checkpoints.loading import LoadedGenerator
-from common.arguments import add_device_argument, finite_float, image_side, int_between, positive_int, resolve_device
-from common.files import make_output_dir, write_atomically
+from common.arguments import image_side, int_between, resolve_device
+from common.files import make_output_dir, write_json
 from generators.renderer import RenderSettings
-from visualization.generator_scripts import load_with_notes, note_ignored_options
+from visualization.generator_scripts import add_loading_arguments, load_with_notes, note_ignored_options
 
 
 def add_common_arguments(
     parser: argparse.ArgumentParser, *, psi: float, image_size: int | None, output_json: str, batches: bool = True
 ) -> None:
-    """Add PATH, --curriculum, --psi, --image_size (unless None), --batch_size (if ``batches``), --output_json and --device."""
-    parser.add_argument("path", metavar="PATH", help="a generator file of this project, or a published generator.pth")
-    parser.add_argument("--curriculum", help="name or .json file; required if the file does not contain its settings")
-    parser.add_argument("--psi", type=finite_float, default=psi, help="truncation: 1 is full variety, 0 is the mean")
+    """Add :func:`add_loading_arguments`, --image_size (unless None), --batch_size (if ``batches``) and --output_json."""
+    add_loading_arguments(parser, psi)
     if image_size is not None:
         parser.add_argument("--image_size", type=image_side, default=image_size, help="side of an image in pixels")
     if batches:
@@ -33,10 +30,6 @@ def add_common_arguments(
             "--batch_size", type=int_between(1, 1 << 16), default=8, help="images per batch; affects only speed and memory"
         )
     parser.add_argument("--output_json", default=output_json, help="file for the results and their protocol")
-    parser.add_argument(
-        "--max_batch_size", type=positive_int, help="accepted for old commands and ignored: memory is always bounded"
-    )
-    add_device_argument(parser)
 
 
 def load(args: argparse.Namespace) -> LoadedGenerator:
@@ -58,11 +51,10 @@ def rendering_record(settings: RenderSettings) -> dict[str, Any]:
     return {**asdict(settings), "jitter": False}
 
 
-def write_json(path: str | Path, results: Mapping[str, Any]) -> None:
+def write_scores(path: str | Path, results: Mapping[str, Any]) -> None:
     """Write ``results`` with the date and torch's version. Raises UserError if that fails."""
     stamp = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "torch": torch.__version__}
-    text = json.dumps({**results, "environment": {**stamp, **results.get("environment", {})}}, indent=2)
-    write_atomically(path, (text + "\n").encode())
+    write_json(path, {**results, "environment": {**stamp, **results.get("environment", {})}})
 
 
 def print_table(title: str, rows: Mapping[str, float | int | str | None]) -> None:

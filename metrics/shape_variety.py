@@ -6,13 +6,12 @@ geometry score.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from common.errors import UserError
-from common.files import read_small_text
+from common.files import read_json
 from generators.cameras import CameraPoses
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.views import ViewSettings, render_views
@@ -91,7 +90,7 @@ def true_variety(folder: str | Path, curriculum: Curriculum, image_size: int) ->
 def _seed_of_heads(folder: Path) -> int | None:
     """Return the seed of a set by tools/synthetic_heads.py, or None for any other set."""
     try:
-        meta = json.loads(read_small_text(folder / "meta.json"))
+        meta = read_json(folder / "meta.json")
         return meta["seed"] if meta["kind"] == "procedural heads" and type(meta["seed"]) is int else None
-    except (UserError, ValueError, KeyError, TypeError, RecursionError):
+    except (UserError, KeyError):
         return None

@@ -7,7 +7,6 @@ True on the object; ``yaw`` and ``pitch``, radians. An optional meta.json holds 
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from checkpoints.safe_pickle import printable
 from common.errors import UserError
-from common.files import read_small_text, require_file
+from common.files import read_json, require_file
 from generators.cameras import CameraPoses
 from loading.files import FORMATS
 from metrics.shapes import Geometry, normals_to_camera
@@ -97,6 +96,6 @@ def _check_sizes(path: Path, num_pixels: int) -> None:
 def camera_fov(folder: str | Path) -> float | None:
     """Return the set's field of view in degrees, or None if it is not recorded."""
     try:
-        return float(json.loads(read_small_text(Path(folder) / "meta.json"))["camera"]["fov"])
-    except (UserError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return float(read_json(Path(folder) / "meta.json")["camera"]["fov"])
+    except (UserError, ValueError, KeyError, TypeError, OverflowError):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import curriculums
 from common.errors import UserError
-from common.files import read_small_text
+from common.files import read_json
 from settings.checks import ineffective_settings, shown
 from settings.curriculum import MAX_NAME, Curriculum
 from settings.published import stage_step
@@ -83,14 +82,9 @@ def _unknown(name_or_path: str) -> UserError:
 
 
 def _from_file(path: str, notes: list[str]) -> Curriculum:
-    try:
-        settings = json.loads(read_small_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the curriculum file {path} is not valid JSON: {error}") from None
-    if isinstance(settings, dict) and isinstance(settings.get("curriculum"), dict):
+    settings = read_json(path)
+    if isinstance(settings.get("curriculum"), dict):
         settings = settings["curriculum"]
-    if not isinstance(settings, dict):
-        raise UserError(f"the curriculum file {path} must contain a dictionary of settings")
     try:
         curriculum = Curriculum.from_dict(settings, settings.get("name", Path(path).stem[:MAX_NAME]), notes)
     except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -15,6 +16,14 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, min(2, os.cpu_count() or 1))))
+# Files that take a minute or more, longest first, so that parallel workers do not end with one of them.
+LONG_FILES = ("distributed", "soak", "training", "tour", "inversion", "survival", "outward_start", "metrics", "web")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the tests of LONG_FILES to the front."""
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +53,13 @@ def tiny_generator_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An inference file whose fields are colored balls of radius 0.07 (tests/small_models.py)."""
     import small_models
 
-    return small_models.save_generator(small_models.make_tiny_generator(), tmp_path_factory.mktemp("tiny") / "tiny.safetensors")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # fitted once for all workers
+        folder = folder.parent
+    path = folder / "tiny.safetensors"
+    with (folder / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return path if path.exists() else small_models.save_generator(small_models.make_tiny_generator(), path)
 
 
 @pytest.fixture(scope="session")

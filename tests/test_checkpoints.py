@@ -280,6 +280,9 @@ class _FullDisk:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
+    def fileno(self) -> int:
+        return self.file.fileno()
+
     def write(self, data: bytes) -> None:
         self.file.write(bytes(data)[: len(data) // 2])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -19,7 +19,8 @@ from metrics.sampling import ALONE
 from metrics.shapes import Geometry, compare, compare_statistics, flattened, mirrored, normals_to_camera, shape_statistics
 from metrics.truth import find_truth, read_truth
 from tools.eval_geometry import main
-from training.evaluation import EvaluationOptions, Evaluator
+from training.evaluation import Evaluator
+from training.options import RunOptions
 
 SIZE, FOV, RADIUS = 32, 12.0, 0.07
 
@@ -189,13 +190,13 @@ def test_a_run_measures_its_shape_error_where_the_set_has_a_truth(ball_set, tiny
     monkeypatch.setattr("training.evaluation.NUM_SHAPES", 8)
     loaded = load_generator(tiny_generator_path)
     for path in (ball_set, ball_set / "images"):
-        evaluator = Evaluator(EvaluationOptions(str(path), "Heads"), ALONE)
+        evaluator = Evaluator(RunOptions(tmp_path, str(path), "Heads"), ALONE)
         parts = evaluator.parts(loaded.generator, SIZE, 1)
         assert list(parts) == ["surfaces", "the variety of shapes", "the shape error"]
         scores = parts["the shape error"]()
         assert scores["depth_correlation"] > 0.7 and scores["mask_iou"] > 0.8 and 0 < scores["depth_error"] < 0.02
     (tmp_path / "photos").mkdir()
-    without = Evaluator(EvaluationOptions(str(tmp_path / "photos"), "Heads"), ALONE)
+    without = Evaluator(RunOptions(tmp_path, str(tmp_path / "photos"), "Heads"), ALONE)
     assert list(without.parts(loaded.generator, SIZE, 1)) == ["surfaces", "the variety of shapes"]
 
 

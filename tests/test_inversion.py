@@ -33,6 +33,7 @@ from common.errors import UserError
 from generators.cameras import CameraPoses, camera_rays
 from generators.styles import flatten_styles, mix_styles, style_distribution, unflatten_styles, with_weights
 from generators.views import ViewSettings, make_pose, render_view
+from inversion import outputs
 from inversion.camera import Crop, no_crop, normals_in_photo, photo_rays, pixel_centers
 from inversion.evaluation import pose_error_degrees, summarize, view_scores
 from inversion.losses import feature_loss, gradient_loss, image_pyramid, psnr_db, pyramid_loss
@@ -48,6 +49,12 @@ from visualization.generator_scripts import Subject, styles_from_seed
 SMALL = SearchSettings(num_steps=60, image_size=32, num_bank=96)
 QUICK = ["--num_steps", "6", "--image_size", "16", "--view_size", "16", "--device", "cpu"]
 PHOTO_KEYS = {"pitch": 1.5, "yaw": 1.6, "shift_x": 0.01, "shift_y": 0.0, "roll": 0.02, "log_scale": -0.03}
+
+
+@pytest.fixture(autouse=True)
+def small_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "MESH_RESOLUTION", 48)
+    monkeypatch.setattr(outputs, "NUM_FRAMES", 6)
 
 
 @pytest.fixture(scope="module")

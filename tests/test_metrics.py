@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -23,7 +21,8 @@ from metrics.registry import METRICS, Evaluation, Metric
 from metrics.sampling import ALONE, generated_images
 from metrics.swd import laplacian_pyramid, sliced_distance, sliced_wasserstein
 from settings.registry import CURRICULUMS
-from training.evaluation import EvaluationOptions, Evaluator
+from training.evaluation import Evaluator
+from training.options import RunOptions
 
 
 @pytest.fixture(scope="module")
@@ -119,20 +118,20 @@ def test_settings_adapt_to_small_sets():
     assert small.kid_subset_size == 4 and small.isc_splits == 3
 
 
-def test_script_through_torch_fidelity(repo, photo_dir, inception_file, tiny_generator_path, tmp_path):
+def test_script_through_torch_fidelity(photo_dir, inception_file, tiny_generator_path, tmp_path, capsys):
     output = tmp_path / "results.json"
-    command = [sys.executable, "eval_metrics.py", tiny_generator_path, "--real_image_dir", photo_dir, "--image_size", "16"]
+    command = [tiny_generator_path, "--real_image_dir", photo_dir, "--image_size", "16"]
     command += ["--num_images", "14", "--dataset", "Images", "--output_json", output, "--device", "cpu"]
     command += ["--metrics", "fid", "kid", "is", "swd", "--feature_extractor_weights", inception_file]
-    done = subprocess.run([str(part) for part in command], cwd=repo, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    eval_metrics.main([str(part) for part in command])
     record = json.loads(output.read_text())
     assert set(record["metrics"]) >= {"fid", "kid", "kid_std", "is", "is_std", "swd"}
     assert record["metrics"]["fid"] > 1e-3 and record["metrics"]["kid"] > 0 and record["metrics"]["is"] > 0.99
     protocol = record["protocol"]
     assert (protocol["num_real"], protocol["num_fake"], protocol["kid_subset_size"]) == (12, 14, 6)
     assert protocol["feature_extractor"] == "inception-v3-compat" and protocol["psi"] == 1.0 and protocol["torch_fidelity"]
-    assert "only 12 real images" in done.stdout and "fid" in done.stdout
+    shown = capsys.readouterr().out
+    assert "only 12 real images" in shown and "fid" in shown
 
 
 def test_a_run_measures_fid_where_the_weights_are(photo_dir, inception_file, tiny_generator_path, tmp_path, monkeypatch):
@@ -140,7 +139,7 @@ def test_a_run_measures_fid_where_the_weights_are(photo_dir, inception_file, tin
     generator = load_generator(tiny_generator_path).generator
     always = {"swd", "swd_real_halves", "fd", "fd_real_halves", "precision", "recall", "recall_real_halves"}
     for weights, expected in ((inception_file, {"fid", "kid"}), (None, set())):
-        options = EvaluationOptions(str(photo_dir), "Images", num_images=8, weights=weights, use_cache=False)
+        options = RunOptions(tmp_path, str(photo_dir), "Images", eval_images=8, eval_weights=weights, use_cache=False)
         results = Evaluator(options, ALONE).parts(generator, 16, 1)["image metrics"]()
         assert set(results) == always | expected
         may_be_zero = ("kid", "precision", "recall", "recall_real_halves")

@@ -17,7 +17,9 @@ RADIUS = 0.08
 
 @pytest.fixture(autouse=True)
 def shorter(monkeypatch):
-    monkeypatch.setattr(outward_start, "NUM_STEPS", 500)
+    monkeypatch.setattr(outward_start, "NUM_STEPS", 400)
+    monkeypatch.setattr(outward_start, "NUM_LATENTS", 16)
+    monkeypatch.setattr(outward_start, "NUM_POINTS", 32)
 
 
 def make_generator(*overrides: str) -> ImplicitGenerator3d:
@@ -53,6 +55,7 @@ def test_a_narrow_network_becomes_a_ball_with_a_color_for_each_latent():
 
 def test_a_failed_fit_is_repeated(monkeypatch):
     """As for full-width networks, whose first attempt ends with a constant."""
+    monkeypatch.setattr(outward_start, "NUM_STEPS", 250)
     monkeypatch.setattr(outward_start, "ATTEMPTS", (Attempt(1.0, 1e-9), Attempt(0.5, 1e-3)))
     generator = make_generator()
     assert fit_to_ball(generator, RADIUS, seed=0) < outward_start.GOOD_LOSS

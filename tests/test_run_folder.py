@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from checkpoints.files import damage_in, intact_checkpoints, load_training_checkpoint, save_training_checkpoint
-from common.errors import UserError
+from common.errors import UserError, print_notice
 from common.files import WriteError, remove_unfinished
-from training.run.console import print_notice, steady_output
+from training.run.console import steady_output
 from training.run.recorder import append_line
 from training.run.run_folder import (
     FolderLock,

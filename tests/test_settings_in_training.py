@@ -14,6 +14,7 @@ from distributed.processes import Processes
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
 from training.batches import StageBatches
+from training.options import RunOptions
 from training.run.run_state import RunState
 
 NUM_IMAGES = 12
@@ -41,7 +42,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_horizontal_flip(photos, flips):
     curriculum = small_curriculum(f"horizontal_flip={flips}")
     processes = Processes(0, 1, torch.device("cpu"))
-    batches = StageBatches(str(photos), "Images", False, curriculum.stages[0], fresh_state(curriculum), processes, False)
+    options = RunOptions(Path(), str(photos), "Images", use_cache=False)
+    batches = StageBatches(options, curriculum.stages[0], fresh_state(curriculum), processes)
     try:
         batches.restart()
         seen = batches.next()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from generators.cameras import CameraPoses, camera_rays
 from heads.parameters import RANGES, STYLES, HeadParameters, head_generator
 from heads.sdf import BALL_RADIUS, HEAD_UNIT, smooth_max, smooth_min
 from settings.registry import get_curriculum
-from tools.synthetic_heads import generate, head_poses, head_sdf, render_heads, sample_heads
+from tools.synthetic_heads import generate, head_poses, head_sdf, main, render_heads, sample_heads
 
 SYNTH = get_curriculum("SYNTH")
 SIZE = 32
@@ -223,23 +221,22 @@ def test_poses_follow_the_curriculum() -> None:
     assert not torch.equal(poses.yaw, head_poses(range(300), 1, SYNTH).yaw)
 
 
-def test_command_line(tmp_path: Path, repo: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tools.synthetic_heads", "--output_dir", str(tmp_path / "set"), *arguments]
-        return subprocess.run(command, cwd=repo, capture_output=True, text=True)
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str) -> str:
+        main(["--output_dir", str(tmp_path / "set"), *arguments])
+        return capsys.readouterr().out
 
     # two processes, several blocks
-    done = run("--num_images", "70", "--image_size", "8", "--num_workers", "2")
-    assert done.returncode == 0, done.stderr
-    assert "70 heads" in done.stdout and len(list((tmp_path / "set" / "images").glob("*.png"))) == 70
+    assert "70 heads" in run("--num_images", "70", "--image_size", "8", "--num_workers", "2")
+    assert len(list((tmp_path / "set" / "images").glob("*.png"))) == 70
     generate(tmp_path / "alone", 34, 8, num_workers=1)
     made, alone = digest(tmp_path / "set"), digest(tmp_path / "alone")
     assert all(made[name] == alone[name] for name in alone if name != "meta.json")
-    assert "nothing to do" in run("--num_images", "70", "--image_size", "8").stdout
+    assert "nothing to do" in run("--num_images", "70", "--image_size", "8")
     for bad, word in (
         (("--seed", "1"), "another set"),
         (("--curriculum", "NOPE"), "NOPE"),
         (("--num_images", "0"), "num_images"),
     ):
-        failed = run(*bad)
-        assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and word in failed.stderr
+        with pytest.raises(UserError, match=word):
+            run(*bad)

@@ -253,7 +253,7 @@ def test_zip_bombs_are_rejected(tmp_path: Path) -> None:
         path = tmp_path / f"{method}.zip"
         with zipfile.ZipFile(path, "w", method) as archive:
             with archive.open("a.png", "w") as member:
-                for _ in range(300):
+                for _ in range(260 if method == zipfile.ZIP_DEFLATED else 1):  # MiB, of 256 that are permitted
                     member.write(bytes(1 << 20))
             archive.writestr("b.png", b"", zipfile.ZIP_STORED)  # a zip of which nothing can be unpacked is refused as a whole
         with pytest.raises(ValueError, match=told):

@@ -25,10 +25,7 @@ from typing import Any
 
 from common.arguments import ArgumentParser, positive_int, seed_number
 from common.errors import UserError
-from common.files import (
-    make_output_dir,
-    write_atomically,
-)
+from common.files import make_output_dir, write_atomically, write_json
 from common.program import run_script
 from settings.registry import get_curriculum
 
@@ -213,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = {"group": args.group, "curriculum": args.curriculum, "set": args.set, "steps": args.steps, "failed": failed}
     settings = record["settings"] = {v: settings_of(args, v)[len(args.set) :] for v in variants}
     record["runs"] = {variant: {str(seed): run for seed, run in seeds.items()} for variant, seeds in runs.items()}
-    write_atomically(output / f"{args.group}.json", json.dumps(record, indent=1).encode())
+    write_json(output / f"{args.group}.json", record)
     text = table(runs, settings)
     write_atomically(output / f"{args.group}.md", text.encode())
     print(text)

@@ -18,7 +18,6 @@ if __name__ == "__main__":
     import common.interrupts  # noqa: F401
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from checkpoints.latents import Directions, GeneratorName, save_directions
 from checkpoints.loading import LoadedGenerator
 from common.arguments import ArgumentParser, add_device_argument, image_side, int_between, resolve_device
 from common.errors import UserError
-from common.files import make_output_dir, write_atomically
+from common.files import make_output_dir, write_json
 from common.program import run_script
 from generators.cameras import CameraPoses, camera_rays
 from generators.renderer import RenderSettings, ray_points, render
@@ -80,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = (distribution.directions[:num], distribution.sigma[:num], distribution.mean)
     path = output_dir / f"{name.name}_directions.safetensors"
     save_directions(path, Directions(*parts, name), report)
-    write_atomically(path.with_suffix(".json"), (json.dumps(report, indent=1) + "\n").encode())
+    write_json(path.with_suffix(".json"), report)
     print(f"{table(report)}\nwrote {path} and {num} sheets")
 
 

@@ -24,7 +24,7 @@ from common.errors import UserError
 from common.program import run_script
 from metrics.geometry import background_is_white, generated_geometry, geometry_settings, over_background, score
 from metrics.predictor import PredictorSettings, get_predictor
-from metrics.report import add_common_arguments, load, model_record, print_table, rendering_record, write_json
+from metrics.report import add_common_arguments, load, model_record, print_table, rendering_record, write_scores
 from metrics.shape_variety import generated_variety, true_variety
 from metrics.shapes import compare_statistics
 from metrics.truth import camera_fov, find_truth, read_truth
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     for note in notes:
         print(f"note: {note}")
-    write_json(args.output_json, _finite(record))
+    write_scores(args.output_json, _finite(record))
     print_table(f"{args.num_images} generated views at {size} px, against geometry predicted from their images", _table(record))
     print(f"written to {args.output_json}")
 

@@ -14,7 +14,6 @@ if __name__ == "__main__":
     import common.interrupts  # noqa: F401
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor
 from checkpoints.loading import LoadedGenerator
 from common.arguments import ArgumentParser, image_side, int_between, seed_number
 from common.errors import UserError
-from common.files import write_atomically
+from common.files import write_json
 from common.program import run_script
 from generators.views import ViewSettings, make_pose, render_view
 from siren.field import Field
@@ -74,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name}: {score['psnr_db']:.2f} dB (lowest view {score['psnr_db_lowest_view']:.2f})")
     record = {name: getattr(args, name) for name in ("seeds", "psi", "image_size", "voxel_resolution", "faces", "texture")}
     report = {"scores": scores, **record, "views": [list(pose) for pose in poses], "drawn_by": renderer.name}
-    write_atomically(output_dir / "mesh_score.json", (json.dumps(report, indent=2) + "\n").encode())
+    write_json(output_dir / "mesh_score.json", report)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

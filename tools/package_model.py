@@ -25,12 +25,12 @@ from checkpoints.files import latest_checkpoint, save_inference
 from checkpoints.loading import PRETRAINED_DIR, LoadedGenerator, load_generator
 from common.arguments import ArgumentParser, positive_float
 from common.errors import UserError
-from common.files import make_output_dir, read_small_text, write_atomically
+from common.files import make_output_dir, read_json, write_atomically
 from common.program import run_script
 from generators.generator import draw_latents
 from generators.pose_prior import draw_poses
 from generators.views import ViewSettings, render_views
-from metrics.report import write_json
+from metrics.report import write_scores
 
 MAX_BYTES = 5_000_000
 INVISIBLE_DB = 60.0
@@ -80,16 +80,6 @@ def half_precision_psnr(loaded: LoadedGenerator) -> float:
         save_inference(path, loaded.generator, loaded.step or 0, torch.float16)
         error = (images(load_generator(path)) - images(loaded)).square().mean().clamp_min(1e-12)
     return float(10 * torch.log10(4 / error))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_small_text(path))
-    except ValueError:
-        raise UserError(f"{path} is not JSON; name a result file of an eval script") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold a dictionary; name a result file of an eval script")
-    return content
 
 
 def training_record(folder: Path, minutes: float | None) -> dict[str, Any]:
@@ -169,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if size > MAX_BYTES:
             raise UserError(f"the file would be {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}; use --precision half")
         write_atomically(target, packed.read_bytes())
-    write_json(output / f"{args.name}.json", {**card, "bytes": size})
+    write_scores(output / f"{args.name}.json", {**card, "bytes": size})
     print(f"{target}: {size / 1e6:.2f} MB, {dtype} precision (PSNR of half precision: {psnr:.0f} dB); card: {args.name}.json")
 
 

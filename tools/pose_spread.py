@@ -30,7 +30,7 @@ from dataset import DATASETS, spec_over
 from metrics.pose_head import PoseHead, load_pose_head
 from metrics.pose_readout import INPUT_SIZE, MAX_PITCH, MAX_YAW, PoseReadout, ReadoutSettings, get_pose_readout
 from metrics.pose_statistics import ANGLES, Spread, calibrate, fit_prior, measure_spread, near, spread_record
-from metrics.report import write_json
+from metrics.report import write_scores
 from metrics.sampling import real_images
 from visualization.images import image_grid, save_image
 
@@ -184,7 +184,7 @@ def report(args: Any, images: Tensor, readings: Readings) -> None:
         write_sheet(args.sheet, images, readings.poses)
         print(f"  sheet of images by pose: {args.sheet}")
     if args.json:
-        write_json(args.json, record)
+        write_scores(args.json, record)
     for name, spread in (("yaw", yaw), ("pitch", pitch)):
         if spread.stddev is None:
             print(f"  note: {name} cannot be estimated: the predictions hardly follow it, are too noisy, or were rejected")

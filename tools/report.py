@@ -22,7 +22,7 @@ from typing import Any
 
 from common.arguments import ArgumentParser
 from common.errors import UserError
-from common.files import read_small_text, require_file, write_atomically
+from common.files import read_json, require_file, write_atomically
 from common.program import run_script
 from tools.report_html import Curve, chart, figure, inline, page, section, table, video_figure
 from visualization.images import QUANTITIES
@@ -60,13 +60,12 @@ def read_steps(path: Path) -> list[Step]:
     return steps
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     """Return the dictionary in ``path``, empty if it cannot be read."""
     try:
-        content = json.loads(read_small_text(path))
-    except (UserError, ValueError, RecursionError):
+        return read_json(path)
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def part_of(record: dict[str, Any], key: str) -> dict[str, Any]:
@@ -112,7 +111,7 @@ def commands_section(steps: list[Step]) -> str:
 
 
 def data_section(folder: Path) -> str:
-    sheet, meta = folder / "data.png", read_json(folder / "heads" / "meta.json")
+    sheet, meta = folder / "data.png", read_record(folder / "heads" / "meta.json")
     if not files_in(folder, sheet.name):
         return ""
     count = (
@@ -211,8 +210,8 @@ def meshes_section(folder: Path) -> str:
 
 def scores_section(folder: Path) -> str:
     scores = folder / "scores"
-    rows = [*image_rows(read_json(scores / "images.json")), *variance_rows(read_json(scores / "weighted_variance.json"))]
-    rows += geometry_rows(read_json(scores / "geometry.json"))
+    rows = [*image_rows(read_record(scores / "images.json")), *variance_rows(read_record(scores / "weighted_variance.json"))]
+    rows += geometry_rows(read_record(scores / "geometry.json"))
     if not rows:
         return ""
     note = (
@@ -312,7 +311,7 @@ def next_section(folder: Path) -> str:
 
 
 def summary(folder: Path, steps: list[Step]) -> str:
-    curriculum = part_of(read_json(folder / "train" / "run.json"), "curriculum")
+    curriculum = part_of(read_record(folder / "train" / "run.json"), "curriculum")
     failed = [step.title for step in steps if step.status != "ok"]
     text = "A generator that learns solid 3D heads from 2D images, without poses or shapes."
     name = curriculum.get("name", "")

@@ -21,7 +21,6 @@ from __future__ import annotations
 if __name__ == "__main__":
     import common.interrupts  # noqa: F401
 
-import json
 import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
@@ -35,10 +34,11 @@ from tqdm import tqdm
 
 from common.arguments import ArgumentParser
 from common.errors import UserError
-from common.files import make_output_dir, npz_bytes, write_atomically
+from common.files import make_output_dir, npz_bytes, read_json, write_atomically, write_json
 from common.program import run_script
 from common.workers import follow_parent, interrupts_ignored
-from generators.cameras import CameraPoses, sample_camera_poses
+from generators.cameras import CameraPoses
+from generators.pose_prior import sample_prior_poses
 from heads.parameters import HeadParameters, head_generator, sample_heads
 from heads.render import HeadImages, render_heads
 from heads.sdf import head_sdf
@@ -56,8 +56,7 @@ _VERSION = 1  # increase it when the same seed gives different images
 
 def head_poses(indices: Iterable[int], seed: int, curriculum: Curriculum) -> CameraPoses:
     """Return the camera poses of heads ``indices`` of the set ``seed``: pitch and yaw (B,), radians."""
-    fields = {name: getattr(curriculum, name) for name in _CAMERA_FIELDS if name != "fov"}
-    poses = [sample_camera_poses(1, **fields, generator=head_generator(seed ^ 0x5EED, index)) for index in indices]
+    poses = [sample_prior_poses(1, curriculum, head_generator(seed ^ 0x5EED, index)) for index in indices]
     return CameraPoses(torch.cat([p.pitch for p in poses]), torch.cat([p.yaw for p in poses]))
 
 
@@ -108,10 +107,10 @@ def _open_set(output_dir: Path, meta: dict[str, Any]) -> None:
     meta_path = output_dir / "meta.json"
     if meta_path.exists():
         try:
-            found = json.loads(meta_path.read_text(encoding="utf-8"))
+            found = read_json(meta_path)
             same = {**found, "num_images": None} == {**meta, "num_images": None}
             count = int(found["num_images"])
-        except (OSError, ValueError, TypeError, KeyError):
+        except (UserError, ValueError, TypeError, KeyError):
             raise UserError(f"cannot read {meta_path}; choose another folder with --output_dir") from None
         if not same or count > meta["num_images"]:
             differs = [key for key in meta if found.get(key) != meta[key]]
@@ -120,7 +119,7 @@ def _open_set(output_dir: Path, meta: dict[str, Any]) -> None:
             )
     elif any(path.name not in ("images", "ground_truth") or any(path.iterdir()) for path in output_dir.iterdir()):
         raise UserError(f"{output_dir} is not empty and is not a set of heads; choose another folder with --output_dir")
-    write_atomically(meta_path, (json.dumps(meta, indent=1) + "\n").encode())
+    write_json(meta_path, meta)
 
 
 def generate(

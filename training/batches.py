@@ -7,12 +7,12 @@ import time
 
 from torch import Tensor
 
-from common.errors import UserError
-from dataset import ImageDataset, Split, spec_over
+from common.errors import UserError, first_few, print_notice
+from dataset import MAX_UNREADABLE, ImageDataset, Split, spec_over
 from distributed.processes import Processes
 from loading.batches import BatchStream
 from settings.curriculum import Stage
-from training.run.console import print_notice
+from training.options import RunOptions
 from training.run.run_state import RunState
 
 RESTART_PAUSES = (0.0, 2.0, 10.0)  # seconds before the first, second and third restart of the reader in a row
@@ -25,18 +25,20 @@ class StageBatches:
     """
 
     def __init__(
-        self, path: str, preset: str, use_cache: bool, stage: Stage, state: RunState, processes: Processes, is_under_way: bool
+        self, options: RunOptions, stage: Stage, state: RunState, processes: Processes, is_under_way: bool = False
     ) -> None:
         self.stage = stage
         self.stream: BatchStream | None = None
         self._state, self._processes = state, processes
+        path = options.dataset_path
 
         def read(is_reading: bool) -> None:
             if is_reading:
-                limit = {"max_unreadable": 1.0} if is_under_way else {}
+                most = 1.0 if is_under_way else MAX_UNREADABLE
                 split = Split("train", state.curriculum.num_holdout)
-                spec = spec_over(preset, state.curriculum)
-                self.dataset = ImageDataset(path, stage.img_size, spec, "default" if use_cache else None, split=split, **limit)
+                spec = spec_over(options.dataset_preset, state.curriculum)
+                cache_dir = "default" if options.use_cache else None
+                self.dataset = ImageDataset(path, stage.img_size, spec, cache_dir, max_unreadable=most, split=split)
 
         # One process per machine decodes the images; the others read its cache.
         processes.all_or_none(lambda: read(processes.is_first_on_machine))
@@ -60,9 +62,8 @@ class StageBatches:
     def _report_changes(self, path: str) -> None:
         names, num, before = self.dataset.unreadable_names, len(self.dataset), self._state.num_images
         if names:
-            first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             reason = next(iter(self.dataset.unreadable.values()))
-            print_notice(f"skipping {len(names)} unreadable images in {path}: {first}; the first is {reason}")
+            print_notice(f"skipping {len(names)} unreadable images in {path}: {first_few(names, 3)}; the first is {reason}")
         for note in self.dataset.notes():
             print_notice(f"{path}: {note}")
         if before not in (None, num):

@@ -31,11 +31,3 @@ class MovingAverage:
             weights = own
         torch._foreach_lerp_(own, weights, rate)
         self.generator.truncation_mean = None
-
-    def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
-        return {"num_updates": self.num_updates, "weights": self.generator.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.num_updates = int(state["num_updates"])
-        self.generator.load_state_dict(state["weights"])
-        self.generator.truncation_mean = None

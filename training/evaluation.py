@@ -7,7 +7,6 @@ set, FID and KID without the extractor's weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from metrics.shape_variety import generated_variety, true_variety
 from metrics.shapes import compare, shape_statistics
 from metrics.truth import TruthFiles, find_truth, read_truth
 from metrics.weighted_variance import latent_variances, mean_pose
+from training.options import RunOptions
 
 NUM_SEEDS = 8
 NUM_SHAPES = 64  # views for the shape error
@@ -58,25 +58,10 @@ KEPT = {  # results of the metrics to log
 Part = Callable[[], dict[str, float]]
 
 
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """Options of an evaluation.
-
-    ``num_images``: number of images for fd, SWD, FID and KID; 0: skip them. ``weights``: file with the extractor's weights;
-    None: the torch cache.
-    """
-
-    dataset_path: str
-    dataset_preset: str
-    num_images: int = 0
-    weights: Path | None = None
-    use_cache: bool = True
-
-
 class Evaluator:
     """Evaluate the averaged generator of a run. Results that do not change during the run are cached."""
 
-    def __init__(self, options: EvaluationOptions, processes: Processes) -> None:
+    def __init__(self, options: RunOptions, processes: Processes) -> None:
         self._options = options
         self._processes = processes
         self._real: dict[int, Tensor] = {}
@@ -105,7 +90,7 @@ class Evaluator:
 
     def _generated_images(self, loaded: LoadedGenerator, image_size: int) -> tuple[Tensor | None, Exception | None]:
         """Return ``num_images`` images in the main process, or the failure. All processes render a share."""
-        num = self._options.num_images
+        num = self._options.eval_images
         if num == 0 or image_size < MIN_IMAGE_SIZE:
             return None, None
         try:
@@ -163,10 +148,10 @@ class Evaluator:
     # -- images ----------------------------------------------------------------------------------------------------
 
     def _image_metrics(self, fake: Tensor, image_size: int, generator: ImplicitGenerator3d) -> dict[str, float]:
-        options, weights = self._options, local_weights(EXTRACTOR, self._options.weights)
+        options, weights = self._options, local_weights(EXTRACTOR, self._options.eval_weights)
         if image_size not in self._real:
             spec = spec_over(options.dataset_preset, generator.curriculum)
-            where = (options.dataset_path, spec, options.num_images, image_size)
+            where = (options.dataset_path, spec, options.eval_images, image_size)
             num = generator.curriculum.num_holdout
             split = Split("holdout" if num else "all", num)
             self._real = {image_size: real_images(*where, use_cache=options.use_cache, split=split)}

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distributed.processes import Processes
-from generators.cameras import CameraPoses, sample_camera_poses
+from generators.cameras import CameraPoses
 from generators.generator import draw_latents
+from generators.pose_prior import sample_prior_poses
 from generators.renderer import RenderNoise, draw_noise
 from settings.curriculum import Curriculum
 from training.augmentation import NUM_UNIFORMS
@@ -47,15 +48,7 @@ def draw_inputs(
     total = batch_size * processes.world_size
     local = slice(processes.rank * batch_size, (processes.rank + 1) * batch_size)
     z = draw_latents(total, curriculum.latent_dim, curriculum.z_dist, random)[local]
-    poses = sample_camera_poses(
-        total,
-        h_mean=curriculum.h_mean,
-        v_mean=curriculum.v_mean,
-        h_stddev=curriculum.h_stddev,
-        v_stddev=curriculum.v_stddev,
-        sample_dist=curriculum.sample_dist,
-        generator=random,
-    )
+    poses = sample_prior_poses(total, curriculum, random)
     device, num_rays = processes.device, settings.image_size**2
     with_neighbors = purpose == "G" and curriculum.with_normal_loss and bool(curriculum.normal_lambda)
     noises, directions, points, augmentations = [], [], [], []

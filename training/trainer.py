@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,12 @@ from settings import schedules
 from settings.curriculum import Curriculum, Stage
 from training.augmentation import GENERATED, adapted
 from training.batches import StageBatches
-from training.evaluation import EvaluationOptions, Evaluator
+from training.evaluation import Evaluator
 from training.hollow import MIN_MIRROR_PSNR_DB, PATIENCE, measure_bulge
 from training.inputs import draw_inputs
 from training.losses import topk_image_weights
 from training.mirror import best_mirroring
+from training.options import RunOptions
 from training.run.checkpoint_manager import CheckpointManager
 from training.run.nonfinite import BadSteps, Diverged, Guard, are_finite, nan_unless_finite, step_if_finite
 from training.run.recorder import Recorder
@@ -38,30 +38,6 @@ from training.steps import (
 )
 
 CHECK_STOP_EVERY = 10  # steps, with several GPUs, which must synchronize to agree on it
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Options of a run that are not in the curriculum. None: no limit. An interval of 0: never."""
-
-    output_dir: Path
-    dataset_path: str
-    dataset_preset: str
-    max_steps: int | None = None
-    max_minutes: float | None = None
-    num_epochs: int | None = None
-    sample_interval: int = 500
-    save_interval: int = 1000
-    milestone_interval: int = 10_000
-    num_kept: int = 3
-    max_bad_steps: int = 20
-    eval_interval: int = 0
-    eval_images: int = 0
-    eval_weights: Path | None = None
-    log_interval: int = 20
-    use_tensorboard: bool = True
-    use_cache: bool = True
-    started: float = field(default_factory=time.monotonic)
 
 
 class Trainer:
@@ -82,8 +58,7 @@ class Trainer:
             options.num_kept,
             processes.world_size,
         )
-        where = (options.dataset_path, options.dataset_preset, options.eval_images, options.eval_weights, options.use_cache)
-        self.evaluator = Evaluator(EvaluationOptions(*where), processes)
+        self.evaluator = Evaluator(options, processes)
         reset_after = max(options.save_interval, 10 * options.max_bad_steps)
         self.recovery = Recovery(state, options.output_dir, processes, reset_after)
         self._batches: StageBatches | None = None
@@ -120,8 +95,7 @@ class Trainer:
         if is_under_way:
             self._batches.close()
         if state.step < c.end_step:
-            where = (options.dataset_path, options.dataset_preset, options.use_cache)
-            self._batches = StageBatches(*where, c.stage_at(state.step), state, self.processes, is_under_way)
+            self._batches = StageBatches(options, c.stage_at(state.step), state, self.processes, is_under_way)
 
     def _next_batch(self, recorder: Recorder | None) -> tuple[Stage, Tensor]:
         """Return the current stage and its next batch. Also set the learning rates."""

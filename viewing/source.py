@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torch
 
+from checkpoints.files import list_checkpoints
 from checkpoints.loading import LoadedGenerator
 from common.errors import UserError
 from visualization.generator_scripts import load_with_notes
 
 INFERENCE_NAME = "generator.safetensors"
-CHECKPOINT = re.compile(r"checkpoint_(\d+)\.pt")
 
 
 class RunFolder:
@@ -49,5 +48,5 @@ def newest_generator(folder: Path) -> Path | None:
     """Path of the run's inference file, else of its checkpoint with the highest step; None if there is neither."""
     if (folder / INFERENCE_NAME).is_file():
         return folder / INFERENCE_NAME
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := CHECKPOINT.fullmatch(path.name))]
-    return max(found)[1] if found else None
+    found = list_checkpoints(folder)
+    return found[0][1] if found else None

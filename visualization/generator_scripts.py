@@ -38,11 +38,20 @@ MIN_CACHE_PSNR_DB = 47.0  # of trial pixels; full images were up to 2 dB worse. 
 PRECISIONS = {"float32": "highest", "tf32": "high", "bf16": "medium"}
 
 
-def add_generator_arguments(parser: argparse.ArgumentParser, output_dir: str, psi: float = 0.7) -> None:
-    """Add PATH, --curriculum, --psi, --precision, --device and --output_dir, with this script's defaults."""
+def add_loading_arguments(parser: argparse.ArgumentParser, psi: float) -> None:
+    """Add PATH, --curriculum, --psi, --max_batch_size and --device."""
     parser.add_argument("path", metavar="PATH", help="a generator file of this project, or a published generator.pth")
     parser.add_argument("--curriculum", help="name or .json file; required if the generator file contains no settings")
     parser.add_argument("--psi", type=finite_float, default=psi, help="truncation: 1 is the full variety, 0 the mean")
+    parser.add_argument(
+        "--max_batch_size", type=positive_int, help="accepted for compatibility, no effect: memory is always bounded"
+    )
+    add_device_argument(parser)
+
+
+def add_generator_arguments(parser: argparse.ArgumentParser, output_dir: str, psi: float = 0.7) -> None:
+    """Add :func:`add_loading_arguments`, --output_dir and --precision, with this script's defaults."""
+    add_loading_arguments(parser, psi)
     parser.add_argument("--output_dir", default=output_dir, help="output folder; created if missing")
     parser.add_argument(
         "--precision",
@@ -50,10 +59,6 @@ def add_generator_arguments(parser: argparse.ArgumentParser, output_dir: str, ps
         default="tf32",
         help="precision of the field's matrix products on a GPU; sums are float32",
     )
-    parser.add_argument(
-        "--max_batch_size", type=positive_int, help="accepted for compatibility, no effect: memory is always bounded"
-    )
-    add_device_argument(parser)
 
 
 def add_latent_arguments(parser: argparse.ArgumentParser) -> None:
@@ -280,8 +285,3 @@ def _view_settings(args: argparse.Namespace, pose: TrajectoryPose) -> ViewSettin
         fov_degrees=pose.fov_degrees,
         surface_only=args.surface_only,
     )
-
-
-def save_raw(view: View, output_dir: Path, label: str, index: int) -> None:
-    """Write ``raw_{label}_{index}.npz`` to ``output_dir``. Raises UserError if it cannot be written."""
-    view.save_raw(output_dir / f"raw_{label}_{index}.npz", label)

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from checkpoints.safe_pickle import printable
 from common.errors import UserError
-from common.files import read_small_text, require_file, write_atomically
+from common.files import read_small_text, require_file, write_atomically, write_json
 from generators.cameras import mean_direction
 from generators.extraction import LatticeSpec, surface_slabs
 from generators.root_finding import find_surface
@@ -56,7 +56,7 @@ class MeshSettings:
 
     def save(self, path: Path) -> None:
         """Write the settings as JSON. Raises UserError if the file cannot be written."""
-        write_atomically(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> MeshSettings:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from checkpoints.loading import LoadedGenerator
 from common.arguments import positive_float, positive_int
 from siren.field import Field
-from visualization.generator_scripts import render_pose, report_preview, save_raw
+from visualization.generator_scripts import render_pose, report_preview
 from visualization.images import QUANTITIES, view_image
 from visualization.trajectories import TrajectoryPose
 from visualization.videos import VideoWriter
@@ -68,6 +68,6 @@ def render_shots(
             for video, quantity in zip(videos, quantities, strict=True):
                 video.add(view_image(view, quantity, *depth_range))
             if args.save_raw:
-                save_raw(view, output_dir, shot.label, i)
+                view.save_raw(output_dir / f"raw_{shot.label}_{i}.npz", shot.label)
     print(f"wrote {', '.join(map(str, paths))}")
     return paths

@@ -131,7 +131,7 @@ REVIEWED = [
     ),
     Mutant(
         "every training pose the mean pose",
-        "training/inputs.py",
+        "generators/cameras.py",
         "sample_dist=curriculum.sample_dist",
         "sample_dist=None",
         ORACLE,

@@ -46,8 +46,3 @@ def steady_output() -> Iterator[None]:
             yield
     finally:
         threading.excepthook = previous
-
-
-def print_notice(text: str) -> None:
-    """Print ``text`` as one line on stderr."""
-    print(" ".join(text.split()), file=sys.stderr, flush=True)

@@ -6,9 +6,9 @@ import itertools
 from pathlib import Path
 
 from checkpoints.files import intact_checkpoints
+from common.errors import print_notice
 from distributed.processes import Processes
 from settings.schedules import learning_rates_at
-from training.run.console import print_notice
 from training.run.nonfinite import BadSteps, Diverged
 from training.run.run_state import RunState
 

@@ -25,7 +25,6 @@ from training.outward_start import fit_to_ball
 from training.run.nonfinite import BadSteps, are_finite
 
 EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
-WARMED_UP = 10**6  # updates; enough to end the warm-up of every average
 RESUME_KEYS = ("seed", "images_seen", "optimizer_G", "optimizer_D", "scaler_G", "scaler_D")
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 FREE_KEYS = ("eval_last_back", "num_eval_imgs", "unique_lr", "get_normal_with_pred_depth")  # may differ when a run is resumed
@@ -200,7 +199,7 @@ class RunState:
             state = load_training_checkpoint(newest)
             notes.append(f"starting from {newest} (its step {state['step']})")
         else:
-            state, published_notes = _published_state(folder)
+            state, published_notes = load_published_training(folder)
             notes += [f"starting from the published files in {folder}", *published_notes]
         self._load_weights(newest or folder, state)
         for name, optimizer in self._optimizers.items():
@@ -325,19 +324,6 @@ def _load_network(network: nn.Module, weights: Any, path: Path, what: str) -> No
                 " use the curriculum of that run"
             )
     network.load_state_dict(weights)
-
-
-def _published_state(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return a published run's files in the form of a training checkpoint, and notes on missing parts."""
-    found = load_published_training(folder)
-    state: dict[str, Any] = {"generator": found.generator.state, "discriminator": found.discriminator}
-    for name in EMA_DECAYS:
-        average = getattr(found, name)
-        state[name] = average.state if average else None
-        # without a number of updates, assume that the warm-up of the average is over
-        state[f"{name}_num_updates"] = (average.num_updates if average.num_updates is not None else WARMED_UP) if average else 0
-    state["optimizer_G"], state["optimizer_D"] = found.optimizer_G, found.optimizer_D
-    return state, found.notes
 
 
 def _load_optimizer(optimizer: torch.optim.Adam, state: Any) -> bool:
