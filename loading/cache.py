@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -109,6 +110,7 @@ class CachedImages:
                 return file.read(num_bytes)
         if self._file is None:
             self._file = self._path.open("rb", buffering=0)
+            weakref.finalize(self, self._file.close)
         return os.pread(self._file.fileno(), num_bytes, offset)
 
     def _from_source(self, index: int) -> np.ndarray:

@@ -44,7 +44,7 @@ def decode_block(indices: Sequence[int], source: ImageSource, spec: DatasetSpec,
 
 
 def _in_parallel(work: partial, blocks: list[range], workers: int) -> Iterator[list[Decoded]]:
-    done, others = 0, set(multiprocessing.active_children())
+    done = 0
     while done < len(blocks):
         pool = _pool(workers)
         try:
@@ -57,11 +57,7 @@ def _in_parallel(work: partial, blocks: list[range], workers: int) -> Iterator[l
             print("notice: a decoding process died; decoding its images one by one, then continuing", file=sys.stderr)
             yield _one_by_one(work, blocks[done])
             done += 1
-        except BaseException:  # an interrupt, or the caller needs no more images: do not wait for the blocks in progress
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-            raise
-        finally:
+        finally:  # after an interrupt, it waits for the blocks in progress: to terminate the workers can block the pool forever
             pool.shutdown(cancel_futures=True)
 
 

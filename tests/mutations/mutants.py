@@ -131,7 +131,7 @@ REVIEWED = [
     ),
     Mutant(
         "every training pose the mean pose",
-        "generators/cameras.py",
+        "generators/pose_prior.py",
         "sample_dist=curriculum.sample_dist",
         "sample_dist=None",
         ORACLE,
