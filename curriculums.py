@@ -362,7 +362,7 @@ CATS_TINY = {
 
 CATS_TRIPLANE = {
     0: {"batch_size": 16, "img_size": 32, "gen_lr": 2e-3, "disc_lr": 3e-4},
-    5_000: {"batch_size": 16, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
+    3_200: {"batch_size": 16, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
     40_000: {},
     "dataset": "Cats",
     # Cameras and rays: as in CATS64
@@ -410,7 +410,7 @@ CATS_TRIPLANE = {
 
 SYNTH_TRIPLANE = {
     0: {"batch_size": 16, "img_size": 32, "gen_lr": 2e-3, "disc_lr": 3e-4},
-    5_000: {"batch_size": 16, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
+    2_500: {"batch_size": 16, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
     40_000: {},
     "dataset": "Heads",
     # Cameras and rays: as in SYNTH
