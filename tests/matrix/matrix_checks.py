@@ -510,7 +510,7 @@ def check_inversion(case: Case) -> None:
     check_background(sheet[:, :SIZE, :SIZE], case.combination, "the photo on the sheet")
     check_image(sheet[:, :SIZE, SIZE + 2 : 2 * SIZE + 2] * 2 - 1, "the reconstruction")
     require(frames_of(out / "0.mp4").shape[1:] == (SIZE, SIZE, 3), "the turn has other frames")
-    has_mesh, is_told = (out / "0.glb").exists(), any("has no surface, so there is no mesh" in line for line in done.messages)
+    has_mesh, is_told = (out / "0.glb").exists(), any("has no surface, so no mesh was written" in line for line in done.messages)
     require(has_mesh != is_told, f"mesh {has_mesh}, told that there is none {is_told}: {done.messages}")
     latent = ["--latent", out / "0_latent.safetensors", "--output_dir", case.folder / "of_photo", *VIEW]
     case.run(render_multiview_images.main, case.path, *latent)
