@@ -3,7 +3,7 @@
     python export_web.py heads cats --output page.html
     python export_web.py cats --latent inverted/photo_latent.safetensors --output page.html
 
-Open the file in any browser with WebGL 2, or publish it on any static host. Drag to rotate. A seed gives the same head as in
+Open the file in any browser with WebGL 2, or publish it on any static host. Drag to rotate. A seed gives the same object as in
 the scripts. With several generators, the page has a selector. page.html?benchmark measures frame times. The page renders the
 surface, like --surface_only in the other scripts. SIRENs beyond 4 layers of 128 units are rejected: use view.py for them.
 """

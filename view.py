@@ -4,7 +4,7 @@
     python view.py outputs/run/generator.safetensors --port 8000
     python view.py --watch outputs/run
 
-Open the printed address. Drag to rotate, use the wheel to zoom. The panel offers seed, psi, mixing, image, normals or depth,
+Open the printed address. Drag to rotate; use the wheel to zoom. The panel offers seed, psi, mixing, image, normals or depth,
 volume or surface, the camera prior, the mesh, and downloads. While something moves, fewer pixels are rendered. --watch shows
 the newest generator of a run in training. docs/viewer.md describes the viewer and how to reach it on another machine.
 """

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -21,7 +24,21 @@ def cache_folder() -> Path:
     home = _expanded("~")
     if home.is_absolute():
         return home / ".cache" / "gof"
-    return Path(tempfile.gettempdir()) / f"gof_{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
+    return _own_temporary_folder()
+
+
+@lru_cache(maxsize=1)
+def _own_temporary_folder() -> Path:
+    """Return a folder in the temporary one that only this user can write: compiled code is loaded from it."""
+    if not hasattr(os, "getuid"):  # Windows: temporary folders are the user's own
+        return Path(tempfile.gettempdir()) / "gof_cache"
+    folder = Path(tempfile.gettempdir()) / f"gof_{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        info = folder.lstat()
+        if stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o022:
+            return folder
+    return Path(tempfile.mkdtemp(prefix="gof_"))
 
 
 def _expanded(text: str) -> Path:

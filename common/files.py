@@ -155,7 +155,7 @@ def remove_unfinished(folder: Path) -> list[str]:
     removed = []
     for path in folder.iterdir() if folder.is_dir() else ():
         if UNFINISHED.fullmatch(path.name):
-            with suppress(OSError), path.open("rb") as file:
+            with suppress(OSError), path.open("r+b") as file:  # writable: NFS needs it to lock
                 if try_lock(file):
                     path.unlink()
                     removed.append(path.name)

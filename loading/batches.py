@@ -109,6 +109,8 @@ class BatchStream(Iterator[Tensor]):
         return images.pin_memory() if self._device.type == "cuda" else images
 
     def __next__(self) -> Tensor:
+        if not self._ahead:
+            raise RuntimeError("this BatchStream is closed")
         images = self._ahead[0].result()  # a failed batch stays the next one
         self._ahead.popleft()
         self._ahead.append(self._thread.submit(self._read, self.images_seen + NUM_AHEAD * self._total))

@@ -166,7 +166,7 @@ def build_cache(
         try:
             return _write_cache(path, source, spec, size, num_workers)
         except OSError as error:
-            print(f"notice: cannot write the image cache {path.parent} ({error.strerror or error}); decoding into memory")
+            print_notice(f"cannot write the image cache {path.parent} ({error.strerror or error}); decoding into memory")
     num, found = len(source.names), Findings()
     pixels = np.empty((num, size, size, 3), np.uint8)
     for place, image in enumerate(_readable(decode_all(source, spec, size, num_workers), found)):

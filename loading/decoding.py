@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +11,7 @@ from functools import partial
 
 from tqdm import tqdm
 
+from common.errors import print_notice
 from common.workers import follow_parent, interrupts_ignored
 from loading.files import DatasetSpec, Decoded, ImageSource, decode
 
@@ -54,7 +54,7 @@ def _in_parallel(work: partial, blocks: list[range], workers: int) -> Iterator[l
                 yield results
                 done += 1
         except BrokenProcessPool:
-            print("notice: a decoding process died; decoding its images one by one, then continuing", file=sys.stderr)
+            print_notice("a decoding process died; decoding its images one by one, then continuing")
             yield _one_by_one(work, blocks[done])
             done += 1
         finally:  # after an interrupt, it waits for the blocks in progress: to terminate the workers can block the pool forever

@@ -211,7 +211,7 @@ def test_cache_is_read_rebuilt_when_corrupt_and_keyed_by_content(
 def test_a_cache_folder_that_cannot_be_written_falls_back_to_memory(folder: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("in the way")
     data = ImageDataset(folder, 8, cache_dir=tmp_path / "file" / "cache")
-    assert reds(data) == [0, 10, 20, 30, 40] and "decoding into memory" in capsys.readouterr().out
+    assert reds(data) == [0, 10, 20, 30, 40] and "decoding into memory" in capsys.readouterr().err
 
 
 def test_gather_equals_getitem(folder: Path) -> None:

@@ -63,7 +63,7 @@ def test_an_image_missing_from_cache_and_disk_is_replaced_and_named(folder, tmp_
 def test_a_full_cache_disk_falls_back_to_memory(folder, small_disk, capsys):
     data = ImageDataset(folder, 512, cache_dir=small_disk)  # 3 MB on a disk of 2
     assert grays(data) == [0, 10, 20, 30]
-    assert "No space left on device); decoding into memory" in capsys.readouterr().out
+    assert "No space left on device); decoding into memory" in capsys.readouterr().err
     assert list(small_disk.iterdir()) == []
 
 

@@ -2,7 +2,7 @@
 
 With a narrow field of view, a shape mirrored in depth gives nearly the same image from the mirrored pose. So unposed images
 cannot distinguish a face from its hollow mold, and training may converge to the mold. Reflecting the field along the mean
-viewing direction, and D's pose head about the mean pose, results one into the other and leaves everything else unchanged.
+viewing direction, and D's pose head about the mean pose, turns one into the other and leaves everything else unchanged.
 
 If the mold is a solid block, its mirror image is solid up to the camera, so the occupancy must be inverted too. If it is a
 shell in front of empty space, it must not be. :func:`best_mirroring` compares both by rendering.

@@ -12,6 +12,7 @@ import math
 import threading
 import time
 
+import torch
 import viser
 
 from checkpoints.loading import LoadedGenerator
@@ -230,6 +231,7 @@ class Page:
         self._worker.change(self._session, settings=self._frame_settings())
 
     def _make_mesh(self):
+        torch.set_num_threads(self._worker.pool.num_threads)  # the pool leaves other threads one
         note = self._client.gui.add_notification("Mesh", "computing", loading=True, with_close_button=False)
         loaded = self._worker.loaded
         device = next(loaded.generator.parameters()).device
@@ -243,7 +245,7 @@ class Page:
         session, loaded = self._session, self._worker.loaded
         device = next(loaded.generator.parameters()).device
         job = FrameJob(field_of(loaded, session.look), loaded.curriculum, session.camera, session.settings)
-        frame = job.advance(job.num_rays, device)
+        frame = job.advance(job.num_rays, device, self._worker.pool)
         if frame is not None and job.num_rays:
             self._client.send_file_download(f"{self._file_stem()}.png", png_bytes(frame.cropped()), save_immediately=True)
 

@@ -80,7 +80,7 @@ class Worker:
         self._wake = threading.Condition()
         self._stopped = False
         self._budget = TimeBudget()
-        self._pool = RenderPool(torch.get_num_threads() if device.type == "cpu" else 1)
+        self.pool = RenderPool(torch.get_num_threads() if device.type == "cpu" else 1)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     @property
@@ -95,7 +95,7 @@ class Worker:
         for size in (MIN_MOVING_SIZE, 2 * MIN_MOVING_SIZE):  # the first also loads libraries
             began = time.perf_counter()
             job = FrameJob(field, curriculum, camera, FrameSettings(settings.quantity, settings.surface, size))
-            job.advance(job.num_rays, self._device, self._pool)
+            job.advance(job.num_rays, self._device, self.pool)
             if size > MIN_MOVING_SIZE:
                 self._budget.record(settings, job.num_rays, time.perf_counter() - began)
         self._thread.start()
@@ -105,7 +105,7 @@ class Worker:
             self._stopped = True
             self._wake.notify()
         self._thread.join()
-        self._pool.close()
+        self.pool.close()
 
     def add(self, session: Session) -> None:
         with self._wake:
@@ -181,7 +181,7 @@ class Worker:
             size = self._budget.moving_size(session.settings, FRAME_SECONDS / max(1, num_moving))
             job, settings = self._new_job(session, size), session.settings
         rendering_began = time.perf_counter()
-        frame = job.advance(job.num_rays, self._device, self._pool)
+        frame = job.advance(job.num_rays, self._device, self.pool)
         assert frame is not None
         self._budget.record(settings, job.num_rays, time.perf_counter() - rendering_began)
         is_refined = size >= settings.image_size
@@ -197,7 +197,7 @@ class Worker:
                 session.job, session.job_seconds = self._new_job(session, session.settings.image_size), 0.0
             job, settings = session.job, session.settings
         num_rays = max(PIECE_RAYS, self._budget.num_rays(settings, FRAME_SECONDS))
-        frame = job.advance(num_rays, self._device, self._pool)
+        frame = job.advance(num_rays, self._device, self.pool)
         seconds = time.perf_counter() - began
         with self._wake:
             session.job_seconds += seconds
