@@ -34,6 +34,7 @@ from web.export import (
     page_script,
     page_style,
     quantize,
+    worker_script,
 )
 
 SIZE = 32
@@ -348,6 +349,7 @@ def test_triplanes_show_what_python_shows(browser: Browser, tmp_path: Path, shor
         shown = show(browser, mode="normals")
         normals = view.normals.permute(1, 2, 0).numpy()
         assert np.median(direction_errors_degrees(shown.pixels[both], normals[both])) < MAX_NORMAL_DEGREES
+    assert browser.run("gof.viewer.generator.planeMaker.worker instanceof Worker && typeof TriplaneBackbone === 'undefined'")
     start = {**START, "model": "product"}
     second = show(browser, **{**start, "seed": 1})
     assert (show(browser, **{**start, "shape": 1, "color": 1}).pixels == second.pixels).all()
@@ -440,7 +442,7 @@ def test_the_shipped_page_is_small_and_up_to_date(repo: Path) -> None:
     page = repo / "docs" / "demo.html"
     text = page.read_text()
     assert page.stat().st_size < MAX_PAGE_BYTES
-    assert page_script() in text and page_style() in text
+    assert page_script() in text and worker_script() in text and page_style() in text
     for name in ("heads", "cats"):
         loaded = load_generator(name)
         data = pack_tensors(generator_tensors(loaded.generator)).data

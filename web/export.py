@@ -1,7 +1,8 @@
 """Export of generators to one HTML page that computes everything from latent to pixels in WebGL 2.
 
 The page is page/page.html with its style, scripts and weights inserted. It makes no network requests: a
-Content-Security-Policy allows only the page's own script and style, by SHA-256, and images from data: and blob:.
+Content-Security-Policy allows only the page's own script and style, by SHA-256, images from data: and blob:, and a worker from
+blob:, whose script is text in the page.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -36,8 +37,9 @@ PAGE_DIR = Path(__file__).with_name("page")
 SCRIPTS = (  # in page order
     "random.js",
     "weights.js",
+    "shared.js",
     "siren_program.js",
-    "triplane_backbone.js",
+    "plane_maker.js",
     "triplane_program.js",
     "networks.js",
     "camera.js",
@@ -48,6 +50,7 @@ SCRIPTS = (  # in page order
     "controls.js",
     "main.js",
 )
+WORKER_SCRIPTS = ("shared.js", "triplane_backbone.js", "backbone_worker.js")
 MAX_HIDDEN_DIM = 128
 MAX_LAYERS = 4
 MAX_PLANE_SIZE = 256  # texels
@@ -245,7 +248,16 @@ class _Entry(NamedTuple):
 
 def page_script() -> str:
     """Concatenate all scripts of the page."""
-    return '"use strict";\n' + "\n".join((PAGE_DIR / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    return _concatenated(SCRIPTS)
+
+
+def worker_script() -> str:
+    """Concatenate the scripts of the worker that makes planes."""
+    return _concatenated(WORKER_SCRIPTS)
+
+
+def _concatenated(names: Sequence[str]) -> str:
+    return '"use strict";\n' + "\n".join((PAGE_DIR / name).read_text(encoding="utf-8") for name in names)
 
 
 def page_style() -> str:
@@ -263,6 +275,7 @@ def fill_page(*, title: str, data: str, weights: str, turntable_url: str) -> str
         "turntable": turntable_url,
         "data": data.replace("<", "\\u003c"),
         "weights": weights,
+        "worker_script": worker_script(),
         "script": script,
     }
     for name, text in parts.items():
@@ -277,6 +290,7 @@ def content_security_policy(script: str, style: str) -> str:
         f"script-src '{_sha256_source(script)}'",
         f"style-src '{_sha256_source(style)}'",
         "img-src data: blob:",
+        "worker-src blob:",
         "base-uri 'none'",
         "form-action 'none'",
     )

@@ -4,19 +4,6 @@
 //   isAppearance(settings, i)     whether style number i belongs to the layers that a mix takes from the appearance
 //   createProgram(gl, settings, how)  the field program; how: what SirenProgram's constructor takes
 
-const LEAKY_SLOPE = 0.2;
-const leakyRelu = (value) => (value < 0 ? LEAKY_SLOPE * value : value);
-
-/** weight x + bias; weight (outputs, inputs) row-major. */
-function linear(weight, bias, input) {
-  const output = Float64Array.from(bias);
-  for (let row = 0; row < output.length; row++) {
-    const start = row * input.length;
-    for (let column = 0; column < input.length; column++) output[row] += weight[start + column] * input[column];
-  }
-  return output;
-}
-
 /** pi-GAN's SIREN. Styles: frequencies of all FiLM layers, the color layer's last, then their phase shifts. */
 const SIREN_NETWORK = {
   styles(tensors, z) {
@@ -38,6 +25,8 @@ const SIREN_NETWORK = {
     return new SirenProgram(settings, { inTextures: inTextures || !SirenProgram.weightsFit(gl, settings.hiddenDim), unrolls });
   },
 };
+
+const MAPPING_RATE = 0.1; // learning rate of the tri-planes' mapping network, over that of the other layers
 
 /** EG3D's tri-planes. Styles: the w of each layer of the backbone, coarse to fine; a mix splits them in the middle. */
 const TRIPLANE_NETWORK = {

@@ -1,16 +1,6 @@
 // Styles -> three feature planes: the StyleGAN2 synthesis network of triplane/backbone.py, once per latent.
+// It runs in a worker (backbone_worker.js), so the page stays responsive meanwhile.
 // Images are {size, channels, values}: values (size, size, channels), row-major, float64, which costs no conversions.
-
-const MAPPING_RATE = 0.1;
-const NUM_PLANES = 3;
-const SLICE_MS = 16; // of work between pauses, so that the page stays awake
-
-/** A layer with equalized learning rate: weights are scaled when used. */
-function equalizedLinear(tensors, name, input, rate = 1) {
-  const gain = rate / Math.sqrt(input.length);
-  const scaled = input.map((value) => value * gain);
-  return linear(tensors[`${name}.weight`], tensors[`${name}.bias`].map((value) => value * rate), scaled);
-}
 
 /** Twice the size, bilinear, as PyTorch's interpolate without aligned corners. */
 function upsampled({ size, channels, values }) {
@@ -38,11 +28,10 @@ function neighbors(index, size) {
   return [first, Math.min(first + 1, size - 1), position - first];
 }
 
-/** 3 x 3 convolution with a margin of zeros. taps: (9, inputs, outputs), row-major. Pauses now and then. */
-async function convolved({ size, channels, values }, taps, numOutputs) {
+/** 3 x 3 convolution with a margin of zeros. taps: (9, inputs, outputs), row-major. */
+function convolved({ size, channels, values }, taps, numOutputs) {
   const result = { size, channels: numOutputs, values: new Float64Array(size * size * numOutputs) };
   const sums = new Float64Array(numOutputs);
-  let resumed = performance.now();
   for (let y = 0; y < size; y++) {
     for (let x = 0; x < size; x++) {
       sums.fill(0);
@@ -52,10 +41,6 @@ async function convolved({ size, channels, values }, taps, numOutputs) {
         addProduct(sums, values, (row * size + column) * channels, channels, taps, tap * channels * numOutputs);
       }
       result.values.set(sums, (y * size + x) * numOutputs);
-    }
-    if (performance.now() - resumed > SLICE_MS) {
-      await new Promise((resolve) => setTimeout(resolve, 0));
-      resumed = performance.now();
     }
   }
   return result;
@@ -104,7 +89,7 @@ class TriplaneBackbone {
   }
 
   /** Planes of styles: an image of 3 * planeChannels channels. */
-  async planes(styles) {
+  planes(styles) {
     const { styleDim, numResolutions } = this.settings;
     let layer = 0;
     let before = { image: this.startImage(), demodulation: null, bias: null };
@@ -114,7 +99,7 @@ class TriplaneBackbone {
       for (let conv = 0; conv < (block ? 2 : 1); conv++) {
         w = styles.subarray(layer * styleDim, (layer + 1) * styleDim);
         layer++;
-        before = await this.convolution(before, `triplane.backbone.blocks.${block}.${conv}`, w, block > 0 && conv === 0);
+        before = this.convolution(before, `triplane.backbone.blocks.${block}.${conv}`, w, block > 0 && conv === 0);
       }
       planes = this.toPlanes(before, `triplane.backbone.to_planes.${block}`, w, planes);
     }
@@ -139,7 +124,7 @@ class TriplaneBackbone {
     return { ...image, values };
   }
 
-  async convolution(before, name, w, isUpsampled) {
+  convolution(before, name, w, isUpsampled) {
     const { tensors } = this;
     const bias = tensors[`${name}.bias`];
     if (!this.arranged.has(name)) this.arranged.set(name, arrangedWeights(tensors[`${name}.weight`], bias.length));
@@ -147,7 +132,7 @@ class TriplaneBackbone {
     const style = equalizedLinear(tensors, `${name}.affine`, w);
     const norms = linear(squares, new Float64Array(bias.length), style.map((value) => value * value));
     const demodulation = norms.map((norm) => Math.SQRT2 / Math.sqrt(norm + 1e-8));
-    const image = await convolved(this.modulated(before, style), taps, bias.length);
+    const image = convolved(this.modulated(before, style), taps, bias.length);
     return { image: isUpsampled ? upsampled(image) : image, demodulation, bias };
   }
 

@@ -88,11 +88,11 @@ vec4 bilinear(ivec2 texel, vec2 fraction, int layer) {
 ${TRIPLANE_GLSL}`;
   }
 
-  /** The planes of styles, made here, and the decoder: {decoder, planes}, Float32Arrays in the layout of the shader. */
+  /** The planes of styles, made in a worker, and the decoder: {decoder, planes}, Float32Arrays in the layout of the shader. */
   async fold(generator, styles) {
     const { tensors, settings } = generator;
-    generator.backbone ??= new TriplaneBackbone(settings, tensors);
-    const { values } = await generator.backbone.planes(styles);
+    generator.planeMaker ??= new PlaneMaker(settings, tensors);
+    const values = await generator.planeMaker.planes(styles);
     return { decoder: this.decoder(tensors, settings), planes: this.layered(values) };
   }
 
