@@ -40,7 +40,7 @@ from inversion.features import open_features
 from inversion.outputs import overview_part, write_all
 from inversion.reconstruction import Inversion, invert
 from inversion.search import SearchSettings, open_scene
-from inversion.tuning import TuneSettings
+from inversion.tuning import tune_settings_of
 from loading.decoding import decode_block
 from loading.files import PARTS, Split, find_images, part_of
 from metrics.truth import find_truth
@@ -65,7 +65,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--num_steps", type=positive_int, default=SearchSettings.num_steps, help="steps of the search")
     parser.add_argument("--tune", action="store_true", help="also fit the generator's weights to the photo, preserving the shape")
-    parser.add_argument("--tune_steps", type=positive_int, default=TuneSettings.num_steps, help="steps of the tuning")
+    parser.add_argument("--tune_steps", type=positive_int, help="steps of the tuning (default: 100; tri-planes: 300)")
     parser.add_argument("--view_size", type=image_side, default=128, help="side in pixels of the views in sheet and video")
     parser.add_argument("--evaluate", metavar="DIR", help="a folder of tools/synthetic_heads.py, instead of photos")
     parser.add_argument("--split", choices=PARTS, default="all", help="part of each source's photos to use")
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = resolve_device(args.device)
     loaded = load_with_notes(args.generator, args.curriculum, device)
     search = SearchSettings(num_steps=args.num_steps, image_size=args.image_size)
-    tune = TuneSettings(num_steps=args.tune_steps) if args.tune else None
+    tune = tune_settings_of(loaded.curriculum.model, args.tune_steps) if args.tune else None
     name = GeneratorName.of(loaded.generator, args.generator)
     features, what = open_features(args.generator, loaded, device)
     print(f"comparing images by an image pyramid and {what}")
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = evaluate(open_scene(loaded, search, args.seed, features), files, search, tune, args.seed)
         protocol = {"generator": name.name, "generator_sha256": name.digest, "folder": Path(args.evaluate).name}
         protocol |= {"features": what, "image_size": args.image_size, "seed": args.seed, "num_steps": args.num_steps}
-        protocol |= {"tune_steps": args.tune_steps if tune else 0, "device": str(device), "threads": torch.get_num_threads()}
+        protocol |= {"tune_steps": tune.num_steps if tune else 0, "device": str(device), "threads": torch.get_num_threads()}
         path = output_dir / "evaluation.json"
         write_json(path, {**results, "protocol": protocol})
         print(f"{summary_table(results['summary'])}\nwrote {path}")

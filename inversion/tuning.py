@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -43,6 +43,17 @@ class TuneSettings:
     lambda_occupancy: float = 1.0
     lambda_normal: float = 0.02
     lambda_color: float = 0.1
+
+
+# By the curriculum's model, if not the defaults. Weights of a tri-plane backbone have unit scale (equalized learning rate), so
+# a step must be larger, and it costs less time.
+TUNE_SETTINGS = {"TRIPLANE": TuneSettings(num_steps=300, rate=4e-3)}
+
+
+def tune_settings_of(model: str, num_steps: int | None = None) -> TuneSettings:
+    """Return the settings for a curriculum's ``model``, with ``num_steps`` steps unless that is None."""
+    settings = TUNE_SETTINGS.get(model, TuneSettings())
+    return settings if num_steps is None else replace(settings, num_steps=num_steps)
 
 
 class SurfacePool(NamedTuple):

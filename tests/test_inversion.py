@@ -39,7 +39,7 @@ from inversion.evaluation import pose_error_degrees, summarize, view_scores
 from inversion.losses import feature_loss, gradient_loss, image_pyramid, psnr_db, pyramid_loss
 from inversion.reconstruction import photo_view
 from inversion.search import Candidates, Scene, Search, SearchSettings, best_of_bank, open_scene, render_candidates
-from inversion.tuning import SurfacePool, TuneSettings, Tuning
+from inversion.tuning import SurfacePool, TuneSettings, Tuning, tune_settings_of
 from metrics.shapes import Geometry
 from settings.registry import CURRICULUMS
 from siren.mapping import FilmParameters
@@ -254,6 +254,20 @@ def test_tuning_fits_the_photo_and_holds_the_shape(scene: Scene) -> None:
         cosines = (view.normals * before.normals).sum(dim=0)[both]
         drifts.append(float(torch.rad2deg(cosines.clamp(-1, 1).acos()).mean()))
     assert drifts[0] < 4 and drifts[0] < 0.7 * drifts[1]
+
+
+def test_tuning_fits_triplanes_and_holds_the_shape() -> None:
+    loaded = load_generator("cats")
+    scene = open_scene(loaded, SMALL, seed=0)
+    pivot = candidate(scene, 4, 0.1, 0.05)
+    before = photo_view(scene.generator, scene, pivot, photo_of(scene, pivot))
+    photo = photo_of(scene, pivot).flip(0) * 0.8
+    tuning = Tuning(scene, photo, pivot, tune_settings_of("TRIPLANE", num_steps=60), SMALL, seed=0)
+    run(tuning)
+    view = photo_view(with_weights(scene.generator, tuning.weights), scene, pivot, photo)
+    assert view.psnr_db > photo_view(scene.generator, scene, pivot, photo).psnr_db + 3
+    cosines = (view.normals * before.normals).sum(dim=0)[view.mask & before.mask]
+    assert float(torch.rad2deg(cosines.clamp(-1, 1).acos()).median()) < 8
 
 
 def test_tuning_does_not_change_the_generator(scene: Scene) -> None:
