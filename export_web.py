@@ -1,6 +1,6 @@
 """Export generators as one HTML file that computes everything from latent to pixels in the browser, without a server.
 
-    python export_web.py heads cats --output page.html
+    python export_web.py cats heads --output page.html
     python export_web.py cats --latent inverted/photo_latent.safetensors --output page.html
 
 Open the file in any browser with WebGL 2, or publish it on any static host. Drag to rotate. A seed gives the same object as in

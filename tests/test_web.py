@@ -447,7 +447,7 @@ def test_generators_beyond_the_limits_are_rejected(overrides: list[str], words: 
 
 
 def test_the_shipped_page_is_small_and_up_to_date(repo: Path) -> None:
-    """If this fails: python export_web.py heads cats --output docs/demo.html"""
+    """If this fails: python export_web.py cats heads --output docs/demo.html"""
     page = repo / "docs" / "demo.html"
     text = page.read_text()
     assert page.stat().st_size < MAX_PAGE_BYTES
