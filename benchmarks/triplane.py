@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--triplane", default="CATS_TRIPLANE", help="a curriculum; its untrained generator, a ball, is measured")
-    parser.add_argument("--siren", default="cats_siren", help="a generator file with a surface, since normals are part of the cost")
+    parser.add_argument("--siren", default="cats_siren", help="a generator file with a surface, as normals are part of the cost")
     parser.add_argument("--sizes", type=positive_int, nargs="+", default=[32, 64], help="image sizes in pixels")
     parser.add_argument("--batch", type=positive_int, default=8, help="images per step")
     parser.add_argument("--rounds", type=positive_int, default=5, help="number of rounds, of which the fastest counts")
