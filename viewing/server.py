@@ -28,6 +28,7 @@ MAX_SHOWN_SEED = 2**31 - 1  # largest value of the page's number box
 SIZES = (64, 128, 256, 512)
 VOLUME, SURFACE = "volume", "surface"
 FAN_DISTANCE, FAN_TURN = 5.0, 0.9  # camera that shows the prior: distance, and yaw from the mean in radians
+NARROW_ASPECT = 0.8  # width over height of a phone's window
 STATUS_SECONDS = 0.5  # between status lines while something moves
 
 
@@ -86,10 +87,9 @@ class Page:
         self._status_at = 0.0
         self._last_frame_at = 0.0
         self._frame_seconds = 0.0
-        self._build_panel(look, settings)
-        camera = _camera_of(client)
-        self._fit(camera)
-        self._session = Session(self, camera, look, settings)
+        window = _camera_of(client)  # not yet at the initial position
+        self._build_panel(look, settings, is_open=window.aspect > NARROW_ASPECT)
+        self._session = Session(self, self._first_camera(window), look, settings)
         self._listen()
         worker.add(self._session)
 
@@ -111,7 +111,8 @@ class Page:
 
     # -- the panel -------------------------------------------------------------------------------------------------
 
-    def _build_panel(self, look: Look, settings: FrameSettings) -> None:
+    def _build_panel(self, look: Look, settings: FrameSettings, is_open: bool) -> None:
+        """Add the controls, the rarer ones in a folder, so that the panel of a narrow window leaves the image visible."""
         gui = self._client.gui
         has_surface = self._worker.loaded.curriculum.pred_occ
         modes = (VOLUME, SURFACE) if has_surface else (VOLUME,)
@@ -122,17 +123,18 @@ class Page:
         self._psi = gui.add_slider(
             "psi", min=0.0, max=1.5, step=0.05, initial_value=look.psi, hint="1: full variety; 0: the mean"
         )
-        self._mix = gui.add_checkbox("Mix", False, hint="the geometry of the seed in the appearance of another")
-        self._appearance = gui.add_number("Appearance", look.seed + 1, min=0, max=MAX_SHOWN_SEED, step=1, disabled=True)
         self._quantity = gui.add_dropdown("Show", quantities, initial_value=settings.quantity)
-        self._mode = gui.add_dropdown("Render", modes, initial_value=SURFACE if settings.surface else VOLUME)
-        sizes = sorted({*SIZES, settings.image_size})
-        self._size = gui.add_dropdown("Pixels", [str(size) for size in sizes], initial_value=str(settings.image_size))
-        self._prior = gui.add_checkbox("Camera prior", False, hint="cameras as training draws them")
-        self._mesh = gui.add_checkbox("Mesh beside it", False)
-        self._reset = gui.add_button("Reset view")
-        self._snapshot = gui.add_button("Save image")
-        self._download = gui.add_button("Save mesh")
+        with gui.add_folder("More", expand_by_default=is_open):
+            self._mix = gui.add_checkbox("Mix", False, hint="the geometry of the seed in the appearance of another")
+            self._appearance = gui.add_number("Appearance", look.seed + 1, min=0, max=MAX_SHOWN_SEED, step=1, disabled=True)
+            self._mode = gui.add_dropdown("Render", modes, initial_value=SURFACE if settings.surface else VOLUME)
+            sizes = sorted({*SIZES, settings.image_size})
+            self._size = gui.add_dropdown("Pixels", [str(size) for size in sizes], initial_value=str(settings.image_size))
+            self._prior = gui.add_checkbox("Camera prior", False, hint="cameras as training draws them")
+            self._mesh = gui.add_checkbox("Mesh beside it", False)
+            self._reset = gui.add_button("Reset view")
+            self._snapshot = gui.add_button("Save image")
+            self._download = gui.add_button("Save mesh")
 
     def _listen(self) -> None:
         for control in (self._seed, self._psi, self._mix, self._appearance, self._quantity, self._mode, self._size):
@@ -178,11 +180,13 @@ class Page:
 
     # -- the scene -------------------------------------------------------------------------------------------------
 
-    def _fit(self, camera: BrowserCamera) -> None:
-        """Move the camera back if the window is too narrow for the whole frame."""
-        distance = fitting_distance(window_half_side(self._worker.loaded.curriculum), camera.fov, camera.aspect)
+    def _first_camera(self, window: BrowserCamera) -> BrowserCamera:
+        """Stand at distance 1, or farther away if the window is too narrow for the whole frame; return that camera."""
+        curriculum = self._worker.loaded.curriculum
+        distance = fitting_distance(window_half_side(curriculum), window.fov, window.aspect)
         if distance > 1:
-            self._stand(0.0, distance, camera.fov)
+            self._stand(0.0, distance, window.fov)
+        return camera_at(curriculum.h_mean, curriculum.v_mean, distance, window.fov, window.aspect, window.height)
 
     def _stand(self, turn: float, distance: float, fov: float) -> None:
         """Look at the origin from ``turn`` radians of yaw off the mean pose."""
