@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Run the whole pipeline on synthetic heads: data, training, metrics, views, videos, meshes, and one HTML page with the results.
+# Run the whole pipeline on synthetic heads: data, training, metrics, views, videos, meshes, a photo reconstructed in 3D, and one
+# HTML page with the results.
 #   bash auto_bash/quickstart.sh [OUTPUT_DIR, default: quickstart]
 # Run it again to continue training. Environment: QUICKSTART_MINUTES of training (2.5), QUICKSTART_HEADS (1500).
 #
 # In OUTPUT_DIR: heads/ (the data), data.png, train/ (checkpoints, samples, log), scores/, imgs/, vids/, shapes/, mesh_images/,
-# history.jsonl (log of the shipped run), steps.tsv (commands run), live.html (the live generator), index.html (the results).
+# photo/ and inverted/ (a head not trained on, and its reconstruction), history.jsonl (log of the shipped run), steps.tsv
+# (commands run), live.html (the live generator), index.html (the results).
 set -euo pipefail
 usage="usage: bash auto_bash/quickstart.sh [OUTPUT_DIR]"
 if [ $# -gt 1 ] || { [ $# = 1 ] && [ -z "$1" ]; }; then echo "$usage" >&2; exit 2; fi
 case "${1:-}" in
-  -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
   -*) echo "$usage" >&2; exit 2 ;;
 esac
 MINUTES="${QUICKSTART_MINUTES:-2.5}"
@@ -23,7 +25,7 @@ cd "$(dirname "$0")/.."
 OUT="${OUT#"$PWD"/}" # a relative path in the printed commands, if it is inside the project
 if ! mkdir -p "$OUT/scores" 2>/dev/null; then echo "quickstart.sh: error: cannot write to $OUT; name another folder" >&2; exit 2; fi
 
-NUM_STEPS=9
+NUM_STEPS=10
 STEP=0
 SECONDS=0
 step() { # TITLE
@@ -84,7 +86,7 @@ must "${TRAIN[@]}" --max_minutes "$MINUTES"
 GENERATOR="$OUT/train/generator.safetensors"
 
 step "Scores"
-may "$PYTHON" eval_metrics.py "$GENERATOR" --dataset_path "$OUT/heads/images" --metrics swd --num_images 256 --image_size 32 \
+may "$PYTHON" eval_metrics.py "$GENERATOR" --dataset_path "$OUT/heads/images" --metrics fd prc swd --num_images 256 --image_size 32 \
   --output_json "$OUT/scores/images.json"
 may "$PYTHON" cal_weighted_var.py "$GENERATOR" --seeds_end 8 --image_size 64 --output_json "$OUT/scores/weighted_variance.json"
 may "$PYTHON" -m tools.eval_geometry "$GENERATOR" --dataset_path "$OUT/heads" --num_images 64 --num_truth 1000 --predictor_steps 250 \
@@ -101,6 +103,10 @@ may "$PYTHON" render_video_interpolation.py "$GENERATOR" --seeds 0 1 2 3 --num_f
 step "Meshes"
 may "$PYTHON" extract_shapes.py "$GENERATOR" --seeds 0 1 2 --voxel_resolution 128 --largest_piece --output_dir "$OUT/shapes"
 may "$PYTHON" render_meshimg.py --input_dir "$OUT/shapes" --output_dir "$OUT/mesh_images" --image_size 256
+
+step "A photo in 3D: a head not trained on"
+may "$PYTHON" -m tools.synthetic_heads --output_dir "$OUT/photo" --num_images 1 --image_size 64 --seed 12345 --num_workers 1
+may "$PYTHON" invert.py "$OUT/photo/images/000000.png" --generator "$GENERATOR" --output_dir "$OUT/inverted"
 
 step "The page"
 may "$PYTHON" export_web.py "$GENERATOR" --output "$OUT/live.html"

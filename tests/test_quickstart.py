@@ -73,6 +73,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("data.png", "train/samples/0001200.png", "train/samples/0001390.png", "imgs/grid_0.png"):
         image(folder / name)
     image(folder / "mesh_images" / "0_128_views.png")
+    image(folder / "inverted" / "000000.png")
     for name in ("vids", "scores", "heads", "shapes"):
         (folder / name).mkdir()
     for name in ("0", "0_surface_depth", "interpolation_0_1_front"):
@@ -82,7 +83,8 @@ def folder(tmp_path: Path) -> Path:
     (folder / "train" / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 1400, "D/g')
     (folder / "train" / "run.json").write_text(json.dumps({"curriculum": {"name": "SYNTH_TINY"}}))
     (folder / "scores" / "geometry.json").write_text(json.dumps(GEOMETRY))
-    images = {"metrics": {"swd": 41.5}, "protocol": {"num_real": 256, "num_fake": 250, "image_size": 32}}
+    metrics = {"swd": 41.5, "fd": 432.1, "fd_real_halves": 98.7}
+    images = {"metrics": metrics, "protocol": {"num_real": 256, "num_fake": 250, "image_size": 32}}
     (folder / "scores" / "images.json").write_text(json.dumps(images))
     (folder / "heads" / "meta.json").write_text(json.dumps({"num_images": 1500, "image_size": 64}))
     (folder / "steps.tsv").write_text("Data\t12\tok\tpython a.py --set 'x<y'\nMeshes\t70\tfailed (2)\tpython b.py\nbroken line\n")
@@ -97,10 +99,10 @@ def test_page_holds_everything_inside_itself(folder: Path) -> None:
     main([str(folder)])
     page = read_page(folder)
     text = " ".join(page.text)
-    assert len(page.sources) == 5 + 3 + 1  # images, videos, and the turning head at the top
+    assert len(page.sources) == 6 + 3 + 1  # images, videos, and the turning head at the top
     assert all(source.startswith(("data:image/png;base64,", "data:video/mp4;base64,")) for source in page.sources)
     assert all(link.removeprefix("#") in page.ids for link in page.links)
-    for title in ("Training", "Views", "Videos", "Meshes", "Scores", "The data", "Commands", "Next"):
+    for title in ("Training", "Views", "Videos", "Meshes", "A photo in 3D", "Scores", "The data", "Commands", "Next"):
         assert title in text
     assert "http" not in (folder / "index.html").read_text()
 
@@ -119,6 +121,8 @@ def test_page_shows_measurements_and_failures(folder: Path) -> None:
     text = " ".join(Reader((folder / "other.html").read_text()).text)
     for words in (
         "41.5",
+        "432",
+        "98.7 between two halves",
         "250 generated, 256 real images at 32 px",
         "0.0123",
         "hollow",
@@ -278,7 +282,7 @@ def test_quickstart_starts_from_the_pretrained_checkpoint_and_shows_progress(sta
         (stage / "pretrained" / "SYNTH_TINY" / f"checkpoint_{step}.pt").touch()
     result, calls = run_staged(stage, "quickstart.sh")
     assert result.returncode == 0, result.stderr
-    assert [f"[{i}/9]" in result.stdout for i in range(1, 10)] == [True] * 9 and "[10/" not in result.stdout
+    assert [f"[{i}/10]" in result.stdout for i in range(1, 11)] == [True] * 10 and "[11/" not in result.stdout
     trainings = [call for call in calls if call.startswith("train.py")]
     assert len(trainings) == 2
     assert trainings[0].endswith("--load_dir pretrained/SYNTH_TINY --set_step 1200 --max_steps 1200")
@@ -306,7 +310,7 @@ def test_quickstart_continues_without_meshes_but_not_without_training(stage: Pat
     assert statuses["render_meshimg.py"] == "failed (3)" and statuses["train.py"] == "ok"
     result, calls = run_staged(stage, "quickstart.sh", "other", FAILS="train.py")
     assert result.returncode == 3 and scripts_of(calls)[-1] == "train.py"
-    assert "stopped in step 4 of 9" in result.stderr
+    assert "stopped in step 4 of 10" in result.stderr
 
 
 def test_quickstart_stops_on_ctrl_c(stage: Path) -> None:

@@ -1,4 +1,4 @@
-"""Write an HTML report of a quickstart folder: commands, curves, samples, views, videos, meshes, scores.
+"""Write an HTML report of a quickstart folder: commands, curves, samples, views, videos, meshes, a photo in 3D, scores.
 
     python -m tools.report quickstart
 
@@ -33,6 +33,12 @@ CHARTS: dict[str, dict[str, str]] = {
     "Hit rate: share of rays with a surface": {"G/hit_rate": "hit rate"},
     "Surface terms": {"G/opacity_prior": "opacity prior", "G/normal": "normal smoothness", "G/ball_hold": "hold to the ball"},
 }
+IMAGE_SCORES = (
+    ("fd", "Perceptual Fréchet distance of images (lower is better)"),
+    ("precision", "Precision: share of generated images close to a real one"),
+    ("recall", "Recall: share of real images close to a generated one"),
+    ("swd", "SWD of images, × 10³ (lower is better)"),
+)
 MAX_POINTS = 300  # of a curve
 MAX_NUMBER = 1e100
 MAX_LOG_BYTES = 1 << 28
@@ -208,6 +214,18 @@ def meshes_section(folder: Path) -> str:
     return section("Meshes", f"<p>The surface at occupancy 0.5, without its colors.</p>{figures}{note}")
 
 
+def photo_section(folder: Path) -> str:
+    sheets = files_in(folder / "inverted", "*.png")
+    if not sheets:
+        return ""
+    caption = (
+        "Top: photo, reconstruction, and five views of it. Middle: reconstruction, its normals, and normals of the views."
+        " Bottom: the mesh, from the photo's pose and from the five views."
+    )
+    text = "A head that was not among the training images, reconstructed by <code>invert.py</code>: latent and camera."
+    return section("A photo in 3D", f"<p>{text}</p>{figure(sheets[0], caption, pixelated=True)}")
+
+
 def scores_section(folder: Path) -> str:
     scores = folder / "scores"
     rows = [*image_rows(read_record(scores / "images.json")), *variance_rows(read_record(scores / "weighted_variance.json"))]
@@ -226,16 +244,11 @@ def image_rows(record: dict[str, Any]) -> list[list[str]]:
     fake, real, size = (whole(protocol.get(name)) for name in ("num_fake", "num_real", "image_size"))
     counts = f"{fake} generated, {real} real images at {size} px"
     rows = []
-    if "swd" in metrics:
-        halves = number(metrics.get("swd_real_halves"))
-        rows.append(
-            [
-                "SWD of images, × 10³ (lower is better)",
-                number(metrics["swd"]),
-                f"{halves} between two halves of the real images",
-                counts,
-            ]
-        )
+    for name, label in IMAGE_SCORES:
+        if name in metrics:
+            halves = number(metrics.get(f"{name}_real_halves"))
+            scale = f"{halves} between two halves of the real images"
+            rows.append([label, number(metrics[name]), scale if f"{name}_real_halves" in metrics else "", counts])
     for name in ("fid", "kid", "is"):
         if name in metrics:
             rows.append([name.upper(), number(metrics[name]), "", counts])
@@ -346,6 +359,7 @@ def write_report(folder: Path, output: Path) -> None:
         views_section(folder),
         videos_section(folder),
         meshes_section(folder),
+        photo_section(folder),
         scores_section(folder),
         data_section(folder),
         commands_section(steps),
