@@ -422,6 +422,7 @@ SYNTH_TRIPLANE = {
     "discriminator": "ResidualDiscriminator",
     "latent_dim": 128,
     "view_dependent": False,
+    "plane_extent": 0.12,  # just beyond the image's half side of 0.105, so that texels are as fine as pixels
     # Rendering
     "num_steps_coarse": 12,
     "num_steps_surface": 5,
@@ -437,6 +438,7 @@ SYNTH_TRIPLANE = {
     "topk_v": 1.0,
     "opacprior_lambda_init": 0.1,
     "opacprior_growth_rate": 1.5e-3,
+    "normal_lambda": 0.3,
     # Optimization
     "betas": (0.0, 0.99),
     "grad_clip": 100.0,

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+import statistics
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.chromium import open_chromium, wait_for
 from checkpoints.loading import LoadedGenerator
 from common.arguments import ArgumentParser
 from common.errors import UserError
@@ -34,11 +35,17 @@ from viewing.worker import Session, Worker
 from visualization.generator_scripts import load_with_notes
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ("--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=900,500")
 MOTION_SECONDS, CAMERAS_PER_SECOND = 5.0, 60.0
 MAX_SECONDS = 120.0
 DRAG_PIXELS, DRAG_STEPS = 3, 160
 SHOWN = re.compile(r"(\d+) px in ([\d.]+) (ms, (\d+) frames/s|s)")  # the panel's status line
+
+
+class Status(NamedTuple):
+    """The panel's status line: the frame's side in pixels, and frames per second, or None at rest."""
+
+    size: int
+    frames_per_s: int | None
 
 
 class Recorder:
@@ -79,81 +86,64 @@ def measure_worker(loaded: LoadedGenerator, settings: FrameSettings) -> dict[str
     stopped = time.perf_counter()
     at_rest = screen.wait_for_refined() - stopped
     worker.stop()
-    sizes = sorted(size for _, size, _ in moving)
     return {
         "frames_per_s": len(moving) / MOTION_SECONDS,
-        "moving_size": sizes[len(sizes) // 2],
+        "moving_size": statistics.median(size for _, size, _ in moving),
         "seconds_to_full_quality": at_rest,
     }
 
 
 def measure_page(path: str, port: int, surface: bool) -> dict[str, float]:
     """Start view.py, open its page, drag, and let go. Raises UserError if there is no browser."""
-    try:
-        from selenium import webdriver
-        from selenium.webdriver import ActionChains
-    except ImportError:
-        raise UserError("selenium is not installed; pip install selenium") from None
-    chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver_path is None:
-        raise UserError("Chromium or its driver is not installed; apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in FLAGS:
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
     command = [sys.executable, str(ROOT / "view.py"), path, "--port", str(port), *["--surface_only"] * surface]
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        ready = process.stdout.readline().split()
-        address_seconds = time.perf_counter() - began
-        driver.get(ready[2])
-        first = _wait_for(driver, lambda shown: shown is not None) - began
-        full = _wait_for(driver, lambda shown: shown is not None and shown[1] is None) - began
-        canvas = driver.find_element("css selector", "canvas")
-        ActionChains(driver, duration=0).move_to_element(canvas).click_and_hold().perform()
-        rates, sizes = [], []
-        for i in range(DRAG_STEPS):
-            step = DRAG_PIXELS if (i // 40) % 2 == 0 else -DRAG_PIXELS
-            ActionChains(driver, duration=0).move_by_offset(step, 0).perform()
-            shown = _status(driver)
-            if shown is not None and shown[1] is not None and i > 10:
-                sizes.append(shown[0])
-                rates.append(shown[1])
-        ActionChains(driver, duration=0).release().perform()
-        stopped = time.perf_counter()
-        rest = _wait_for(driver, lambda shown: shown is not None and shown[1] is None) - stopped
-    finally:
-        driver.quit()
-        process.terminate()
-        process.wait()
-    rates.sort()
-    sizes.sort()
+    with open_chromium(900, 500) as driver:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            ready = process.stdout.readline().split()
+            times = {"seconds_to_address": time.perf_counter() - began}
+            driver.get(ready[2])
+            wait_for(lambda: _status(driver), MAX_SECONDS)
+            times["seconds_to_first_image"] = time.perf_counter() - began
+            _wait_for_rest(driver)
+            times["seconds_to_first_full_quality"] = time.perf_counter() - began
+            moving = _drag(driver)
+            stopped = time.perf_counter()
+            _wait_for_rest(driver)
+            return {**times, **moving, "seconds_to_full_quality": time.perf_counter() - stopped}
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _drag(driver: Any) -> dict[str, float]:
+    """Drag to and fro; return the medians of the displayed frame rate and size."""
+    from selenium.webdriver import ActionChains
+
+    canvas = driver.find_element("css selector", "canvas")
+    ActionChains(driver, duration=0).move_to_element(canvas).click_and_hold().perform()
+    shown = []
+    for i in range(DRAG_STEPS):
+        dx = DRAG_PIXELS if (i // 40) % 2 == 0 else -DRAG_PIXELS
+        ActionChains(driver, duration=0).move_by_offset(dx, 0).perform()
+        status = _status(driver)
+        if i > 10 and status is not None and status.frames_per_s is not None:
+            shown.append(status)
+    ActionChains(driver, duration=0).release().perform()
     return {
-        "seconds_to_address": address_seconds,
-        "seconds_to_first_image": first,
-        "seconds_to_first_full_quality": full,
-        "frames_per_s": rates[len(rates) // 2],
-        "moving_size": sizes[len(sizes) // 2],
-        "seconds_to_full_quality": rest,
+        "frames_per_s": statistics.median(status.frames_per_s for status in shown),
+        "moving_size": statistics.median(status.size for status in shown),
     }
 
 
-def _status(driver: Any) -> tuple[int, int | None] | None:
-    """Return the displayed size in pixels, and the frames per second in motion or None at rest; None without a frame."""
+def _status(driver: Any) -> Status | None:
+    """Return what the panel displays, or None without a frame."""
     match = SHOWN.search(driver.execute_script("return document.body.innerText"))
-    return None if match is None else (int(match[1]), None if match[4] is None else int(match[4]))
+    return None if match is None else Status(int(match[1]), None if match[4] is None else int(match[4]))
 
 
-def _wait_for(driver: Any, is_reached: Any) -> float:
-    """Return the time at which the status satisfies ``is_reached``."""
-    deadline = time.perf_counter() + MAX_SECONDS
-    while not is_reached(_status(driver)):
-        if time.perf_counter() > deadline:
-            raise UserError(f"the page did not get there within {MAX_SECONDS:.0f} s")
-        time.sleep(0.02)
-    return time.perf_counter()
+def _wait_for_rest(driver: Any) -> None:
+    wait_for(lambda: (status := _status(driver)) is not None and status.frames_per_s is None, MAX_SECONDS)
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ renderer say little about a GPU, but points and arithmetic are the same everywhe
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -20,39 +19,22 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.chromium import open_chromium, wait_for
 from common.arguments import ArgumentParser
-from common.errors import UserError
 from common.files import write_atomically
 from common.program import run_script
 from visualization.generator_scripts import load_with_notes
 from web.export import export_page
 
-FLAGS = ("--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=800,900")
 MAX_SECONDS = 900
 HEAD = ("size", "ms/frame", "points/frame", "points/pixel", "GFLOP/frame", "GFLOP/s")
 
 
 def measure(page: Path, model: str) -> dict[str, Any]:
     """Return the results of the page's benchmark. Raises UserError if there is no browser."""
-    try:
-        from selenium import webdriver
-        from selenium.webdriver.support.ui import WebDriverWait
-    except ImportError:
-        raise UserError("selenium is not installed; pip install selenium") from None
-    chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver_path is None:
-        raise UserError("Chromium or its driver is not installed; apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in FLAGS:
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
-    try:
+    with open_chromium(800, 900) as driver:
         driver.get(f"{page.as_uri()}?benchmark&size=64&model={model}")
-        wait = WebDriverWait(driver, MAX_SECONDS, poll_frequency=1)
-        return wait.until(lambda driver: driver.execute_script("return window.gof && window.gof.benchmark"))
-    finally:
-        driver.quit()
+        return wait_for(lambda: driver.execute_script("return window.gof && window.gof.benchmark"), MAX_SECONDS)
 
 
 def main() -> None:
