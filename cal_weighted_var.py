@@ -37,7 +37,7 @@ SCALE = 1e4
 
 
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser("Mean variance of the rendering weights along rays, over seeds.")
+    parser = ArgumentParser("Measure the mean variance of the rendering weights along rays, over seeds.")
     add_common_arguments(parser, psi=0.7, image_size=128, output_json="outputs/weighted_variance.json", batches=False)
     parser.add_argument("--seeds_start", type=seed_number, default=0, help="the first seed")
     parser.add_argument("--seeds_end", type=seed_number, default=1000, help="end of the seed range (exclusive)")

@@ -21,7 +21,7 @@ COMMON = {
     "v_mean": math.pi / 2,  # mean pitch; pi/2 is level
     "sample_dist": "gaussian",  # poses: gaussian, uniform, truncated_gaussian, hybrid, spherical_uniform, or None (the mean)
     # Images
-    "num_holdout": 0,  # held-out images, which training never sees and scores are computed against
+    "num_holdout": 0,  # number of held-out images: never used in training; scores are computed against them
     # Networks
     "model": "SPATIALSIRENBASELINE",  # kind of field; also TALLSIREN, EmbeddingPiGAN128, EmbeddingPiGAN256 or TRIPLANE
     "generator": "ImplicitGenerator3d",  # class of the generator; the only choice
@@ -63,15 +63,15 @@ COMMON = {
     "r1_lambda": 1.0,  # weight of R1, D's gradient penalty on real images
     "r2_lambda": 0.0,  # weight of R2, the same on generated images
     "r1_interval": 1,  # steps between evaluations of R1 and R2, whose weights are multiplied by it
-    "z_lambda": 0.0,  # weight of D's regression of z
-    "pos_lambda": 15.0,  # weight of D's regression of the pose
+    "z_lambda": 0.0,  # weight of the latent loss, in both D and G: D regresses z
+    "pos_lambda": 15.0,  # weight of the pose loss, in both D and G: D regresses pitch and yaw
     "topk_interval": 2000,  # steps in which the fraction of best-scored images that G learns from falls by 1%
     "topk_v": 0.6,  # minimum of that fraction, in (0, 1]
     "with_opacprior": True,  # whether to push occupancies toward 0 or 1
     "opacprior_lambda_init": 0.05,  # weight of that prior at step 0, which grows up to tenfold; needs with_opacprior
     "opacprior_growth_rate": 0.5e-5,  # exponential growth of that weight per step; needs with_opacprior
     "with_normal_loss": True,  # whether to smooth the normals at the surface
-    "get_normal_with_pred_depth": True,  # published key without effect: the surface point is always the root
+    "get_normal_with_pred_depth": True,  # published key that has no effect: the surface point is always the root
     "normal_lambda": 0.05,  # weight of the smoothness of normals; needs with_normal_loss
     "h_sample": 0.01,  # distance of the neighbor whose normal is compared; needs with_normal_loss
     # Optimization
@@ -84,14 +84,14 @@ COMMON = {
     "lr_warmup_steps": 0,  # steps of the linear warm-up of the learning rates
     "lr_decay": "constant",  # constant, or cosine: the learning rates decay to 0 at the end
     "mapping_lr_factor": 1.0,  # learning rate of the mapping network relative to the rest of G
-    "unique_lr": True,  # published key without effect: True was meant as mapping_lr_factor 0.05, but the factor stayed 1
+    "unique_lr": True,  # published key that has no effect: True was meant as mapping_lr_factor 0.05, but the factor stayed 1
     "fade_steps": 10000,  # steps over which D's new layer fades in after a change of image size
     # Initial shape
     "init_ball_radius": 0.0,  # radius of a ball to which the field is fitted before training; 0: none
-    "ball_hold_steps": 0,  # steps over which the weight of the hold to that ball decays; 0: none; needs init_ball_radius
+    "ball_hold_steps": 0,  # steps over which the weight of the ball regularization decays; 0: none; needs init_ball_radius
     "ball_hold_lambda": 0.1,  # that weight at step 0; needs init_ball_radius and ball_hold_steps
     "ball_hold_floor": 0.0,  # minimum of that weight, for the rest of the run; needs init_ball_radius
-    "hollow_check_interval": 0,  # steps between checks for hollow shapes, which are then turned outward; 0: never
+    "hollow_check_interval": 0,  # steps between checks for hollow shapes, which are mirrored if they persist; 0: never
     # Evaluation
     "num_eval_imgs": 8000,  # images in the published evaluation, for reference only; eval_metrics.py takes --num_images
 }
@@ -215,7 +215,7 @@ PIGAN_CARLA = {
     "unique_lr": False,
 }
 
-# -- Ours: the built-in heads (SYNTH) and cats, for a GPU or, if TINY, for two CPU cores --------------------------------
+# -- Ours: the built-in heads (SYNTH) and cats, for a GPU or, if TINY or TRIPLANE, for two CPU cores --------------------
 # pos_lambda, betas and share_images: docs/results.md, "The recipe".
 
 SYNTH = {

@@ -2,7 +2,7 @@
 
     python dataset.py --check PATH --dataset Images --image_size 64 --output contact.png --curriculum CelebA
 
-checks PATH before a run depends on it, and shows the range of the curriculum's camera poses. Each named data set is one
+This checks PATH before a run depends on it, and shows the range of the curriculum's camera poses. Each named data set is one
 entry in DATASETS. Images are decoded once (loading/cache.py), so that fetching a batch is a gather. Training reads them
 through BatchStream (loading/batches.py).
 """

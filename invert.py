@@ -71,7 +71,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=PARTS, default="all", help="part of each source's photos to use")
     parser.add_argument("--num_holdout", type=positive_int, help="number of held-out photos (default: the curriculum's)")
     parser.add_argument("--num_images", type=positive_int, help="maximum number of photos of each source (default: all)")
-    parser.add_argument("--seed", type=seed_number, default=0, help="seed of the starts and of the tuning's random points")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of the initial latents and the tuning's random points")
     add_device_argument(parser)
     args = parser.parse_args(argv)
     if bool(args.photos) == bool(args.evaluate):

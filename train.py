@@ -79,7 +79,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--load_dict", action="store_true", help="ignored, kept for old commands: file formats are detected")
     parser.add_argument("--set_step", type=int, help="with --load_dir: the initial step")
     parser.add_argument("--mirror_depth", action="store_true", help="with --load_dir: mirror a hollow shape in depth")
-    parser.add_argument("--seed", type=seed_number, default=0)
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of all random numbers of the run")
     parser.add_argument("--max_steps", type=positive_int, help="stop at this step")
     parser.add_argument("--max_minutes", type=positive_float, help="stop after this many minutes, to resume later")
     parser.add_argument("--n_epochs", type=positive_int, help="stop after this many passes over the images")

@@ -13,7 +13,7 @@ STOPPED=0
 exec 3<&0 # bash gives background jobs an empty standard input
 
 # Slurm sends SIGUSR1 to all processes of a job step. train.py handles it, but it would kill torchrun. So torchrun ignores it
-# and gets one SIGTERM instead, after which it restarts nothing. A second SIGTERM would keep it from waiting.
+# and gets one SIGTERM instead, after which it restarts nothing. A second SIGTERM would stop torchrun from waiting for it.
 (
   trap '' USR1
   exec "$PYTHON" -m torch.distributed.run --nnodes="$NODES" --node_rank="${NODE_RANK:-${SLURM_NODEID:-0}}" \

@@ -5,7 +5,7 @@
 # Run it again to continue training. Environment: QUICKSTART_MINUTES of training (2.5), QUICKSTART_HEADS (1500).
 #
 # In OUTPUT_DIR: heads/ (the data), data.png, train/ (checkpoints, samples, log), scores/, imgs/, vids/, shapes/, mesh_images/,
-# photo/ and inverted/ (a head not trained on, and its reconstruction), history.jsonl (log of the shipped run), steps.tsv
+# photo/ and inverted/ (a head that is not in the training set, and its reconstruction), history.jsonl (log of the shipped run), steps.tsv
 # (commands run), live.html (the live generator), index.html (the results).
 set -euo pipefail
 usage="usage: bash auto_bash/quickstart.sh [OUTPUT_DIR]"
@@ -104,7 +104,7 @@ step "Meshes"
 may "$PYTHON" extract_shapes.py "$GENERATOR" --seeds 0 1 2 --voxel_resolution 128 --largest_piece --output_dir "$OUT/shapes"
 may "$PYTHON" render_meshimg.py --input_dir "$OUT/shapes" --output_dir "$OUT/mesh_images" --image_size 256
 
-step "A photo in 3D: a head not trained on"
+step "A photo in 3D: a head that is not in the training set"
 may "$PYTHON" -m tools.synthetic_heads --output_dir "$OUT/photo" --num_images 1 --image_size 64 --seed 12345 --num_workers 1
 may "$PYTHON" invert.py "$OUT/photo/images/000000.png" --generator "$GENERATOR" --output_dir "$OUT/inverted"
 

@@ -45,7 +45,7 @@ MB = 1e6
 LATE = 4000  # a step of the first stage at which top-k excludes images
 NUM_STEPS = 3
 PORT = 29400
-LINKS = {"NVLink, 300 GB/s": 300e9, "InfiniBand, 400 Gb/s per GPU": 50e9, "Ethernet, 25 Gb/s per GPU": 3.1e9}
+LINKS = {"NVLink, 300 GB/s": 300e9, "InfiniBand, 400 Gb/s per GPU": 50e9, "Ethernet, 25 Gb/s per GPU": 3.125e9}
 STEP_SECONDS = (0.05, 0.2)
 
 

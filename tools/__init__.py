@@ -1,1 +1,1 @@
-"""Commands for now and then: python -m tools.NAME."""
+"""Commands that are needed less often. Run them as python -m tools.NAME."""

@@ -2,7 +2,7 @@
 
     python -m tools.package_model outputs/mine --name mine --scores outputs/eval_geometry.json outputs/eval_metrics.json
 
-writes pretrained/mine.safetensors, which all scripts accept by its name, and the card pretrained/mine.json: command,
+This writes pretrained/mine.safetensors, which all scripts accept by name, and the card pretrained/mine.json: command,
 curriculum, data, seed, steps, device and minutes of the run, and the scores with their protocols. By default (--precision
 auto), weights are stored in half precision if the PSNR to full-precision images is at least 60 dB.
 """

@@ -31,7 +31,7 @@ CHARTS: dict[str, dict[str, str]] = {
     "GAN losses": {"D/gan": "discriminator", "G/gan": "generator"},
     "Pose predicted from an image (MSE)": {"D/pose": "discriminator", "G/pose": "generator"},
     "Hit rate: share of rays with a surface": {"G/hit_rate": "hit rate"},
-    "Surface terms": {"G/opacity_prior": "opacity prior", "G/normal": "normal smoothness", "G/ball_hold": "hold to the ball"},
+    "Surface terms": {"G/opacity_prior": "opacity prior", "G/normal": "normal smoothness", "G/ball_hold": "ball regularization"},
 }
 IMAGE_SCORES = (
     ("fd", "Perceptual Fréchet distance of images (lower is better)"),

@@ -119,7 +119,7 @@ class Page:
         quantities = QUANTITIES if has_surface else tuple(name for name in QUANTITIES if name != "normals")
         self._status = gui.add_markdown(f"**{self._name}**")
         self._seed = gui.add_number("Seed", look.seed, min=0, max=MAX_SHOWN_SEED, step=1)
-        self._another = gui.add_button("Another")
+        self._next = gui.add_button("Next seed")
         self._psi = gui.add_slider(
             "psi", min=0.0, max=1.5, step=0.05, initial_value=look.psi, hint="1: full variety; 0: the mean"
         )
@@ -131,7 +131,7 @@ class Page:
             sizes = sorted({*SIZES, settings.image_size})
             self._size = gui.add_dropdown("Pixels", [str(size) for size in sizes], initial_value=str(settings.image_size))
             self._prior = gui.add_checkbox("Camera prior", False, hint="cameras as training draws them")
-            self._mesh = gui.add_checkbox("Mesh beside it", False)
+            self._mesh = gui.add_checkbox("Mesh", False)
             self._reset = gui.add_button("Reset view")
             self._snapshot = gui.add_button("Save image")
             self._download = gui.add_button("Save mesh")
@@ -141,7 +141,7 @@ class Page:
             control.on_update(self._change)
         self._prior.on_update(self._toggle_prior)
         self._mesh.on_update(self._toggle_mesh)
-        self._another.on_click(self._next_seed)
+        self._next.on_click(self._next_seed)
         self._reset.on_click(self._reset_view)
         self._snapshot.on_click(self._save_image)
         self._download.on_click(self._save_mesh)

@@ -81,7 +81,7 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ray_step_multiplier", type=int_between(1, 1000), default=2, help="multiplier of the curriculum's samples per ray"
     )
-    parser.add_argument("--lock_view_dependence", action="store_true", help="colors as seen from straight ahead")
+    parser.add_argument("--lock_view_dependence", action="store_true", help="use the colors seen from the mean view direction")
     parser.add_argument("--surface_only", action="store_true", help="a fast preview: one color per ray, at the surface")
     parser.add_argument("--plain", action="store_true", help="do not cache the field between views of a latent: slow but exact")
     parser.add_argument("--save_raw", action="store_true", help="also write raw_SEED_I.npz: the view's arrays and its pose")

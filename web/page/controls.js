@@ -203,7 +203,7 @@ class Controls {
     const degrees = (radians) => `${Math.round((radians * 180) / Math.PI)}°`;
     const still = Math.abs(yaw) + Math.abs(pitch) < 0.01 ? "front" : `yaw ${degrees(yaw)}, pitch ${degrees(pitch)}`;
     const where = viewer.swayStart === null ? still : "swaying"; // read aloud once, not at every frame
-    const warning = viewer.isBeyondTraining() ? ", beyond what training saw" : "";
+    const warning = viewer.isBeyondTraining() ? ", outside the training poses" : "";
     const text = `${model}, ${seed === null ? "the photo" : `seed ${seed}`}, ${where}${warning}`;
     if (byId("caption").textContent !== text) byId("caption").textContent = text;
   }
@@ -214,7 +214,7 @@ class Controls {
       byId("turntable").hidden = true; // not needed any more
       byId("details").textContent = `${frame.size} px in ${frame.ms.toFixed(0)} ms`;
     } else {
-      byId("caption").textContent = "The graphics card was reset. The head returns when the browser restores the graphics context.";
+      byId("caption").textContent = "The graphics card was reset. The image will reappear when the browser restores the graphics context.";
       return;
     }
     this.showCaption();

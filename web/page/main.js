@@ -64,7 +64,7 @@ function start() {
   }
   const canvas = byId("canvas");
   if (!canvas.getContext("webgl2")) {
-    showProblem("This browser does not support WebGL 2, which the page needs to run the generator. A recorded turn is shown instead.");
+    showProblem("This browser does not support WebGL 2, which the page needs to run the generator. Showing a recorded rotation instead.");
     return;
   }
   const parameters = new URLSearchParams(location.search);

@@ -92,7 +92,7 @@ class Viewer {
     this.change({ yaw: 0.45 * Math.sin(seconds), pitch: 0.12 * Math.sin(2 * seconds) });
   }
 
-  /** The state as the renderer's view. */
+  /** Return the state as the renderer's view. */
   view() {
     const { settings } = this.generator;
     const { yaw, pitch, zoom, mode } = this.state;
@@ -120,7 +120,7 @@ class Viewer {
 
   // -- drawing ---------------------------------------------------------------------------------------------------------
 
-  /** Pixels per side of the canvas, by its size on the screen. */
+  /** Set the canvas's resolution from its size on the screen. */
   fitCanvas() {
     const wanted = 64 * Math.ceil((this.canvas.clientWidth * devicePixelRatio) / 64);
     const size = Math.min(clamp(wanted, SIZES.rest, SIZES.most), this.maxSize);
@@ -224,7 +224,7 @@ class Viewer {
     }
   }
 
-  /** A first draw, not measured. */
+  /** Draw once without measuring, so that drivers finish compiling. */
   async warmUp(programs, frame, view) {
     if (this.warm.has(programs.root) && this.warm.has(programs.shading)) return;
     this.renderer.drawStrip(programs, frame, view, 0, 1, this.warm.has(programs.root));
@@ -260,7 +260,7 @@ class Viewer {
     while (this.running) await this.running;
   }
 
-  /** The canvas as a PNG file. */
+  /** Return the canvas as a PNG file. */
   async toBlob() {
     await this.settled();
     const { present } = await this.renderer.programsOf(this.state.mode);
