@@ -8,7 +8,7 @@
 Writes for each photo, where STEM is its file name without the extension:
 - ``STEM_latent.safetensors``: the latent, which render scripts accept as --latent.
 - ``STEM.png``: photo, reconstruction and five views; their normals; the mesh (docs/photos_in_3d.md explains the rows).
-- ``STEM.mp4`` and ``STEM.glb``: a turn of the camera, and a mesh with vertex colors.
+- ``STEM.mp4`` and ``STEM.glb``: a turn of the camera, and a mesh with vertex colors. ``STEM_frames/``: the video's frames.
 With several photos, also ``overview.png``, with a part of each sheet.
 --tune also fits the generator's weights to the photo while preserving the shape. Ctrl-C writes the best result so far for the
 current photo and stops. --evaluate inverts images of known surface and camera and writes the errors to evaluation.json.
@@ -24,6 +24,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,19 +33,20 @@ from checkpoints.latents import GeneratorName
 from checkpoints.loading import LoadedGenerator
 from common.arguments import ArgumentParser, add_device_argument, image_side, positive_int, resolve_device, seed_number
 from common.errors import UserError
-from common.files import make_output_dir, write_json
+from common.files import make_output_dir, read_json, write_json
 from common.program import run_script
 from dataset import spec_over
-from inversion.evaluation import evaluate, summary_table
+from inversion.evaluation import evaluate, summarize, summary_table
 from inversion.features import open_features
 from inversion.outputs import overview_part, write_all
-from inversion.reconstruction import Inversion, invert
-from inversion.search import SearchSettings, open_scene
-from inversion.tuning import tune_settings_of
+from inversion.reconstruction import Inversion, invert, pose_text
+from inversion.search import Scene, SearchSettings, open_scene
+from inversion.tuning import TuneSettings, tune_settings_of
 from loading.decoding import decode_block
 from loading.files import PARTS, Split, find_images, part_of
-from metrics.truth import find_truth
-from visualization.generator_scripts import load_with_notes
+from metrics.truth import TruthFiles, find_truth
+from settings.curriculum import Curriculum
+from visualization.generator_scripts import claim_for_generator, load_with_notes
 from visualization.images import image_grid, save_image
 
 IMAGE_SIZES = (16, 32, 64, 128, 256, 512)
@@ -76,6 +78,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.photos) == bool(args.evaluate):
         parser.error("specify either photos or --evaluate DIR")
+    if args.tune_steps and not args.tune:
+        parser.error("--tune_steps needs --tune")
+    for_photos = ("dataset", "num_holdout", "split", "view_size")
+    unused = [f"--{name}" for name in for_photos if args.evaluate and getattr(args, name) != parser.get_default(name)]
+    if unused:
+        parser.error(f"{' and '.join(unused)} cannot be combined with --evaluate")
     return args
 
 
@@ -83,35 +91,58 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     device = resolve_device(args.device)
     loaded = load_with_notes(args.generator, args.curriculum, device)
+    features, what = open_features(args.generator, loaded, device)
+    print(f"comparing images by an image pyramid and {what}")
     search = SearchSettings(num_steps=args.num_steps, image_size=args.image_size)
     tune = tune_settings_of(loaded.curriculum.model, args.tune_steps) if args.tune else None
     name = GeneratorName.of(loaded.generator, args.generator)
-    features, what = open_features(args.generator, loaded, device)
-    print(f"comparing images by an image pyramid and {what}")
     if args.evaluate:
-        files = find_truth(args.evaluate, args.num_images or sys.maxsize)
-        output_dir = make_output_dir(args.output_dir)
-        results = evaluate(open_scene(loaded, search, args.seed, features), files, search, tune, args.seed)
-        protocol = {"generator": name.name, "generator_sha256": name.digest, "folder": Path(args.evaluate).name}
-        protocol |= {"features": what, "image_size": args.image_size, "seed": args.seed, "num_steps": args.num_steps}
+        protocol = {"generator": name.name, "generator_sha256": name.digest, "features": what}
+        protocol |= {"image_size": args.image_size, "seed": args.seed, "num_steps": args.num_steps}
         protocol |= {"tune_steps": tune.num_steps if tune else 0, "device": str(device), "threads": torch.get_num_threads()}
-        path = output_dir / "evaluation.json"
-        write_json(path, {**results, "protocol": protocol})
-        print(f"{summary_table(results['summary'])}\nwrote {path}")
+        files = find_truth(args.evaluate, args.num_images or sys.maxsize)
+        evaluate_folder(args, files, open_scene(loaded, search, args.seed, features), search, tune, protocol)
         return
+    check_output_dir(args)
     photos = read_photos(args, loaded)
     output_dir = make_output_dir(args.output_dir)
+    claim_for_generator(output_dir, loaded, args.generator)
     scene = open_scene(loaded, search, args.seed, features)
     parts = []
     for stem, photo in photos.items():
         inversion = invert(scene, photo, search, tune, args.seed, stem)
         paths, rows = write_all(inversion, scene, photo, name, output_dir / stem, args.view_size)
-        report(stem, inversion, paths)
+        report(stem, inversion, paths, loaded.curriculum)
         parts.append(overview_part(rows))
         if len(photos) > 1:
             save_image(output_dir / "overview.png", image_grid(parts))
         if inversion.was_interrupted:
             raise KeyboardInterrupt
+
+
+def evaluate_folder(
+    args: argparse.Namespace,
+    files: TruthFiles,
+    scene: Scene,
+    search: SearchSettings,
+    tune: TuneSettings | None,
+    protocol: dict[str, Any],
+) -> None:
+    """Score the photos of --evaluate. Writes evaluation.json after each photo, so an interrupt loses only the current one."""
+    folder = Path(args.evaluate)
+    record = read_json(folder / "meta.json")  # of tools/synthetic_heads.py
+    data = {"folder": folder.name, **{key: record.get(key) for key in ("seed", "curriculum", "num_images", "image_size")}}
+    path = make_output_dir(args.output_dir) / "evaluation.json"
+    photos: list[dict[str, Any]] = []
+    for scores in evaluate(scene, files, search, tune, args.seed):
+        photos.append(scores)
+        results = {
+            "summary": summarize(photos),
+            "photos": photos,
+            "protocol": {**protocol, "data": data, "num_requested": len(files.images)},
+        }
+        write_json(path, results)
+    print(f"{summary_table(summarize(photos))}\nwrote {path}")
 
 
 def read_photos(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, Tensor]:
@@ -137,21 +168,30 @@ def read_photos(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, 
     return photos
 
 
+def check_output_dir(args: argparse.Namespace) -> None:
+    """Raise UserError if the output folder is the folder of a photo, where a sheet might replace a photo of the same name."""
+    output_dir = Path(args.output_dir).resolve()
+    for text in args.photos:
+        path = Path(text).resolve()
+        if output_dir == (path if path.is_dir() else path.parent):
+            raise UserError(f"{args.output_dir} holds the photos themselves; choose another --output_dir")
+
+
 def _free_name(stem: str, taken: dict[str, Tensor]) -> str:
-    """Return ``stem``, with the lowest free number appended if it is taken."""
+    """Return ``stem``, with the lowest free number appended if it is taken by another photo or by overview.png."""
     name, number = stem, 2
-    while name in taken:
+    while name in taken or name == "overview":
         name, number = f"{stem}_{number}", number + 1
     return name
 
 
-def report(stem: str, inversion: Inversion, paths: Sequence[Path]) -> None:
+def report(stem: str, inversion: Inversion, paths: Sequence[Path], curriculum: Curriculum) -> None:
     """Print the result for a photo, and notes on its quality to stderr."""
-    pitch, yaw = torch.rad2deg(inversion.found.angles[0]).tolist()
+    pitch, yaw = inversion.found.angles[0].tolist()
     quality = f"{inversion.before.psnr_db:.1f} dB"
     if inversion.after is not None:
         quality += f", after tuning {inversion.after.psnr_db:.1f} dB"
-    print(f"{stem}: {quality}; yaw {yaw:.1f}, pitch {pitch:.1f} degrees; wrote {', '.join(map(str, paths))}")
+    print(f"{stem}: {quality}; {pose_text(yaw, pitch, curriculum)}; wrote {', '.join(map(str, paths))}")
     if inversion.before.psnr_db < POOR_PSNR_DB:
         print(
             f"note: {stem}: the generator reaches only {inversion.before.psnr_db:.1f} dB; the photo shows something that it was "

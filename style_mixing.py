@@ -4,9 +4,9 @@
     python style_mixing.py cats --row_latents inverted/photo_latent.safetensors --columns 4 5 6
 
 Each row has one geometry and each column one appearance: the styles of the first layers come from the row, those of the other
-layers from the column. --split is the number of layers from the row. The default is all but the color layer for a SIREN, which
-leaves the surface bit-identical, and half of the layers for other networks. The top row and the left column show the latents
-themselves. Writes ``mix_image.png`` and ``mix_normals.png``.
+layers from the column. --split is the number of layers from the row; the default is half. For a SIREN, taking all but the color
+layer from the row leaves the surface bit-identical, but changes the appearance little. The top row and the left column show the
+latents themselves. Writes ``mix_image.png`` and ``mix_normals.png``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if __name__ == "__main__":
     import common.interrupts  # noqa: F401
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,13 +26,19 @@ from common.arguments import ArgumentParser, image_side, positive_int, seed_numb
 from common.errors import UserError
 from common.program import run_script
 from generators.generator import Styles
-from generators.styles import geometry_layers, mix_styles, num_style_layers
+from generators.styles import geometry_layers, num_style_layers
 from generators.views import View, ViewSettings, make_pose, render_view
-from visualization.generator_scripts import Subject, add_generator_arguments, bind_field, open_generator, open_subjects
+from visualization.generator_scripts import (
+    Subject,
+    add_generator_arguments,
+    bind_field,
+    mix_subjects,
+    open_generator,
+    open_subjects,
+)
 from visualization.images import image_grid, save_image, view_image
 
 QUANTITIES = ("image", "normals")
-APPEARANCE = "color"  # in the names of tuned parameters that belong to the appearance
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -44,7 +50,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--column_latents", nargs="+", default=[], metavar="FILE", help="latent files of invert.py, as more columns"
     )
-    parser.add_argument("--split", type=positive_int, help="number of layers from the row (default: see above)")
+    parser.add_argument("--split", type=positive_int, help="number of layers from the row (default: half)")
     parser.add_argument("--image_size", type=image_side, default=128, help="side of an image in pixels")
     args = parser.parse_args(argv)
     if not (args.rows or args.row_latents) or not (args.columns or args.column_latents):
@@ -60,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     split = _split_of(args.split, rows[0].styles, loaded)
     views = [[None, *(_view(loaded, column, args.image_size) for column in columns)]]
     for row in tqdm(rows, unit="row"):
-        mixed = [_view(loaded, mix(row, column, split, loaded), args.image_size) for column in columns]
+        mixed = [_view(loaded, mix_subjects(loaded, row, column, split), args.image_size) for column in columns]
         views.append([_view(loaded, row, args.image_size), *mixed])
     for quantity in QUANTITIES:
         save_image(output_dir / f"mix_{quantity}.png", _grid(views, quantity, loaded, args.image_size))
@@ -80,17 +86,6 @@ def _split_of(chosen: int | None, styles: Styles, loaded: LoadedGenerator) -> in
     if chosen >= num_layers:
         raise UserError(f"--split {chosen}: this generator has {num_layers} layers, so use 1 to {num_layers - 1}")
     return chosen
-
-
-def mix(row: Subject, column: Subject, split: int, loaded: LoadedGenerator) -> Subject:
-    """Combine the row's geometry with the column's appearance, including tuned weights, whose color layers are the column's."""
-    styles = mix_styles(row.styles, column.styles, split, loaded.curriculum)
-    if row.weights is None and column.weights is None:
-        return Subject(row.label, styles)
-    own: Mapping[str, Tensor] = loaded.generator.state_dict()
-    names = {*(row.weights or {}), *(column.weights or {})}
-    weights = {name: ((column if APPEARANCE in name else row).weights or own).get(name, own[name]) for name in names}
-    return Subject(row.label, styles, weights)
 
 
 def _view(loaded: LoadedGenerator, subject: Subject, image_size: int) -> View:

@@ -3,6 +3,7 @@
     python view.py heads
     python view.py outputs/run/generator.safetensors --port 8000
     python view.py --watch outputs/run
+    python view.py cats --latent inverted/photo_latent.safetensors
 
 Open the printed address. Drag to rotate; use the wheel to zoom. The panel offers seed, psi, mixing, image, normals or depth,
 volume or surface, the camera prior, the mesh, and downloads. While something moves, fewer pixels are rendered. --watch shows
@@ -33,10 +34,10 @@ from common.arguments import (
 from common.program import run_script
 from viewing.frames import FrameSettings
 from viewing.looks import Look
-from viewing.server import Viewer
+from viewing.server import MAX_PSI, MAX_SHOWN_SEED, MIN_PSI, Viewer
 from viewing.source import RunFolder
 from viewing.worker import Worker
-from visualization.generator_scripts import PRECISIONS, check_surface_only, load_with_notes
+from visualization.generator_scripts import PRECISIONS, Subject, check_surface_only, load_with_notes, open_subjects
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 POLL_SECONDS = 2.0
@@ -59,7 +60,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--precision", choices=list(PRECISIONS), default="tf32", help="precision of the field's matrix products on a GPU"
     )
     add_device_argument(parser)
+    parser.add_argument("--latent", nargs="+", default=[], metavar="FILE", help="latent files of invert.py, offered beside seeds")
     args = parser.parse_args(argv)
+    if not MIN_PSI <= args.psi <= MAX_PSI or args.seed > MAX_SHOWN_SEED:
+        parser.error(f"the panel offers --psi from {MIN_PSI:g} to {MAX_PSI:g} and --seed up to {MAX_SHOWN_SEED}")
+    if args.watch and args.latent:
+        parser.error("--latent cannot be combined with --watch: a latent belongs to one state of a generator")
     if (args.path is None) == (args.watch is None):
         parser.error("specify either a generator or --watch RUN_DIR")
     return args
@@ -73,8 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_surface_only(args.surface_only, loaded.curriculum)
     if args.host not in LOCAL_HOSTS:
         print(f"warning: anyone who can reach {args.host} can use this viewer, without a password", file=sys.stderr)
-    look, settings = Look(args.seed, args.psi), FrameSettings(surface=args.surface_only, image_size=args.image_size)
-    worker = Worker(loaded, device)
+    latents = read_latents(loaded, args)
+    look = Look(args.seed, args.psi, latent=next(iter(latents), None))
+    settings = FrameSettings(surface=args.surface_only, image_size=args.image_size)
+    worker = Worker(loaded, device, latents)
     worker.start(look, settings)
     viewer = Viewer(worker, Path(args.watch or args.path).resolve().stem, args.host, args.port, look, settings)
     print(f"viewer ready: {viewer.url} (Ctrl-C to stop)", flush=True)
@@ -83,6 +91,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         viewer.stop()
         worker.stop()
+
+
+def read_latents(loaded: LoadedGenerator, args: argparse.Namespace) -> dict[str, Subject]:
+    """Read the files of --latent, by label. Raises UserError for a latent of another generator."""
+    chosen = argparse.Namespace(path=args.path, latent=args.latent, direction=[], psi=args.psi)
+    subjects = [make_subject() for make_subject in open_subjects(loaded, [], chosen)] if args.latent else []
+    return {subject.label: subject for subject in subjects}
 
 
 def _wait_for_first(folder: RunFolder) -> LoadedGenerator:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,13 @@ from settings.curriculum import Curriculum
 from siren.mapping import FilmParameters
 from triplane.mapping import TriplaneStyles
 
+# Style layers by the names of the parameters that they modulate; the numbers in a name are the function's arguments.
+STYLE_LAYERS: Sequence[tuple[str, Callable[..., int]]] = (
+    (r"siren\.network\.(\d+)\.", lambda curriculum, index: index),
+    (r"siren\.color_layer", lambda curriculum: curriculum.num_layers),
+    (r"backbone\.blocks\.(\d+)\.(\d+)\.", lambda curriculum, block, index: max(2 * block - 1, 0) + index),
+    (r"backbone\.to_planes\.(\d+)\.", lambda curriculum, block: 2 * block),
+)
 MIN_VARIANCE_SHARE = 1e-8  # of the largest component; anything smaller is rounding error
 
 
@@ -112,9 +120,17 @@ def num_style_layers(styles: Styles, curriculum: Curriculum) -> int:
 
 
 def geometry_layers(styles: Styles, curriculum: Curriculum) -> int:
-    """Return the number of layers that mixing takes from the geometry: all but a SIREN's color layer, half for other networks."""
-    num_layers = num_style_layers(styles, curriculum)
-    return num_layers - 1 if isinstance(styles, FilmParameters) else num_layers // 2
+    """Return the number of layers that mixing takes from the geometry by default: half."""
+    return num_style_layers(styles, curriculum) // 2
+
+
+def style_layer_of(name: str, curriculum: Curriculum) -> int:
+    """Return the index of the style layer that modulates a parameter; 0 for a parameter that no style modulates."""
+    for pattern, layer in STYLE_LAYERS:
+        match = re.search(pattern, name)
+        if match:
+            return layer(curriculum, *map(int, match.groups()))
+    return 0
 
 
 def mix_styles(geometry: Styles, appearance: Styles, split: int, curriculum: Curriculum) -> Styles:

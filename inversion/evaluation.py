@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,23 +60,21 @@ def pose_error_degrees(found: Tensor, true: CameraPoses) -> dict[str, float]:
     }
 
 
-def evaluate(scene: Scene, files: TruthFiles, search: SearchSettings, tune: TuneSettings | None, seed: int) -> dict[str, Any]:
-    """Invert and score every photo. KeyboardInterrupt stops after the current photo and returns the results so far."""
+def evaluate(
+    scene: Scene, files: TruthFiles, search: SearchSettings, tune: TuneSettings | None, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Invert every photo and yield its scores. Raises KeyboardInterrupt, without the current photo, if it is interrupted."""
     data, poses = read_truth(files), read_poses(files)
     if data.images.shape[-1] != search.image_size:
         raise UserError(f"the photos have {data.images.shape[-1]} px; pass --image_size {data.images.shape[-1]}")
-    photos: list[dict[str, Any]] = []
     for i, path in enumerate(files.images):
         started = time.monotonic()
         inversion = invert(scene, data.images[i].float() / 255, search, tune, seed, f"{path.stem} ({i + 1}/{len(files.images)})")
         if inversion.was_interrupted:
-            break
+            raise KeyboardInterrupt
         truth = Geometry(*(part[i : i + 1] for part in data.geometry))
         true_pose = CameraPoses(poses.pitch[i : i + 1], poses.yaw[i : i + 1])
-        photos.append(_photo_report(path.stem, inversion, truth, true_pose, time.monotonic() - started))
-    if not photos:
-        raise UserError("interrupted before the first photo was done; there is nothing to report")
-    return {"summary": summarize(photos), "photos": photos}
+        yield _photo_report(path.stem, inversion, truth, true_pose, time.monotonic() - started)
 
 
 def _photo_report(stem: str, inversion: Inversion, truth: Geometry, pose: CameraPoses, seconds: float) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,15 +18,7 @@ from inversion.search import Scene
 from siren.field import Field
 from visualization.images import from_uint8, image_grid, save_image, view_image
 from visualization.mesh_rendering import open_renderer, pose_matrix
-from visualization.meshes import (
-    MeshSettings,
-    extract_mesh,
-    fill_occupancy_near_surface,
-    refine_vertices,
-    save_mesh,
-    vertex_colors,
-    visible_radius,
-)
+from visualization.meshes import colored_mesh, save_mesh
 from visualization.trajectories import TrajectoryPose, ellipse, multiview
 from visualization.videos import VideoWriter
 
@@ -42,7 +33,7 @@ WHITE = 1.0
 def write_all(
     inversion: Inversion, scene: Scene, photo: Tensor, name: GeneratorName, stem: Path, view_size: int
 ) -> tuple[list[Path], list[list[Tensor]]]:
-    """Write ``{stem}_latent.safetensors``, ``.png``, ``.mp4`` and, if there is a surface, ``.glb``.
+    """Write ``{stem}_latent.safetensors``, ``.png``, ``.mp4`` with its frames and, if there is a surface, ``.glb``.
 
     Return their paths and the rows of the sheet.
 
@@ -53,27 +44,13 @@ def write_all(
     generator = scene.generator if inversion.weights is None else with_weights(scene.generator, inversion.weights)
     with torch.no_grad():
         field = generator.field(scene.distribution.styles(inversion.found.coordinates, inversion.found.offsets))
-    mesh = mesh_of(field, scene)
+    mesh = colored_mesh(field, scene.curriculum, MESH_RESOLUTION, scene.device)
     sheet_path, video_path = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.mp4")
     rows = sheet_rows(inversion, field, mesh, scene, photo, view_size)
     save_image(sheet_path, image_grid(rows))
     write_video(video_path, field, scene, view_size)
     meshes = [] if mesh is None else save_mesh(mesh, stem, (".glb",))
     return [latent_path, sheet_path, video_path, *meshes], rows
-
-
-def mesh_of(field: Field, scene: Scene) -> Trimesh | None:
-    """Extract the largest piece of the surface with vertex colors; None if there is no surface."""
-    curriculum, device = scene.curriculum, scene.device
-    settings = MeshSettings(level=curriculum.tau, clip_radius=visible_radius(curriculum), largest_piece=True)
-    voxels = np.empty((MESH_RESOLUTION,) * 3, dtype=np.float32)
-    fill_occupancy_near_surface(voxels, field, curriculum, settings.cube_size, settings.level, device)
-    mesh = extract_mesh(voxels, settings)
-    if mesh is None:
-        return None
-    refine_vertices(mesh, field, curriculum, settings, MESH_RESOLUTION, device)
-    mesh.visual.vertex_colors = vertex_colors(mesh, field, curriculum, device)
-    return mesh
 
 
 def sheet_rows(

@@ -20,6 +20,7 @@ from inversion.camera import normals_in_photo, photo_rays
 from inversion.losses import psnr_db
 from inversion.search import Candidates, Progress, Scene, Search, SearchSettings
 from inversion.tuning import TuneSettings, Tuning
+from settings.curriculum import Curriculum
 from siren.field import Field
 
 RAY_STEP_MULTIPLIER = 2  # times the curriculum's samples per ray, as in the render scripts
@@ -68,33 +69,38 @@ def invert(
     KeyboardInterrupt stops the current phase; the best result so far is kept.
     """
     search = Search(scene, photo, search_settings)
-    was_interrupted = not _run_to_end(search.run(), search_settings.total_steps(), label)
+    was_interrupted = not _run_to_end(search.run(), search_settings.total_steps(), label, scene.curriculum)
     before = photo_view(scene.generator, scene, search.best, photo)
     if tune_settings is None or was_interrupted:
         return Inversion(search.best, None, before, None, was_interrupted)
     tuning = Tuning(scene, photo, search.best, tune_settings, search_settings, seed)
-    was_interrupted = not _run_to_end(tuning.run(), tune_settings.num_steps, f"{label}, tuning")
+    was_interrupted = not _run_to_end(tuning.run(), tune_settings.num_steps, f"{label}, tuning", scene.curriculum)
     if tuning.weights is None:
         return Inversion(search.best, None, before, None, was_interrupted)
     after = photo_view(with_weights(scene.generator, tuning.weights), scene, search.best, photo)
     return Inversion(search.best, tuning.weights, before, after, was_interrupted)
 
 
-def _run_to_end(steps: Iterator[Progress], total: int, label: str) -> bool:
+def _run_to_end(steps: Iterator[Progress], total: int, label: str, curriculum: Curriculum) -> bool:
     """Run the steps with a progress bar. Return False if KeyboardInterrupt stopped them, else True."""
     with tqdm(total=total, desc=label, unit="step") as bar:
         try:
             for progress in steps:
-                bar.set_postfix_str(_shown(progress), refresh=False)
+                bar.set_postfix_str(_shown(progress, curriculum), refresh=False)
                 bar.update()
         except KeyboardInterrupt:
             return False
     return True
 
 
-def _shown(progress: Progress) -> str:
-    yaw, pitch = (round(math.degrees(value), 1) for value in (progress.yaw, progress.pitch))
-    return f"loss {progress.objective:.4f}, {progress.psnr_db:.1f} dB at {progress.image_size} px, yaw {yaw}°, pitch {pitch}°"
+def _shown(progress: Progress, curriculum: Curriculum) -> str:
+    pose = pose_text(progress.yaw, progress.pitch, curriculum)
+    return f"loss {progress.objective:.4f}, {progress.psnr_db:.1f} dB at {progress.image_size} px, {pose}"
+
+
+def pose_text(yaw: float, pitch: float, curriculum: Curriculum) -> str:
+    """Describe a pose, in radians, by its degrees from the mean pose."""
+    return f"yaw {math.degrees(yaw - curriculum.h_mean):+.1f}°, pitch {math.degrees(pitch - curriculum.v_mean):+.1f}°"
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ class Tuning:
             pool = surface_pool(pivot_field, self.pivot.poses(), scene)
             rays = photo_rays(self.pivot.poses(), self.pivot.crop(), size, size, scene.curriculum.fov)
         optimizer = torch.optim.Adam(tuned.values(), lr=settings.rate, betas=(0.9, 0.99))
-        best = math.inf
+        best, best_psnr = math.inf, math.nan
         pitch, yaw = self.pivot.angles[0].tolist()
         rendering = RenderSettings.from_curriculum(scene.curriculum)
         for step in range(settings.num_steps):

@@ -40,14 +40,16 @@ from inversion.losses import feature_loss, gradient_loss, image_pyramid, psnr_db
 from inversion.reconstruction import photo_view
 from inversion.search import Candidates, Scene, Search, SearchSettings, best_of_bank, open_scene, render_candidates
 from inversion.tuning import SurfacePool, TuneSettings, Tuning, tune_settings_of
+from loading.files import find_images
 from metrics.shapes import Geometry
 from settings.registry import CURRICULUMS
 from siren.mapping import FilmParameters
 from tools import directions
-from visualization.generator_scripts import Subject, styles_from_seed
+from visualization.generator_scripts import Subject, mix_subjects, styles_from_seed
 
 SMALL = SearchSettings(num_steps=60, image_size=32, num_bank=96)
-QUICK = ["--num_steps", "6", "--image_size", "16", "--view_size", "16", "--device", "cpu"]
+QUICK_SEARCH = ["--num_steps", "6", "--image_size", "16", "--device", "cpu"]
+QUICK = [*QUICK_SEARCH, "--view_size", "16"]
 PHOTO_KEYS = {"pitch": 1.5, "yaw": 1.6, "shift_x": 0.01, "shift_y": 0.0, "roll": 0.02, "log_scale": -0.03}
 
 
@@ -393,7 +395,7 @@ def test_mixing_only_the_appearance_does_not_change_the_surface(
     row, column = (Subject(str(seed), styles_from_seed(loaded, seed, 1.0)) for seed in (1, 6))
     views = []
     for split in (curriculum.num_layers, 1):
-        mixed = style_mixing.mix(row, column, split, loaded)
+        mixed = mix_subjects(loaded, row, column, split)
         views.append(render_view(loaded.generator.field(mixed.styles), pose, curriculum, settings))
     own = render_view(loaded.generator.field(row.styles), pose, curriculum, settings)
     assert torch.equal(views[0].surface_depth, own.surface_depth) and torch.equal(views[0].normals, own.normals)
@@ -401,6 +403,32 @@ def test_mixing_only_the_appearance_does_not_change_the_surface(
     assert not torch.equal(views[1].surface_depth, own.surface_depth)
     whole = mix_styles(row.styles, column.styles, curriculum.num_layers + 1, curriculum)
     assert all(torch.equal(a, b) for a, b in zip(whole, row.styles, strict=True))
+
+
+@pytest.mark.parametrize("model", ["SPATIALSIRENBASELINE", "TRIPLANE"])
+def test_tuned_weights_are_mixed_by_layer_like_the_styles(model: str) -> None:
+    from generators.generator import ImplicitGenerator3d
+
+    curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides([f"model={model}", "view_dependent=False"])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        loaded = LoadedGenerator(ImplicitGenerator3d(curriculum).eval(), curriculum)
+    names = dict(loaded.generator.named_parameters())
+    row, column = (
+        Subject(
+            str(seed), styles_from_seed(loaded, seed, 1.0), {name: torch.full_like(value, seed) for name, value in names.items()}
+        )
+        for seed in (1, 2)
+    )
+    split = 2
+    mixed = mix_subjects(loaded, row, column, split)
+    first, last = ("siren.network.1.", "siren.network.2.") if model != "TRIPLANE" else ("blocks.1.0.", "blocks.1.1.")
+    for part, seed in ((first, 1), (last, 2), ("color_layer_linear", 2), ("backbone.to_planes.0.", 1), ("decoder", 1)):
+        values = [value for name, value in mixed.weights.items() if part in name]
+        assert all((value == seed).all() for value in values), part
+    alone = mix_subjects(loaded, Subject("seed", row.styles), column, split)
+    assert all(torch.equal(alone.weights[name], value) for name, value in names.items() if first in name)
+    assert any((value == 2).all() for value in alone.weights.values())
 
 
 def test_mixing_writes_grids_and_rejects_a_split_beyond_the_network(tiny_generator_path: Path, tmp_path: Path) -> None:
@@ -475,7 +503,7 @@ def test_evaluation_reports_every_photo(tiny_generator_path: Path, tmp_path: Pat
         str(tmp_path / "set"),
         "--generator",
         str(tiny_generator_path),
-        *QUICK,
+        *QUICK_SEARCH,
         "--tune",
         "--tune_steps",
         "2",
@@ -485,6 +513,9 @@ def test_evaluation_reports_every_photo(tiny_generator_path: Path, tmp_path: Pat
     assert results["summary"]["num_photos"] == 2 == len(results["photos"])
     assert set(results["photos"][0]["before"]) == set(results["photos"][0]["after"])
     assert results["protocol"]["generator"] == "tiny" and results["protocol"]["num_steps"] == 6
+    assert results["protocol"]["num_requested"] == 2
+    data = {"folder": "set", "seed": 5, "curriculum": "SYNTH_TINY", "num_images": 2, "image_size": 16}
+    assert results["protocol"]["data"] == data
     with pytest.raises(UserError, match="pass --image_size 16"):
         invert.main(["--evaluate", str(tmp_path / "set"), "--generator", str(tiny_generator_path), "--output_dir", str(tmp_path)])
 
@@ -504,11 +535,44 @@ def test_the_command_writes_everything_and_the_same_bytes_again(scene: Scene, ti
         arguments = [str(photo), "--generator", str(tiny_generator_path), *QUICK, "--tune", "--tune_steps", "3"]
         invert.main([*arguments, "--output_dir", str(tmp_path / folder)])
         written.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir() if path.is_file()})
-    assert set(written[0]) == {"mine_latent.safetensors", "mine.png", "mine.mp4", "mine.glb"}
+    assert set(written[0]) == {"generator.json", "mine_latent.safetensors", "mine.png", "mine.mp4", "mine.glb"}
     assert written[0] == written[1]
     assert Image.open(tmp_path / "a" / "mine.png").size == (7 * 18 - 2, 3 * 18 - 2)
     views = views_of([str(tiny_generator_path), "--latent", str(tmp_path / "a" / "mine_latent.safetensors")], tmp_path / "views")
     assert "grid_mine_latent.png" in views
+
+
+def test_photos_are_never_overwritten_and_files_of_two_generators_never_mixed(
+    scene: Scene, tiny_generator_path: Path, empty_generator_path: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    photo = save_photo(folder / "overview.png", photo_of(scene, candidate(scene, 2, 0.3, 0.1)))
+    before = photo.read_bytes()
+    for given in (folder, photo):
+        with pytest.raises(UserError, match="holds the photos themselves"):
+            invert.main([str(given), "--generator", str(tiny_generator_path), *QUICK, "--output_dir", str(folder)])
+    inside = folder / "inverted"
+    invert.main([str(folder), "--generator", str(tiny_generator_path), *QUICK, "--output_dir", str(inside)])
+    assert photo.read_bytes() == before
+    assert (inside / "overview_2.png").is_file() and not (inside / "overview.png").exists()
+    assert [Path(name).name for name in find_images(str(folder)).names] == ["overview.png"]
+    with pytest.raises(UserError, match="choose another --output_dir"):
+        invert.main([str(folder), "--generator", str(empty_generator_path), *QUICK, "--output_dir", str(inside)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a.png", "--tune_steps", "5"], "--tune_steps needs --tune"),
+        (["--evaluate", "set", "--view_size", "64"], "--view_size cannot be combined with --evaluate"),
+        (["--evaluate", "set", "a.png"], "either photos or --evaluate"),
+    ],
+)
+def test_options_without_effect_are_rejected(arguments: list[str], words: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        invert.parse_arguments([*arguments, "--generator", "heads"])
+    assert words in capsys.readouterr().err
 
 
 def test_a_photo_of_something_else_ends_with_its_psnr_and_a_note(tiny_generator_path: Path, tmp_path: Path, capsys) -> None:
@@ -548,6 +612,7 @@ def test_ctrl_c_writes_the_best_result_so_far(repo: Path, scene: Scene, tiny_gen
         "0.mp4",
         "0.glb",
         "overview.png",
+        "generator.json",
     }
 
 

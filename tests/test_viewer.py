@@ -28,10 +28,12 @@ from viewing.frames import Frame, FrameJob, FrameSettings
 from viewing.looks import Look, field_of
 from viewing.pool import MIN_PART_RAYS, RenderPool
 from viewing.server import MAX_SHOWN_SEED, LocalServer, _number
-from viewing.shapes import colored_mesh, prior_cameras
+from viewing.shapes import prior_cameras
 from viewing.source import RunFolder, newest_generator
 from viewing.worker import MIN_MOVING_SIZE, Session, TimeBudget, Worker
+from visualization.generator_scripts import Subject, bind_field, mix_subjects, styles_from_seed
 from visualization.images import to_uint8
+from visualization.meshes import colored_mesh
 
 SIZE = 32
 CPU = torch.device("cpu")
@@ -153,13 +155,23 @@ def test_impossible_cameras_are_rejected(change: dict[str, object]) -> None:
 # -- what is shown -------------------------------------------------------------------------------------------------
 
 
-def test_a_mixed_head_has_the_geometry_of_its_seed(loaded: LoadedGenerator) -> None:
+def test_a_mixed_head_is_that_of_style_mixing(loaded: LoadedGenerator) -> None:
     points = (torch.rand(1, 200, 3, generator=torch.Generator().manual_seed(0)) - 0.5) * 0.2
-    own, mixed, other = (field_of(loaded, look) for look in (Look(3), Look(3, appearance_seed=4), Look(4)))
-    assert torch.equal(own.occupancy_logits(points), mixed.occupancy_logits(points))
-    assert not torch.equal(own.occupancy_logits(points), other.occupancy_logits(points))
-    ahead = torch.tensor([0.0, 0.0, -1.0]).expand_as(points)
-    assert not torch.equal(own.logits_and_colors(points, ahead)[1], mixed.logits_and_colors(points, ahead)[1])
+    own, other = (Subject(str(seed), styles_from_seed(loaded, seed, 0.7)) for seed in (3, 4))
+    expected = bind_field(loaded, mix_subjects(loaded, own, other, (loaded.curriculum.num_layers + 1) // 2))
+    logits = [field_of(loaded, look).occupancy_logits(points) for look in (Look(3, appearance_seed=4), Look(3), Look(4))]
+    assert torch.equal(logits[0], expected.occupancy_logits(points))
+    assert not torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
+
+
+def test_a_latent_file_replaces_the_seed(loaded: LoadedGenerator) -> None:
+    points = (torch.rand(1, 200, 3, generator=torch.Generator().manual_seed(0)) - 0.5) * 0.2
+    latents = {"photo": Subject("photo", styles_from_seed(loaded, 9, 1.0))}
+    found = field_of(loaded, Look(3, latent="photo"), latents).occupancy_logits(points)
+    assert torch.equal(found, field_of(loaded, Look(9, 1.0)).occupancy_logits(points))
+    assert torch.equal(
+        field_of(loaded, Look(3), latents).occupancy_logits(points), field_of(loaded, Look(3)).occupancy_logits(points)
+    )
 
 
 def test_triplanes_are_shown_too() -> None:
@@ -175,7 +187,7 @@ def test_triplanes_are_shown_too() -> None:
 
 
 def test_the_mesh_is_the_ball(loaded: LoadedGenerator) -> None:
-    mesh = colored_mesh(loaded, field_of(loaded, Look()), CPU)
+    mesh = colored_mesh(field_of(loaded, Look()), loaded.curriculum, 128, CPU)
     assert np.linalg.norm(mesh.vertices, axis=1) == pytest.approx(small_models.BALL_RADIUS, abs=0.01)
     assert mesh.visual.vertex_colors[:, :3].std() > 10
 
@@ -300,7 +312,13 @@ def test_no_browser_can_request_a_public_link() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "specify either"), (["heads", "--watch", "x"], "specify either"), (["--watch", "no/such"], "not a folder")],
+    [
+        ([], "specify either"),
+        (["heads", "--psi", "1.6"], "--psi from 0 to 1.5"),
+        (["heads", "--seed", "2147483648"], "--seed up to"),
+        (["heads", "--watch", "x"], "specify either"),
+        (["--watch", "no/such"], "not a folder"),
+    ],
 )
 def test_bad_commands_end_in_one_line(repo: Path, arguments: list[str], message: str) -> None:
     done = subprocess.run([sys.executable, "view.py", *arguments], cwd=repo, capture_output=True, text=True)

@@ -20,13 +20,17 @@ from common.arguments import MAX_SEED
 from viewing.camera import BrowserCamera, camera_at, fitting_distance, window_half_side
 from viewing.frames import QUANTITIES, Frame, FrameJob, FrameSettings
 from viewing.looks import Look, field_of
-from viewing.shapes import colored_mesh, prior_cameras, prior_reach
+from viewing.shapes import prior_cameras, prior_reach
 from viewing.worker import Session, Worker
 from visualization.images import png_bytes
+from visualization.meshes import colored_mesh
 
 MAX_SHOWN_SEED = 2**31 - 1  # largest value of the page's number box
 SIZES = (64, 128, 256, 512)
+MESH_RESOLUTION = 128  # voxels along a side
 VOLUME, SURFACE = "volume", "surface"
+SEED = "seed"  # the choice of the object that is not a latent file
+MIN_PSI, MAX_PSI = 0.0, 1.5  # of the slider
 FAN_DISTANCE, FAN_TURN = 5.0, 0.9  # camera that shows the prior: distance, and yaw from the mean in radians
 NARROW_ASPECT = 0.8  # width over height of a phone's window
 STATUS_SECONDS = 0.5  # between status lines while something moves
@@ -71,6 +75,8 @@ class Viewer:
     def _connect(self, client: viser.ClientHandle) -> None:
         page = Page(client, self._worker, self._name, self._look, self._settings)
         self._pages[client.client_id] = page
+        if client.client_id not in self._server.get_clients():  # it left while its panel was built
+            self._disconnect(client)
 
     def _disconnect(self, client: viser.ClientHandle) -> None:
         page = self._pages.pop(client.client_id, None)
@@ -118,15 +124,19 @@ class Page:
         modes = (VOLUME, SURFACE) if has_surface else (VOLUME,)
         quantities = QUANTITIES if has_surface else tuple(name for name in QUANTITIES if name != "normals")
         self._status = gui.add_markdown(f"**{self._name}**")
-        self._seed = gui.add_number("Seed", look.seed, min=0, max=MAX_SHOWN_SEED, step=1)
+        labels = (SEED, *self._worker.latents)
+        self._object = gui.add_dropdown("Object", labels, initial_value=look.latent or SEED, visible=len(labels) > 1)
+        self._seed = gui.add_number("Seed", look.seed, min=0, max=MAX_SHOWN_SEED, step=1, disabled=look.latent is not None)
         self._next = gui.add_button("Next seed")
         self._psi = gui.add_slider(
-            "psi", min=0.0, max=1.5, step=0.05, initial_value=look.psi, hint="1: full variety; 0: the mean"
+            "psi", min=MIN_PSI, max=MAX_PSI, step=0.05, initial_value=look.psi, hint="1: full variety; 0: the mean"
         )
         self._quantity = gui.add_dropdown("Show", quantities, initial_value=settings.quantity)
         with gui.add_folder("More", expand_by_default=is_open):
             self._mix = gui.add_checkbox("Mix", False, hint="the geometry of the seed in the appearance of another")
-            self._appearance = gui.add_number("Appearance", look.seed + 1, min=0, max=MAX_SHOWN_SEED, step=1, disabled=True)
+            self._appearance = gui.add_number(
+                "Appearance", min(look.seed + 1, MAX_SHOWN_SEED), min=0, max=MAX_SHOWN_SEED, step=1, disabled=True
+            )
             self._mode = gui.add_dropdown("Render", modes, initial_value=SURFACE if settings.surface else VOLUME)
             sizes = sorted({*SIZES, settings.image_size})
             self._size = gui.add_dropdown("Pixels", [str(size) for size in sizes], initial_value=str(settings.image_size))
@@ -137,7 +147,7 @@ class Page:
             self._download = gui.add_button("Save mesh")
 
     def _listen(self) -> None:
-        for control in (self._seed, self._psi, self._mix, self._appearance, self._quantity, self._mode, self._size):
+        for control in (self._object, self._seed, self._psi, self._mix, self._appearance, self._quantity, self._mode, self._size):
             control.on_update(self._change)
         self._prior.on_update(self._toggle_prior)
         self._mesh.on_update(self._toggle_mesh)
@@ -148,6 +158,7 @@ class Page:
         self._client.camera.on_update(self._move)
 
     def _next_seed(self, event: object) -> None:
+        self._object.value = SEED
         self._seed.value = (self._look().seed + 1) % (MAX_SHOWN_SEED + 1)
         self._change(event)
 
@@ -158,6 +169,7 @@ class Page:
 
     def _change(self, event: object) -> None:
         self._appearance.disabled = not self._mix.value
+        self._seed.disabled = self._object.value in self._worker.latents
         before, look = self._session.look, self._look()
         self._worker.change(self._session, look=look, settings=self._frame_settings())
         if self._mesh.value and look != before:
@@ -169,12 +181,13 @@ class Page:
         psi = _number(self._psi.value, last.psi, -2.0, 2.0)
         seed = int(_number(self._seed.value, last.seed, 0, MAX_SEED))
         appearance = int(_number(self._appearance.value, 0, 0, MAX_SEED)) if self._mix.value else None
-        return Look(seed, psi, appearance)
+        latent = self._object.value if self._object.value in self._worker.latents else None
+        return Look(seed, psi, appearance, latent)
 
     def _frame_settings(self) -> FrameSettings:
         last = self._session.settings
         quantity = self._quantity.value if self._quantity.value in QUANTITIES else last.quantity
-        size = int(self._size.value) if self._size.value in map(str, SIZES) else last.image_size
+        size = int(self._size.value) if self._size.value in self._size.options else last.image_size
         with_depth = bool(self._prior.value or self._mesh.value)
         return FrameSettings(quantity, self._mode.value == SURFACE, size, with_depth)
 
@@ -239,7 +252,7 @@ class Page:
         note = self._client.gui.add_notification("Mesh", "computing", loading=True, with_close_button=False)
         loaded = self._worker.loaded
         device = next(loaded.generator.parameters()).device
-        mesh = colored_mesh(loaded, field_of(loaded, self._look()), device)
+        mesh = colored_mesh(field_of(loaded, self._look(), self._worker.latents), loaded.curriculum, MESH_RESOLUTION, device)
         note.loading, note.with_close_button, note.auto_close_seconds = False, True, 4.0
         note.body = "this head has no surface" if mesh is None else f"{len(mesh.faces)} triangles"
         return mesh
@@ -248,7 +261,7 @@ class Page:
         """Render the view at full quality and send the frame, without background, as PNG."""
         session, loaded = self._session, self._worker.loaded
         device = next(loaded.generator.parameters()).device
-        job = FrameJob(field_of(loaded, session.look), loaded.curriculum, session.camera, session.settings)
+        job = FrameJob(field_of(loaded, session.look, self._worker.latents), loaded.curriculum, session.camera, session.settings)
         frame = job.advance(job.num_rays, device, self._worker.pool)
         if frame is not None and job.num_rays:
             self._client.send_file_download(f"{self._file_stem()}.png", png_bytes(frame.cropped()), save_immediately=True)
@@ -263,7 +276,7 @@ class Page:
 
     def _file_stem(self) -> str:
         look = self._session.look
-        return f"seed_{look.seed}" + ("" if look.appearance_seed is None else f"_in_{look.appearance_seed}")
+        return (look.latent or f"seed_{look.seed}") + ("" if look.appearance_seed is None else f"_in_{look.appearance_seed}")
 
 
 def _number(value: object, otherwise: float, least: float, most: float) -> float:

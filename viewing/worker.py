@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -19,6 +20,7 @@ from viewing.camera import BrowserCamera, camera_at
 from viewing.frames import Frame, FrameJob, FrameSettings
 from viewing.looks import Look, field_of
 from viewing.pool import RenderPool
+from visualization.generator_scripts import Subject
 
 FRAME_SECONDS = 0.08  # of rendering during changes; with transfer and drawing, 10 frames per second
 REST_SECONDS = 0.15  # without a change, before a view is refined
@@ -73,8 +75,10 @@ class TimeBudget:
 class Worker:
     """Renders for any number of sessions until :meth:`stop`."""
 
-    def __init__(self, loaded: LoadedGenerator, device: torch.device) -> None:
+    def __init__(self, loaded: LoadedGenerator, device: torch.device, latents: Mapping[str, Subject] | None = None) -> None:
+        """``latents``: latent files by label, which a look may name."""
         self._loaded, self._device = loaded, device
+        self.latents = latents or {}
         self._generation = 0  # counts replacements of the generator
         self._sessions: list[Session] = []
         self._wake = threading.Condition()
@@ -91,7 +95,7 @@ class Worker:
         """Measure the cost of small frames, then start the thread."""
         curriculum = self._loaded.curriculum
         camera = camera_at(curriculum.h_mean, curriculum.v_mean, 1.0, math.radians(curriculum.fov))
-        field = field_of(self._loaded, look)
+        field = field_of(self._loaded, look, self.latents)
         for size in (MIN_MOVING_SIZE, 2 * MIN_MOVING_SIZE):  # the first also loads libraries
             began = time.perf_counter()
             job = FrameJob(field, curriculum, camera, FrameSettings(settings.quantity, settings.surface, size))
@@ -209,7 +213,7 @@ class Worker:
     def _new_job(self, session: Session, size: int) -> FrameJob:
         key = (self._generation, session.look)
         if session.field is None or session.field_key != key:
-            session.field, session.field_key = field_of(self._loaded, session.look), key
+            session.field, session.field_key = field_of(self._loaded, session.look, self.latents), key
         settings = session.settings
         sized = FrameSettings(settings.quantity, settings.surface, size, settings.with_depth)
         return FrameJob(session.field, self._loaded.curriculum, session.camera, sized)

@@ -21,7 +21,7 @@ from common.files import make_output_dir
 from common.output_folders import claim_folder
 from generators.cameras import CameraPoses, mean_direction
 from generators.generator import Styles, latent_from_seed
-from generators.styles import flatten_styles, unflatten_styles, with_weights
+from generators.styles import flatten_styles, mix_styles, style_layer_of, unflatten_styles, with_weights
 from generators.view_cache import CachedField, build_cache, view_rays
 from generators.views import LockedDirections, View, ViewSettings, make_pose, render_view
 from settings.curriculum import Curriculum
@@ -107,12 +107,16 @@ def open_generator(
     check_surface_only(getattr(args, "surface_only", False), loaded.curriculum)
     output_dir = make_output_dir(args.output_dir)
     if owns_folder:
-        path = resolve_generator_path(args.path).resolve()
-        name = f"{path.parent.name}/{path.name}"
-        note = claim_folder(output_dir, name, GeneratorName.of(loaded.generator, path).digest)
-        if note:
-            print(f"note: {note}", file=sys.stderr)
+        claim_for_generator(output_dir, loaded, args.path)
     return loaded, output_dir
+
+
+def claim_for_generator(output_dir: Path, loaded: LoadedGenerator, given_path: str) -> None:
+    """Reserve a folder for the files of one generator, given by name or path. Raises UserError if it holds another's files."""
+    path = resolve_generator_path(given_path).resolve()
+    note = claim_folder(output_dir, f"{path.parent.name}/{path.name}", GeneratorName.of(loaded.generator, path).digest)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def check_surface_only(surface_only: bool, curriculum: Curriculum) -> None:
@@ -179,6 +183,20 @@ def field_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Field:
 def bind_field(loaded: LoadedGenerator, subject: Subject) -> Field:
     generator = loaded.generator if subject.weights is None else with_weights(loaded.generator, subject.weights)
     return generator.field(subject.styles)
+
+
+def mix_subjects(loaded: LoadedGenerator, row: Subject, column: Subject, split: int) -> Subject:
+    """Combine the first ``split`` layers of the row with the others of the column: styles, and tuned weights if there are any."""
+    styles = mix_styles(row.styles, column.styles, split, loaded.curriculum)
+    if row.weights is None and column.weights is None:
+        return Subject(row.label, styles)
+    own: Mapping[str, Tensor] = loaded.generator.state_dict()
+    names = {*(row.weights or {}), *(column.weights or {})}
+    weights = {}
+    for name in names:
+        source = row if style_layer_of(name, loaded.curriculum) < split else column
+        weights[name] = (source.weights or own).get(name, own[name])
+    return Subject(row.label, styles, weights)
 
 
 def given_seeds(args: argparse.Namespace, seeds: Sequence[int] | None, default: Sequence[int]) -> Sequence[int]:

@@ -329,6 +329,19 @@ def smooth_normals(mesh: Trimesh) -> np.ndarray:
     return np.where(length > 0, sums / np.maximum(length, 1e-300), (0.0, 1.0, 0.0))
 
 
+def colored_mesh(field: Field, curriculum: Curriculum, resolution: int, device: torch.device | str = "cpu") -> Trimesh | None:
+    """Extract the largest piece of all that the training cameras see, with vertex colors; None if there is no surface."""
+    radius = visible_radius(curriculum)
+    settings = MeshSettings(2.05 * radius, curriculum.tau, radius, largest_piece=True)
+    voxels = np.empty((resolution,) * 3, dtype=np.float32)
+    fill_occupancy_near_surface(voxels, field, curriculum, settings.cube_size, settings.level, device)
+    mesh = extract_mesh(voxels, settings)
+    if mesh is not None:
+        refine_vertices(mesh, field, curriculum, settings, resolution, device)
+        mesh.visual.vertex_colors = vertex_colors(mesh, field, curriculum, device)
+    return mesh
+
+
 def save_mesh(mesh: Trimesh, stem: Path, suffixes: tuple[str, ...] = (".ply", ".glb")) -> list[Path]:
     """Write ``stem`` + suffix for each of .ply, .glb, .obj. Raises UserError if a file cannot be written.
 

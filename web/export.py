@@ -54,6 +54,7 @@ WORKER_SCRIPTS = ("shared.js", "triplane_backbone.js", "backbone_worker.js")
 MAX_HIDDEN_DIM = 128
 MAX_LAYERS = 4
 MAX_PLANE_SIZE = 256  # texels
+MAX_BLOCK_BYTES = 16384  # of a uniform block: the minimum that WebGL 2 guarantees
 MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "TRIPLANE")
 RAY_STEP_MULTIPLIER = 2  # as in the render scripts
 
@@ -99,6 +100,12 @@ def _check_triplane(name: str, curriculum: Curriculum) -> None:
         raise UserError(
             f"{name} has planes of {size} texels, {c.plane_channels} channels and a decoder of {c.decoder_dim}; a page holds "
             f"at most {MAX_PLANE_SIZE} texels and a decoder of {MAX_HIDDEN_DIM}, with channels in multiples of 4: use view.py"
+        )
+    num_bytes = 4 * (20 + c.decoder_dim * (1 + 4 + c.plane_channels))  # of the uniform block in triplane_program.js
+    if num_bytes > MAX_BLOCK_BYTES:
+        raise UserError(
+            f"{name} has a decoder of {c.plane_channels} x {c.decoder_dim} weights, {num_bytes:,} bytes; a page holds at most "
+            f"{MAX_BLOCK_BYTES:,}, which every browser supports: use view.py"
         )
 
 

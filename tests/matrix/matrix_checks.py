@@ -49,9 +49,10 @@ from tools import directions, eval_geometry
 from viewing.camera import camera_at
 from viewing.frames import FrameJob, FrameSettings
 from viewing.looks import Look, field_of
-from viewing.shapes import colored_mesh, prior_cameras
+from viewing.shapes import prior_cameras
 from visualization.generator_scripts import field_from_seed
 from visualization.images import QUANTITIES
+from visualization.meshes import colored_mesh
 from visualization.trajectories import ellipse, multiview
 
 SIZE = 16  # pixels of a view
@@ -324,7 +325,7 @@ def check_viewer(case: Case) -> None:
             if quantity == "image":
                 check_background(image, case.combination, what)
             require(bool(np.isfinite(frame.depth).all()), f"{what}: depth is not finite")
-    require(colored_mesh(case.loaded, field, torch.device("cpu")) is not None, "the viewer has no mesh")
+    require(colored_mesh(field, case.loaded.curriculum, 128) is not None, "the viewer has no mesh")
 
 
 # -- poses -------------------------------------------------------------------------------------------------------------

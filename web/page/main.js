@@ -77,8 +77,8 @@ function start() {
     unrolls: parameters.has("products") ? parameters.get("products") === "unrolled" : undefined,
     onDraw: (frame) => controls.showFrame(frame),
     onError: (error) => {
-      if (!(error instanceof ShaderError)) throw error;
-      showProblem(`This browser's graphics driver rejects the generator's shaders (${error.message}).`);
+      const cause = error instanceof ShaderError ? "This browser's graphics driver rejects the generator's shaders" : "The page cannot draw";
+      showProblem(`${cause} (${error.message}).`);
     },
   });
   controls = new Controls(viewer);

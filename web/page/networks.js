@@ -1,7 +1,8 @@
 // The two kinds of generators and their styles. A network is an object with
 //   styles(tensors, z)            the mapping network: latent -> styles, one flat Float64Array
 //   stored(tensors, prefix)       styles stored as tensors: the truncation mean, or those of a photo
-//   isAppearance(settings, i)     whether style number i belongs to the layers that a mix takes from the appearance
+//   isAppearance(settings, i)     whether style number i belongs to the second half of the layers, which a mix takes from the
+//                                 appearance, as style_mixing.py does by default
 //   createProgram(gl, settings, how)  the field program; how: what SirenProgram's constructor takes
 
 /** pi-GAN's SIREN. Styles: frequencies of all FiLM layers, the color layer's last, then their phase shifts. */
@@ -19,7 +20,7 @@ const SIREN_NETWORK = {
     return Float64Array.of(...tensors[`${prefix}.frequencies`], ...tensors[`${prefix}.phase_shifts`]);
   },
   isAppearance({ numLayers, hiddenDim }, i) {
-    return i % ((numLayers + 1) * hiddenDim) >= numLayers * hiddenDim;
+    return i % ((numLayers + 1) * hiddenDim) >= Math.floor((numLayers + 1) / 2) * hiddenDim;
   },
   createProgram(gl, settings, { inTextures, unrolls }) {
     return new SirenProgram(settings, { inTextures: inTextures || !SirenProgram.weightsFit(gl, settings.hiddenDim), unrolls });
@@ -28,7 +29,7 @@ const SIREN_NETWORK = {
 
 const MAPPING_RATE = 0.1; // learning rate of the tri-planes' mapping network, over that of the other layers
 
-/** EG3D's tri-planes. Styles: the w of each layer of the backbone, coarse to fine; a mix splits them in the middle. */
+/** EG3D's tri-planes. Styles: the w of each layer of the backbone, coarse to fine. */
 const TRIPLANE_NETWORK = {
   styles(tensors, z) {
     const meanSquare = z.reduce((sum, value) => sum + value * value, 0) / z.length;

@@ -260,9 +260,9 @@ class Viewer {
     while (this.running) await this.running;
   }
 
-  /** Return the canvas as a PNG file. */
+  /** Return the canvas as a PNG file: at full quality, or while it sways, as it is. */
   async toBlob() {
-    await this.settled();
+    if (this.swayStart === null) await this.settled();
     const { present } = await this.renderer.programsOf(this.state.mode);
     this.renderer.present(present, this.front); // the browser keeps the drawing only until the next frame
     return new Promise((resolve) => this.canvas.toBlob(resolve, "image/png"));
