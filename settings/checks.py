@@ -111,22 +111,54 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "lr_decay": ("constant", "cosine"),
     "plane_reduce": ("sum", "product"),
 }
-NEEDS: dict[str, tuple[str, str | bool]] = {  # settings that need another setting to have this value (True: any nonzero value)
-    "opacprior_lambda_init": ("with_opacprior", True),
-    "opacprior_growth_rate": ("with_opacprior", True),
-    "normal_lambda": ("with_normal_loss", True),
-    "h_sample": ("with_normal_loss", True),
-    "ball_hold_steps": ("init_ball_radius", True),
-    "ball_hold_lambda": ("init_ball_radius", True),
-    "ball_hold_floor": ("init_ball_radius", True),
-    "disc_widths": ("discriminator", "ResidualDiscriminator"),
-    "w_dim": ("model", "TRIPLANE"),
-    "backbone_channels": ("model", "TRIPLANE"),
-    "plane_channels": ("model", "TRIPLANE"),
-    "plane_extent": ("model", "TRIPLANE"),
-    "plane_reduce": ("model", "TRIPLANE"),
-    "decoder_dim": ("model", "TRIPLANE"),
+
+
+class Need(NamedTuple):
+    """A condition for a setting to have an effect: another setting is in ``values``, or, if that is None, is not 0 or False."""
+
+    setting: str
+    values: tuple[str | bool, ...] | None = None
+
+    def is_met(self, curriculum: Any) -> bool:
+        value = getattr(curriculum, self.setting)
+        return bool(value) if self.values is None else value in self.values
+
+
+SIREN = Need("model", tuple(model for model in MODELS if model != "TRIPLANE"))
+TRIPLANE = Need("model", ("TRIPLANE",))
+NEEDS: dict[str, Need] = {
+    "h_stddev": Need("sample_dist"),
+    "v_stddev": Need("sample_dist"),
+    "hidden_dim": SIREN,
+    "mapping_dim": SIREN,
+    "num_layers": SIREN,
+    "w_dim": TRIPLANE,
+    "backbone_channels": TRIPLANE,
+    "plane_channels": TRIPLANE,
+    "plane_extent": TRIPLANE,
+    "plane_reduce": TRIPLANE,
+    "decoder_dim": TRIPLANE,
+    "disc_channels": Need("discriminator", ("ProgressiveEncoderDiscriminator",)),
+    "fade_steps": Need("discriminator", ("ProgressiveEncoderDiscriminator",)),
+    "disc_widths": Need("discriminator", ("ResidualDiscriminator",)),
+    "num_steps_surface": Need("surface_sample"),
+    "num_steps_fine": Need("hierarchical_sample"),
+    "tau": Need("pred_occ"),
+    "root_method": Need("pred_occ"),
+    "n_secant_steps": Need("pred_occ"),
+    "interval_max": Need("surface_sample"),
+    "interval_min": Need("surface_sample"),
+    "decay_beta": Need("surface_sample"),
+    "clamp_mode": Need("pred_occ", (False,)),
+    "opacprior_lambda_init": Need("with_opacprior"),
+    "opacprior_growth_rate": Need("with_opacprior"),
+    "normal_lambda": Need("with_normal_loss"),
+    "h_sample": Need("with_normal_loss"),
+    "ball_hold_steps": Need("init_ball_radius"),
+    "ball_hold_lambda": Need("init_ball_radius"),
+    "ball_hold_floor": Need("init_ball_radius"),
 }
+WITHOUT_EFFECT = ("get_normal_with_pred_depth", "num_eval_imgs", "unique_lr")  # published keys that are kept for reference
 STAGE_NUMBERS: dict[str, Interval] = {"gen_lr": POSITIVE, "disc_lr": POSITIVE}
 STAGE_COUNTS: dict[str, tuple[int, int]] = {
     "start_step": (0, MAX_COUNT),
@@ -260,12 +292,9 @@ def ineffective_settings(curriculum: Any, stated: Iterable[str]) -> Iterator[str
     This is not part of :func:`problems`: an ablation may disable a loss and inherit its weight, and old files have such settings.
     """
     for key in stated:
-        if key not in NEEDS or not getattr(curriculum, key):
-            continue
-        other, wanted = NEEDS[key]
-        value = getattr(curriculum, other)
-        if not (value if wanted is True else value == wanted):
-            yield f"{key} has no effect, since {other} is {shown(value)}; remove {key} or set {other}"
+        if key in NEEDS and getattr(curriculum, key) and not NEEDS[key].is_met(curriculum):
+            other = NEEDS[key].setting
+            yield f"{key} has no effect, since {other} is {shown(getattr(curriculum, other))}; remove {key} or set {other}"
 
 
 def is_number(value: Any) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 from common.errors import UserError
 from curriculums import COMMON
-from settings.checks import LAST_DISC_SIZE, ineffective_settings, is_number, problems, shown
+from settings.checks import LAST_DISC_SIZE, WITHOUT_EFFECT, ineffective_settings, is_number, problems, shown
 from settings.published import reject_non_dictionary, to_current_format
 
 MAX_NAME = 100  # characters
@@ -197,6 +197,9 @@ class Curriculum:
             else:
                 settings[key] = value
             assigned.append(key)
+        for key in assigned:
+            if key in WITHOUT_EFFECT:
+                raise UserError(f"--set {key}: this published setting has no effect; remove it")
         curriculum = Curriculum.from_dict(settings, self.name)
         ineffective = next(ineffective_settings(curriculum, assigned), None)
         if ineffective:

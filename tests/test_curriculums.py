@@ -16,6 +16,7 @@ from common.errors import UserError
 from curriculums import COMMON
 from generators.cameras import sample_camera_poses
 from settings import checks
+from settings.checks import NEEDS, WITHOUT_EFFECT
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS, get_curriculum
 from tools.curriculum_json import main as print_json
@@ -294,6 +295,38 @@ def test_settings_without_effect_are_refused(overrides, named):
         CURRICULUMS["CATS_TINY"].with_overrides(overrides)
     assert named in str(error.value)
     assert CURRICULUMS["CATS_TINY"].with_overrides(overrides[:1])  # an ablation inherits the rest
+
+
+RADIANCE = ("pred_occ=False", "surface_sample=False", "with_opacprior=False", "with_normal_loss=False")
+RADIANCE += ("init_ball_radius=0", "hollow_check_interval=0")
+UNMET = {  # by the setting that another one needs: changes to SYNTH_TINY, or to SYNTH_TRIPLANE for settings of a SIREN
+    "sample_dist": ["sample_dist=None"],
+    "surface_sample": ["surface_sample=False"],
+    "hierarchical_sample": ["hierarchical_sample=False"],
+    "with_opacprior": ["with_opacprior=False"],
+    "with_normal_loss": ["with_normal_loss=False"],
+    "init_ball_radius": ["init_ball_radius=0"],
+    "pred_occ": RADIANCE,
+}
+
+
+@pytest.mark.parametrize("key", NEEDS)
+def test_every_setting_without_effect_is_refused_and_every_other_accepted(key):
+    base, other = CURRICULUMS["SYNTH_TINY"], CURRICULUMS["SYNTH_TRIPLANE"]
+    if not NEEDS[key].is_met(base):
+        base, other = other, base
+    changes = [] if key == "clamp_mode" else UNMET.get(NEEDS[key].setting, [])
+    value = getattr(base, key) or 1  # a stated value counts, even if it is the one that was there
+    if key != "clamp_mode":
+        assert base.with_overrides([f"{key}={value}"])
+    with pytest.raises(UserError, match=f"{key} has no effect, since {NEEDS[key].setting} is"):
+        (base if changes or key == "clamp_mode" else other).with_overrides([*changes, f"{key}={value}"])
+
+
+@pytest.mark.parametrize("key", WITHOUT_EFFECT)
+def test_published_keys_without_effect_cannot_be_set(key):
+    with pytest.raises(UserError, match=f"--set {key}: this published setting has no effect"):
+        CURRICULUMS["CelebA"].with_overrides([f"{key}={getattr(CURRICULUMS['CelebA'], key)}"])
 
 
 def test_a_dictionary_with_a_setting_without_effect(monkeypatch, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_horizontal_flip(photos, flips):
 @pytest.mark.parametrize("factor", [1.0, 0.05])
 def test_learning_rate_of_the_mapping_network(factor):
     """Adam's first step changes each weight by the learning rate."""
-    state = fresh_state(small_curriculum(f"mapping_lr_factor={factor}", "unique_lr=False"))
+    state = fresh_state(replace(small_curriculum(f"mapping_lr_factor={factor}"), unique_lr=False))
     state.set_learning_rates(0)
     before = {name: value.clone() for name, value in state.generator.state_dict().items()}
     for parameter in state.generator.parameters():
