@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = next(loaded.generator.parameters()).device
     args.level = loaded.curriculum.tau if args.level is None else args.level
     clip_radius = None if args.no_clip or not loaded.is_camera_known else visible_radius(loaded.curriculum)
-    if clip_radius is not None:
-        note_cut(args.cube_size, clip_radius)
-    if not loaded.is_camera_known:
+    if loaded.is_camera_known:
+        note_cut(args.cube_size, visible_radius(loaded.curriculum))
+    else:
         print("note: the mesh is not clipped, because the training cameras are unknown; add --curriculum NAME", file=sys.stderr)
     settings = MeshSettings(args.cube_size, args.level, clip_radius, args.largest_piece)
     if not settings.are_possible():

@@ -204,6 +204,10 @@ SCRIPTS = {  # by module: arguments, and a file that it leaves
         ("GENERATOR", "--dataset_path", "TRUTH", "--num_images", "8", "--predictor_steps", "80", "--output_json", "OUT/x.json"),
         "x.json",
     ),
+    "tools.mesh_score": (
+        ("GENERATOR", "--seeds", "0", "--image_size", "16", "--voxel_resolution", "32", "--texture", "64", "--output_dir", "OUT"),
+        "*.glb",
+    ),
     "tools.pose_spread": (
         ("PHOTOS", "--num_heads", "64", "--readout_steps", "4", "--readout_cache", "OUT", "--json", "OUT/x.json"),
         "x.json",

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import eval_metrics
+import test_cuda
 from visualization.generator_scripts import PRECISIONS
 
 SCORES = "highest"  # what is measured is measured in float32
@@ -57,6 +58,7 @@ def commands_with_a_device(repo: Path) -> set[str]:
 
 def test_no_script_is_left_out(repo: Path) -> None:
     assert commands_with_a_device(repo) == set(SCRIPTS)
+    assert set(test_cuda.SCRIPTS) == set(SCRIPTS) - {"view"}  # which serves until it is interrupted
 
 
 @pytest.fixture(scope="module")
