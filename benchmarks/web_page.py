@@ -49,7 +49,7 @@ def main() -> None:
             page = Path(folder) / "page.html"
             page.write_text(export_page({name: load_with_notes(path, None, torch.device("cpu"))}))
             report[name] = measure(page, name)
-        print(f"{name}, {report[name]['gpu']}")
+        print(f"{name}, {report[name]['gpu']}; first frame after {report[name]['firstFrameMs']:.0f} ms")
         print("".join(f"{cell:>15}" for cell in HEAD))
         for row in report[name]["results"]:
             numbers = (row["medianMs"], row["pointsPerFrame"], row["pointsPerPixel"], row["gflopPerFrame"], row["gflops"])

@@ -9,7 +9,7 @@ function median(values) {
   return sorted[Math.floor(sorted.length / 2)];
 }
 
-/** {gpu, model, results: [{size, frames, medianMs, pointsPerPixel, gflopPerFrame, gflops}]}; a flop is a multiplication or addition. */
+/** {gpu, model, firstFrameMs, results: [{size, frames, medianMs, pointsPerPixel, gflopPerFrame, gflops}]}; a flop is a multiplication or addition. */
 async function runBenchmark(viewer, onProgress) {
   await viewer.settled();
   const results = [];
@@ -35,5 +35,5 @@ async function runBenchmark(viewer, onProgress) {
       gflops: (1000 * gflop) / medianMs,
     });
   }
-  return { gpu: gpuName(viewer.gl), model: viewer.state.model, results };
+  return { gpu: gpuName(viewer.gl), model: viewer.state.model, firstFrameMs: viewer.firstFrameMs, results };
 }

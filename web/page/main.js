@@ -32,7 +32,7 @@ function initialState(generators, parameters) {
   };
 }
 
-function showBenchmark({ gpu, model, results }) {
+function showBenchmark({ gpu, model, firstFrameMs, results }) {
   const table = document.createElement("table");
   const row = (kind, cells) => {
     const line = table.insertRow();
@@ -43,7 +43,7 @@ function showBenchmark({ gpu, model, results }) {
     const numbers = [medianMs, 1000 / medianMs, pointsPerPixel, gflopPerFrame, gflops];
     row("td", [`${size} px`, ...numbers.map((value) => value.toFixed(1))]);
   }
-  byId("caption").textContent = `${model} on ${gpu}`;
+  byId("caption").textContent = `${model} on ${gpu}; first frame after ${firstFrameMs.toFixed(0)} ms`;
   document.querySelector("figure").append(table);
 }
 

@@ -40,6 +40,7 @@ class Viewer {
     this.lastChange = 0;
     this.maxSize = options.maxSize ?? SIZES.most;
     this.swayStart = null;
+    this.firstFrameMs = null; // from the navigation to the first live frame
     this.warm = new WeakSet(); // programs that have drawn once: drivers finish compiling only then
     canvas.addEventListener("webglcontextlost", (event) => {
       event.preventDefault();
@@ -249,6 +250,7 @@ class Viewer {
   show(programs, frame, version, ms) {
     if (frame !== this.front) [this.front, this.back] = [frame, this.front];
     this.shownVersion = version;
+    this.firstFrameMs ??= performance.now();
     this.renderer.present(programs.present, this.front);
     this.options.onDraw({ size: frame.size, ms });
   }
