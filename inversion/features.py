@@ -36,7 +36,13 @@ def open_features(path: str | Path, loaded: LoadedGenerator, device: torch.devic
     if discriminator is None:
         return None, "image gradients"
     discriminator.to(device).eval().requires_grad_(False)
-    return lambda images: discriminator_maps(discriminator, images), "the discriminator"
+    size = loaded.curriculum.stage_at(loaded.step or 0).img_size
+    return lambda images: discriminator_maps(discriminator, reduced(images, size)), "the discriminator"
+
+
+def reduced(images: Tensor, size: int) -> Tensor:
+    """Average larger images to ``size`` pixels, the largest size that the discriminator was trained on."""
+    return F.adaptive_avg_pool2d(images, size) if images.shape[-1] > size else images
 
 
 def efficientnet_maps(network: EfficientNetLite0, images: Tensor) -> list[Tensor]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import invert
 import render_multiview_images
@@ -33,7 +34,7 @@ from common.errors import UserError
 from generators.cameras import CameraPoses, camera_rays
 from generators.styles import flatten_styles, mix_styles, style_distribution, unflatten_styles, with_weights
 from generators.views import ViewSettings, make_pose, render_view
-from inversion import outputs
+from inversion import features, outputs
 from inversion.camera import Crop, no_crop, normals_in_photo, photo_rays, pixel_centers
 from inversion.evaluation import pose_error_degrees, summarize, view_scores
 from inversion.losses import feature_loss, gradient_loss, image_pyramid, psnr_db, pyramid_loss
@@ -153,6 +154,19 @@ def test_pyramid_and_gradients_against_loops() -> None:
         assert float(pyramid_loss(a, b)[i]) == pytest.approx(np.mean(squares), rel=1e-4)
         assert float(gradient_loss(a, b)[i]) == pytest.approx(np.mean(differences), rel=1e-4)
     assert float(psnr_db(a, a + 0.1)[0]) == pytest.approx(20, abs=1e-3)
+
+
+def test_features_of_the_discriminator_are_those_of_the_size_it_was_trained_on(
+    repo: Path, monkeypatch: pytest.MonkeyPatch, tiny_generator_path: Path
+) -> None:
+    monkeypatch.setattr(features, "is_installed", lambda: False)
+    (checkpoint,) = (repo / "pretrained" / "SYNTH_TINY").glob("checkpoint_*.pt")
+    found, source = features.open_features(checkpoint, load_generator(checkpoint), torch.device("cpu"))
+    assert source == "the discriminator"
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for large, small in zip(found(images), found(F.avg_pool2d(images, 2)), strict=True):  # it ended at 32 px
+        torch.testing.assert_close(large, small)
+    assert features.open_features(tiny_generator_path, load_generator(tiny_generator_path), torch.device("cpu"))[0] is None
 
 
 def test_feature_loss_is_zero_for_parallel_features_and_two_per_layer_for_orthogonal_ones() -> None:
