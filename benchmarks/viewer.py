@@ -60,6 +60,9 @@ class Recorder:
         if is_refined:
             self.refined.set()
 
+    def report(self, problem: str) -> None:
+        raise UserError(problem)
+
     def wait_for_refined(self) -> float:
         """Return the time of the next frame at full quality."""
         if not self.refined.wait(MAX_SECONDS):

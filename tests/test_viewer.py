@@ -216,6 +216,11 @@ class RecordingScreen:
     def __init__(self) -> None:
         self.frames: list[tuple[int, bool]] = []
         self.refined = threading.Event()
+        self.problem: str | None = None
+
+    def report(self, problem: str) -> None:
+        self.problem = problem
+        self.refined.set()
 
     def show(self, frame: Frame, is_refined: bool, seconds: float) -> None:
         self.frames.append((frame.image_size, is_refined))
@@ -260,6 +265,23 @@ def test_a_session_that_leaves_is_no_longer_rendered(worker: Worker) -> None:
     worker.add(staying)
     assert staying.screen.refined.wait(60)
     assert len(gone.screen.frames) == before
+
+
+def test_a_view_that_cannot_be_rendered_leaves_the_others(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory\nin many lines")
+
+    first, second = new_session(), new_session()
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_new_job", fail)
+        worker.add(first)
+        assert first.screen.refined.wait(60)
+    assert first.screen.problem.startswith("out of memory") and "\n" not in first.screen.problem
+    first.screen.refined.clear()
+    worker.add(second)
+    worker.change(first, look=Look(5))
+    assert first.screen.refined.wait(60) and second.screen.refined.wait(60)
+    assert first.screen.frames[-1] == second.screen.frames[-1] == (96, True)
 
 
 def test_a_new_generator_reaches_everyone(worker: Worker, empty_generator_path: Path) -> None:

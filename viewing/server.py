@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import sys
 import threading
 import time
 
@@ -114,6 +115,11 @@ class Page:
             step = self._worker.loaded.step
             trained = f" · step {step}" if step else ""
             self._status.content = f"**{self._name}**{trained} · {frame.image_size} px in {rate}"
+
+    def report(self, problem: str) -> None:
+        """Display that the current view cannot be rendered, also on stderr."""
+        print(f"note: cannot render this view: {problem}", file=sys.stderr, flush=True)
+        self._status.content = f"**{self._name}** · cannot render this view: {problem}"
 
     # -- the panel -------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from checkpoints.loading import LoadedGenerator
+from common.errors import one_line
 from siren.field import Field
 from viewing.camera import BrowserCamera, camera_at
 from viewing.frames import Frame, FrameJob, FrameSettings
@@ -33,6 +34,9 @@ class Screen(Protocol):
 
     def show(self, frame: Frame, is_refined: bool, seconds: float) -> None:
         """Display a frame that took ``seconds`` to render."""
+
+    def report(self, problem: str) -> None:
+        """Tell the user that the current view cannot be rendered."""
 
 
 class Session:
@@ -161,10 +165,16 @@ class Worker:
                 if self._stopped or session is None:
                     return
                 session.served_at = time.perf_counter()
-            if session.is_stale:
-                self._render_coarse(session)
-            else:
-                self._refine(session)
+            try:
+                if session.is_stale:
+                    self._render_coarse(session)
+                else:
+                    self._refine(session)
+            except RuntimeError as error:  # such as too little memory of the GPU; other views and browsers go on
+                with self._wake:
+                    session.is_stale = session.is_coarse = False
+                    session.job = None
+                session.screen.report(one_line(str(error)))
 
     def _next_session(self) -> Session | None:
         """Select the next session: the longest-waiting one with changes, else one at rest."""
