@@ -292,9 +292,10 @@ def check_interpolation(case: Case) -> None:
 
 def check_mixing(case: Case) -> None:
     out = case.folder / "mixed"
-    case.run(
-        style_mixing.main, case.path, "--rows", 0, "--columns", 1, 2, "--image_size", SIZE, "--output_dir", out, "--device", "cpu"
-    )
+    is_triplane = case.combination.model == "TRIPLANE"
+    split = [] if is_triplane else ["--split", case.curriculum.num_layers]  # of a SIREN, all but the color layer
+    options = ["--rows", 0, "--columns", 1, 2, *split, "--image_size", SIZE, "--output_dir", out, "--device", "cpu"]
+    case.run(style_mixing.main, case.path, *options)
     image, step = read_png(out / "mix_image.png"), SIZE + 2
     require(image.shape == (3, 2 * step - 2, 3 * step - 2), f"the grid is {image.shape}")
     for row, column in ((0, 1), (0, 2), (1, 0), (1, 1), (1, 2)):
@@ -304,7 +305,7 @@ def check_mixing(case: Case) -> None:
     normals = read_png(out / "mix_normals.png")[:, step:]
     if not case.has_surface:
         require(bool((normals == 1).all()), "a radiance field has normals")
-    elif case.combination.model != "TRIPLANE":  # all layers but the color layer come from the row
+    elif not is_triplane:
         cells = [normals[:, :, i * step : i * step + SIZE] for i in range(3)]
         require(all(np.array_equal(cells[0], cell) for cell in cells), "mixing colors changed the surface")
 

@@ -19,6 +19,7 @@ TINY = (
     *("batch_size=2", "img_size=8", "ball_hold_steps=2"),
 )
 TRIPLANE_KEYS = ("w_dim", "backbone_channels", "decoder_dim")
+SIREN_KEYS = ("hidden_dim", "num_layers")
 WITHOUT_SURFACE = ("with_opacprior=False", "with_normal_loss=False", "init_ball_radius=0.0", "hollow_check_interval=0")
 
 
@@ -46,12 +47,14 @@ class Combination:
     def settings(self) -> list[str]:
         """Return the combination as ``--set`` arguments for SYNTH_TINY, with a tiny network."""
         is_triplane, has_surface = self.model == "TRIPLANE", self.field != "radiance"
-        found = [text for text in TINY if is_triplane or text.partition("=")[0] not in TRIPLANE_KEYS]
+        unused = {*(SIREN_KEYS if is_triplane else TRIPLANE_KEYS), *(() if self.field == "occupancy" else ("num_steps_surface",))}
+        found = [text for text in TINY if text.partition("=")[0] not in unused]
         found += [f"model={self.model}", f"view_dependent={not is_triplane}", f"sample_dist={self.sample_dist}"]
         found += [f"white_back={'white' in self.background}", f"last_back={'last' in self.background}"]
         found += [f"surface_sample={self.field == 'occupancy'}", f"pred_occ={has_surface}"]
         found.append("z_dist=uniform" if self.sample_dist == "uniform" else "z_dist=gaussian")
-        found.append("clamp_mode=softplus" if self.sample_dist == "hybrid" and not has_surface else "clamp_mode=relu")
+        if not has_surface:
+            found.append("clamp_mode=softplus" if self.sample_dist == "hybrid" else "clamp_mode=relu")
         found.append(f"eval_last_back={True if self.background == 'last' else None if 'white' in self.background else False}")
         if not has_surface:
             return [text for text in found if not text.startswith("ball_hold")] + list(WITHOUT_SURFACE)

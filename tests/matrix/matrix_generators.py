@@ -16,7 +16,7 @@ import heads.camera_prior
 import inversion.outputs
 import inversion.search
 import training.outward_start
-import viewing.shapes
+import viewing.server
 import web.export
 from generators.generator import ImplicitGenerator3d
 from siren.backends import folded
@@ -35,7 +35,7 @@ SMALL_SIZES = (
     (inversion.outputs, "NUM_FRAMES", 3),
     (inversion.search, "BANK_SIZE", 8),
     (training.outward_start, "NUM_STEPS", 20),
-    (viewing.shapes, "RESOLUTION", 40),
+    (viewing.server, "MESH_RESOLUTION", 40),
     (web.export, "TURNTABLE_FRAMES", 2),
     (web.export, "TURNTABLE_SIZE", 16),
 )
