@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,9 @@ def test_it_is_committed_with_its_outputs(notebook: Path) -> None:
     assert num_images(notebook) >= 5
     errors = [output for cell in code_cells(notebook) for output in cell["outputs"] if output["output_type"] == "error"]
     assert not errors
+    printed = "".join("".join(output.get("text", "")) for cell in code_cells(notebook) for output in cell["outputs"])
+    steps = re.findall(r"^step (\d+)$", printed, re.MULTILINE)
+    assert len(steps) == 1 and int(steps[0]) > 100  # it was run with all of its training
 
 
 def test_it_runs_from_top_to_bottom(notebook: Path, tmp_path: Path) -> None:
