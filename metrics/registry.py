@@ -95,8 +95,8 @@ def _fd(evaluation: Evaluation) -> dict[str, float]:
     for name, at in (("fd", size), (f"fd_{perceptual.SMALL_SIZE}", perceptual.SMALL_SIZE)):
         if name == "fd" or (size > at and size % at == 0):
             real, fake = evaluation.features(at)
-            results[name] = perceptual.frechet_distance(real, fake)
-            results[f"{name}_real_halves"] = perceptual.frechet_distance(*perceptual.halves(real))
+            between_halves = perceptual.frechet_distance(*perceptual.halves(real))
+            results |= {name: perceptual.frechet_distance(real, fake), f"{name}_real_halves": between_halves}
     return results
 
 

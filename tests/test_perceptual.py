@@ -249,3 +249,11 @@ def test_features_of_real_images_are_reused(monkeypatch):
     monkeypatch.setattr(perceptual, "features_of", lambda images, device: seen.append(images) or features_of(images, device))
     again = METRICS["fd"].compute(Evaluation(real, fake, ("fd",), real_features=known))
     assert again == first and len(seen) == 2 and torch.equal(seen[0], fake)
+
+
+def test_too_few_photos_are_named(photos, tiny_generator_path, tmp_path):
+    (tmp_path / "one").mkdir()
+    shutil.copy(photos / "0.png", tmp_path / "one")
+    command = [str(tiny_generator_path), "--dataset_path", str(tmp_path / "one"), "--dataset", "Images", "--device", "cpu"]
+    with pytest.raises(UserError, match="1 real images are too few"):
+        eval_metrics.main([*command, "--num_images", "10", "--image_size", "32", "--metrics", "fd"])
