@@ -103,7 +103,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         files = find_truth(args.evaluate, args.num_images or sys.maxsize)
         evaluate_folder(args, files, open_scene(loaded, search, args.seed, features), search, tune, protocol)
         return
-    check_output_dir(args)
     photos = read_photos(args, loaded)
     output_dir = make_output_dir(args.output_dir)
     claim_for_generator(output_dir, loaded, args.generator)
@@ -148,7 +147,8 @@ def evaluate_folder(
 def read_photos(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, Tensor]:
     """Read the photos, cropped as in training: (3, S, S) in [0, 1], by the stem of their output files.
 
-    Photos that cannot be read are reported on stderr and skipped. Raises UserError if none can be read.
+    Photos that cannot be read are reported on stderr and skipped. Raises UserError if none can be read, or if one lies in the
+    output folder, where its sheet would replace it.
     """
     spec = spec_over(args.dataset or loaded.curriculum.dataset, loaded.curriculum)
     num_holdout = args.num_holdout or loaded.curriculum.num_holdout
@@ -156,6 +156,9 @@ def read_photos(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, 
     for text in args.photos:
         source = part_of(find_images(text), Split(args.split, num_holdout))
         source = replace(source, names=source.names[: args.num_images], stamps=source.stamps[: args.num_images])
+        folders = set() if source.zip_path else {Path(name).resolve().parent for name in source.names}
+        if Path(args.output_dir).resolve() in folders:
+            raise UserError(f"{args.output_dir} holds the photos themselves; choose another --output_dir")
         decoded = decode_block(range(len(source.names)), source, spec, args.image_size)
         for name, (pixels, remark) in zip(source.names, decoded, strict=True):
             if pixels is None:
@@ -166,15 +169,6 @@ def read_photos(args: argparse.Namespace, loaded: LoadedGenerator) -> dict[str, 
     if not photos:
         raise UserError("none of the photos can be read; choose other files")
     return photos
-
-
-def check_output_dir(args: argparse.Namespace) -> None:
-    """Raise UserError if the output folder is the folder of a photo, where a sheet might replace a photo of the same name."""
-    output_dir = Path(args.output_dir).resolve()
-    for text in args.photos:
-        path = Path(text).resolve()
-        if output_dir == (path if path.is_dir() else path.parent):
-            raise UserError(f"{args.output_dir} holds the photos themselves; choose another --output_dir")
 
 
 def _free_name(stem: str, taken: dict[str, Tensor]) -> str:

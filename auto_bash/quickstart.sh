@@ -5,8 +5,8 @@
 # Run it again to continue training. Environment: QUICKSTART_MINUTES of training (2.5), QUICKSTART_HEADS (1500).
 #
 # In OUTPUT_DIR: heads/ (the data), data.png, train/ (checkpoints, samples, log), scores/, imgs/, vids/, shapes/, mesh_images/,
-# photo/ and inverted/ (a head that is not in the training set, and its reconstruction), history.jsonl (log of the shipped run), steps.tsv
-# (commands run), live.html (the live generator), index.html (the results).
+# photo/ and inverted/ (a head that is not in the training set, and its reconstruction), history.jsonl (log of the shipped
+# run), steps.tsv (commands run), live.html (the live generator), index.html (the results).
 set -euo pipefail
 usage="usage: bash auto_bash/quickstart.sh [OUTPUT_DIR]"
 if [ $# -gt 1 ] || { [ $# = 1 ] && [ -z "$1" ]; }; then echo "$usage" >&2; exit 2; fi
@@ -86,8 +86,8 @@ must "${TRAIN[@]}" --max_minutes "$MINUTES"
 GENERATOR="$OUT/train/generator.safetensors"
 
 step "Scores"
-may "$PYTHON" eval_metrics.py "$GENERATOR" --dataset_path "$OUT/heads/images" --metrics fd prc swd --num_images 256 --image_size 32 \
-  --output_json "$OUT/scores/images.json"
+may "$PYTHON" eval_metrics.py "$GENERATOR" --dataset_path "$OUT/heads/images" --metrics fd prc swd --num_images 256 \
+  --image_size 32 --output_json "$OUT/scores/images.json"
 may "$PYTHON" cal_weighted_var.py "$GENERATOR" --seeds_end 8 --image_size 64 --output_json "$OUT/scores/weighted_variance.json"
 may "$PYTHON" -m tools.eval_geometry "$GENERATOR" --dataset_path "$OUT/heads" --num_images 64 --num_truth 1000 --predictor_steps 250 \
   --output_json "$OUT/scores/geometry.json"

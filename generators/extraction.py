@@ -13,8 +13,8 @@ much thinner than that can be missed, as with any lattice. Measured error rates:
 - The recorded reference generator and generators halfway through training, at psi 0.7: no sign in 256^3 differs from the dense
   lattice.
 - At psi 1, where fields are rougher: of six seeds of the reference generator, two had wrong signs (5 and 2 of 64^3), and one
-  lost 2 of 15 small pieces at 128^3. extract_shapes.py --dense misses none. Seeds 0 to 11 of three
-  generators (the included heads, a SIREN for cats, tri-planes halfway through training), 128^3: no wrong sign, the same pieces.
+  lost 2 of 15 small pieces at 128^3. extract_shapes.py --dense misses none. Seeds 0 to 11 of three generators (the included
+  heads, a SIREN for cats, tri-planes halfway through training), 128^3: no wrong sign, and the same pieces.
 - Small balls next to a larger one (logit = 200 times the signed distance, 30 random positions each): missed 5 of radius 0.002,
   1 of 0.003 and none of 0.004 to 0.006.
 - A shell 0.001 thick: 156 wrong signs of 128^3.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -20,13 +20,6 @@ from settings.curriculum import Curriculum
 from siren.mapping import FilmParameters
 from triplane.mapping import TriplaneStyles
 
-# Style layers by the names of the parameters that they modulate; the numbers in a name are the function's arguments.
-STYLE_LAYERS: Sequence[tuple[str, Callable[..., int]]] = (
-    (r"siren\.network\.(\d+)\.", lambda curriculum, index: index),
-    (r"siren\.color_layer", lambda curriculum: curriculum.num_layers),
-    (r"backbone\.blocks\.(\d+)\.(\d+)\.", lambda curriculum, block, index: max(2 * block - 1, 0) + index),
-    (r"backbone\.to_planes\.(\d+)\.", lambda curriculum, block: 2 * block),
-)
 MIN_VARIANCE_SHARE = 1e-8  # of the largest component; anything smaller is rounding error
 
 
@@ -126,10 +119,14 @@ def geometry_layers(styles: Styles, curriculum: Curriculum) -> int:
 
 def style_layer_of(name: str, curriculum: Curriculum) -> int:
     """Return the index of the style layer that modulates a parameter; 0 for a parameter that no style modulates."""
-    for pattern, layer in STYLE_LAYERS:
-        match = re.search(pattern, name)
-        if match:
-            return layer(curriculum, *map(int, match.groups()))
+    if match := re.search(r"siren\.network\.(\d+)\.", name):
+        return int(match[1])
+    if "siren.color_layer" in name:
+        return curriculum.num_layers
+    if match := re.search(r"backbone\.blocks\.(\d+)\.(\d+)\.", name):  # one convolution in the first block, then two
+        return max(2 * int(match[1]) - 1, 0) + int(match[2])
+    if match := re.search(r"backbone\.to_planes\.(\d+)\.", name):  # the style of the block's last convolution
+        return 2 * int(match[1])
     return 0
 
 

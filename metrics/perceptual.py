@@ -87,6 +87,6 @@ def precision_recall(real: Tensor, fake: Tensor, num_neighbors: int = NUM_NEIGHB
 def halves(features: Tensor) -> tuple[Tensor, Tensor]:
     """Split the real features into two halves, to score them against each other. Raises UserError for too few images."""
     if len(features) < MIN_IMAGES:
-        raise UserError(f"{len(features)} real images are too few for fd, kd and prc; use at least {MIN_IMAGES}")
+        raise UserError(f"{len(features)} real image(s) are too few for fd, kd and prc; use at least {MIN_IMAGES}")
     half = len(features) // 2
     return features[:half], features[half : 2 * half]

@@ -563,7 +563,7 @@ def test_photos_are_never_overwritten_and_files_of_two_generators_never_mixed(
     folder.mkdir()
     photo = save_photo(folder / "overview.png", photo_of(scene, candidate(scene, 2, 0.3, 0.1)))
     before = photo.read_bytes()
-    for given in (folder, photo):
+    for given in (folder, photo, tmp_path):
         with pytest.raises(UserError, match="holds the photos themselves"):
             invert.main([str(given), "--generator", str(tiny_generator_path), *QUICK, "--output_dir", str(folder)])
     inside = folder / "inverted"

@@ -255,5 +255,5 @@ def test_too_few_photos_are_named(photos, tiny_generator_path, tmp_path):
     (tmp_path / "one").mkdir()
     shutil.copy(photos / "0.png", tmp_path / "one")
     command = [str(tiny_generator_path), "--dataset_path", str(tmp_path / "one"), "--dataset", "Images", "--device", "cpu"]
-    with pytest.raises(UserError, match="1 real images are too few"):
+    with pytest.raises(UserError, match="too few for fd"):
         eval_metrics.main([*command, "--num_images", "10", "--image_size", "32", "--metrics", "fd"])

@@ -17,6 +17,7 @@ from checkpoints.safe_pickle import printable
 from common.errors import UserError
 from discriminators.build import build_discriminator
 from generators.generator import ImplicitGenerator3d
+from settings.checks import WITHOUT_EFFECT
 from settings.curriculum import Curriculum
 from settings.schedules import ball_hold_weight_at, learning_rates_at
 from training.ema import MovingAverage
@@ -27,7 +28,7 @@ from training.run.nonfinite import BadSteps, are_finite
 EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
 RESUME_KEYS = ("seed", "images_seen", "optimizer_G", "optimizer_D", "scaler_G", "scaler_D")
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
-FREE_KEYS = ("eval_last_back", "num_eval_imgs", "unique_lr", "get_normal_with_pred_depth")  # may differ when a run is resumed
+FREE_KEYS = ("eval_last_back", *WITHOUT_EFFECT)  # may differ when a run is resumed
 
 
 class RunState:
