@@ -219,7 +219,7 @@ def photo_section(folder: Path) -> str:
     if not sheets:
         return ""
     caption = (
-        "Top: photo, reconstruction, and five views of it. Middle: reconstruction, its normals, and normals of the views."
+        "Top: photo, reconstruction, and five views of it. Middle: the normals of the reconstruction and of the views."
         " Bottom: the mesh, from the photo's pose and from the five views."
     )
     text = "A head that was not among the training images, reconstructed by <code>invert.py</code>: latent and camera."
