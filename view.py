@@ -17,30 +17,20 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from checkpoints.loading import LoadedGenerator
 from common.arguments import (
+    PRECISIONS,
     ArgumentParser,
     add_device_argument,
     finite_float,
     image_side,
     int_between,
-    resolve_device,
     seed_number,
 )
 from common.program import run_script
-from viewing.frames import FrameSettings
-from viewing.looks import Look
-from viewing.server import MAX_PSI, MAX_SHOWN_SEED, MIN_PSI, Viewer
-from viewing.source import RunFolder
-from viewing.worker import Worker
-from visualization.generator_scripts import PRECISIONS, Subject, check_surface_only, load_with_notes, open_subjects
-
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
-POLL_SECONDS = 2.0
+from viewing.address import LOCAL_HOSTS, MAX_PSI, MAX_SHOWN_SEED, MIN_PSI, address_of, open_server
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -68,60 +58,24 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--latent cannot be combined with --watch: a latent belongs to one state of a generator")
     if (args.path is None) == (args.watch is None):
         parser.error("specify either a generator or --watch RUN_DIR")
+    if args.watch and not Path(args.watch).is_dir():
+        parser.error(f"--watch {args.watch} is not a folder; pass the --output_dir of a run")
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
-    device = resolve_device(args.device)
-    folder = RunFolder(Path(args.watch), args.curriculum, device, args.precision) if args.watch else None
-    loaded = _wait_for_first(folder) if folder else load_with_notes(args.path, args.curriculum, device, precision=args.precision)
-    check_surface_only(args.surface_only, loaded.curriculum)
     if args.host not in LOCAL_HOSTS:
         print(f"warning: anyone who can reach {args.host} can use this viewer, without a password", file=sys.stderr)
-    latents = read_latents(loaded, args)
-    look = Look(args.seed, args.psi, latent=next(iter(latents), None))
-    settings = FrameSettings(surface=args.surface_only, image_size=args.image_size)
-    worker = Worker(loaded, device, latents)
-    worker.start(look, settings)
-    viewer = Viewer(worker, Path(args.watch or args.path).resolve().stem, args.host, args.port, look, settings)
-    print(f"viewer ready: {viewer.url} (Ctrl-C to stop)", flush=True)
+    name = Path(args.watch or args.path).resolve().stem
+    server = open_server(args.host, args.port, name)
+    print(f"viewer: {address_of(server, args.host)} (Ctrl-C to stop)", flush=True)
     try:
-        _follow(folder, viewer)
+        from viewing.serving import serve  # imports PyTorch for seconds, while the browser already loads the page
+
+        serve(server, name, args)
     finally:
-        viewer.stop()
-        worker.stop()
-
-
-def read_latents(loaded: LoadedGenerator, args: argparse.Namespace) -> dict[str, Subject]:
-    """Read the files of --latent, by label. Raises UserError for a latent of another generator."""
-    chosen = argparse.Namespace(path=args.path, latent=args.latent, direction=[], psi=args.psi)
-    subjects = [make_subject() for make_subject in open_subjects(loaded, [], chosen)] if args.latent else []
-    return {subject.label: subject for subject in subjects}
-
-
-def _wait_for_first(folder: RunFolder) -> LoadedGenerator:
-    loaded, is_noted = folder.poll(), False
-    while loaded is None:
-        if not is_noted:
-            print(f"waiting for the first generator: {folder.problem or 'there is none yet'}", file=sys.stderr, flush=True)
-            is_noted = True
-        time.sleep(POLL_SECONDS)
-        loaded = folder.poll()
-    return loaded
-
-
-def _follow(folder: RunFolder | None, viewer: Viewer) -> None:
-    """Show each new generator of a run until interrupted."""
-    problem = None
-    while True:
-        time.sleep(POLL_SECONDS)
-        loaded = folder.poll() if folder else None
-        if loaded is not None:
-            viewer.show_generator(loaded)
-        if folder and folder.problem not in (None, problem):
-            print(f"note: still showing the previous generator: {folder.problem}", file=sys.stderr, flush=True)
-        problem = folder.problem if folder else None
+        server.stop()
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def measure_page(path: str, port: int, surface: bool) -> dict[str, float]:
         try:
             ready = process.stdout.readline().split()
             times = {"seconds_to_address": time.perf_counter() - began}
-            driver.get(ready[2])
+            driver.get(ready[1])
             wait_for(lambda: _status(driver), MAX_SECONDS)
             times["seconds_to_first_image"] = time.perf_counter() - began
             _wait_for_rest(driver)

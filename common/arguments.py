@@ -6,13 +6,16 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
-
-import torch
+from typing import TYPE_CHECKING, NoReturn
 
 from common.errors import UserError, one_line
 
+if TYPE_CHECKING:
+    import torch
+
 MAX_SEED = 2**63 - 1
+# PyTorch's name for the precision of matrix products on a GPU; siren/backends/fused.py lists the errors.
+PRECISIONS = {"float32": "highest", "tf32": "high", "bf16": "medium"}
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -89,6 +92,8 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
 
 def resolve_device(name: str) -> torch.device:
     """Return the device named ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises UserError if it is not available."""
+    import torch  # takes seconds, which no script should spend before it knows its arguments
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

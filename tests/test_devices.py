@@ -15,7 +15,7 @@ import torch
 
 import eval_metrics
 import test_cuda
-from visualization.generator_scripts import PRECISIONS
+from common.arguments import PRECISIONS
 
 SCORES = "highest"  # what is measured is measured in float32
 PICTURES = PRECISIONS["tf32"]

@@ -23,11 +23,12 @@ from checkpoints.files import save_inference
 from checkpoints.loading import LoadedGenerator, load_generator
 from generators.views import ViewSettings, make_pose, render_view
 from settings.registry import CURRICULUMS
+from viewing.address import MAX_SHOWN_SEED, LocalServer
 from viewing.camera import BrowserCamera, camera_at, visible_block, window_half_side
 from viewing.frames import Frame, FrameJob, FrameSettings
 from viewing.looks import Look, field_of
 from viewing.pool import MIN_PART_RAYS, RenderPool
-from viewing.server import MAX_SHOWN_SEED, LocalServer, _number
+from viewing.server import _number
 from viewing.shapes import prior_cameras
 from viewing.source import RunFolder, newest_generator
 from viewing.worker import MIN_MOVING_SIZE, Session, TimeBudget, Worker
@@ -356,7 +357,7 @@ def command(repo: Path) -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, "view.py", "heads", "--image_size", "128"], cwd=repo, stdout=subprocess.PIPE, text=True
     )
-    yield process.stdout.readline().split()[2]
+    yield process.stdout.readline().split()[1]
     process.terminate()
     process.wait()
 

@@ -6,8 +6,6 @@ for download are created in memory.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import sys
 import threading
@@ -18,7 +16,8 @@ import viser
 
 from checkpoints.loading import LoadedGenerator
 from common.arguments import MAX_SEED
-from viewing.camera import BrowserCamera, camera_at, fitting_distance, window_half_side
+from viewing.address import MAX_PSI, MAX_SHOWN_SEED, MIN_PSI, LocalServer
+from viewing.camera import VIEW_MARGIN, BrowserCamera, camera_at, fitting_distance, window_half_side
 from viewing.frames import QUANTITIES, Frame, FrameJob, FrameSettings
 from viewing.looks import Look, field_of
 from viewing.shapes import prior_cameras, prior_reach
@@ -26,48 +25,23 @@ from viewing.worker import Session, Worker
 from visualization.images import png_bytes
 from visualization.meshes import colored_mesh
 
-MAX_SHOWN_SEED = 2**31 - 1  # largest value of the page's number box
 SIZES = (64, 128, 256, 512)
 MESH_RESOLUTION = 128  # voxels along a side
 VOLUME, SURFACE = "volume", "surface"
 SEED = "seed"  # the choice of the object that is not a latent file
-MIN_PSI, MAX_PSI = 0.0, 1.5  # of the slider
 FAN_DISTANCE, FAN_TURN = 5.0, 0.9  # camera that shows the prior: distance, and yaw from the mean in radians
 NARROW_ASPECT = 0.8  # width over height of a phone's window
 STATUS_SECONDS = 0.5  # between status lines while something moves
 
 
-class LocalServer(viser.ViserServer):
-    """A viser server that rejects requests for public share links."""
-
-    def request_share_url(self, verbose: bool = True) -> str | None:
-        return None
-
-
 class Viewer:
-    """Serves a worker's frames on ``host``:``port``, or the next free port; see :attr:`url`."""
+    """Shows a worker's frames in all browsers that are or will be connected to a server."""
 
-    def __init__(self, worker: Worker, name: str, host: str, port: int, look: Look, settings: FrameSettings) -> None:
-        self._worker, self._look, self._settings = worker, look, settings
+    def __init__(self, server: LocalServer, worker: Worker, name: str, look: Look, settings: FrameSettings) -> None:
+        self._server, self._worker, self._name, self._look, self._settings = server, worker, name, look, settings
         self._pages: dict[int, Page] = {}
-        with contextlib.redirect_stdout(io.StringIO()):  # viser's own banner
-            self._server = LocalServer(host=host, port=port, label=name)
-        self._name = name
-        curriculum = worker.loaded.curriculum
-        fov = math.radians(curriculum.fov) * 1.25
-        first = camera_at(curriculum.h_mean, curriculum.v_mean, 1.0, fov)
-        self._server.scene.set_up_direction("+y")
-        self._server.initial_camera.position = first.position
-        self._server.initial_camera.look_at = (0.0, 0.0, 0.0)
-        self._server.initial_camera.fov = fov
-        self._server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="small")
-        self._server.on_client_connect(self._connect)
-        self._server.on_client_disconnect(self._disconnect)
-        shown_host = "127.0.0.1" if host in ("0.0.0.0", "") else host
-        self.url = f"http://{f'[{shown_host}]' if ':' in shown_host else shown_host}:{self._server.get_port()}"
-
-    def stop(self) -> None:
-        self._server.stop()
+        server.on_client_disconnect(self._disconnect)
+        server.on_client_connect(self._connect)
 
     def show_generator(self, loaded: LoadedGenerator) -> None:
         """Show a newer generator in all browsers."""
@@ -94,7 +68,7 @@ class Page:
         self._status_at = 0.0
         self._last_frame_at = 0.0
         self._frame_seconds = 0.0
-        window = _camera_of(client)  # not yet at the initial position
+        window = _camera_of(client)
         self._build_panel(look, settings, is_open=window.aspect > NARROW_ASPECT)
         self._session = Session(self, self._first_camera(window), look, settings)
         self._listen()
@@ -202,10 +176,11 @@ class Page:
     def _first_camera(self, window: BrowserCamera) -> BrowserCamera:
         """Stand at distance 1, or farther away if the window is too narrow for the whole frame; return that camera."""
         curriculum = self._worker.loaded.curriculum
-        distance = fitting_distance(window_half_side(curriculum), window.fov, window.aspect)
-        if distance > 1:
-            self._stand(0.0, distance, window.fov)
-        return camera_at(curriculum.h_mean, curriculum.v_mean, distance, window.fov, window.aspect, window.height)
+        fov = math.radians(curriculum.fov) * VIEW_MARGIN
+        distance = fitting_distance(window_half_side(curriculum), fov, window.aspect)
+        self._client.camera.fov = fov
+        self._stand(0.0, distance, fov)
+        return camera_at(curriculum.h_mean, curriculum.v_mean, distance, fov, window.aspect, window.height)
 
     def _stand(self, turn: float, distance: float, fov: float) -> None:
         """Look at the origin from ``turn`` radians of yaw off the mean pose."""

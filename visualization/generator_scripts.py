@@ -15,7 +15,7 @@ from torch import Tensor
 
 from checkpoints.latents import GeneratorName, load_directions, load_latent
 from checkpoints.loading import LoadedGenerator, load_generator, resolve_generator_path
-from common.arguments import add_device_argument, finite_float, image_side, int_between, positive_int, resolve_device
+from common.arguments import PRECISIONS, add_device_argument, finite_float, image_side, int_between, positive_int, resolve_device
 from common.errors import UserError
 from common.files import make_output_dir
 from common.output_folders import claim_folder
@@ -32,10 +32,6 @@ from visualization.trajectories import TrajectoryPose
 MIN_PRODUCTS_TO_CACHE = 1 << 16  # per point: querying a smaller network is as fast as a cache lookup
 MIN_RAYS_TO_CACHE = 1 << 17  # total of all views: building a cache costs as much as about 40,000 rays
 MIN_CACHE_PSNR_DB = 47.0  # of trial pixels; full images were up to 2 dB worse. A less accurate cache is not used
-
-
-# PyTorch's name for the precision of matrix products on a GPU; siren/backends/fused.py lists the errors.
-PRECISIONS = {"float32": "highest", "tf32": "high", "bf16": "medium"}
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser, psi: float) -> None:
@@ -135,8 +131,8 @@ def load_with_notes(
     """Load a generator from a file or by the name of an included one, and print notes on its weights to stderr.
 
     ``curriculum``: a name or .json file, if the file contains no settings. ``fallback``: see
-    :func:`checkpoints.loading.load_generator`. ``precision``: a key of :data:`PRECISIONS`, applied globally to matrix products
-    on a GPU; on a CPU they are always float32. Raises UserError.
+    :func:`checkpoints.loading.load_generator`. ``precision``: a key of :data:`common.arguments.PRECISIONS`, applied globally
+    to matrix products on a GPU; on a CPU they are always float32. Raises UserError.
     """
     torch.set_float32_matmul_precision(PRECISIONS[precision] if device.type == "cuda" else "highest")
     loaded = load_generator(path, get_curriculum(curriculum) if curriculum else None, device, fallback=fallback)
