@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,21 @@ class Browser:
         """Press in the middle of ``element``, move by page pixels in two steps, and release."""
         chain = self._action_chains().move_to_element(element).click_and_hold()
         chain.move_by_offset(dx // 2, dy // 2).move_by_offset(dx - dx // 2, dy - dy // 2).release().perform()
+
+    def touch(self, *paths: Sequence[tuple[float, float]]) -> None:
+        """Put one finger on the first point of each path, move all along their paths of equal length, and lift them."""
+        for i, points in enumerate(zip(*paths, strict=True)):
+            fingers = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(points)]
+            self._dispatch_touch("touchMove" if i else "touchStart", fingers)
+        self._dispatch_touch("touchEnd", [])
+
+    def _dispatch_touch(self, kind: str, fingers: list[dict[str, float]]) -> None:
+        self.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+
+    def prefer(self, color_scheme: str) -> None:
+        """Select the system's color scheme: ``light``, ``dark``, or ``""`` for Chromium's default."""
+        features = [{"name": "prefers-color-scheme", "value": color_scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def wheel(self, element: Any, dy: int) -> None:
         from selenium.webdriver.common.actions.wheel_input import ScrollOrigin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -241,6 +242,47 @@ def test_mouse_keys_and_buttons(opened: Browser) -> None:
     seed = opened.run("String(gof.viewer.state.seed)")
     assert seed != "12"
     assert f"seed {seed}" in opened.run("gof.viewer.settled().then(() => document.getElementById('caption').textContent)")
+
+
+def test_one_finger_turns_and_two_zoom(opened: Browser) -> None:
+    show(opened, **START)
+    left, top, width = opened.run("(({ x, y, width }) => [x, y, width])(gof.viewer.canvas.getBoundingClientRect())")
+    middle, start = top + width / 2, left + width / 2
+    opened.touch([(start, middle), (start + 30, middle + 10), (start + 60, middle + 30)])
+    yaw, pitch, zoom = opened.run("[gof.viewer.state.yaw, gof.viewer.state.pitch, gof.viewer.state.zoom]")
+    assert (yaw, pitch, zoom) == pytest.approx((math.pi * 60 / width, -math.pi * 30 / width, 1), rel=0.05)
+    opened.touch([(start - 40, middle), (start - 50, middle)], [(start + 40, middle), (start + 50, middle)])
+    assert opened.run("gof.viewer.state.zoom") == pytest.approx(80 / 100, rel=0.02)  # the fingers spread: closer
+    assert opened.run("gof.viewer.state.yaw") == pytest.approx(yaw)
+    assert opened.run("window.scrollY") == 0  # the page itself has not moved
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of a CSS color rgb(r, g, b), as defined by WCAG 2."""
+    channels = [int(number) / 255 for number in re.findall(r"\d+", color)[:3]]
+    linear = [channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4 for channel in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_legible_in_light_and_dark(opened: Browser, scheme: str) -> None:
+    opened.prefer(scheme)
+    try:
+        shown = opened.run(
+            "[...document.querySelectorAll('h1, header p, figcaption, label, legend, button, output, input[type=text], .choice span, footer')]"
+            ".filter((element) => element.checkVisibility() && !element.disabled).map((element) => { let behind = element;"
+            " while (getComputedStyle(behind).backgroundColor === 'rgba(0, 0, 0, 0)' && behind.parentElement)"
+            " behind = behind.parentElement;"
+            " return [element.tagName, getComputedStyle(element).color, getComputedStyle(behind).backgroundColor]; })"
+        )
+        paper = luminance(opened.run("getComputedStyle(document.body).backgroundColor"))
+    finally:
+        opened.prefer("")
+    assert paper > 0.8 if scheme == "light" else paper < 0.05
+    assert len(shown) > 20
+    for name, ink, behind in shown:
+        bright, dim = sorted((luminance(ink), luminance(behind)), reverse=True)
+        assert (bright + 0.05) / (dim + 0.05) >= 4.5, (name, ink, behind)  # the ratio that WCAG 2 AA asks for
 
 
 def test_the_caption_of_a_swaying_view_names_no_pose(opened: Browser) -> None:
