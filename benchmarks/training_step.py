@@ -46,6 +46,7 @@ def measure(network: Network, size: int, batch: int, rounds: int) -> dict[str, A
     ``size``: image size in pixels, which selects BFM's stage. ``batch``: number of images, at most the stage's.
     """
     keep_freed_memory()  # as train.py does
+    torch.set_flush_denormal(True)
     trainer_, stage = _trainer(network, size, batch)
     curriculum, step = trainer_.curriculum, trainer_.state.step
     real = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     torch.set_num_threads(1)
     keep_freed_memory()  # as train.py does
+    torch.set_flush_denormal(True)
     torch.manual_seed(0)
     generators = [ImplicitGenerator3d(get_curriculum(arguments.triplane)), load_generator(arguments.siren).generator]
     names = [generator.curriculum.name for generator in generators]
