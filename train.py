@@ -321,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     processes = join_processes(device, arguments.port)
     if processes.device.type == "cpu":
         keep_freed_memory()
-        torch.set_flush_denormal(True)  # in empty space, occupancies are denormal, and arithmetic with them many times slower
+        torch.set_flush_denormal(True)  # those of empty space's occupancies and gradients are slow
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs; sums stay float32
     compiled.turn_on(arguments.compile)
     options = run_options(arguments, curriculum, output_dir, started)
