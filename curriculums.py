@@ -363,6 +363,7 @@ CATS_TINY = {
 CATS_TRIPLANE = {
     0: {"batch_size": 16, "img_size": 32, "gen_lr": 2e-3, "disc_lr": 3e-4},
     3_200: {"batch_size": 16, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
+    19_500: {"batch_size": 16, "img_size": 64, "gen_lr": 5e-4, "disc_lr": 7.5e-5},
     40_000: {},
     "dataset": "Cats",
     # Cameras and rays: as in CATS64
