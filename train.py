@@ -162,6 +162,19 @@ def deterministic(is_enabled: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+@contextlib.contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Round denormal numbers to zero on a CPU, which computes slowly with them.
+
+    Occupancies of empty space and their gradients are denormal.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def check_dataset(arguments: argparse.Namespace, curriculum: Curriculum) -> None:
     """Check the images, and the weights for FID, before anything else. Raises UserError."""
     if not arguments.dataset_path:
@@ -321,12 +334,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     processes = join_processes(device, arguments.port)
     if processes.device.type == "cpu":
         keep_freed_memory()
-        torch.set_flush_denormal(True)  # those of empty space's occupancies and gradients are slow
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs; sums stay float32
     compiled.turn_on(arguments.compile)
     options = run_options(arguments, curriculum, output_dir, started)
     with contextlib.ExitStack() as stack:
         stack.enter_context(steady_output())
+        stack.enter_context(flushed_denormals())
         stack.enter_context(processes.handle_failures())
         stack.enter_context(deterministic(arguments.deterministic))
         processes.all_or_none(lambda: _take_folder(output_dir, stack), only_main=True)

@@ -15,6 +15,7 @@ import torch
 
 import eval_metrics
 import test_cuda
+import train
 from common.arguments import PRECISIONS
 
 SCORES = "highest"  # what is measured is measured in float32
@@ -116,3 +117,10 @@ def test_products_on_a_cpu_are_float32_whatever_was_set_before(places, tiny_gene
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_training_flushes_denormals_and_leaves_them_to_others() -> None:
+    smallest = torch.full((64,), torch.finfo(torch.float32).tiny)
+    with train.flushed_denormals():
+        assert (smallest / 2 == 0).all()
+    assert (smallest / 2 > 0).all()
