@@ -1,4 +1,4 @@
-"""The viewer's HTTP server and the limits of its panel: what exists before PyTorch, which takes seconds to import, is loaded."""
+"""The viewer's HTTP server and the limits of its panel, without PyTorch, which takes seconds to import."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class LocalServer(viser.ViserServer):
 
 
 def open_server(host: str, port: int, label: str) -> LocalServer:
-    """Listen on ``host``:``port``, or the next free port. A page that connects shows ``label`` and waits for its panel."""
+    """Listen on ``host``:``port``, or the next free port. A page that connects shows that ``label`` is loading."""
     with contextlib.redirect_stdout(io.StringIO()):  # viser's own banner
         server = LocalServer(host=host, port=port, label=label, verbose=False)
     server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="small")
+    server.gui.add_markdown(f"**{label}** · loading")  # until viewing.server.Viewer resets the panel
     server.scene.set_up_direction("+y")
     return server
 

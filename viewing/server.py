@@ -40,6 +40,7 @@ class Viewer:
     def __init__(self, server: LocalServer, worker: Worker, name: str, look: Look, settings: FrameSettings) -> None:
         self._server, self._worker, self._name, self._look, self._settings = server, worker, name, look, settings
         self._pages: dict[int, Page] = {}
+        server.gui.reset()
         server.on_client_disconnect(self._disconnect)
         server.on_client_connect(self._connect)
 

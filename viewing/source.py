@@ -18,9 +18,6 @@ class RunFolder:
     """Newest generator of a run's folder. A file that cannot be read, such as a partly written one, is retried later."""
 
     def __init__(self, path: Path, curriculum: str | None, device: torch.device, precision: str) -> None:
-        """Raises UserError if ``path`` is not a folder."""
-        if not path.is_dir():
-            raise UserError(f"--watch {path} is not a folder; pass the --output_dir of a run")
         self.problem: str | None = None  # why the newest file could not be read
         self._path, self._curriculum, self._device, self._precision = path, curriculum, device, precision
         self._seen: tuple[object, ...] | None = None
