@@ -101,7 +101,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="return to a checkpoint after this many consecutive non-finite steps",
     )
     parser.add_argument(
-        "--eval_freq", type=nonnegative_int, default=0, help="steps between evaluations, logged in metrics.jsonl; 0: none"
+        "--eval_freq",
+        type=nonnegative_int,
+        default=0,
+        help="steps between evaluations, logged in metrics.jsonl, with one more at the end; 0: none",
     )
     parser.add_argument(
         "--eval_images", type=nonnegative_int, default=256, help="images per evaluation of fd, SWD, FID and KID; 0: none"

@@ -14,7 +14,7 @@ from checkpoints.loading import load_generator
 from common.errors import UserError
 from metrics.sampling import generated_images
 from tools import ablation, sheet
-from tools.ablation import GROUPS, distinct, parse_arguments
+from tools.ablation import GROUPS, distinct, minutes_left, parse_arguments
 from tools.package_model import main
 from train import main as train
 
@@ -121,6 +121,21 @@ def test_an_ablation_trains_each_variant_and_its_table_has_them(photos: Path, tm
     ablation.main([*common, "--variants", "plain"])  # what is done is not done again
     assert (tmp_path / "plain_s5" / "checkpoint_0000002.pt").read_bytes() == before
     assert set(json.loads((tmp_path / "hollow.json").read_text())["runs"]) == {"plain"}
+
+
+def test_an_ablation_of_equal_minutes_trains_what_is_left(tmp_path: Path) -> None:
+    def write_log(seconds: int) -> None:
+        lines = [{"step": step, "images_seen": 16 * step, "images_per_second": 16} for step in range(1, seconds + 1)]
+        (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    assert minutes_left(tmp_path, 2) == 2
+    write_log(110)
+    assert minutes_left(tmp_path, 2) == pytest.approx(10 / 60)  # not evaluated yet
+    (tmp_path / "metrics.jsonl").write_text('{"step": 110, "hit_rate": 0.5}')
+    assert minutes_left(tmp_path, 2) == 0
+    assert minutes_left(tmp_path, 3) == pytest.approx(70 / 60)
+    write_log(130)
+    assert minutes_left(tmp_path, 2) == 0
 
 
 def test_an_ablation_rejects_unknown_variants_and_invalid_settings(photos: Path, tmp_path: Path) -> None:

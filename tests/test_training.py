@@ -324,6 +324,13 @@ def test_averages_follow_the_weights(photos, tmp_path):
     assert {"D/r1", "D/pose", "G/gan", "G/opacity_prior", "G/normal", "G/hit_rate", "images_per_second"} <= lines[0].keys()
 
 
+def test_a_run_is_evaluated_once_more_when_it_ends(photos, tmp_path):
+    for stop, evaluated in (("2", [2]), ("2", [2]), ("4", [2, 3, 4])):
+        train([*arguments(photos, tmp_path, "--max_steps", stop, "--eval_freq", "3", "--eval_images", "0")])
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == evaluated
+
+
 def test_the_crop_is_kept_with_the_run(photos, tmp_path):
     train(arguments(photos, tmp_path, "--max_steps", "1", "--dataset", "Cats"))
     assert load_generator(tmp_path / "generator.safetensors").curriculum.dataset == "Cats"

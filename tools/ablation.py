@@ -2,11 +2,14 @@
 
     python -m tools.ablation hollow --dataset_path data/heads64 --output_dir outputs/hollow --seeds 1 2 3 4
     python -m tools.ablation recipe --dataset_path data/heads64 --output_dir outputs/recipe --curriculum SYNTH --steps 30000
+    python -m tools.ablation triplane --dataset_path cats64.zip --output_dir outputs/ladder --curriculum CATS_TRIPLANE \\
+        --set img_size=32 --seeds 0 1 --minutes 30 --eval_images 800
 
-Each run is a `train.py` process with its own folder OUTPUT_DIR/VARIANT_sSEED. An interrupted ablation resumes where it
-stopped, and the same command with more seeds or steps extends it. Scores are the measurements of each run at its last step
-(metrics.jsonl, docs/metrics.md). Writes OUTPUT_DIR/GROUP.json (every run) and OUTPUT_DIR/GROUP.md (means over seeds). With
-several GPUs, start it once per GPU with CUDA_VISIBLE_DEVICES and different seeds, then once with all seeds for the table.
+Each run is a `train.py` process with its own folder OUTPUT_DIR/VARIANT_sSEED, of equal steps, or with --minutes of equal time.
+An interrupted ablation resumes where it stopped, and the same command with more seeds, steps or minutes extends it. Scores are
+the measurements of each run at its last step (metrics.jsonl, docs/metrics.md). Writes OUTPUT_DIR/GROUP.json (every run) and
+OUTPUT_DIR/GROUP.md (means over seeds). With several GPUs, start it once per GPU with CUDA_VISIBLE_DEVICES and different seeds,
+then once with all seeds for the table.
 """
 
 from __future__ import annotations
@@ -23,11 +26,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.arguments import ArgumentParser, positive_int, seed_number
+from common.arguments import ArgumentParser, positive_float, positive_int, seed_number
 from common.errors import UserError
 from common.files import make_output_dir, write_atomically, write_json
 from common.program import run_script
 from settings.registry import get_curriculum
+from training.run.recorder import training_minutes
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 NO_BALL = ("init_ball_radius=0", "ball_hold_steps=0")
@@ -35,6 +39,11 @@ BALL = ("init_ball_radius=0.08", "ball_hold_steps=0")
 HOLD = ("init_ball_radius=0.08", "ball_hold_steps=1000", "ball_hold_lambda=0.3")
 NO_WATCH = ("hollow_check_interval=0",)
 WATCH = ("hollow_check_interval=50",)
+SMALL_SIREN = ("model=SPATIALSIRENBASELINE", "hidden_dim=64", "num_layers=4", "latent_dim=64", "gen_lr=3e-4")  # that of CATS_TINY
+OLD_DISCRIMINATOR = (  # that of CATS_TINY
+    *("discriminator=ProgressiveEncoderDiscriminator", "disc_channels=(4,8,16,24,32,48,64,64,64)", "fade_steps=100"),
+    *("disc_lr=6e-4", "r1_lambda=0.02", "r2_lambda=0.02", "r1_interval=1", "grad_clip=1"),
+)
 
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "hollow": {
@@ -67,6 +76,20 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "cosine": ("lr_decay=cosine", "end_step={steps}"),
         "augmented": ("augment_target=0.6",),
     },
+    "triplane": {  # of CATS_TRIPLANE
+        "as_it_is": (),
+        "old_discriminator": OLD_DISCRIMINATOR,
+        "siren": SMALL_SIREN,
+        "siren_and_old_discriminator": (*SMALL_SIREN, *OLD_DISCRIMINATOR),
+        "wide_siren_and_old_discriminator": (*SMALL_SIREN, "hidden_dim=128", *OLD_DISCRIMINATOR),
+        "product": ("plane_reduce=product",),
+        "no_normal_term": ("with_normal_loss=False",),
+        "no_opacity_prior": ("with_opacprior=False",),
+        "no_pose_term": ("pos_lambda=0",),
+        "penalties_every_step": ("r1_interval=1",),
+        "wide_interval": ("decay_beta=0",),
+        "narrower_interval": ("interval_min=0.012",),
+    },
 }
 
 # Columns of the table: the name in metrics.jsonl, a heading and the number format.
@@ -80,8 +103,15 @@ COLUMNS = (
     ("surface_psnr_db", "surface/volume, dB", "{:.0f}"),
     ("consistency_psnr_db", "consistency, dB", "{:.1f}"),
     ("swd", "SWD", "{:.0f}"),
+    ("fd", "fd", "{:.0f}"),
+    ("precision", "precision", "{:.2f}"),
+    ("recall", "recall", "{:.2f}"),
+    ("shape_correlation", "correlation of shapes", "{:.3f}"),
+    ("shape_deviation", "deviation of shapes", "{:.2f}"),
 )
 TIMES_1000 = ("depth_error", "bulge")
+NEVER = 10**9  # steps between evaluations: only at the end
+SHORTEST = 0.05  # minutes
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Any:
@@ -94,6 +124,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings for all variants")
     parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0, 1, 2], help="seeds of each variant (default: 0 1 2)")
     parser.add_argument("--steps", type=positive_int, default=1200, help="steps of each run (default: %(default)s)")
+    parser.add_argument("--minutes", type=positive_float, help="minutes of each run, instead of --steps")
     parser.add_argument("--eval_images", type=int, default=256, help="images for SWD (default: %(default)s)")
     parser.add_argument("--only_table", action="store_true", help="do not train; write the table of the existing runs")
     return parser.parse_args(argv)
@@ -128,13 +159,28 @@ def distinct(args: Any, variants: list[str]) -> list[str]:
 
 
 def train(args: Any, variant: str, seed: int) -> int:
-    """Train one run to --steps; return train.py's exit status."""
+    """Train one run to --steps or for --minutes; return train.py's exit status."""
+    folder = folder_of(args, variant, seed)
     command = [sys.executable, str(TRAIN), "--curriculum", args.curriculum, "--dataset_path", args.dataset_path]
-    command += ["--output_dir", str(folder_of(args, variant, seed)), "--seed", str(seed), "--max_steps", str(args.steps)]
-    command += ["--eval_freq", str(args.steps), "--eval_images", str(args.eval_images), "--sample_interval", str(args.steps)]
-    save = str(max(1, args.steps // 4))
-    command += ["--model_save_interval", save, "--keep", "1", "--milestone_interval", "0", "--no-use_logger"]
+    command += ["--output_dir", str(folder), "--seed", str(seed)]
+    if args.minutes:
+        minutes = minutes_left(folder, args.minutes)
+        if not minutes:
+            return 0
+        command += ["--max_minutes", f"{minutes:.2f}", "--eval_freq", str(NEVER), "--sample_interval", "0"]
+    else:
+        command += ["--max_steps", str(args.steps), "--eval_freq", str(args.steps), "--sample_interval", str(args.steps)]
+    save = str(max(1, (500 if args.minutes else args.steps) // 4))
+    command += ["--eval_images", str(args.eval_images), "--model_save_interval", save]
+    command += ["--keep", "1", "--milestone_interval", "0", "--no-use_logger"]
     return subprocess.run([*command, "--set", *settings_of(args, variant)], check=False).returncode
+
+
+def minutes_left(folder: Path, minutes: float) -> float:
+    """Return how much longer a run has to train; 0 if it was evaluated after about that time, most of which is training."""
+    left = minutes - (training_minutes(folder) if (folder / "log.jsonl").is_file() else 0)
+    is_finished = read_run(folder) is not None and left < 0.1 * minutes
+    return 0 if is_finished else max(left, SHORTEST)
 
 
 def folder_of(args: Any, variant: str, seed: int) -> Path:
@@ -207,7 +253,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                         raise UserError(f"the run {failed[-1]} failed, see its message above; repeat the command to resume")
                 print(f"  {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
     runs = {v: {s: run for s in args.seeds if (run := read_run(folder_of(args, v, s))) is not None} for v in variants}
-    record = {"group": args.group, "curriculum": args.curriculum, "set": args.set, "steps": args.steps, "failed": failed}
+    record = {"group": args.group, "curriculum": args.curriculum, "set": args.set, "steps": None if args.minutes else args.steps}
+    record |= {"minutes": args.minutes, "failed": failed}
     settings = record["settings"] = {v: settings_of(args, v)[len(args.set) :] for v in variants}
     record["runs"] = {variant: {str(seed): run for seed, run in seeds.items()} for variant, seeds in runs.items()}
     write_json(output / f"{args.group}.json", record)

@@ -12,7 +12,6 @@ from __future__ import annotations
 if __name__ == "__main__":
     import common.interrupts  # noqa: F401
 
-import json
 import shlex
 import tempfile
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from generators.generator import draw_latents
 from generators.pose_prior import draw_poses
 from generators.views import ViewSettings, render_views
 from metrics.report import write_scores
+from training.run.recorder import training_minutes
 
 MAX_BYTES = 5_000_000
 INVISIBLE_DB = 60.0
@@ -90,13 +90,7 @@ def training_record(folder: Path, minutes: float | None) -> dict[str, Any]:
     }
     record = {"command": _command(arguments), "seed": arguments.get("seed"), "world_size": run.get("world_size")}
     record["dataset"] = {"preset": run["curriculum"]["dataset"], "path": Path(arguments["dataset_path"]).name}
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    seconds, seen = 0.0, 0.0
-    for line in lines:
-        if "images_per_second" in line and "images_seen" in line:
-            seconds += (line["images_seen"] - seen) / max(line["images_per_second"], 1e-9)
-            seen = line["images_seen"]
-    record |= {"minutes": round(minutes or seconds / 60, 1), **run.get("machine", {})}
+    record |= {"minutes": round(minutes or training_minutes(folder), 1), **run.get("machine", {})}
     return record
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,13 @@ from training.steps import (
 CHECK_STOP_EVERY = 10  # steps, with several GPUs, which must synchronize to agree on it
 
 
+class Stop(NamedTuple):
+    """Why training stops. ``is_interrupted``: by a signal to this or another process, so there may be little time left."""
+
+    reason: str
+    is_interrupted: bool = False
+
+
 class Trainer:
     """Train ``state`` until the curriculum ends, a limit is reached, or a stop signal arrives."""
 
@@ -73,7 +81,7 @@ class Trainer:
         first_step = self.state.step
         with self.stop_signals:
             try:
-                while (reason := self._stop_reason(first_step)) is None:
+                while (stop := self._stop(first_step)) is None:
                     stage, real = self._next_batch(recorder)
                     scalars = self._step(real, stage)
                     self.state.step += 1
@@ -84,10 +92,12 @@ class Trainer:
                 self._save_last(recorder)  # before the sample grid, as the process may be killed soon after a stop signal
                 if recorder is not None:
                     self._sample(recorder)
+                if not stop.is_interrupted:
+                    self._evaluate_last(recorder, first_step)
             finally:
                 if self._batches is not None:
                     self._batches.close()
-        return reason
+        return stop.reason
 
     def open_images(self) -> None:
         """Open the images of the current stage. ``run`` calls this if it was not called before."""
@@ -263,15 +273,15 @@ class Trainer:
 
     # -- stopping, logging and saving -----------------------------------------------------------------------------
 
-    def _stop_reason(self, first_step: int) -> str | None:
+    def _stop(self, first_step: int) -> Stop | None:
         options, step = self.options, self.state.step
         if step >= self.curriculum.end_step:
-            return f"the curriculum ends at step {self.curriculum.end_step}"
+            return Stop(f"the curriculum ends at step {self.curriculum.end_step}")
         if options.max_steps is not None and step >= options.max_steps:
-            return f"--max_steps {options.max_steps}"
+            return Stop(f"--max_steps {options.max_steps}")
         seen, batches = self.state.images_seen, self._batches
         if options.num_epochs is not None and batches and seen >= options.num_epochs * len(batches.dataset):
-            return f"--n_epochs {options.num_epochs}"
+            return Stop(f"--n_epochs {options.num_epochs}")
         several_gpus = self.processes.world_size > 1 and self.processes.device.type == "cuda"
         if several_gpus and (step - first_step) % CHECK_STOP_EVERY:
             return None
@@ -280,8 +290,9 @@ class Trainer:
         if not self.processes.any(is_late or signal_number is not None):
             return None
         if is_late:
-            return f"--max_minutes {options.max_minutes}"
-        return f"signal {signal.Signals(signal_number).name}" if signal_number else "another process received a stop signal"
+            return Stop(f"--max_minutes {options.max_minutes}")
+        received = f"signal {signal.Signals(signal_number).name}" if signal_number else "another process received a stop signal"
+        return Stop(received, is_interrupted=True)
 
     def _record(self, recorder: Recorder | None, scalars: dict[str, Tensor], stage: Stage) -> None:
         """Log, sample, evaluate, and save. Saving comes last, so that every checkpoint's step has been recorded."""
@@ -307,6 +318,12 @@ class Trainer:
         parts = self.evaluator.parts(self.state.averages["ema"].generator, stage.img_size, step)
         if recorder is not None:
             recorder.log_evaluation(step, parts)
+
+    def _evaluate_last(self, recorder: Recorder | None, first_step: int) -> None:
+        """Evaluate the run's last step, unless it has been evaluated or is not new."""
+        step, interval = self.state.step, self.options.eval_interval
+        if interval and step % interval and step > first_step:
+            self._evaluate(recorder, self.curriculum.stage_at(step - 1))
 
     def _readable(self, scalars: dict[str, Tensor]) -> dict[str, float]:
         """Return the scalars as numbers. This is the only place where the log synchronizes with the device."""

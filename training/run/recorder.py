@@ -27,6 +27,16 @@ ON_THE_BAR = {"D": "D/gan", "G": "G/gan", "hit": "G/hit_rate", "Delta": "schedul
 MAX_UNWRITTEN = 10_000  # lines of the log kept in memory while they cannot be written
 
 
+def training_minutes(output_dir: Path) -> float:
+    """Return how long a run has trained according to its log.jsonl: steps only, without start-up and evaluations."""
+    seconds, seen = 0.0, 0.0
+    for line in map(json.loads, (output_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()):
+        if "images_per_second" in line and "images_seen" in line:
+            seconds += (line["images_seen"] - seen) / max(line["images_per_second"], 1e-9)
+            seen = line["images_seen"]
+    return seconds / 60
+
+
 class Recorder:
     """Write logs and samples in ``output_dir``, in the main process only. Log lines after ``step`` are removed at the start."""
 
