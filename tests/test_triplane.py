@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from train import main as train
 from training.mirror import mirror_field
 from triplane import lookup
 from triplane.decoder import DecoderWeights
+from triplane.growth import grow_planes
 from triplane.lookup import Frame
 from triplane.modulation import modulate, plain_modulate
 
@@ -266,8 +268,8 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
-def run(photos: Path, output: Path, *more: str) -> None:
-    settings = [*SMALL, "init_ball_radius=0.08", "ball_hold_steps=50", "r2_lambda=0.1", "gan_loss=relativistic"]
+def run(photos: Path, output: Path, *more: str, changes: tuple[str, ...] = ()) -> None:
+    settings = [*SMALL, *changes, "init_ball_radius=0.08", "ball_hold_steps=50", "r2_lambda=0.1", "gan_loss=relativistic"]
     train(
         [
             *("--curriculum", "SYNTH_TINY", "--dataset_path", str(photos), "--output_dir", str(output), "--device", "cpu"),
@@ -288,6 +290,41 @@ def test_a_resumed_run_equals_an_undisturbed_one(photos, tmp_path):
     assert not torch.equal(whole["generator"]["triplane.backbone.start"], start["triplane.backbone.start"])
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert all(math.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
+
+
+def test_planes_of_twice_the_resolution_start_with_the_same_field():
+    small = make_generator()
+    channels = small.curriculum.backbone_channels
+    torch.manual_seed(1)
+    large = ImplicitGenerator3d(replace(small.curriculum, backbone_channels=(*channels, 4)))
+    weights = dict(small.state_dict())
+    assert grow_planes(weights, large.state_dict()) == 1
+    large.load_state_dict(weights)
+    assert grow_planes(weights, large.state_dict()) == 0
+    z = torch.randn(2, small.curriculum.latent_dim)
+    with torch.no_grad():
+        before, after = (
+            generator.triplane.backbone(generator.film(z).styles[:, :1].expand(-1, 7, -1)) for generator in (small, large)
+        )
+    size = before.shape[1]
+    assert after.shape[1] == 2 * size
+    # The new texels lie at a quarter and three quarters between the old ones.
+    between = 0.75 * before[:, :-1] + 0.25 * before[:, 1:]
+    between = 0.75 * between[:, :, :-1] + 0.25 * between[:, :, 1:]
+    torch.testing.assert_close(after[:, 1:-1:2, 1:-1:2], between, rtol=1e-4, atol=1e-5)
+    texels = torch.arange(size) + 0.25
+    old_place = small.triplane.extent * (2 * texels / (size - 1) - 1)
+    new_place = large.triplane.extent * (2 * (2 * texels + 0.5) / (2 * size - 1) - 1)
+    torch.testing.assert_close(new_place, old_place)
+
+
+def test_a_run_starts_from_one_with_smaller_planes(photos, tmp_path):
+    run(photos, tmp_path / "small", "--max_steps", "2")
+    command = ["--load_dir", str(tmp_path / "small"), "--set_step", "2", "--max_steps", "4"]
+    run(photos, tmp_path / "large", *command, changes=("backbone_channels=(12,8,8,4)",))
+    loaded = load_generator(tmp_path / "large" / "generator.safetensors")
+    assert loaded.curriculum.backbone_channels == (12, 8, 8, 4)
+    assert loaded.generator.triplane.backbone.to_planes[-1].weight.abs().max() > 0
 
 
 def test_meshes_and_videos_come_from_a_tri_plane_file(tmp_path):

@@ -24,6 +24,7 @@ from training.ema import MovingAverage
 from training.mirror import mirror_field, mirror_moments, mirror_pose_readout, mirror_readout_moments
 from training.outward_start import fit_to_ball
 from training.run.nonfinite import BadSteps, are_finite
+from triplane.growth import grow_planes
 
 EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
 RESUME_KEYS = ("seed", "images_seen", "optimizer_G", "optimizer_D", "scaler_G", "scaler_D")
@@ -202,6 +203,9 @@ class RunState:
         else:
             state, published_notes = load_published_training(folder)
             notes += [f"starting from the published files in {folder}", *published_notes]
+        for name in ("generator", *self.averages):
+            if isinstance(state.get(name), dict) and (num := grow_planes(state[name], self.generator.state_dict())):
+                notes.append(f"{name}: planes of twice the resolution, {num} time(s); the new layers do not change them yet")
         self._load_weights(newest or folder, state)
         for name, optimizer in self._optimizers.items():
             if state.get(name) is not None and not _load_optimizer(optimizer, state[name]):
