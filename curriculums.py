@@ -412,6 +412,7 @@ CATS_TRIPLANE = {
 SYNTH_TRIPLANE = {
     0: {"batch_size": 16, "img_size": 32, "gen_lr": 2e-3, "disc_lr": 3e-4},
     2_500: {"batch_size": 16, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
+    9_300: {"batch_size": 16, "img_size": 64, "gen_lr": 5e-4, "disc_lr": 7.5e-5},
     40_000: {},
     "dataset": "Heads",
     # Cameras and rays: as in SYNTH
@@ -439,7 +440,7 @@ SYNTH_TRIPLANE = {
     "topk_v": 1.0,
     "opacprior_lambda_init": 0.1,
     "opacprior_growth_rate": 1.5e-3,
-    "normal_lambda": 0.3,
+    "normal_lambda": 2.0,  # with 0.3, faces had vertical grooves
     # Optimization
     "betas": (0.0, 0.99),
     "grad_clip": 100.0,

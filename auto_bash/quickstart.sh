@@ -65,20 +65,20 @@ step "Data: $HEADS procedural heads"
 must "$PYTHON" -m tools.synthetic_heads --output_dir "$OUT/heads" --num_images "$HEADS" --image_size 64
 may "$PYTHON" dataset.py --check "$OUT/heads/images" --dataset Heads --image_size 64 --output "$OUT/data.png"
 
-step "Start: the small generator that the project ships"
-CURRICULUM=SYNTH_TINY # a resumed run keeps its settings
+step "Start: the generator of heads that the project ships"
+CURRICULUM=SYNTH_TRIPLANE # a resumed run keeps its settings
 if compgen -G "$OUT/train/checkpoint_*.pt" >/dev/null && [ -f "$OUT/train/run.json" ]; then CURRICULUM="$OUT/train/run.json"; fi
 TRAIN=("$PYTHON" train.py --curriculum "$CURRICULUM" --dataset_path "$OUT/heads/images" --output_dir "$OUT/train")
-SHIPPED="$(compgen -G 'pretrained/SYNTH_TINY/checkpoint_*.pt' | sort | tail -n 1 || true)"
+SHIPPED="$(compgen -G 'pretrained/SYNTH_TRIPLANE/checkpoint_*.pt' | sort | tail -n 1 || true)"
 if compgen -G "$OUT/train/checkpoint_*.pt" >/dev/null; then
   echo "  $OUT/train already contains a run: it will be resumed"
 elif [ -n "$SHIPPED" ]; then
   START="$(basename "$SHIPPED" .pt)" START=$((10#${START#checkpoint_}))
   # --max_steps equal to the initial step: load the weights, render the samples before training, and stop
-  must "${TRAIN[@]}" --load_dir pretrained/SYNTH_TINY --set_step "$START" --max_steps "$START"
-  if [ -f pretrained/SYNTH_TINY/log.jsonl ]; then cp pretrained/SYNTH_TINY/log.jsonl "$OUT/history.jsonl"; fi
+  must "${TRAIN[@]}" --load_dir pretrained/SYNTH_TRIPLANE --set_step "$START" --max_steps "$START"
+  if [ -f pretrained/SYNTH_TRIPLANE/log.jsonl ]; then cp pretrained/SYNTH_TRIPLANE/log.jsonl "$OUT/history.jsonl"; fi
 else
-  echo "  pretrained/SYNTH_TINY has no checkpoint: training starts from a ball, and $MINUTES minutes are too short to form heads"
+  echo "  pretrained/SYNTH_TRIPLANE has no checkpoint: training starts from a ball, and $MINUTES minutes are too short to form heads"
 fi
 
 step "Training for $MINUTES minutes"
@@ -87,7 +87,7 @@ GENERATOR="$OUT/train/generator.safetensors"
 
 step "Scores"
 may "$PYTHON" eval_metrics.py "$GENERATOR" --dataset_path "$OUT/heads/images" --metrics fd prc swd --num_images 256 \
-  --image_size 32 --output_json "$OUT/scores/images.json"
+  --image_size 64 --output_json "$OUT/scores/images.json"
 may "$PYTHON" cal_weighted_var.py "$GENERATOR" --seeds_end 8 --image_size 64 --output_json "$OUT/scores/weighted_variance.json"
 may "$PYTHON" -m tools.eval_geometry "$GENERATOR" --dataset_path "$OUT/heads" --num_images 64 --num_truth 1000 --predictor_steps 250 \
   --output_json "$OUT/scores/geometry.json"

@@ -3,7 +3,7 @@
 The published curricula use 8 layers of 256 units, but no trained network of that size is available here. So the pretrained
 heads are widened and deepened without changing the function (Net2Net; Chen, Goodfellow, Shlens, ICLR 2016). Units are copied,
 and the weights that read them are distributed randomly over the copies. Added layers have small phases, where the sine is
-nearly linear, and so pass values on. The shapes are those of the pretrained heads, the cost is that of BFM.
+nearly linear, and so pass values on. The shapes are those of `heads_siren`, the cost is that of BFM.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from settings.registry import CURRICULUMS, get_curriculum
 from siren.field import Field
 from siren.mapping import FilmParameters
 
-SHIPPED = "heads"
+SHIPPED = "heads_siren"
 PASSING_PHASE = 0.02  # of an added layer: its sine differs from its argument by 1 part in 15,000
 PSI = 0.7
 NUM_MEAN_LATENTS = 500  # for the truncation mean of the widened network; approximate but fast

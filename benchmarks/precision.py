@@ -118,7 +118,7 @@ def measure(siren: FoldedSiren, curriculum: Curriculum, image_size: int) -> dict
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("path", nargs="?", default="pretrained/heads.safetensors", help="a generator file")
+    parser.add_argument("path", nargs="?", default="pretrained/heads_siren.safetensors", help="a generator file")
     parser.add_argument(
         "--curriculum", choices=sorted(CURRICULUMS), help="for files that do not contain their settings (default: BFM)"
     )

@@ -156,7 +156,7 @@ def test_the_arithmetic_of_D_is_that_of_the_step(shipped: Network) -> None:
 def test_a_quick_run_reports_all_results(tmp_path: Path, capsys) -> None:
     """Uses the small network in both places, to save time."""
     path, table = tmp_path / "speed.json", tmp_path / "speed.md"
-    run.main(["--quick", "--generator", "heads", "--json", str(path), "--markdown", str(table)])
+    run.main(["--quick", "--generator", "heads_siren", "--json", str(path), "--markdown", str(table)])
     report = json.loads(path.read_text())
     assert set(report) >= KEYS and report["extract_size"] == 128
     assert report["extract_sign_mismatch"] <= 1e-5 and report["extract_256_over_dense"] < 0.5
@@ -167,7 +167,7 @@ def test_a_quick_run_reports_all_results(tmp_path: Path, capsys) -> None:
 
 
 def test_only_the_named_parts_are_run(tmp_path: Path) -> None:
-    arguments = ["--quick", "--generator", "heads", "--only", "queries", "--json", str(tmp_path / "speed.json")]
+    arguments = ["--quick", "--generator", "heads_siren", "--only", "queries", "--json", str(tmp_path / "speed.json")]
     run.main(arguments)
     report = json.loads((tmp_path / "speed.json").read_text())
     assert list(report["parts"]) == ["queries"] and "video_psnr_db" not in report

@@ -45,7 +45,7 @@ def test_an_iteration_is_that_of_the_curriculum(monkeypatch, shares):
     """Shared images are generated once, the others twice; relativistic losses get real images."""
     from checkpoints.loading import load_generator
 
-    loaded = load_generator("heads")
+    loaded = load_generator("heads_siren")
     curriculum = replace(loaded.curriculum, share_images=shares, gan_loss="relativistic", r2_lambda=0.02)
     network = SimpleNamespace(curriculum=curriculum, generator=loaded.generator)
     monkeypatch.setattr(loaded.generator, "curriculum", curriculum)

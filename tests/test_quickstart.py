@@ -81,7 +81,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "shapes" / "0_128.glb").touch()
     lines = [{"step": s, "D/gan": 1 + s / 1e4, "G/gan": 0.5, "G/hit_rate": 0.3} for s in range(1220, 1400, 20)]
     (folder / "train" / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 1400, "D/g')
-    (folder / "train" / "run.json").write_text(json.dumps({"curriculum": {"name": "SYNTH_TINY"}}))
+    (folder / "train" / "run.json").write_text(json.dumps({"curriculum": {"name": "SYNTH_TRIPLANE"}}))
     (folder / "scores" / "geometry.json").write_text(json.dumps(GEOMETRY))
     metrics = {"swd": 41.5, "fd": 432.1, "fd_real_halves": 98.7}
     images = {"metrics": metrics, "protocol": {"num_real": 256, "num_fake": 250, "image_size": 32}}
@@ -277,15 +277,15 @@ def scripts_of(calls: list[str]) -> list[str]:
 
 
 def test_quickstart_starts_from_the_pretrained_checkpoint_and_shows_progress(stage: Path) -> None:
-    (stage / "pretrained" / "SYNTH_TINY").mkdir(parents=True)
+    (stage / "pretrained" / "SYNTH_TRIPLANE").mkdir(parents=True)
     for step in ("0000900", "0001200"):
-        (stage / "pretrained" / "SYNTH_TINY" / f"checkpoint_{step}.pt").touch()
+        (stage / "pretrained" / "SYNTH_TRIPLANE" / f"checkpoint_{step}.pt").touch()
     result, calls = run_staged(stage, "quickstart.sh")
     assert result.returncode == 0, result.stderr
     assert [f"[{i}/10]" in result.stdout for i in range(1, 11)] == [True] * 10 and "[11/" not in result.stdout
     trainings = [call for call in calls if call.startswith("train.py")]
     assert len(trainings) == 2
-    assert trainings[0].endswith("--load_dir pretrained/SYNTH_TINY --set_step 1200 --max_steps 1200")
+    assert trainings[0].endswith("--load_dir pretrained/SYNTH_TRIPLANE --set_step 1200 --max_steps 1200")
     assert trainings[1].endswith("--max_minutes 2.5")
     assert scripts_of(calls)[-1] == "tools.report"
     steps = read_steps(stage / "quickstart" / "steps.tsv")

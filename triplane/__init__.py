@@ -2,5 +2,5 @@
 
 Reading order: mapping.py (z to styles), backbone.py (styles to planes; modulation.py between its convolutions), decoder.py
 (features of a point to logit and color), lookup.py (planes and decoder at points), network.py (the weights), field.py (the
-field of given latents). docs/method.md has the equations.
+field of given latents), growth.py (finer planes for a trained generator). docs/method.md has the equations.
 """
