@@ -163,7 +163,7 @@ def test_features_of_the_discriminator_are_those_of_the_size_it_was_trained_on(
     (checkpoint,) = (repo / "pretrained" / "SYNTH_TRIPLANE").glob("checkpoint_*.pt")
     found, source = features.open_features(checkpoint, load_generator(checkpoint), torch.device("cpu"))
     assert source == "the discriminator"
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     for large, small in zip(found(images), found(F.avg_pool2d(images, 2)), strict=True):  # it ended at 64 px
         torch.testing.assert_close(large, small)
     assert features.open_features(tiny_generator_path, load_generator(tiny_generator_path), torch.device("cpu"))[0] is None

@@ -543,7 +543,7 @@ def check_training(case: Case) -> None:
     require(("G/opacity_prior" in terms) == case.has_surface and ("G/normal" in terms) == case.has_surface, f"losses: {terms}")
     require(len(list((out / "samples").glob("*.png"))) == 2, "sample grids are missing")
     scores = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    require(len(scores) == 1 and all("swd" in line for line in scores), f"evaluations: {scores}")
+    require(len(scores) == 2 and all("swd" in line for line in scores), f"evaluations: {scores}")
     trained = load_generator(out / "generator.safetensors")
     require(
         trained.curriculum == replace(case.curriculum, dataset="Images") and trained.step == 4,
