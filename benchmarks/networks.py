@@ -1,9 +1,9 @@
 """The networks to measure, and the cost of evaluating them.
 
 The published curricula use 8 layers of 256 units, but no trained network of that size is available here. So the pretrained
-heads are widened and deepened without changing the function (Net2Net; Chen, Goodfellow, Shlens, ICLR 2016). Units are copied,
-and the weights that read them are distributed randomly over the copies. Added layers have small phases, where the sine is
-nearly linear, and so pass values on. The shapes are those of `heads_siren`, the cost is that of BFM.
+`heads_siren` is widened and deepened without changing the function (Net2Net; Chen, Goodfellow, Shlens, ICLR 2016). Units are
+copied, and the weights that read them are distributed randomly over the copies. Added layers have small phases, where the sine
+is nearly linear, and so pass values on. The shapes are those of `heads_siren`, the cost is that of BFM.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def _video(part: dict[str, Any]) -> list[Row]:
 
 def _extraction(part: dict[str, Any]) -> list[Row]:
     lines = []
-    for name, what in (("full", "full width"), ("shipped", "pretrained SIREN of heads")):
+    for name, what in (("full", "full width"), ("shipped", "pretrained heads_siren")):
         item = part[name]["against_dense"]
         n = item["resolution"]
         lines.append(

@@ -5,7 +5,7 @@
     python -m tools.ablation triplane --dataset_path cats64.zip --output_dir outputs/ladder --curriculum CATS_TRIPLANE \\
         --set img_size=32 --seeds 0 1 --minutes 30 --eval_images 800
 
-Each run is a `train.py` process with its own folder OUTPUT_DIR/VARIANT_sSEED, of equal steps, or with --minutes of equal time.
+Each run is a `train.py` process with its own folder OUTPUT_DIR/VARIANT_sSEED, of equal steps or, with --minutes, equal time.
 An interrupted ablation resumes where it stopped, and the same command with more seeds, steps or minutes extends it. Scores are
 the measurements of each run at its last step (metrics.jsonl, docs/metrics.md). Writes OUTPUT_DIR/GROUP.json (every run) and
 OUTPUT_DIR/GROUP.md (means over seeds). With several GPUs, start it once per GPU with CUDA_VISIBLE_DEVICES and different seeds,
@@ -40,7 +40,7 @@ HOLD = ("init_ball_radius=0.08", "ball_hold_steps=1000", "ball_hold_lambda=0.3")
 NO_WATCH = ("hollow_check_interval=0",)
 WATCH = ("hollow_check_interval=50",)
 SMALL_SIREN = ("model=SPATIALSIRENBASELINE", "hidden_dim=64", "num_layers=4", "latent_dim=64", "gen_lr=3e-4")  # that of CATS_TINY
-OLD_DISCRIMINATOR = (  # that of CATS_TINY
+PROGRESSIVE_DISCRIMINATOR = (  # that of CATS_TINY
     *("discriminator=ProgressiveEncoderDiscriminator", "disc_channels=(4,8,16,24,32,48,64,64,64)", "fade_steps=100"),
     *("disc_lr=6e-4", "r1_lambda=0.02", "r2_lambda=0.02", "r1_interval=1", "grad_clip=1"),
 )
@@ -78,10 +78,10 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "triplane": {  # of CATS_TRIPLANE
         "as_it_is": (),
-        "old_discriminator": OLD_DISCRIMINATOR,
+        "progressive_discriminator": PROGRESSIVE_DISCRIMINATOR,
         "siren": SMALL_SIREN,
-        "siren_and_old_discriminator": (*SMALL_SIREN, *OLD_DISCRIMINATOR),
-        "wide_siren_and_old_discriminator": (*SMALL_SIREN, "hidden_dim=128", *OLD_DISCRIMINATOR),
+        "siren_and_progressive_discriminator": (*SMALL_SIREN, *PROGRESSIVE_DISCRIMINATOR),
+        "wide_siren_and_progressive_discriminator": (*SMALL_SIREN, "hidden_dim=128", *PROGRESSIVE_DISCRIMINATOR),
         "product": ("plane_reduce=product",),
         "no_normal_term": ("with_normal_loss=False",),
         "no_opacity_prior": ("with_opacprior=False",),
@@ -112,6 +112,7 @@ COLUMNS = (
 TIMES_1000 = ("depth_error", "bulge")
 NEVER = 10**9  # steps between evaluations: only at the end
 SHORTEST = 0.05  # minutes
+SAVE_INTERVAL = 125  # steps between checkpoints of a run of --minutes
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Any:
@@ -125,7 +126,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0, 1, 2], help="seeds of each variant (default: 0 1 2)")
     parser.add_argument("--steps", type=positive_int, default=1200, help="steps of each run (default: %(default)s)")
     parser.add_argument("--minutes", type=positive_float, help="minutes of each run, instead of --steps")
-    parser.add_argument("--eval_images", type=int, default=256, help="images for SWD (default: %(default)s)")
+    parser.add_argument("--eval_images", type=int, default=256, help="images for fd and SWD (default: %(default)s)")
     parser.add_argument("--only_table", action="store_true", help="do not train; write the table of the existing runs")
     return parser.parse_args(argv)
 
@@ -170,8 +171,8 @@ def train(args: Any, variant: str, seed: int) -> int:
         command += ["--max_minutes", f"{minutes:.2f}", "--eval_freq", str(NEVER), "--sample_interval", "0"]
     else:
         command += ["--max_steps", str(args.steps), "--eval_freq", str(args.steps), "--sample_interval", str(args.steps)]
-    save = str(max(1, (500 if args.minutes else args.steps) // 4))
-    command += ["--eval_images", str(args.eval_images), "--model_save_interval", save]
+    save = SAVE_INTERVAL if args.minutes else max(1, args.steps // 4)
+    command += ["--eval_images", str(args.eval_images), "--model_save_interval", str(save)]
     command += ["--keep", "1", "--milestone_interval", "0", "--no-use_logger"]
     return subprocess.run([*command, "--set", *settings_of(args, variant)], check=False).returncode
 

@@ -17,14 +17,14 @@ LAYER = re.compile(r"triplane\.backbone\.(?:blocks|to_planes)\.(\d+)\.")
 EXTENT = "triplane.extent"
 
 
-def grow_planes(weights: dict[str, Tensor], larger: dict[str, Tensor]) -> int:
-    """Add the finest layers of the generator ``larger`` to ``weights``, in place. Returns the number of resolutions added.
+def grow_planes(weights: dict[str, Tensor], larger: dict[str, Tensor]) -> bool:
+    """Add the finest layers of the state ``larger`` to those of a generator, in place. Returns whether it lacked any.
 
-    The field stays the same up to the smoothing of a bilinear upsampling. ``weights`` without tri-planes are left unchanged.
+    The field stays the same, except that bilinear upsampling smooths it. Weights without tri-planes are left unchanged.
     """
     before, after = (sum(OUTPUT_WEIGHT.fullmatch(name) is not None for name in part) for part in (weights, larger))
     if not 0 < before < after:
-        return 0
+        return False
     for name, value in larger.items():
         layer = LAYER.match(name)
         if layer and int(layer[1]) >= before:
@@ -35,4 +35,4 @@ def grow_planes(weights: dict[str, Tensor], larger: dict[str, Tensor]) -> int:
     # Upsampling by s moves texel k to s k + (s - 1) / 2, and the lookup stretches the outermost texels to the extent.
     scale = larger_size / size
     weights[EXTENT] = weights[EXTENT] * (larger_size - 1) / (scale * (size - 1))
-    return after - before
+    return True

@@ -203,9 +203,11 @@ class RunState:
         else:
             state, published_notes = load_published_training(folder)
             notes += [f"starting from the published files in {folder}", *published_notes]
-        for name in ("generator", *self.averages):
-            if isinstance(state.get(name), dict) and (num := grow_planes(state[name], self.generator.state_dict())):
-                notes.append(f"{name}: planes of twice the resolution, {num} time(s); the new layers do not change them yet")
+        larger = self.generator.state_dict()
+        networks = [state[name] for name in ("generator", *self.averages) if isinstance(state.get(name), dict)]
+        are_grown = [grow_planes(weights, larger) for weights in networks]
+        if any(are_grown):
+            notes.append("the planes get a higher resolution; their new layers add nothing to them at first")
         self._load_weights(newest or folder, state)
         for name, optimizer in self._optimizers.items():
             if state.get(name) is not None and not _load_optimizer(optimizer, state[name]):
