@@ -54,6 +54,7 @@ COMMON = {
     "interval_max": 0.12,  # initial Delta, the half width of the interval around the surface; at most half of the ray
     "interval_min": 0.03,  # final Delta
     "decay_beta": 1e-5,  # decay of Delta per step: max(interval_min, interval_max * exp(-decay_beta * step))
+    "eval_interval": None,  # Delta in images of the trained generator; None: interval_min
     "clamp_mode": "relu",  # activation of the densities of a radiance field: relu or softplus; no effect with pred_occ
     "last_back": False,  # whether the last sample gets the remaining weight, in training
     "eval_last_back": None,  # the same in images of the trained generator; None: True unless white_back

@@ -43,14 +43,14 @@ class RenderSettings:
 
     @classmethod
     def from_curriculum(cls, curriculum: Curriculum, interval: float | None = None) -> RenderSettings:
-        """Return the curriculum's settings. ``interval`` None means the final, narrowest interval."""
+        """Return the curriculum's settings. ``interval`` None means that of views."""
         return cls(
             t_near=curriculum.ray_start,
             t_far=curriculum.ray_end,
             num_coarse=curriculum.num_steps_coarse,
             num_surface=curriculum.num_steps_surface if curriculum.surface_sample else 0,
             num_fine=curriculum.num_steps_fine if curriculum.hierarchical_sample else 0,
-            interval=curriculum.interval_min if interval is None else interval,
+            interval=curriculum.view_interval if interval is None else interval,
             pred_occ=curriculum.pred_occ,
             surface_sample=curriculum.surface_sample,
             tau=curriculum.tau,

@@ -20,7 +20,7 @@ RAYS_PER_CHUNK = 1 << 15
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """Settings of a view. None means the curriculum's value (``interval``: its final, narrowest one).
+    """Settings of a view. None means the curriculum's value (``interval``: its ``view_interval``).
 
     ``surface_only``: a fast preview of an occupancy field with a single color per ray, at the root. Rays without a root show the
     background or, with ``last_back``, the color at the far end. The depth is that of the root.

@@ -92,6 +92,7 @@ class Curriculum:
     interval_max: float
     interval_min: float
     decay_beta: float
+    eval_interval: float | None
     clamp_mode: str
     last_back: bool
     eval_last_back: bool | None
@@ -146,6 +147,11 @@ class Curriculum:
     def view_last_back(self) -> bool:
         """True if views give a ray's remaining weight to its last sample."""
         return not self.white_back if self.eval_last_back is None else self.eval_last_back
+
+    @property
+    def view_interval(self) -> float:
+        """Delta, the half width of the interval around the surface, in views."""
+        return self.interval_min if self.eval_interval is None else self.eval_interval
 
     @property
     def disc_base_size(self) -> int:

@@ -15,10 +15,13 @@ from checkpoints.published import read_options_curriculum
 from common.errors import UserError
 from curriculums import COMMON
 from generators.cameras import sample_camera_poses
+from generators.renderer import RenderSettings
+from generators.views import ViewSettings
 from settings import checks
 from settings.checks import NEEDS, WITHOUT_EFFECT
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS, get_curriculum
+from settings.schedules import interval_at
 from tools.curriculum_json import main as print_json
 from tools.curriculum_table import OUTPUT, described_settings, markdown_page
 
@@ -125,6 +128,7 @@ def test_every_setting_has_its_common_value_and_its_check():
         "disc_widths",
         "backbone_channels",
         "eval_last_back",
+        "eval_interval",
         "mapping_dim",
     ]
     assert sorted(checked) == sorted([*COMMON, "end_step"])
@@ -417,6 +421,19 @@ def test_the_background_of_views_follows_white_back():
             white.with_overrides([contradiction])
     with pytest.raises(UserError, match="eval_last_back must be True, False or None"):
         published.with_overrides(["eval_last_back=1"])
+
+
+def test_views_can_have_a_narrower_interval_than_training():
+    published = CURRICULUMS["CelebA"]
+    narrow = published.with_overrides(["eval_interval=0.006"])
+    assert published.view_interval == 0.03 and narrow.view_interval == 0.006
+    assert RenderSettings.from_curriculum(narrow).interval == ViewSettings().render_settings(narrow).interval == 0.006
+    assert interval_at(narrow, 10**6) == narrow.interval_min == 0.03
+    for value in ("0", "-0.01", "'narrow'", "True"):
+        with pytest.raises(UserError, match="eval_interval must be None or a positive number"):
+            published.with_overrides([f"eval_interval={value}"])
+    with pytest.raises(UserError, match="eval_interval"):
+        CURRICULUMS["PIGAN_CelebA"].with_overrides(["eval_interval=0.006"])
 
 
 @pytest.mark.parametrize(

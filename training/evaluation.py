@@ -175,7 +175,7 @@ def _raise(error: Exception) -> dict[str, float]:
 
 @torch.no_grad()
 def surface_metrics(generator: ImplicitGenerator3d, image_size: int) -> dict[str, float]:
-    """Return surface metrics of fixed seeds at psi 1, from the mean pose with the narrowest interval.
+    """Return surface metrics of fixed seeds at psi 1, from the mean pose.
 
     ``hit_rate``: fraction of rays that hit a surface. ``weighted_variance_1e4``: thickness of the surface, times 1e4, if any
     ray qualifies. ``bulge``: mean distance in world units by which a shape's center is nearer than its rim; below 0, shapes
