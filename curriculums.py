@@ -54,7 +54,7 @@ COMMON = {
     "interval_max": 0.12,  # initial Delta, the half width of the interval around the surface; at most half of the ray
     "interval_min": 0.03,  # final Delta
     "decay_beta": 1e-5,  # decay of Delta per step: max(interval_min, interval_max * exp(-decay_beta * step))
-    "eval_interval": None,  # Delta in images of the trained generator; None: interval_min
+    "interval_eval": None,  # Delta in images of the trained generator; None: interval_min
     "clamp_mode": "relu",  # activation of the densities of a radiance field: relu or softplus; no effect with pred_occ
     "last_back": False,  # whether the last sample gets the remaining weight, in training
     "eval_last_back": None,  # the same in images of the trained generator; None: True unless white_back
@@ -84,11 +84,11 @@ COMMON = {
     "share_images": False,  # whether G's step reuses the generated images of D's step
     "lr_warmup_steps": 0,  # steps of the linear warm-up of the learning rates
     "lr_decay": "constant",  # constant, or cosine: the learning rates decay to 0 at the end
-    "mapping_lr_factor": 1.0,  # learning rate of the mapping network relative to the rest of G
+    "mapping_lr_factor": 1.0,  # factor on the mapping network's learning rate; for TRIPLANE, in addition to a fixed 0.1
     "unique_lr": True,  # published key that has no effect: True was meant as mapping_lr_factor 0.05, but the factor stayed 1
     "fade_steps": 10000,  # steps over which D's new layer fades in after a change of image size
     # Initial shape
-    "init_ball_radius": 0.0,  # radius of a ball to which the field is fitted before training; 0: none
+    "init_ball_radius": 0.0,  # radius of the initial ball, to which a SIREN is fitted; 0: none (TRIPLANE: a default)
     "ball_hold_steps": 0,  # steps over which the weight of the ball regularization decays; 0: none; needs init_ball_radius
     "ball_hold_lambda": 0.1,  # that weight at step 0; needs init_ball_radius and ball_hold_steps
     "ball_hold_floor": 0.0,  # minimum of that weight, for the rest of the run; needs init_ball_radius
@@ -425,7 +425,7 @@ SYNTH_TRIPLANE = {
     "discriminator": "ResidualDiscriminator",
     "latent_dim": 128,
     "view_dependent": False,
-    "plane_extent": 0.12,  # just beyond the image's half side of 0.105, so that texels are as fine as pixels
+    "plane_extent": 0.12,  # as far as the rays reach; texels are 14% coarser than the pixels of a 64 px image
     # Rendering
     "num_steps_coarse": 12,
     "num_steps_surface": 5,

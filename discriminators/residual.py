@@ -74,7 +74,7 @@ class Stem(nn.Module):
 
 
 class ResidualDiscriminator(Discriminator):
-    """A stem, a residual block for each of ``disc_widths`` at successively halved resolutions, and an output layer at 4 px.
+    """A stem, a residual block for each of ``disc_widths`` at successively halved resolutions, and two linear layers at 4 px.
 
     The last width is at 4 px and the first at the base size, so the number of widths determines the base size: four widths
     start at 32 px. The latent is predicted only if the curriculum has a latent loss.
@@ -86,7 +86,7 @@ class ResidualDiscriminator(Discriminator):
         self.latent_dim = curriculum.latent_dim if curriculum.z_lambda else 0
         self.stem = Stem(curriculum.disc_base_size, widths[0])
         self.blocks = nn.ModuleList([ResidualBlock(width, len(widths)) for width in widths])
-        self.transitions = nn.ModuleList([_transition(*pair) for pair in itertools.pairwise(widths)])
+        self.transitions = nn.ModuleList([_transition(num_in, num_out) for num_in, num_out in itertools.pairwise(widths)])
         self.basis = nn.Linear(widths[-1] * LAST_DISC_SIZE**2, widths[-1])
         self.final_layer = nn.Linear(widths[-1], 1 + self.latent_dim + NUM_POSE)
         _kaiming(self.basis)
@@ -125,7 +125,7 @@ def _kaiming(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> None:
 
 @torch.no_grad()
 def _init_at_mean_pose(layer: nn.Linear, curriculum: Curriculum) -> None:
-    """Initialize small weights, so that outputs start near 0 and poses near the mean of the curriculum's prior."""
+    """Initialize weights with variance 1 / in_features, for scores of order 1, and poses around the mean of the prior."""
     nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
     nn.init.zeros_(layer.bias)
     layer.bias[-2], layer.bias[-1] = curriculum.v_mean, curriculum.h_mean

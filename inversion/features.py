@@ -30,7 +30,7 @@ NUM_STAGES = 4  # of EfficientNet, down to 1/16 of the input's side
 def open_features(path: str | Path, loaded: LoadedGenerator, device: torch.device) -> tuple[Features | None, str]:
     """Return the feature network for the loss, or None if none is available, and a description of its source."""
     if is_installed():
-        network = load_efficientnet().to(device)
+        network = load_efficientnet(device)
         return lambda images: efficientnet_maps(network, images), "EfficientNet-Lite0"
     discriminator = _discriminator_of(resolve_generator_path(path), loaded)
     if discriminator is None:

@@ -131,10 +131,14 @@ def is_installed() -> bool:
 
 
 @lru_cache(maxsize=1)
-def load_efficientnet() -> EfficientNetLite0:
-    """Return the pretrained network on the CPU in eval mode. Raises UserError as :func:`find_weights_file` does."""
+def load_efficientnet(device: torch.device | str = "cpu") -> EfficientNetLite0:
+    """Return the pretrained network on ``device``, in eval mode. It is cached, so do not change it.
+
+    Raises UserError as :func:`find_weights_file` does.
+    """
     state = read_state_dict(find_weights_file())
     with torch.device("meta"):
         network = EfficientNetLite0()
     network.load_state_dict({re.sub(r"(^|\.)_", r"\1", name): value for name, value in state.items()}, strict=True, assign=True)
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # faster, on CPUs too
+    network.eval().requires_grad_(False)
+    return network.to(device, memory_format=torch.channels_last)  # the faster layout, on CPUs too

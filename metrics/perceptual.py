@@ -18,14 +18,14 @@ from metrics.efficientnet import load_efficientnet
 
 BATCH_SIZE = 32
 NUM_NEIGHBORS = 3  # k of Kynkaanniemi et al.
-MIN_IMAGES = 2 * (NUM_NEIGHBORS + 1)  # each half of the real images needs this many neighbors
+MIN_IMAGES = 2 * (NUM_NEIGHBORS + 1)  # each half of the real images needs an image and its neighbors
 SMALL_SIZE = 32  # pixels, of the second evaluation, which sees shapes and colors but no detail
 
 
 @torch.no_grad()
 def features_of(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Return features (N, 1280) of uint8 images (N, 3, H, W), as float64 on the CPU."""
-    network = load_efficientnet().to(device)
+    network = load_efficientnet(device)
     return torch.cat([network(batch.to(device)).cpu().double() for batch in images.split(BATCH_SIZE)])
 
 

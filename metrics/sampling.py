@@ -58,7 +58,7 @@ def sample_fields(
 
 
 def image_settings(curriculum: Curriculum) -> RenderSettings:
-    """Return the settings of scored images: final interval, no density noise, ``last_back`` as in training."""
+    """Return the settings of scored images: the interval of views, no density noise, ``last_back`` as in training."""
     return RenderSettings.from_curriculum(curriculum)
 
 

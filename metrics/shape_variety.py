@@ -30,7 +30,8 @@ BATCH_SIZE = 16
 def shape_variety(geometry: Geometry) -> dict[str, float]:
     """Return the variety of N >= 2 shapes seen from one pose, over the rays that hit all of them, with mean depths removed.
 
-    ``shape_correlation``: Pearson correlation of the depths of two shapes, averaged over pairs. 1 means identical shapes.
+    ``shape_correlation``: Pearson correlation of the depths of two shapes, averaged over pairs. 1 means shapes
+    that differ only in the scale of their relief.
     ``shape_deviation``: standard deviation between shapes, averaged over rays, divided by the relief (the standard deviation
     of the mean shape over rays). 0 means identical shapes. Returns {} if too few rays hit all shapes or a shape is flat.
     """

@@ -149,7 +149,7 @@ NEEDS: dict[str, Need] = {
     "interval_max": Need("surface_sample"),
     "interval_min": Need("surface_sample"),
     "decay_beta": Need("surface_sample"),
-    "eval_interval": Need("surface_sample"),
+    "interval_eval": Need("surface_sample"),
     "clamp_mode": Need("pred_occ", (False,)),
     "opacprior_lambda_init": Need("with_opacprior"),
     "opacprior_growth_rate": Need("with_opacprior"),
@@ -189,8 +189,8 @@ def _problems_of_values(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} must be True or False, not {shown(values[key])}"
     if values["eval_last_back"] is not None and not isinstance(values["eval_last_back"], bool):
         yield f"eval_last_back must be True, False or None, not {shown(values['eval_last_back'])}"
-    if values["eval_interval"] is not None and not (is_number(values["eval_interval"]) and values["eval_interval"] > 0):
-        yield f"eval_interval must be None or a positive number, not {shown(values['eval_interval'])}"
+    if values["interval_eval"] is not None and not (is_number(values["interval_eval"]) and values["interval_eval"] > 0):
+        yield f"interval_eval must be None or a positive number, not {shown(values['interval_eval'])}"
     if values["mapping_dim"] is not None and not is_count(values["mapping_dim"], 1, MAX_WIDTH):
         yield f"mapping_dim must be None or a whole number from 1 to {MAX_WIDTH}, not {shown(values['mapping_dim'])}"
     yield from _out_of_range(values, NUMBERS, COUNTS)

@@ -92,7 +92,7 @@ class Curriculum:
     interval_max: float
     interval_min: float
     decay_beta: float
-    eval_interval: float | None
+    interval_eval: float | None
     clamp_mode: str
     last_back: bool
     eval_last_back: bool | None
@@ -151,7 +151,7 @@ class Curriculum:
     @property
     def view_interval(self) -> float:
         """Delta, the half width of the interval around the surface, in views."""
-        return self.interval_min if self.eval_interval is None else self.eval_interval
+        return self.interval_min if self.interval_eval is None else self.interval_eval
 
     @property
     def disc_base_size(self) -> int:

@@ -128,7 +128,7 @@ def test_every_setting_has_its_common_value_and_its_check():
         "disc_widths",
         "backbone_channels",
         "eval_last_back",
-        "eval_interval",
+        "interval_eval",
         "mapping_dim",
     ]
     assert sorted(checked) == sorted([*COMMON, "end_step"])
@@ -425,15 +425,15 @@ def test_the_background_of_views_follows_white_back():
 
 def test_views_can_have_a_narrower_interval_than_training():
     published = CURRICULUMS["CelebA"]
-    narrow = published.with_overrides(["eval_interval=0.006"])
+    narrow = published.with_overrides(["interval_eval=0.006"])
     assert published.view_interval == 0.03 and narrow.view_interval == 0.006
     assert RenderSettings.from_curriculum(narrow).interval == ViewSettings().render_settings(narrow).interval == 0.006
     assert interval_at(narrow, 10**6) == narrow.interval_min == 0.03
     for value in ("0", "-0.01", "'narrow'", "True"):
-        with pytest.raises(UserError, match="eval_interval must be None or a positive number"):
-            published.with_overrides([f"eval_interval={value}"])
-    with pytest.raises(UserError, match="eval_interval"):
-        CURRICULUMS["PIGAN_CelebA"].with_overrides(["eval_interval=0.006"])
+        with pytest.raises(UserError, match="interval_eval must be None or a positive number"):
+            published.with_overrides([f"interval_eval={value}"])
+    with pytest.raises(UserError, match="interval_eval"):
+        CURRICULUMS["PIGAN_CelebA"].with_overrides(["interval_eval=0.006"])
 
 
 @pytest.mark.parametrize(

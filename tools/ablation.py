@@ -6,8 +6,9 @@
         --set img_size=32 --seeds 0 1 --minutes 30 --eval_images 800
 
 Each run is a `train.py` process with its own folder OUTPUT_DIR/VARIANT_sSEED, of equal steps or, with --minutes, equal time.
-An interrupted ablation resumes where it stopped, and the same command with more seeds, steps or minutes extends it. Scores are
-the measurements of each run at its last step (metrics.jsonl, docs/metrics.md). Writes OUTPUT_DIR/GROUP.json (every run) and
+An interrupted ablation resumes where it stopped, and the same command with more seeds, steps or minutes extends it (except
+``cosine``, whose schedule depends on its end). Scores are the measurements of each run at its last step (metrics.jsonl,
+docs/metrics.md). Writes OUTPUT_DIR/GROUP.json (every run) and
 OUTPUT_DIR/GROUP.md (means over seeds). With several GPUs, start it once per GPU with CUDA_VISIBLE_DEVICES and different seeds,
 then once with all seeds for the table.
 """
@@ -41,8 +42,14 @@ NO_WATCH = ("hollow_check_interval=0",)
 WATCH = ("hollow_check_interval=50",)
 SMALL_SIREN = ("model=SPATIALSIRENBASELINE", "hidden_dim=64", "num_layers=4", "latent_dim=64", "gen_lr=3e-4")  # that of CATS_TINY
 PROGRESSIVE_DISCRIMINATOR = (  # that of CATS_TINY
-    *("discriminator=ProgressiveEncoderDiscriminator", "disc_channels=(4,8,16,24,32,48,64,64,64)", "fade_steps=100"),
-    *("disc_lr=6e-4", "r1_lambda=0.02", "r2_lambda=0.02", "r1_interval=1", "grad_clip=1"),
+    "discriminator=ProgressiveEncoderDiscriminator",
+    "disc_channels=(4,8,16,24,32,48,64,64,64)",
+    "fade_steps=100",
+    "disc_lr=6e-4",
+    "r1_lambda=0.02",
+    "r2_lambda=0.02",
+    "r1_interval=1",
+    "grad_clip=1",
 )
 
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -131,10 +138,21 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
     return parser.parse_args(argv)
 
 
-def settings_of(args: Any, variant: str) -> list[str]:
-    """Return the arguments of --set. A variant may refer to the number of steps and to the R1 weight set so far."""
+def variant_settings(args: Any, variant: str) -> list[str]:
+    """Return the settings of a variant, which may refer to the number of steps and to the R1 weight of the curriculum.
+
+    Raises UserError if it refers to the number of steps and --minutes is given.
+    """
+    settings = GROUPS[args.group][variant]
+    if args.minutes and any("{steps}" in setting for setting in settings):
+        raise UserError(f"the variant {variant} depends on the number of steps; use --steps instead of --minutes")
     r1_lambda = get_curriculum(args.curriculum).with_overrides(args.set).r1_lambda
-    return [*args.set, *(setting.format(steps=args.steps, r1_lambda=r1_lambda) for setting in GROUPS[args.group][variant])]
+    return [setting.format(steps=args.steps, r1_lambda=r1_lambda) for setting in settings]
+
+
+def settings_of(args: Any, variant: str) -> list[str]:
+    """Return the arguments of train.py's --set."""
+    return [*args.set, *variant_settings(args, variant)]
 
 
 def distinct(args: Any, variants: list[str]) -> list[str]:
@@ -216,7 +234,7 @@ def table(runs: dict[str, dict[int, dict[str, Any]]], settings: dict[str, list[s
         if not found:
             continue
         steps = sorted({run["step"] for run in found})
-        cells = [variant, str(len(found)), "-".join(map(str, {steps[0], steps[-1]})), _count_hollow(found)]
+        cells = [variant, str(len(found)), "-".join(map(str, sorted({steps[0], steps[-1]}))), _count_hollow(found)]
         cells.append(str(sum(bool(run["mirrored"]) for run in found)))
         for name, _, form in shown:
             values = [run[name] * (1000 if name in TIMES_1000 else 1) for run in found if name in run]
@@ -256,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = {v: {s: run for s in args.seeds if (run := read_run(folder_of(args, v, s))) is not None} for v in variants}
     record = {"group": args.group, "curriculum": args.curriculum, "set": args.set, "steps": None if args.minutes else args.steps}
     record |= {"minutes": args.minutes, "failed": failed}
-    settings = record["settings"] = {v: settings_of(args, v)[len(args.set) :] for v in variants}
+    settings = record["settings"] = {v: variant_settings(args, v) for v in variants}
     record["runs"] = {variant: {str(seed): run for seed, run in seeds.items()} for variant, seeds in runs.items()}
     write_json(output / f"{args.group}.json", record)
     text = table(runs, settings)

@@ -83,7 +83,7 @@ def half_precision_psnr(loaded: LoadedGenerator) -> float:
 
 
 def training_record(folder: Path, minutes: float | None) -> dict[str, Any]:
-    """Return the card's record of a run, read from its folder. Minutes cover steps, without start-up and measurements."""
+    """Return the card's record of a run, read from its folder. Minutes do not include start-up."""
     run = read_json(folder / "run.json")
     arguments = {
         key: value for key, value in run["arguments"].items() if key not in NOT_IN_COMMAND and not key.endswith("_interval")

@@ -1,7 +1,7 @@
 """Evaluation during a run: metrics every ``--eval_freq`` steps, in metrics.jsonl and TensorBoard (docs/metrics.md).
 
-Nothing is downloaded. Metrics whose requirements are missing are skipped: the shape error without ground truth for the data
-set, FID and KID without the extractor's weights.
+Nothing is downloaded. Metrics whose requirements are missing are skipped: the shape error (ground truth for the data set), the
+variety of shapes (occupancy), FID and KID (Inception's weights), and fd, precision and recall (EfficientNet's weights).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from metrics.weighted_variance import latent_variances, mean_pose
 from training.options import RunOptions
 
 NUM_SEEDS = 8
-NUM_SHAPES = 64  # views for the shape error
+NUM_SCORED_VIEWS = 64  # views for the shape error
 NUM_TRUTH = 4000  # most views with ground truth to train the predictor on, as in tools/eval_geometry.py
 BATCH_SIZE = 8
 MIN_IMAGE_SIZE = 8  # pixels; SWD needs at least this size
@@ -89,7 +89,10 @@ class Evaluator:
         return parts
 
     def _generated_images(self, loaded: LoadedGenerator, image_size: int) -> tuple[Tensor | None, Exception | None]:
-        """Return ``num_images`` images in the main process, or the failure. All processes render a share."""
+        """Return ``eval_images`` images in the main process, or the failure. All processes render a share.
+
+        Returns (None, None) without images to render.
+        """
         num = self._options.eval_images
         if num == 0 or image_size < MIN_IMAGE_SIZE:
             return None, None
@@ -135,7 +138,7 @@ class Evaluator:
     def _shape_error(self, loaded: LoadedGenerator) -> dict[str, float]:
         predictor, size, is_white = self._predictor
         curriculum = over_background(loaded.curriculum, is_white)
-        images, generated = generated_geometry(loaded, curriculum, NUM_SHAPES, size, psi=1.0, seed=0, batch_size=BATCH_SIZE)
+        images, generated = generated_geometry(loaded, curriculum, NUM_SCORED_VIEWS, size, psi=1.0, seed=0, batch_size=BATCH_SIZE)
         scores = compare(predictor.predict(images), generated)
         names = {
             "depth_error": "depth_mae_aligned",

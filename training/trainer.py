@@ -86,7 +86,7 @@ class Trainer:
                     scalars = self._step(real, stage)
                     self.state.step += 1
                     self.state.images_seen += stage.batch_size * self.processes.world_size
-                    if self._is_good_step(recorder):
+                    if not self._recover_if_bad(recorder):
                         self._turn_outward(recorder, stage)
                         self._record(recorder, scalars, stage)
                 self._save_last(recorder)  # before the sample grid, as the process may be killed soon after a stop signal
@@ -100,8 +100,12 @@ class Trainer:
         return stop.reason
 
     def open_images(self) -> None:
-        """Open the images of the current stage. ``run`` calls this if it was not called before."""
-        c, options, state, is_under_way = self.curriculum, self.options, self.state, self._batches is not None
+        """Open the images of the current stage, and close those of the previous one.
+
+        ``run`` calls this at the start, if it was not called before, and at each new stage. Raises UserError.
+        """
+        c, options, state = self.curriculum, self.options, self.state
+        is_under_way = self._batches is not None
         if is_under_way:
             self._batches.close()
         if state.step < c.end_step:
@@ -217,20 +221,20 @@ class Trainer:
 
     # -- recovery --------------------------------------------------------------------------------------------------
 
-    def _is_good_step(self, recorder: Recorder | None) -> bool:
-        """Recover after too many bad steps. Returns False after a recovery.
+    def _recover_if_bad(self, recorder: Recorder | None) -> bool:
+        """Go back to a checkpoint after too many bad steps. Returns whether it did.
 
         On a GPU, the counts are read only when the log synchronizes with the device anyway.
         """
         state = self.state
         if self.processes.device.type != "cpu" and state.step % self.options.log_interval:
-            return True
+            return False
         state.bad_steps = self.guard.read()
         if state.bad_steps.in_a_row >= self.options.max_bad_steps:
             self._go_back(recorder, state.bad_steps)
-            return False
+            return True
         self.recovery.note_good_step()
-        return True
+        return False
 
     def _go_back(self, recorder: Recorder | None, bad: BadSteps) -> None:
         """Recover from ``bad`` steps. Raises Diverged if recovery fails."""
@@ -286,12 +290,13 @@ class Trainer:
         if several_gpus and (step - first_step) % CHECK_STOP_EVERY:
             return None
         is_late = options.max_minutes is not None and time.monotonic() - options.started >= 60 * options.max_minutes
-        signal_number = self.stop_signals.number
-        if not self.processes.any(is_late or signal_number is not None):
+        number = self.stop_signals.number
+        if not self.processes.any(is_late or number is not None):
             return None
-        if is_late:
+        # Clocks and signals differ between processes, which must agree on the kind of stop: only a late run is evaluated.
+        if not self.processes.any(number is not None):
             return Stop(f"--max_minutes {options.max_minutes}")
-        received = f"signal {signal.Signals(signal_number).name}" if signal_number else "another process received a stop signal"
+        received = f"signal {signal.Signals(number).name}" if number is not None else "another process received a stop signal"
         return Stop(received, is_interrupted=True)
 
     def _record(self, recorder: Recorder | None, scalars: dict[str, Tensor], stage: Stage) -> None:

@@ -4,7 +4,7 @@ A constant of 4 x 4 texels passes through modulated and demodulated 3 x 3 convol
 upsampled planes of the coarser ones. Modulation scales the inputs of a convolution, and demodulation its outputs, so all latents
 share the same convolution. Weights are N(0, 1) and scaled at runtime (equalized learning rate). Tensors are channels-last.
 
-Each resolution after the first convolves before it upsamples, which costs a quarter of the reverse order.
+The first convolution of each later resolution runs before the upsampling, at a quarter of the cost.
 
 Source: Karras et al., "Analyzing and improving the image quality of StyleGAN", 2020, as used by EG3D (Chan et al., 2022).
 """
@@ -77,7 +77,10 @@ class ToPlanes(nn.Module):
         self.gain = gain / math.sqrt(num_in)
 
     def forward(self, before: ConvOutput, w: Tensor, coarser: Tensor | None) -> Tensor:
-        """Return planes (B, num_out, H, W). before: (B, num_in, H, W); w: (B, w_dim); coarser: planes (B, num_out, H/2, W/2)."""
+        """Return planes (B, num_out, H, W).
+
+        before: output of the last convolution, with num_in channels; w: (B, w_dim); coarser: planes (B, num_out, H/2, W/2).
+        """
         modulated = before.modulated(self.affine(w) * self.gain).permute(0, 2, 3, 1)
         planes = F.linear(modulated, self.weight.t(), self.bias).permute(0, 3, 1, 2)
         return planes if coarser is None else planes + upsample(coarser)

@@ -27,7 +27,10 @@ class DecoderWeights(NamedTuple):
 
 
 def activation(x: Tensor) -> Tensor:
-    """Apply a leaky ReLU whose corner is a parabola on [-1, 1]: smooth, so surfaces have no creases, without transcendentals."""
+    """Apply a leaky ReLU whose corner is a parabola on [-1, 1].
+
+    Its slope is continuous, so it adds no creases to the surface, and it needs no exponential.
+    """
     bend = x.clamp(-1, 1) + 1
     return LEAK * x + (1 - LEAK) * (0.25 * bend.square() + torch.relu(x - 1))
 

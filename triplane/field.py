@@ -31,14 +31,6 @@ class TriplaneField:
     def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         return self._in_chunks(points, with_colors=True)
 
-    def colors(self, points: Tensor, directions: Tensor) -> Tensor:
-        """Return colors (B, N, 3) in [0, 1]."""
-        return self.logits_and_colors(points, directions)[1]
-
-    def logits_and_gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, N) and d logit / d point by differences (B, N, 3), differentiable with respect to the weights."""
-        return self.occupancy_logits(points), self._differences(points)
-
     def normals(self, points: Tensor) -> Tensor:
         return -F.normalize(self._differences(points), dim=-1, eps=1e-12)
 

@@ -20,7 +20,8 @@ EXTENT = "triplane.extent"
 def grow_planes(weights: dict[str, Tensor], larger: dict[str, Tensor]) -> bool:
     """Add the finest layers of the state ``larger`` to those of a generator, in place. Returns whether it lacked any.
 
-    The field stays the same, except that bilinear upsampling smooths it. Weights without tri-planes are left unchanged.
+    The field stays the same, except that bilinear upsampling smooths it. Normals use half the
+    step. Weights without tri-planes are left unchanged.
     """
     before, after = (sum(OUTPUT_WEIGHT.fullmatch(name) is not None for name in part) for part in (weights, larger))
     if not 0 < before < after:

@@ -18,9 +18,9 @@
 #define MAX_VECTORS 2 /* of 16 channels */
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float v16 __attribute__((vector_size(64)));
-typedef float u16 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t i16 __attribute__((vector_size(64)));
+typedef float floats __attribute__((vector_size(64)));
+typedef float unaligned_floats __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(64)));
 
 typedef struct {
   const float *points;  /* (latents, points, 3), world */
@@ -33,20 +33,21 @@ typedef struct {
 typedef struct {
   long offset[PLANES][BLOCK];      /* of the lower corner's texel, in floats */
   float weight[PLANES][4][BLOCK];  /* of the four texels: (y, x) = 00, 01, 10, 11 */
-  v16 ball;                        /* the ball's logit */
+  floats ball;                     /* the ball's logit */
 } Cells;
 
 static const int FIRST[PLANES] = {0, 0, 1}, SECOND[PLANES] = {1, 2, 2};
 
-INLINE v16 positive(v16 x) { return (v16)((i16)x & (i16)(x > 0.0f)); }
+INLINE floats positive(floats x) { return (floats)((ints)x & (ints)(x > 0.0f)); }
 
 /* A leaky ReLU whose corner is rounded by a parabola over [-1, 1]; *slope is its derivative. */
-INLINE v16 activation(v16 x, v16 *slope) {
-  v16 above = positive(x - 1.0f), bend = positive(x + 1.0f) - above;
+INLINE floats activation(floats x, floats *slope) {
+  floats above = positive(x - 1.0f), bend = positive(x + 1.0f) - above;
   *slope = LEAK + (0.5f - 0.5f * LEAK) * bend;
   return LEAK * x + (1 - LEAK) * (0.25f * bend * bend + above);
 }
 
+/* exp(x), x clamped to [-87, 87]: reduced by multiples of ln 2, in two parts, then a polynomial of degree 6. */
 INLINE float exponential(float x) {
   x = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x;
   float k = rintf(x * 1.44269504088896341f);
@@ -103,20 +104,22 @@ INLINE void find_cells(const Field *f, const float *points, Cells *cells) {
   }
 }
 
-INLINE v16 bilinear(const Field *f, const float *planes, const Cells *cells, int plane, int p, int vector) {
+INLINE floats load(const float *at) { return *(const unaligned_floats *)at; }
+
+INLINE floats bilinear(const Field *f, const float *planes, const Cells *cells, int plane, int p, int vector) {
   const float *texel = planes + cells->offset[plane][p] + 16 * vector;
   long right = PLANES * f->channels, down = right * f->size;
-  return cells->weight[plane][0][p] * *(const u16 *)texel + cells->weight[plane][1][p] * *(const u16 *)(texel + right) +
-         cells->weight[plane][2][p] * *(const u16 *)(texel + down) +
-         cells->weight[plane][3][p] * *(const u16 *)(texel + down + right);
+  const float(*weight)[BLOCK] = cells->weight[plane];
+  return weight[0][p] * load(texel) + weight[1][p] * load(texel + right) + weight[2][p] * load(texel + down) +
+         weight[3][p] * load(texel + down + right);
 }
 
 /* features[p][vector]: the sum of the planes' values, or prod(1 + value) - 1. */
 INLINE void look_up(const Field *f, const float *planes, const Cells *cells, int vectors, int is_product,
-                    v16 features[BLOCK][MAX_VECTORS]) {
+                    floats features[BLOCK][MAX_VECTORS]) {
   for (int p = 0; p < BLOCK; p++)
     for (int v = 0; v < vectors; v++) {
-      v16 a = bilinear(f, planes, cells, 0, p, v), b = bilinear(f, planes, cells, 1, p, v),
+      floats a = bilinear(f, planes, cells, 0, p, v), b = bilinear(f, planes, cells, 1, p, v),
           c = bilinear(f, planes, cells, 2, p, v);
       features[p][v] = is_product ? (1.0f + a) * (1.0f + b) * (1.0f + c) - 1.0f : a + b + c;
     }
@@ -125,16 +128,16 @@ INLINE void look_up(const Field *f, const float *planes, const Cells *cells, int
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (i16){__VA_ARGS__})
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
 #endif
 
 /* Interleave the halves of a and b in units of one element. */
-INLINE v16 low_half(v16 a, v16 b) { return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
-INLINE v16 high_half(v16 a, v16 b) { return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
+INLINE floats low_half(floats a, floats b) { return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
+INLINE floats high_half(floats a, floats b) { return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
 
 /* Transpose 16 x 16 values in four perfect shuffles: features[p][vector] (rows) -> columns[c], channel c of all points. */
-INLINE void transpose(v16 features[BLOCK][MAX_VECTORS], int vector, v16 columns[16]) {
-  v16 a[16], b[16];
+INLINE void transpose(floats features[BLOCK][MAX_VECTORS], int vector, floats columns[16]) {
+  floats a[16], b[16];
   for (int i = 0; i < 16; i++) a[i] = features[i][vector];
   for (int round = 0; round < 2; round++) {
     for (int i = 0; i < 8; i++) b[2 * i] = low_half(a[i], a[i + 8]), b[2 * i + 1] = high_half(a[i], a[i + 8]);
@@ -154,19 +157,19 @@ INLINE const float *block_points(const Field *f, long latent, long start, float 
 }
 
 /* Compute `num` hidden units from j on, before the activation. Independent sums keep the adders busy. */
-INLINE void hidden_units(const Field *f, const v16 *columns, int channels, long j, int num, v16 *h) {
+INLINE void hidden_units(const Field *f, const floats *columns, int channels, long j, int num, floats *h) {
   const float *w = f->hidden_weight + j * channels;
-  for (int q = 0; q < num; q++) h[q] = f->hidden_bias[j + q] + (v16){0};
+  for (int q = 0; q < num; q++) h[q] = f->hidden_bias[j + q] + (floats){0};
 #pragma GCC unroll 4
   for (int c = 0; c < channels; c++)
     for (int q = 0; q < num; q++) h[q] += w[q * channels + c] * columns[c];
 }
 
-INLINE void add_to_outputs(const Field *f, const v16 *columns, int channels, long j, int num, int outputs, v16 *out) {
-  v16 h[8], unused;
+INLINE void add_to_outputs(const Field *f, const floats *columns, int channels, long j, int num, int outputs, floats *out) {
+  floats h[8], unused;
   hidden_units(f, columns, channels, j, num, h);
   for (int q = 0; q < num; q++) {
-    v16 active = activation(h[q], &unused);
+    floats active = activation(h[q], &unused);
     for (int k = 0; k < outputs; k++) out[k] += f->output_weight[k * f->hidden + j + q] * active;
   }
 }
@@ -175,11 +178,11 @@ INLINE void forward_block(const Field *f, long latent, long start, int vectors, 
   const int outputs = colors ? OUTPUTS : 1, channels = 16 * vectors;
   float padded[3 * BLOCK], pixels[OUTPUTS - 1][BLOCK];
   Cells cells;
-  v16 features[BLOCK][MAX_VECTORS], columns[16 * MAX_VECTORS], out[OUTPUTS];
+  floats features[BLOCK][MAX_VECTORS], columns[16 * MAX_VECTORS], out[OUTPUTS];
   find_cells(f, block_points(f, latent, start, padded), &cells);
   look_up(f, f->planes + latent * f->size * f->size * PLANES * channels, &cells, vectors, is_product, features);
   for (int v = 0; v < vectors; v++) transpose(features, v, columns + 16 * v);
-  for (int k = 0; k < outputs; k++) out[k] = f->output_bias[k] + (v16){0};
+  for (int k = 0; k < outputs; k++) out[k] = f->output_bias[k] + (floats){0};
   long j = 0;
   for (; j + 8 <= f->hidden; j += 8) add_to_outputs(f, columns, channels, j, 8, outputs, out);
   for (; j < f->hidden; j += 4) add_to_outputs(f, columns, channels, j, 4, outputs, out);
@@ -213,15 +216,15 @@ void gof_triplane_forward(const Field *f, float *logits, float *colors) {
 
 /* Gradients of the decoder for one latent, summed over points, with one partial sum per lane. */
 typedef struct {
-  v16 hidden_bias[MAX_HIDDEN], output_weight[OUTPUTS][MAX_HIDDEN], output_bias[OUTPUTS];
+  floats hidden_bias[MAX_HIDDEN], output_weight[OUTPUTS][MAX_HIDDEN], output_bias[OUTPUTS];
 } Sums;
 
 /* Compute the gradients of the outputs before the sigmoid, 0 after the last point. Returns whether any is nonzero. */
 INLINE int output_gradients(const Field *f, long latent, long start, const float *colors, const float *grad_logits,
-                            const float *grad_colors, v16 out[OUTPUTS]) {
+                            const float *grad_colors, floats out[OUTPUTS]) {
   long num = f->num_points - start < BLOCK ? f->num_points - start : BLOCK, place = latent * f->num_points + start;
   int any = 0;
-  for (int k = 0; k < OUTPUTS; k++) out[k] = (v16){0};
+  for (int k = 0; k < OUTPUTS; k++) out[k] = (floats){0};
   if (grad_logits)
     for (long p = 0; p < num; p++) out[0][p] = grad_logits[place + p];
   if (grad_colors)
@@ -231,28 +234,28 @@ INLINE int output_gradients(const Field *f, long latent, long start, const float
         out[k + 1][p] = grad_colors[3 * (place + p) + k] * color * (1 - color);
       }
   for (int k = 0; k < OUTPUTS; k++) {
-    i16 nonzero = out[k] != 0.0f;
+    ints nonzero = out[k] != 0.0f;
     for (int p = 0; p < BLOCK; p++) any |= nonzero[p];
   }
   return any;
 }
 
 /* grad[texels] += weight * values, for one point's channels on one plane. */
-INLINE void scatter(const Field *f, const Cells *cells, int plane, int p, int vector, v16 values, float *grad) {
+INLINE void scatter(const Field *f, const Cells *cells, int plane, int p, int vector, floats values, float *grad) {
   float *texel = grad + cells->offset[plane][p] + 16 * vector;
   long right = PLANES * f->channels, down = right * f->size;
-  *(u16 *)texel += cells->weight[plane][0][p] * values;
-  *(u16 *)(texel + right) += cells->weight[plane][1][p] * values;
-  *(u16 *)(texel + down) += cells->weight[plane][2][p] * values;
-  *(u16 *)(texel + down + right) += cells->weight[plane][3][p] * values;
+  *(unaligned_floats *)texel += cells->weight[plane][0][p] * values;
+  *(unaligned_floats *)(texel + right) += cells->weight[plane][1][p] * values;
+  *(unaligned_floats *)(texel + down) += cells->weight[plane][2][p] * values;
+  *(unaligned_floats *)(texel + down + right) += cells->weight[plane][3][p] * values;
 }
 
-INLINE void hidden_gradients(const Field *f, const v16 *columns, int channels, long j, int num, int outputs, const v16 *out,
-                             v16 *grad_hidden, Sums *sums) {
-  v16 h[8];
+INLINE void hidden_gradients(const Field *f, const floats *columns, int channels, long j, int num, int outputs, const floats *out,
+                             floats *grad_hidden, Sums *sums) {
+  floats h[8];
   hidden_units(f, columns, channels, j, num, h);
   for (int q = 0; q < num; q++) {
-    v16 slope, active = activation(h[q], &slope), grad = (v16){0};
+    floats slope, active = activation(h[q], &slope), grad = (floats){0};
     for (int k = 0; k < outputs; k++) {
       sums->output_weight[k][j + q] += active * out[k];
       grad += f->output_weight[k * f->hidden + j + q] * out[k];
@@ -263,12 +266,12 @@ INLINE void hidden_gradients(const Field *f, const v16 *columns, int channels, l
 }
 
 INLINE void backward_block(const Field *f, long latent, long start, int vectors, int is_product, int outputs,
-                           const v16 out[OUTPUTS], float *grad_planes, float *grad_hidden_weight, Sums *sums) {
+                           const floats out[OUTPUTS], float *grad_planes, float *grad_hidden_weight, Sums *sums) {
   const int channels = 16 * vectors;
   const float *planes = f->planes + latent * f->size * f->size * PLANES * channels;
   float padded[3 * BLOCK];
   Cells cells;
-  v16 features[BLOCK][MAX_VECTORS], columns[16 * MAX_VECTORS], grad_hidden[MAX_HIDDEN];
+  floats features[BLOCK][MAX_VECTORS], columns[16 * MAX_VECTORS], grad_hidden[MAX_HIDDEN];
   find_cells(f, block_points(f, latent, start, padded), &cells);
   look_up(f, planes, &cells, vectors, is_product, features);
   for (int v = 0; v < vectors; v++) transpose(features, v, columns + 16 * v);
@@ -277,20 +280,20 @@ INLINE void backward_block(const Field *f, long latent, long start, int vectors,
   for (; j + 8 <= f->hidden; j += 8) hidden_gradients(f, columns, channels, j, 8, outputs, out, grad_hidden, sums);
   for (; j < f->hidden; j += 4) hidden_gradients(f, columns, channels, j, 4, outputs, out, grad_hidden, sums);
   for (int v = 0; v < vectors; v++) {
-    v16 rows[BLOCK];
+    floats rows[BLOCK];
     for (int p = 0; p < BLOCK; p++) rows[p] = features[p][v];
     for (long j = 0; j < f->hidden; j++) { /* two sums, since additions to one would wait for each other */
       const float *gradient = (const float *)&grad_hidden[j];
-      u16 *total = (u16 *)(grad_hidden_weight + j * channels + 16 * v);
-      v16 even = *total, odd = gradient[1] * rows[1];
+      unaligned_floats *total = (unaligned_floats *)(grad_hidden_weight + j * channels + 16 * v);
+      floats even = *total, odd = gradient[1] * rows[1];
       for (int p = 0; p < BLOCK; p += 2) even += gradient[p] * rows[p];
       for (int p = 3; p < BLOCK; p += 2) odd += gradient[p] * rows[p];
       *total = even + odd;
     }
-    for (int p = 0; p < BLOCK; p++) rows[p] = (v16){0};
+    for (int p = 0; p < BLOCK; p++) rows[p] = (floats){0};
     for (long j = 0; j < f->hidden; j++) {
       const float *gradient = (const float *)&grad_hidden[j];
-      v16 w = *(const u16 *)(f->hidden_weight + j * channels + 16 * v);
+      floats w = *(const unaligned_floats *)(f->hidden_weight + j * channels + 16 * v);
       for (int p = 0; p < BLOCK; p++) rows[p] += gradient[p] * w;
     }
     for (int p = 0; p < BLOCK; p++) {
@@ -298,7 +301,7 @@ INLINE void backward_block(const Field *f, long latent, long start, int vectors,
         for (int plane = 0; plane < PLANES; plane++) scatter(f, &cells, plane, p, v, rows[p], grad_planes);
         continue;
       }
-      v16 a = 1.0f + bilinear(f, planes, &cells, 0, p, v), b = 1.0f + bilinear(f, planes, &cells, 1, p, v),
+      floats a = 1.0f + bilinear(f, planes, &cells, 0, p, v), b = 1.0f + bilinear(f, planes, &cells, 1, p, v),
           c = 1.0f + bilinear(f, planes, &cells, 2, p, v);
       scatter(f, &cells, 0, p, v, rows[p] * b * c, grad_planes);
       scatter(f, &cells, 1, p, v, rows[p] * a * c, grad_planes);
@@ -307,7 +310,7 @@ INLINE void backward_block(const Field *f, long latent, long start, int vectors,
   }
 }
 
-INLINE float total(v16 values) {
+INLINE float total(floats values) {
   float sum = 0;
   for (int i = 0; i < 16; i++) sum += values[i];
   return sum;
@@ -322,7 +325,7 @@ INLINE void backward(const Field *f, int vectors, int is_product, int outputs, c
     Sums sums;
     memset(&sums, 0, sizeof(sums));
     for (long start = 0; start < f->num_points; start += BLOCK) {
-      v16 out[OUTPUTS];
+      floats out[OUTPUTS];
       if (output_gradients(f, latent, start, colors, grad_logits, grad_colors, out))
         backward_block(f, latent, start, vectors, is_product, outputs, out, planes, weights, &sums);
     }

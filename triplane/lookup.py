@@ -7,8 +7,8 @@ XZ and YZ: their sum ("sum"), or prod(1 + value) - 1 ("product", equal to first 
     logit = clamp(slope (radius - |x|), -limit, limit) + decoder_0(features),    color = sigmoid(decoder_123(features)).
 
 On a CPU, lookup.c computes this in one pass and saves no activations for the backward pass. It has gradients for planes and
-decoder, but not for points. Plain PyTorch is used on other devices, without a C compiler, with GOF_NATIVE_LOOKUP=0, and if
-points need a gradient.
+decoder, but not for points. It needs 16 or 32 channels, at most 128 hidden units, float32 and a C compiler. Otherwise, on other
+devices, if points need a gradient, under torch.compile, and with GOF_NATIVE_TRIPLANE=0, plain PyTorch is used.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class _FieldStruct(ctypes.Structure):
 @functools.cache
 def _native() -> ctypes.CDLL | None:
     """Return the compiled functions, or None if they are unavailable."""
-    library = None if os.environ.get("GOF_NATIVE_LOOKUP") == "0" else load_library(SOURCE)
+    library = None if os.environ.get("GOF_NATIVE_TRIPLANE") == "0" else load_library(SOURCE)
     if library is not None:
         field, pointer = ctypes.POINTER(_FieldStruct), ctypes.c_void_p
         library.gof_triplane_forward.argtypes = [field, pointer, pointer]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LEAKY_SLOPE = 0.2
-LEARNING_RATE_FACTOR = 0.1  # of the mapping network; StyleGAN uses 0.01, for longer runs
+MAPPING_RATE = 0.1  # relative to the other layers, times mapping_lr_factor; StyleGAN uses 0.01, for longer runs
 
 
 class TriplaneStyles(NamedTuple):
@@ -60,8 +60,8 @@ class TriplaneMapping(nn.Module):
     def __init__(self, latent_dim: int, w_dim: int, num_layers: int) -> None:
         super().__init__()
         self.num_layers = num_layers
-        self.hidden = EqualizedLinear(latent_dim, w_dim, rate=LEARNING_RATE_FACTOR)
-        self.output = EqualizedLinear(w_dim, w_dim, rate=LEARNING_RATE_FACTOR)
+        self.hidden = EqualizedLinear(latent_dim, w_dim, rate=MAPPING_RATE)
+        self.output = EqualizedLinear(w_dim, w_dim, rate=MAPPING_RATE)
 
     def forward(self, z: Tensor) -> TriplaneStyles:
         """Map latents z (B, latent_dim) to styles."""

@@ -1,7 +1,7 @@
 """Operations between the backbone's convolutions: demodulation, bias, LeakyReLU and the next layer's modulation.
 
 On a CPU, modulation.c computes them in one pass over the image each for forward and backward, where PyTorch needs four and
-seven. Plain PyTorch is used on other devices, without a C compiler, and with GOF_NATIVE_LOOKUP=0.
+seven. Plain PyTorch is used on other devices, without a C compiler, and with GOF_NATIVE_TRIPLANE=0.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _LayerStruct(ctypes.Structure):
 @functools.cache
 def _native() -> ctypes.CDLL | None:
     """Return the compiled functions, or None if they are unavailable."""
-    library = None if os.environ.get("GOF_NATIVE_LOOKUP") == "0" else load_library(SOURCE)
+    library = None if os.environ.get("GOF_NATIVE_TRIPLANE") == "0" else load_library(SOURCE)
     if library is not None:
         layer, pointer = ctypes.POINTER(_LayerStruct), ctypes.c_void_p
         library.gof_modulate.argtypes = [layer, pointer]

@@ -28,7 +28,7 @@ MAX_UNWRITTEN = 10_000  # lines of the log kept in memory while they cannot be w
 
 
 def training_minutes(output_dir: Path) -> float:
-    """Return how long a run has trained according to its log.jsonl: steps only, without start-up and evaluations."""
+    """Return the minutes of a run up to the last line of its log.jsonl, without start-up."""
     seconds, seen = 0.0, 0.0
     for line in map(json.loads, (output_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()):
         if "images_per_second" in line and "images_seen" in line:

@@ -29,7 +29,7 @@ from triplane.growth import grow_planes
 EMA_DECAYS = {"ema": 0.999, "ema2": 0.9999}
 RESUME_KEYS = ("seed", "images_seen", "optimizer_G", "optimizer_D", "scaler_G", "scaler_D")
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
-FREE_KEYS = ("eval_last_back", "eval_interval", *WITHOUT_EFFECT)  # may differ when a run is resumed
+FREE_KEYS = ("eval_last_back", "interval_eval", *WITHOUT_EFFECT)  # may differ when a run is resumed
 
 
 class RunState:
