@@ -383,7 +383,7 @@ def restored(stored: bytes, shape: torch.Size) -> torch.Tensor:
     """The rounded tensor that `quantize` stored, read bit by bit."""
     scales = np.frombuffer(stored[: 2 * shape[0]], "<f2").astype(np.float64)
     stream = np.unpackbits(np.frombuffer(stored[2 * shape[0] :], np.uint8), bitorder="little")
-    integers = stream[: 10 * shape.numel()].reshape(-1, 10) @ (1 << np.arange(10)) - 511
+    integers = stream[: 11 * shape.numel()].reshape(-1, 11) @ (1 << np.arange(11)) - 1023
     return torch.from_numpy(integers.reshape(shape[0], -1) * scales[:, None]).reshape(shape)
 
 
@@ -490,10 +490,10 @@ def test_rounds_the_large_weights_of_triplanes() -> None:
     weight[4] = 0
     name = "triplane.backbone.blocks.0.0.weight"
     data, packing = pack_tensors({name: weight, "triplane.decoder.hidden_weight": weight, "bias": torch.ones(3)})
-    assert [entry["dtype"] for entry in packing["tensors"]] == ["int10", "float32", "float16"]
+    assert [entry["dtype"] for entry in packing["tensors"]] == ["int11", "float32", "float16"]
     end = packing["tensors"][1]["offset"]
-    assert end == 2 * len(weight) + weight.numel() * 10 / 8
-    steps = weight.abs().amax(dim=(1, 2, 3), keepdim=True) / 511
+    assert end == 2 * len(weight) + math.ceil(weight.numel() * 11 / 8)
+    steps = weight.abs().amax(dim=(1, 2, 3), keepdim=True) / 1023
     error = restored(data[:end], weight.shape) - weight
     assert (error.abs() <= 0.75 * steps).all()  # half a step, and the scale's own rounding
     assert float(error.abs().max() / steps.max()) > 0.4
