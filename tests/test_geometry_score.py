@@ -187,7 +187,7 @@ def test_script_finds_a_generator_true_to_its_images(ball_set, tiny_generator_pa
 def test_a_run_measures_its_shape_error_where_the_set_has_a_truth(ball_set, tiny_generator_path, tmp_path, monkeypatch):
     monkeypatch.setattr("training.evaluation.PredictorSettings", partial(PredictorSettings, num_steps=80))
     monkeypatch.setattr("training.evaluation.cache_folder", lambda: tmp_path)
-    monkeypatch.setattr("training.evaluation.NUM_SHAPES", 8)
+    monkeypatch.setattr("training.evaluation.NUM_SCORED_VIEWS", 8)
     loaded = load_generator(tiny_generator_path)
     for path in (ball_set, ball_set / "images"):
         evaluator = Evaluator(RunOptions(tmp_path, str(path), "Heads"), ALONE)
