@@ -120,7 +120,7 @@ INLINE void look_up(const Field *f, const float *planes, const Cells *cells, int
   for (int p = 0; p < BLOCK; p++)
     for (int v = 0; v < vectors; v++) {
       floats a = bilinear(f, planes, cells, 0, p, v), b = bilinear(f, planes, cells, 1, p, v),
-          c = bilinear(f, planes, cells, 2, p, v);
+             c = bilinear(f, planes, cells, 2, p, v);
       features[p][v] = is_product ? (1.0f + a) * (1.0f + b) * (1.0f + c) - 1.0f : a + b + c;
     }
 }
@@ -132,8 +132,12 @@ INLINE void look_up(const Field *f, const float *planes, const Cells *cells, int
 #endif
 
 /* Interleave the halves of a and b in units of one element. */
-INLINE floats low_half(floats a, floats b) { return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
-INLINE floats high_half(floats a, floats b) { return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
+INLINE floats low_half(floats a, floats b) {
+  return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+INLINE floats high_half(floats a, floats b) {
+  return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
 
 /* Transpose 16 x 16 values in four perfect shuffles: features[p][vector] (rows) -> columns[c], channel c of all points. */
 INLINE void transpose(floats features[BLOCK][MAX_VECTORS], int vector, floats columns[16]) {
@@ -244,10 +248,11 @@ INLINE int output_gradients(const Field *f, long latent, long start, const float
 INLINE void scatter(const Field *f, const Cells *cells, int plane, int p, int vector, floats values, float *grad) {
   float *texel = grad + cells->offset[plane][p] + 16 * vector;
   long right = PLANES * f->channels, down = right * f->size;
-  *(unaligned_floats *)texel += cells->weight[plane][0][p] * values;
-  *(unaligned_floats *)(texel + right) += cells->weight[plane][1][p] * values;
-  *(unaligned_floats *)(texel + down) += cells->weight[plane][2][p] * values;
-  *(unaligned_floats *)(texel + down + right) += cells->weight[plane][3][p] * values;
+  const float(*weight)[BLOCK] = cells->weight[plane];
+  *(unaligned_floats *)texel += weight[0][p] * values;
+  *(unaligned_floats *)(texel + right) += weight[1][p] * values;
+  *(unaligned_floats *)(texel + down) += weight[2][p] * values;
+  *(unaligned_floats *)(texel + down + right) += weight[3][p] * values;
 }
 
 INLINE void hidden_gradients(const Field *f, const floats *columns, int channels, long j, int num, int outputs, const floats *out,
@@ -293,7 +298,7 @@ INLINE void backward_block(const Field *f, long latent, long start, int vectors,
     for (int p = 0; p < BLOCK; p++) rows[p] = (floats){0};
     for (long j = 0; j < f->hidden; j++) {
       const float *gradient = (const float *)&grad_hidden[j];
-      floats w = *(const unaligned_floats *)(f->hidden_weight + j * channels + 16 * v);
+      floats w = load(f->hidden_weight + j * channels + 16 * v);
       for (int p = 0; p < BLOCK; p++) rows[p] += gradient[p] * w;
     }
     for (int p = 0; p < BLOCK; p++) {
@@ -302,7 +307,7 @@ INLINE void backward_block(const Field *f, long latent, long start, int vectors,
         continue;
       }
       floats a = 1.0f + bilinear(f, planes, &cells, 0, p, v), b = 1.0f + bilinear(f, planes, &cells, 1, p, v),
-          c = 1.0f + bilinear(f, planes, &cells, 2, p, v);
+             c = 1.0f + bilinear(f, planes, &cells, 2, p, v);
       scatter(f, &cells, 0, p, v, rows[p] * b * c, grad_planes);
       scatter(f, &cells, 1, p, v, rows[p] * a * c, grad_planes);
       scatter(f, &cells, 2, p, v, rows[p] * a * b, grad_planes);

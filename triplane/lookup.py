@@ -7,8 +7,9 @@ XZ and YZ: their sum ("sum"), or prod(1 + value) - 1 ("product", equal to first 
     logit = clamp(slope (radius - |x|), -limit, limit) + decoder_0(features),    color = sigmoid(decoder_123(features)).
 
 On a CPU, lookup.c computes this in one pass and saves no activations for the backward pass. It has gradients for planes and
-decoder, but not for points. It needs 16 or 32 channels, at most 128 hidden units, float32 and a C compiler. Otherwise, on other
-devices, if points need a gradient, under torch.compile, and with GOF_NATIVE_TRIPLANE=0, plain PyTorch is used.
+decoder, but not for points. Plain PyTorch is used on other devices, for other than 16 or 32 channels, for more than 128 hidden
+units, for other dtypes than float32, if points need a gradient, under torch.compile, without a C compiler, and with
+GOF_NATIVE_TRIPLANE=0.
 """
 
 from __future__ import annotations
