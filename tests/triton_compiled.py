@@ -64,8 +64,8 @@ def compile_kernel(width: int, dtype: str, capability: int = 90, config: LaunchC
     assert found, usage
     opcodes = re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+ )?([A-Z0-9]+)", sass)
     products = [place for place, opcode in enumerate(opcodes) if opcode in ("HGMMA", "HMMA")]
-    last_fetch = max(place for place, opcode in enumerate(opcodes) if opcode == "LDGSTS")  # the loop's own; sines lie between
-    loop = opcodes[products[0] : max(products[-1], last_fetch)]
+    fetches = [place for place, opcode in enumerate(opcodes) if opcode == "LDGSTS"]  # ahead, so after the loop's sines
+    loop = opcodes[products[0] : max(products[-1:] + fetches[-1:])]
     return Resources(
         registers=int(found[1]),
         spilled=int(found[2]),

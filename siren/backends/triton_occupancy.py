@@ -35,9 +35,9 @@ class LaunchConfig(NamedTuple):
     num_stages: int
 
 
-# Each tile of weights serves `block` points, so the L2 cache must deliver 1 / block bytes per operation. 64 points would be
-# limited by the L2 cache, 128 are not, and more do not fit into the registers of a multiprocessor (H100, H200).
-CONFIGS = {64: LaunchConfig(128, 64, 4, 3), 128: LaunchConfig(128, 128, 8, 3), 256: LaunchConfig(128, 128, 8, 3)}
+# Each tile of weights serves `block` points, so the L2 cache must deliver 1 / block bytes per operation. More than 128 points do
+# not fit into the registers of a multiprocessor (H100, H200), nor more than one stage of 256 x 256 weights into its memory.
+CONFIGS = {64: LaunchConfig(128, 64, 4, 3), 128: LaunchConfig(128, 128, 8, 3), 256: LaunchConfig(128, 128, 8, 1)}
 
 
 def occupancy_logits(packed: PackedField, points: Tensor, config: LaunchConfig | None = None) -> Tensor:
@@ -94,6 +94,15 @@ def _first_layer(x, y, z, weight, bias, WIDTH: tl.constexpr):
     return _sine(tl.fma(z[:, None], tl.load(weight + 2 * WIDTH)[None, :], phase))
 
 
+@triton.jit
+def _half_layer(x0, x1, corner, bias, WIDTH: tl.constexpr):
+    """Return half of a layer's activations. corner: pointers (CHUNK, CHUNK) to its upper weight tile; bias: pointers (CHUNK,)."""
+    CHUNK: tl.constexpr = corner.shape[0]
+    phase = _product(x0, tl.load(corner), tl.zeros((x0.shape[0], CHUNK), dtype=tl.float32))
+    phase = _product(x1, tl.load(corner + CHUNK * WIDTH), phase)
+    return _sine(phase + tl.load(bias)[None, :]).to(x0.dtype)
+
+
 @triton.jit(do_not_specialize=["num_points"])  # compile once for all values of num_points
 def _logits_kernel(
     points,
@@ -112,8 +121,7 @@ def _logits_kernel(
 ):
     """Evaluate one block of points of one latent through all layers. CHUNK is WIDTH, or half of it.
 
-    With half-width chunks, weight tile i computes half i % 2 of layer i // 2 from both halves x0, x1 of the previous layer.
-    A single loop over all tiles lets the next tiles load while a layer finishes.
+    With half-width chunks, a layer has four weight tiles: x0, x1 are the halves of its input, and y0, y1 those of its output.
     """
     latent = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -138,20 +146,13 @@ def _logits_kernel(
         total = tl.sum(x0.to(tl.float32) * tl.load(final + column)[None, :], axis=1)
     else:
         x1 = _first_layer(x, y, z, first + CHUNK, biases + CHUNK, WIDTH).to(dtype)
-        done = x0
-        for i in tl.range(0, 2 * num_hidden, num_stages=STAGES):
-            layer, half = i // 2, i % 2
-            corner = tile + layer * WIDTH * WIDTH + half * CHUNK
-            upper = tl.load(corner)
-            lower = tl.load(corner + CHUNK * WIDTH)
-            bias = tl.load(biases + (layer + 1) * WIDTH + half * CHUNK)
-            phase = _product(x0, upper, tl.zeros((BLOCK, CHUNK), dtype=tl.float32))
-            phase = _product(x1, lower, phase)
-            result = _sine(phase + bias[None, :]).to(dtype)
-            if half == 1:
-                x0 = done
-                x1 = result
-            done = result
+        for layer in tl.range(0, num_hidden, num_stages=STAGES):
+            corner = tile + layer * WIDTH * WIDTH
+            bias = biases + (layer + 1) * WIDTH
+            y0 = _half_layer(x0, x1, corner, bias, WIDTH)
+            y1 = _half_layer(x0, x1, corner + CHUNK, bias + CHUNK, WIDTH)
+            x0 = y0
+            x1 = y1
         total = tl.sum(
             x0.to(tl.float32) * tl.load(final + column)[None, :] + x1.to(tl.float32) * tl.load(final + CHUNK + column)[None, :],
             axis=1,
