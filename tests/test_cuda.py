@@ -62,7 +62,7 @@ def relative_error(value, expected):
 
 @torch.no_grad()
 @pytest.mark.parametrize("width", fused.WIDTHS)
-@pytest.mark.parametrize(("name", "tolerance"), [("high", 2e-3), ("medium", 2e-2)])
+@pytest.mark.parametrize(("name", "tolerance"), [("high", 4e-3), ("medium", 2e-2)])
 def test_the_kernel_agrees_with_float32_on_the_cpu(width, name, tolerance):
     points = (torch.rand(2, 5000, 3) - 0.5) * 0.3
     expected = make_field(width, "cpu")[1].occupancy_logits(points)
@@ -105,12 +105,21 @@ def test_rendering_does_not_wait():
         render(field, camera_rays(poses, 16, 12), settings)
 
 
+SIREN = ("hidden_dim=64", "normal_lambda=0.05")
+
+
 @pytest.mark.parametrize(
-    "changes", [(), ("share_images=False", "augment_target=0.6"), ("gan_loss=relativistic", "r2_lambda=0.02")]
+    ("name", "changes"),
+    [
+        ("SYNTH_TINY", SIREN),
+        ("SYNTH_TINY", (*SIREN, "share_images=False", "augment_target=0.6")),
+        ("SYNTH_TINY", (*SIREN, "gan_loss=relativistic", "r2_lambda=0.02")),
+        ("SYNTH_TRIPLANE", ()),
+    ],
 )
 @pytest.mark.parametrize("amp_dtype", [torch.bfloat16, torch.float16])
-def test_a_training_step_does_not_wait(tmp_path, amp_dtype, changes):
-    curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides(["hidden_dim=64", "normal_lambda=0.05", *changes])
+def test_a_training_step_does_not_wait(tmp_path, amp_dtype, name, changes):
+    curriculum = CURRICULUMS[name].with_overrides([*changes])
     state = RunState(curriculum, 0, CUDA, amp_dtype)
     trainer = Trainer(state, RunOptions(tmp_path, "", ""), Processes(0, 1, CUDA), amp_dtype)
     stage = curriculum.stage_at(0)
@@ -137,6 +146,23 @@ def test_a_gpu_gives_the_gradients_of_a_cpu():
         render(field, rays, replace(settings.render, num_fine=0)).rgb.square().mean().backward()
         gradients.append(torch.cat([p.grad.flatten().cpu() for p in generator.parameters() if p.grad is not None]))
     assert relative_error(gradients[1], gradients[0]) < 1e-2  # a ray at the silhouette may flip
+
+
+@pytest.mark.parametrize("plane_reduce", ["sum", "product"])
+def test_planes_on_a_gpu_agree_with_the_compiled_lookup(plane_reduce):
+    torch.set_float32_matmul_precision("highest")
+    torch.manual_seed(0)
+    generator = ImplicitGenerator3d(CURRICULUMS["SYNTH_TRIPLANE"].with_overrides([f"plane_reduce={plane_reduce}"]))
+    z, points = torch.randn(2, 128), (torch.rand(2, 1000, 3) - 0.5) * 0.3
+    results = []
+    for device in ("cpu", CUDA):
+        generator.to(device).zero_grad()
+        field = generator.field(generator.film(z.to(device)))
+        logits, colors = field.logits_and_colors(points.to(device), points.to(device))
+        (logits.square().mean() + colors.square().mean() + field.normals(points.to(device))[..., 0].square().mean()).backward()
+        gradients = torch.cat([p.grad.flatten().cpu() for p in generator.parameters() if p.grad is not None])
+        results.append((logits.detach().cpu(), colors.detach().cpu(), gradients))
+    assert all(relative_error(value, expected) < 1e-3 for value, expected in zip(results[1], results[0], strict=True))
 
 
 def test_compiled_passes_agree():

@@ -14,7 +14,6 @@ from triplane.decoder import DecoderWeights
 from triplane.lookup import Frame, query
 
 CHUNK = 1 << 19  # points; bounds the memory when no gradient is recorded
-TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 
 
 class TriplaneField:
@@ -35,7 +34,7 @@ class TriplaneField:
         return -F.normalize(self._differences(points), dim=-1, eps=1e-12)
 
     def _differences(self, points: Tensor) -> Tensor:
-        corners = points.new_tensor(TETRAHEDRON)
+        corners = tetrahedron(points)
         around = points.unsqueeze(2) + self._normal_step * corners
         logits = self.occupancy_logits(around.flatten(1, 2)).unflatten(1, (-1, len(corners)))
         return logits @ corners / (len(corners) * self._normal_step)
@@ -54,3 +53,10 @@ class TriplaneField:
 
     def _query(self, points: Tensor, with_colors: bool) -> tuple[Tensor, Tensor | None]:
         return query(self._planes, self._decoder, self._frame, self._is_product, points.float(), with_colors)
+
+
+def tetrahedron(like: Tensor) -> Tensor:
+    """Return four alternate corners (4, 3) of the cube [-1, 1]^3. They are computed, as a copy would synchronize with a GPU."""
+    index = torch.arange(4, device=like.device)
+    y, z = 2 * (index // 2) - 1, 2 * (index % 2) - 1
+    return torch.stack([y * z, y, z], dim=1).to(like.dtype)

@@ -44,7 +44,7 @@ class Frame(NamedTuple):
 
     @classmethod
     def of(cls, matrix: Tensor, radius: Tensor, slope: Tensor, limit: float) -> Frame:
-        return cls(torch.cat([matrix.flatten(), radius.view(1), slope.view(1), slope.new_tensor([limit])]).contiguous())
+        return cls(torch.cat([matrix.flatten(), radius.view(1), slope.view(1), slope.new_full((1,), limit)]).contiguous())
 
     @property
     def matrix(self) -> Tensor:
@@ -87,9 +87,9 @@ def plain_query(
 def plain_features(planes: Tensor, coordinates: Tensor, is_product: bool) -> Tensor:
     """Return features (B, N, C) at plane coordinates (B, N, 3)."""
     values = []
-    for plane, axes in enumerate(PLANE_AXES):
+    for plane, (x, y) in enumerate(PLANE_AXES):
         texels = planes[:, :, :, plane].permute(0, 3, 1, 2)
-        grid = coordinates[..., axes].unsqueeze(1)
+        grid = coordinates[..., x : y + 1 : y - x].unsqueeze(1)  # a slice: a list of indices would synchronize with a GPU
         value = F.grid_sample(texels, grid, mode="bilinear", padding_mode="border", align_corners=True)
         values.append(value.squeeze(2).transpose(1, 2))
     first, second, third = values
