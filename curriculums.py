@@ -216,7 +216,7 @@ PIGAN_CARLA = {
     "unique_lr": False,
 }
 
-# -- Ours: the built-in heads (SYNTH) and cats, for a GPU or, if *_TINY or *_TRIPLANE, for two CPU cores ----------------
+# -- Ours: the built-in heads (SYNTH) and cats, for a GPU or, if TINY, CATS_TRIPLANE or SYNTH_TRIPLANE, for two CPU cores
 # pos_lambda, betas and share_images: docs/results.md, "The recipe".
 
 SYNTH = {
@@ -411,7 +411,7 @@ CATS_TRIPLANE = {
     "num_eval_imgs": 800,
 }
 
-CATS64_TRIPLANE = {  # CATS_TRIPLANE for one GPU: batches of 64, planes of 128 texels
+CATS64_TRIPLANE = {  # CATS_TRIPLANE for one GPU: batches of 64, planes of 128 texels; not yet trained from scratch
     0: {"batch_size": 64, "img_size": 32, "gen_lr": 2e-3, "disc_lr": 3e-4},
     1_000: {"batch_size": 64, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
     12_000: {"batch_size": 64, "img_size": 64, "gen_lr": 5e-4, "disc_lr": 7.5e-5},
@@ -436,7 +436,7 @@ CATS64_TRIPLANE = {  # CATS_TRIPLANE for one GPU: batches of 64, planes of 128 t
     "num_steps_surface": 5,
     "num_steps_fine": 3,
     "decay_beta": 1e-3,
-    "interval_eval": 0.012,  # narrower than in training: views agree better, and images are about as good (docs/results.md)
+    "interval_eval": 0.012,  # as in CATS_TRIPLANE
     "last_back": True,  # as in CATS64
     # Losses
     "gan_loss": "relativistic",  # as in CATS64

@@ -1,10 +1,10 @@
-"""Nothing in a training step or in rendering waits for the GPU: the path of a GPU, run here on the meta device.
+"""Nothing in a training step or in rendering of a SIREN waits for the GPU: the path of a GPU, run here on the meta device.
 
 A meta tensor has a shape and no values. Whatever needs a value on the host (``.item()``, ``nonzero``, a boolean mask as an
 index) fails on it by itself; what copies from the host (``torch.tensor(..., device=...)``, lists as indices) is caught by
 :class:`NoWaiting`, where this version of PyTorch lets it be seen. Some of PyTorch's own gradients look at values, but not of
 meta tensors: those are found by the profiler, on CPU tensors. tests/test_cuda.py repeats this where there is a GPU, with
-PyTorch's own detector.
+PyTorch's own detector, and for tri-planes too.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from siren.backends import fused
 
 pytest.importorskip("triton", reason="Triton is not installed here")
 MAX_SHARED = 227 * 1024  # bytes that a program may take on compute capability 9.0
-MAX_SPILLED = 512  # bytes per thread, once before and once after the loop over layers
 
 
 def test_results_in_the_interpreter(repo):
@@ -40,12 +39,11 @@ def test_compiles_for_an_h100(width, dtype, tmp_path, monkeypatch):
         pytest.skip(f"Triton cannot compile ahead of time here: {error}")
     resources = triton_compiled.compile_kernel(width, dtype)
     assert resources.shared <= MAX_SHARED
-    assert resources.registers <= 255 and resources.spilled <= MAX_SPILLED
+    assert resources.registers <= 255 and resources.spilled == 0
     assert resources.instructions["HGMMA"] > 0, "products must run on the matrix units of a Hopper GPU"
     assert resources.instructions["HMMA"] == 0
     if width < 256:
         assert resources.instructions["LDGSTS"] > 0, "weights must be fetched ahead, without passing through registers"
-    assert resources.spilled_in_loop <= 16, "next to nothing may be spilled where the time is spent"
 
 
 @torch.no_grad()

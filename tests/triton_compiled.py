@@ -21,7 +21,7 @@ TENSORS = ("points", "first", "biases", "hidden", "final", "final_bias", "logits
 class Resources(NamedTuple):
     """Per thread: ``registers``, ``spilled`` bytes; per program: ``shared`` bytes; ``instructions``: SASS, by name.
 
-    ``spilled_in_loop``: loads and stores of spilled registers from the first product to the loop's last fetch of weights.
+    ``spilled_in_loop``: loads and stores of spilled registers from the first product to the last product or fetch ahead.
     """
 
     registers: int
