@@ -35,8 +35,8 @@ class LaunchConfig(NamedTuple):
     num_stages: int
 
 
-# Each tile of weights serves `block` points, so the L2 cache must deliver 1 / block bytes per operation. On an H100 or H200, more
-# than 128 points do not fit into a multiprocessor's registers, nor more than one layer of 256 x 256 weights into its shared memory.
+# Each tile of weights serves `block` points, so the L2 cache must deliver 1 / block bytes per operation. On an H100, more than
+# 128 points do not fit into a multiprocessor's registers, nor more than one layer of 256 x 256 weights into its shared memory.
 CONFIGS = {64: LaunchConfig(128, 64, 4, 3), 128: LaunchConfig(128, 128, 8, 3), 256: LaunchConfig(128, 128, 8, 1)}
 
 
