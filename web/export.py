@@ -58,7 +58,7 @@ MAX_BLOCK_BYTES = 16384  # of a uniform block: the minimum that WebGL 2 guarante
 MODELS = ("SPATIALSIRENBASELINE", "TALLSIREN", "TRIPLANE")
 RAY_STEP_MULTIPLIER = 2  # as in the render scripts
 
-QUANTIZED_BITS = 11  # of a weight of a tri-plane backbone; 16 would not fit into 2 MB
+QUANTIZED_BITS = 12  # of a weight of a tri-plane backbone; 16 would not fit into 2 MiB, and 11 can move a silhouette
 MAX_QUANTIZED = 2 ** (QUANTIZED_BITS - 1) - 1
 MIN_QUANTIZED_NUMBERS = 1024  # smaller tensors stay as they are
 

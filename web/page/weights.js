@@ -46,10 +46,10 @@ function readNumbers(view, offset, count, dtype) {
   return numbers;
 }
 
-const QUANTIZED_BITS = 11;
+const QUANTIZED_BITS = 12;
 const MAX_QUANTIZED = 2 ** (QUANTIZED_BITS - 1) - 1;
 
-/** Rounded numbers, see `quantize` in web/export.py: a half-precision scale per row, then a stream of 11-bit integers. */
+/** Rounded numbers, see `quantize` in web/export.py: a half-precision scale per row, then a stream of 12-bit integers. */
 function readQuantized(view, offset, count, numRows) {
   const start = offset + 2 * numRows;
   const scales = readNumbers(view, offset, numRows, "float16");
@@ -57,9 +57,9 @@ function readQuantized(view, offset, count, numRows) {
   const stream = new Uint8Array(view.buffer, view.byteOffset + start);
   const numbers = new Float64Array(count);
   for (let i = 0; i < count; i++) {
-    const bit = QUANTIZED_BITS * i; // 11 bits lie in two or three bytes
+    const bit = QUANTIZED_BITS * i; // the bits lie in two bytes
     const byte = bit >> 3;
-    const bits = (stream[byte] | (stream[byte + 1] << 8) | (stream[byte + 2] << 16)) >> (bit & 7);
+    const bits = (stream[byte] | (stream[byte + 1] << 8)) >> (bit & 7);
     numbers[i] = ((bits & (2 ** QUANTIZED_BITS - 1)) - MAX_QUANTIZED) * scales[Math.floor(i / perRow)];
   }
   return numbers;
@@ -80,7 +80,7 @@ function unpackTensors(packing, base64) {
   const tensors = {};
   for (const { name, shape, dtype, offset } of packing.tensors) {
     const count = shape.reduce((product, size) => product * size, 1);
-    tensors[name] = dtype === "int11" ? readQuantized(view, offset, count, shape[0]) : readNumbers(view, offset, count, dtype);
+    tensors[name] = dtype === "int12" ? readQuantized(view, offset, count, shape[0]) : readNumbers(view, offset, count, dtype);
   }
   return tensors;
 }
