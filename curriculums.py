@@ -216,7 +216,7 @@ PIGAN_CARLA = {
     "unique_lr": False,
 }
 
-# -- Ours: the built-in heads (SYNTH) and cats, for a GPU or, if TINY, CATS_TRIPLANE or SYNTH_TRIPLANE, for two CPU cores
+# -- Ours: the built-in heads (SYNTH) and cats, for a GPU or, if TINY or TRIPLANE, for two CPU cores --------------------
 # pos_lambda, betas and share_images: docs/results.md, "The recipe".
 
 SYNTH = {
@@ -361,7 +361,7 @@ CATS_TINY = {
     "num_eval_imgs": 512,
 }
 
-CATS_TRIPLANE = {
+CATS_TRIPLANE = {  # on a GPU: --set batch_size=64
     0: {"batch_size": 16, "img_size": 32, "gen_lr": 2e-3, "disc_lr": 3e-4},
     3_200: {"batch_size": 16, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
     26_400: {"batch_size": 16, "img_size": 64, "gen_lr": 5e-4, "disc_lr": 7.5e-5},
@@ -386,56 +386,6 @@ CATS_TRIPLANE = {
     "num_steps_fine": 3,
     "decay_beta": 1e-3,
     "interval_eval": 0.009,  # narrower than in training: views agree better, and images are about as good (docs/results.md)
-    "last_back": True,  # as in CATS64
-    # Losses
-    "gan_loss": "relativistic",  # as in CATS64
-    "r1_lambda": 0.5,
-    "r2_lambda": 0.5,
-    "r1_interval": 4,
-    "pos_lambda": 5.0,
-    "topk_v": 1.0,  # G learns from all of its images
-    "opacprior_lambda_init": 0.1,
-    "opacprior_growth_rate": 1.5e-3,
-    "normal_lambda": 0.5,
-    # Optimization
-    "betas": (0.0, 0.99),
-    "grad_clip": 100.0,  # high enough not to clip the lazy penalties, which apply at four times their weight
-    "share_images": True,
-    # Initial shape
-    "init_ball_radius": 0.1,
-    "ball_hold_steps": 2000,
-    "ball_hold_lambda": 0.3,
-    "ball_hold_floor": 0.05,
-    "hollow_check_interval": 100,
-    # Evaluation
-    "num_eval_imgs": 800,
-}
-
-CATS64_TRIPLANE = {  # CATS_TRIPLANE for one GPU: batches of 64; not yet trained from scratch
-    0: {"batch_size": 64, "img_size": 32, "gen_lr": 2e-3, "disc_lr": 3e-4},
-    1_000: {"batch_size": 64, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
-    12_000: {"batch_size": 64, "img_size": 64, "gen_lr": 5e-4, "disc_lr": 7.5e-5},
-    14_000: {},
-    "dataset": "Cats",
-    # Cameras and rays: as in CATS64
-    "ray_start": 0.8,
-    "ray_end": 1.2,
-    "h_stddev": 0.25,
-    "v_stddev": 0.18,
-    # Images
-    "num_holdout": 800,
-    # Networks
-    "model": "TRIPLANE",
-    "discriminator": "ResidualDiscriminator",
-    "latent_dim": 128,
-    "view_dependent": False,
-    "plane_extent": 0.15,
-    # Rendering
-    "num_steps_coarse": 12,
-    "num_steps_surface": 5,
-    "num_steps_fine": 3,
-    "decay_beta": 1e-3,
-    "interval_eval": 0.009,  # as in CATS_TRIPLANE
     "last_back": True,  # as in CATS64
     # Losses
     "gan_loss": "relativistic",  # as in CATS64
