@@ -19,16 +19,12 @@ TENSORS = ("points", "first", "biases", "hidden", "final", "final_bias", "logits
 
 
 class Resources(NamedTuple):
-    """Per thread: ``registers``, ``spilled`` bytes; per program: ``shared`` bytes; ``instructions``: SASS, by name.
-
-    ``spilled_in_loop``: loads and stores of spilled registers from the first product to the last product or fetch ahead.
-    """
+    """Per thread: ``registers``, ``spilled`` bytes; per program: ``shared`` bytes; ``instructions``: SASS, by name."""
 
     registers: int
     spilled: int
     shared: int
     instructions: dict[str, int]
-    spilled_in_loop: int
 
 
 def require_tools() -> None:
@@ -63,15 +59,11 @@ def compile_kernel(width: int, dtype: str, capability: int = 90, config: LaunchC
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
     opcodes = re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+ )?([A-Z0-9]+)", sass)
-    products = [place for place, opcode in enumerate(opcodes) if opcode in ("HGMMA", "HMMA")]
-    fetches = [place for place, opcode in enumerate(opcodes) if opcode == "LDGSTS"]  # ahead, so after the loop's sines
-    loop = opcodes[products[0] : max(products[-1:] + fetches[-1:])]
     return Resources(
         registers=int(found[1]),
         spilled=int(found[2]),
         shared=compiled.metadata.shared,
         instructions={name: opcodes.count(name) for name in ("HGMMA", "HMMA", "LDGSTS", "LDL", "STL", "MUFU")},
-        spilled_in_loop=loop.count("LDL") + loop.count("STL"),
     )
 
 
