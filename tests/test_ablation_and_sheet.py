@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from checkpoints.loading import load_generator
+from checkpoints.loading import PRETRAINED_DIR, load_generator
 from common.errors import UserError
+from common.files import read_json
 from metrics.sampling import generated_images
 from tools import ablation, sheet
 from tools.ablation import GROUPS, distinct, minutes_left, parse_arguments
@@ -92,6 +93,23 @@ def test_mismatched_arguments_are_rejected(run: Path, tmp_path: Path, change: di
     with pytest.raises(UserError, match=words):
         main([path, "--name", change.get("name", "x"), "--output_dir", str(tmp_path), "--scores", str(scores)])
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_the_ball_of_a_triplane_generator_can_be_weakened(run: Path, tmp_path: Path) -> None:
+    shipped = PRETRAINED_DIR / "cats.safetensors"
+    main([str(shipped), "--name", "weak", "--output_dir", str(tmp_path), "--ball_slope", "25"])
+    generators = [load_generator(path).generator for path in (shipped, tmp_path / "weak.safetensors")]
+    points = torch.tensor([[[0.0, 0.0, 0.15], [0.06, 0.0, 0.0]]])  # outside the ball and inside it
+    before, after = (
+        generator.field(generator.film(torch.zeros(1, generator.curriculum.latent_dim))).occupancy_logits(points)
+        for generator in generators
+    )
+    ball = generators[0].triplane
+    change = (25 - ball.ball_slope) * (ball.ball_radius - points.norm(dim=-1))
+    torch.testing.assert_close(after - before, change, atol=1e-4, rtol=0)
+    assert read_json(tmp_path / "weak.json")["ball_slope"] == 25
+    with pytest.raises(UserError, match="--ball_slope needs a tri-plane generator"):
+        main([str(run), "--name", "siren", "--output_dir", str(tmp_path), "--ball_slope", "25"])
 
 
 def test_equal_variants_are_skipped(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -5,6 +5,9 @@
 This writes pretrained/mine.safetensors, which all scripts accept by name, and the card pretrained/mine.json: command,
 curriculum, data, seed, steps, device and minutes of the run, and the scores with their protocols. By default (--precision
 auto), weights are stored in half precision if the PSNR to full-precision images is at least 60 dB.
+
+With --ball_slope, a tri-plane generator is packaged with a weaker ball (triplane/network.py). It no longer needs the ball that
+it was trained with, and a weaker one may give sharper surfaces and better images: try a few values (docs/results.md).
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from generators.pose_prior import draw_poses
 from generators.views import ViewSettings, render_views
 from metrics.report import write_scores
 from training.run.recorder import training_minutes
+from triplane.network import BALL_SLOPE
 
 MAX_BYTES = 5_000_000
 INVISIBLE_DB = 60.0
@@ -58,9 +62,18 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--note", default="", help="a sentence for the card")
     parser.add_argument("--minutes", type=positive_float, help="training time in minutes, if the run's log is incomplete")
     parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
+    slope_help = f"slope of a tri-plane generator's ball, in logits per world unit (in training: {BALL_SLOPE:g})"
+    parser.add_argument("--ball_slope", type=positive_float, help=slope_help)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing model of that name")
     parser.add_argument("--output_dir", default=str(PRETRAINED_DIR))
     return parser.parse_args(argv)
+
+
+def set_ball_slope(loaded: LoadedGenerator, slope: float) -> None:
+    """Set the slope of the ball's logits, in logits per world unit. Raises UserError for a SIREN, which has no such term."""
+    if loaded.curriculum.model != "TRIPLANE":
+        raise UserError(f"--ball_slope needs a tri-plane generator, but the model is {loaded.curriculum.model}; leave it out")
+    loaded.generator.triplane.ball_slope.fill_(slope)
 
 
 @torch.no_grad()
@@ -109,6 +122,8 @@ def _command(arguments: dict[str, Any]) -> str:
 def model_card(args: Any, loaded: LoadedGenerator, run_dir: Path | None, dtype: str, psnr: float) -> dict[str, Any]:
     card: dict[str, Any] = {"name": args.name, "curriculum": loaded.curriculum.name, "step": loaded.step, "precision": dtype}
     card["half_precision_psnr_db"] = round(psnr, 1)
+    if args.ball_slope:
+        card["ball_slope"] = args.ball_slope
     if args.note:
         card["note"] = args.note
     if run_dir is not None:
@@ -142,6 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{path} holds no intact checkpoint; name the folder of a run, or a generator file")
         path = newest
     loaded = load_generator(path)
+    if args.ball_slope:
+        set_ball_slope(loaded, args.ball_slope)
     psnr = half_precision_psnr(loaded)
     dtype = args.precision if args.precision != "auto" else ("half" if psnr >= INVISIBLE_DB else "full")
     output = make_output_dir(args.output_dir)
