@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import extract_shapes
+from checkpoints.files import save_inference
 from checkpoints.loading import load_generator
 from readers import draw_in_browser, validate_glb
 from settings.registry import CURRICULUMS
@@ -303,11 +304,18 @@ def test_a_normal_map_without_a_texture_is_refused(tiny_generator_path: Path, tm
 
 
 def test_files_in_a_browser_look_like_the_rendered_image(tiny_generator_path: Path, tmp_path: Path) -> None:
-    """three.js, beside ``surface_image``: the unlit texture, and vertex colors under even light."""
-    extract(tiny_generator_path, tmp_path, "--texture", "128", "--faces", "1000")
-    (tmp_path / "0_32.glb").rename(tmp_path / "texture.glb")
-    extract(tiny_generator_path, tmp_path)
+    """three.js, beside ``surface_image``: the unlit texture, and vertex colors under even light.
+
+    A mesh has the colors of the mean view direction, so the generator is made independent of the direction.
+    """
     loaded = load_generator(tiny_generator_path)
+    with torch.no_grad():
+        loaded.generator.siren.color_layer_sine.layer.weight[:, :3] = 0
+    plain = tmp_path / "plain.safetensors"
+    save_inference(plain, loaded.generator, 0)
+    extract(plain, tmp_path, "--texture", "128", "--faces", "1000")
+    (tmp_path / "0_32.glb").rename(tmp_path / "texture.glb")
+    extract(plain, tmp_path)
     pose = TrajectoryPose(math.pi / 2 + 0.4, math.pi / 2 - 0.2, 12.0)
     size = 64
     expected = mesh_score.surface_image(loaded, field_from_seed(loaded, 0, 0.7), pose, size)
@@ -316,10 +324,10 @@ def test_files_in_a_browser_look_like_the_rendered_image(tiny_generator_path: Pa
     images = draw_in_browser(names, tmp_path, pose_matrix(pose.yaw, pose.pitch), fov, size)
     expected = np.round((expected.permute(1, 2, 0).numpy() + 1) * 127.5)
     solid = expected.any(axis=2)
-    for image in images:
+    for image, limit in zip(images, (1.5, 2.5), strict=True):  # three.js draws lit colors about 1% darker
         assert (image.any(axis=2) ^ solid).mean() < 0.01
         both = image.any(axis=2) & solid
-        assert np.abs(image[both].astype(float) - expected[both]).mean() < 1.5
+        assert np.abs(image[both].astype(float) - expected[both]).mean() < limit
 
 
 def test_score_of_a_mesh(tiny_generator_path: Path, tmp_path: Path) -> None:
