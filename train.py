@@ -75,7 +75,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="auto: resume from the newest intact checkpoint in --output_dir; never: exit if the folder holds a checkpoint;"
         " PATH: resume from this checkpoint",
     )
-    parser.add_argument("--load_dir", help="start a new run from the weights in this folder (this project's or published files)")
+    load_help = "start a new run from a run's folder, published files, a checkpoint, a generator file, or a name such as cats"
+    parser.add_argument("--load_dir", help=load_help)
     parser.add_argument("--load_dict", action="store_true", help="ignored, kept for old commands: file formats are detected")
     parser.add_argument("--set_step", type=int, help="with --load_dir: the initial step")
     parser.add_argument("--mirror_depth", action="store_true", help="with --load_dir: mirror a hollow shape in depth")

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from checkpoints.published import curriculum_from
 from checkpoints.safe_pickle import printable
-from checkpoints.torch_files import read_torch_file
+from checkpoints.torch_files import LEGACY_START, ZIP_START, read_torch_file
 from common.errors import UserError, print_notice
-from common.files import require_file, write_atomically
+from common.files import read_head, require_file, write_atomically
 from generators.generator import ImplicitGenerator3d
 from settings.curriculum import Curriculum
 
@@ -248,6 +248,12 @@ def _members_are_intact(path: Path) -> bool:
             return archive.testzip() is None and any(name.endswith("/data.pkl") for name in archive.namelist())
     except Exception:  # zipfile raises many types of exceptions on a damaged file
         return False
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file starts as safetensors files do, with a length and JSON, and not as a torch file."""
+    start = read_head(path, len(LEGACY_START))
+    return start[8:9] == b"{" and not start.startswith((ZIP_START, LEGACY_START[:4]))
 
 
 def read_inference(path: str | Path) -> InferenceFile:

@@ -18,6 +18,7 @@ from checkpoints.files import (
     check_finite,
     check_state,
     checked_training,
+    is_safetensors,
     is_training,
     read_inference,
 )
@@ -31,9 +32,9 @@ from checkpoints.published import (
     read_published_weights,
 )
 from checkpoints.safe_pickle import printable
-from checkpoints.torch_files import LEGACY_START, ZIP_START, read_torch_file
+from checkpoints.torch_files import read_torch_file
 from common.errors import UserError
-from common.files import read_head, require_file
+from common.files import require_file
 from generators.generator import ImplicitGenerator3d, Styles
 from settings.curriculum import Curriculum
 from settings.published import PIGAN_DEFAULTS
@@ -119,8 +120,7 @@ def load_generator(
 
 def _read_generator_file(path: Path, weights: str) -> WeightsFile:
     """Dispatch on the file's content, not on its name."""
-    start = read_head(path, len(LEGACY_START))
-    if start[8:9] == b"{" and not start.startswith((ZIP_START, LEGACY_START[:4])):
+    if is_safetensors(path):
         ours = read_inference(path)
         return WeightsFile(ours.tensors, ours.curriculum, ours.step)
     content = read_torch_file(path)

@@ -19,8 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from checkpoints.files import load_training_checkpoint
+from checkpoints.files import load_training_checkpoint, read_inference
 from checkpoints.loading import load_generator
+from checkpoints.starting_points import load_starting_point
 from common.errors import UserError
 from distributed.processes import Processes
 from settings.curriculum import Curriculum
@@ -369,6 +370,28 @@ def test_another_curriculum_in_the_same_folder_is_refused(photos, tmp_path, caps
         [*arguments(photos, tmp_path / "new", "--max_steps", "2", "--load_dir", str(tmp_path), "--set_step", "1"), "r1_lambda=2"]
     )
     assert load_training_checkpoint(tmp_path / "new" / "checkpoint_0000002.pt")["optimizer_G"]["state"][0]["step"] == 2
+
+
+def test_a_generator_file_starts_a_run_with_a_new_discriminator(photos, tmp_path, capsys):
+    train(arguments(photos, tmp_path / "first", "--max_steps", "2"))
+    source = tmp_path / "first" / "generator.safetensors"
+    capsys.readouterr()
+    command = arguments(photos, tmp_path / "new", "--load_dir", str(source), "--set_step", "2", "--max_steps", "3")
+    train([*command, "gen_lr=1e-9"])
+    assert f"starting from the generator {source} (its step 2)" in capsys.readouterr().err
+    before = read_inference(source).tensors
+    after = load_training_checkpoint(tmp_path / "new" / "checkpoint_0000003.pt")
+    for name, value in after["generator"].items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-7)
+    assert {int(moments["step"]) for moments in after["optimizer_D"]["state"].values()} == {1}
+
+
+def test_a_shipped_generator_can_be_the_starting_point():
+    notes: list[str] = []
+    state = load_starting_point(Path("cats"), notes)
+    assert list(state) == ["generator"]
+    assert {value.dtype for value in state["generator"].values()} == {torch.float32}
+    assert "its discriminator is initialized from scratch" in notes[0]
 
 
 def test_published_files_start_a_run(photos, tmp_path, published_files):

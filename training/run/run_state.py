@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from checkpoints.files import check_state, latest_checkpoint, load_training_checkpoint, save_inference, save_training_checkpoint
-from checkpoints.published import load_published_training
+from checkpoints.files import check_state, load_training_checkpoint, save_inference, save_training_checkpoint
 from checkpoints.safe_pickle import printable
+from checkpoints.starting_points import load_starting_point
 from common.errors import UserError
 from discriminators.build import build_discriminator
 from generators.generator import ImplicitGenerator3d
@@ -191,24 +191,18 @@ class RunState:
                 " (--load_dir, another --output_dir)"
             )
 
-    def start_from(self, folder: Path, notes: list[str]) -> None:
-        """Load weights, averages and, if they match, optimizers from another run's folder, this project's or a published one.
+    def start_from(self, source: Path, notes: list[str]) -> None:
+        """Load weights, averages and, if they match, optimizers of another run (load_starting_point).
 
         The step is unchanged. Raises UserError if the networks' shapes differ.
         """
-        newest = latest_checkpoint(folder) if folder.is_dir() else folder
-        if newest is not None:
-            state = load_training_checkpoint(newest)
-            notes.append(f"starting from {newest} (its step {state['step']})")
-        else:
-            state, published_notes = load_published_training(folder)
-            notes += [f"starting from the published files in {folder}", *published_notes]
+        state = load_starting_point(source, notes)
         larger = self.generator.state_dict()
         networks = [state[name] for name in ("generator", *self.averages) if isinstance(state.get(name), dict)]
         are_grown = [grow_planes(weights, larger) for weights in networks]
         if any(are_grown):
             notes.append("the planes get a higher resolution; their new layers add nothing to them at first")
-        self._load_weights(newest or folder, state)
+        self._load_weights(source, state)
         for name, optimizer in self._optimizers.items():
             if state.get(name) is not None and not _load_optimizer(optimizer, state[name]):
                 notes.append(f"{name} does not match this run's parameters; it starts from scratch")
