@@ -12,7 +12,9 @@ from __future__ import annotations
 if __name__ == "__main__":
     import common.interrupts  # noqa: F401
 
+import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,12 @@ def make_parser() -> ArgumentParser:
         help="resizing of real images: antialiased, as in training, or nearest, as for published scores",
     )
     parser.add_argument("--seed", type=seed_number, default=0, help="seed of latents, poses and the selection of real images")
+    parser.add_argument(
+        "--num_seeds",
+        type=int_between(1, MAX_COUNT),
+        default=1,
+        help="score this many sets of images, with consecutive seeds; the results are means and standard deviations",
+    )
     described = "; ".join(f"{name}: {metric.description}" for name, metric in METRICS.items())
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=["fid", "kid", "is"], help=described)
     parser.add_argument("--feature_extractor", default=INCEPTION, help=f"one of {', '.join(EXTRACTORS)}")
@@ -172,6 +180,7 @@ def _protocol(args: Any, evaluation: Evaluation, preset: str, curriculum: Curric
         "num_holdout": split.num_holdout,
         "real_resize": f"dataset.py: {args.real_resize}, Pillow {PIL.__version__}",
         "seed": args.seed,
+        "num_seeds": args.num_seeds,
         "psi": args.psi,
         "poses": "drawn from the curriculum's distribution",
         "rendering": rendering_record(image_settings(curriculum)),
@@ -204,10 +213,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             spec = spec_over(preset, loaded.curriculum, nearest=args.real_resize == "nearest")
             where = (args.dataset_path, spec, _num_real(args), args.image_size, args.seed)
             real = real_images(*where, split=_split(args, loaded.curriculum))
-        how = {"psi": args.psi, "seed": args.seed, "batch_size": args.batch_size}
-        fake = generated_images(loaded, args.num_images, args.image_size, **how, processes=processes)
-    if real is not None and fake is not None:
-        score(args, loaded, real, fake, weights, preset)
+        how = {"psi": args.psi, "batch_size": args.batch_size, "processes": processes}
+        seeds = range(args.seed, args.seed + args.num_seeds)
+        sets = [generated_images(loaded, args.num_images, args.image_size, **how, seed=seed) for seed in seeds]
+    fakes = [images for images in sets if images is not None]  # of the main process only
+    if real is not None:
+        score(args, loaded, real, fakes, weights, preset)
 
 
 def _split(args: Any, curriculum: Curriculum) -> Split:
@@ -215,29 +226,56 @@ def _split(args: Any, curriculum: Curriculum) -> Split:
     return Split(args.split or ("holdout" if num else "all"), num)
 
 
-def score(args: Any, loaded: LoadedGenerator, real: Tensor, fake: Tensor, weights: Path | None, preset: str) -> None:
-    """Compute, write and print the requested metrics. real, fake: (N, 3, H, W) uint8."""
-    names = tuple(dict.fromkeys(args.metrics))
-    device = next(loaded.generator.parameters()).device
-    evaluation = Evaluation(real, fake, names, args.seed, device=device, extractor=args.feature_extractor, weights_file=weights)
+def _scores(evaluation: Evaluation, failures: dict[str, str]) -> dict[str, float]:
+    """Compute the metrics of one set of images. Those that fail are added to ``failures``, by name, with the reason."""
     results: dict[str, float] = {}
-    failures: dict[str, str] = {}
-    for name in names:
+    for name in evaluation.names:
         try:
             results |= METRICS[name].compute(evaluation)
         except (UserError, OSError, MemoryError) as error:  # keep the scores that are already computed
             failures[name] = one_line(error) or type(error).__name__
+    return results
+
+
+def over_seeds(scores: Sequence[dict[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return means and standard deviations of the scores that all seeds have; no deviations for one seed."""
+    common = [name for name in scores[0] if all(name in other for other in scores)]
+    columns = {name: [other[name] for other in scores] for name in common}
+    means = {name: statistics.fmean(values) for name, values in columns.items()}
+    deviations = {name: statistics.stdev(values) for name, values in columns.items()} if len(scores) > 1 else {}
+    return means, deviations
+
+
+def score(args: Any, loaded: LoadedGenerator, real: Tensor, fakes: list[Tensor], weights: Path | None, preset: str) -> None:
+    """Compute, write and print the requested metrics of ``fakes``, one set per seed, against ``real``.
+
+    real and each of fakes: (N, 3, H, W) uint8.
+    """
+    names = tuple(dict.fromkeys(args.metrics))
+    device = next(loaded.generator.parameters()).device
+    evaluation = Evaluation(
+        real, fakes[0], names, args.seed, device=device, extractor=args.feature_extractor, weights_file=weights
+    )
+    per_seed: dict[int, dict[str, float]] = {}
+    failures: dict[str, str] = {}
+    for seed, fake in enumerate(fakes, args.seed):
+        per_seed[seed] = _scores(replace(evaluation, fake=fake, seed=seed), failures)
+    results, deviations = over_seeds(list(per_seed.values()))
     if failures and not results:
         raise UserError(next(iter(failures.values())))
     curriculum = loaded.curriculum
-    deviations = departures(args, len(real), _split(args, curriculum).part, curriculum)
-    notes = _notes(evaluation, _num_real(args), deviations)
+    departed = departures(args, len(real), _split(args, curriculum).part, curriculum)
+    notes = _notes(evaluation, _num_real(args), departed)
     for note in notes:
         print(f"note: {note}")
-    protocol = {**_protocol(args, evaluation, preset, curriculum), "departures_from_published": deviations}
-    record = {"metrics": results, "failed": failures, "notes": notes, "protocol": protocol}
+    protocol = {**_protocol(args, evaluation, preset, curriculum), "departures_from_published": departed}
+    record: dict[str, Any] = {"metrics": results, "failed": failures, "notes": notes, "protocol": protocol}
+    counts = f"{len(fakes[0])} generated and {len(real)} real images at {args.image_size} px"
+    if deviations:
+        record |= {"deviations": deviations, "per_seed": per_seed}
+        counts += f", mean and standard deviation of {len(fakes)} seeds"
     write_scores(args.output_json, {**record, "model": model_record(args, loaded)})
-    print_table(f"{len(fake)} generated and {len(real)} real images at {args.image_size} px", results)
+    print_table(counts, results, deviations)
     print(f"written to {args.output_json}")
     if failures:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())

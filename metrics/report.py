@@ -57,9 +57,11 @@ def write_scores(path: str | Path, results: Mapping[str, Any]) -> None:
     write_json(path, {**results, "environment": {**stamp, **results.get("environment", {})}})
 
 
-def print_table(title: str, rows: Mapping[str, float | int | str | None]) -> None:
-    """Print ``title`` and one aligned line per named number."""
+def print_table(title: str, rows: Mapping[str, float | int | str | None], deviations: Mapping[str, float] | None = None) -> None:
+    """Print ``title`` and one aligned line per named number, with its deviation if that is not 0."""
     print(title)
     width = max(map(len, rows), default=0)
     for name, value in rows.items():
-        print(f"  {name:<{width}}  {f'{value:.5g}' if isinstance(value, float) else value}")
+        text = f"{value:.5g}" if isinstance(value, float) else str(value)
+        deviation = (deviations or {}).get(name)
+        print(f"  {name:<{width}}  {text}" + (f" ± {deviation:.3g}" if deviation else ""))

@@ -257,3 +257,20 @@ def test_too_few_photos_are_named(photos, tiny_generator_path, tmp_path):
     command = [str(tiny_generator_path), "--dataset_path", str(tmp_path / "one"), "--dataset", "Images", "--device", "cpu"]
     with pytest.raises(UserError, match="too few for fd"):
         eval_metrics.main([*command, "--num_images", "10", "--image_size", "32", "--metrics", "fd"])
+
+
+def test_several_seeds_are_averaged(photos, tiny_generator_path, tmp_path, capsys):
+    def scores(*more: str) -> dict:
+        output = tmp_path / "scores.json"
+        command = [str(tiny_generator_path), "--dataset_path", str(photos), "--dataset", "Images", "--device", "cpu"]
+        command += ["--num_images", "20", "--image_size", "16", "--metrics", "fd", "prc", "--output_json", str(output)]
+        eval_metrics.main([*command, *more])
+        return json.loads(output.read_text())
+
+    alone = [scores("--seed", seed)["metrics"] for seed in ("4", "5")]
+    both = scores("--seed", "4", "--num_seeds", "2")
+    assert "mean and standard deviation of 2 seeds" in capsys.readouterr().out
+    assert [both["per_seed"][seed]["fd"] for seed in ("4", "5")] == pytest.approx([score["fd"] for score in alone])
+    assert both["metrics"]["fd"] == pytest.approx((alone[0]["fd"] + alone[1]["fd"]) / 2)
+    assert both["deviations"]["fd"] == pytest.approx(abs(alone[0]["fd"] - alone[1]["fd"]) / 2**0.5)
+    assert both["protocol"]["num_seeds"] == 2 and alone[0]["fd"] != alone[1]["fd"]
