@@ -28,7 +28,7 @@ from dataset import get_dataset_spec, spec_over
 from distributed.sharding import shared_work
 from loading.files import PARTS, Split
 from metrics.efficientnet import INPUT_SIZE, WEIGHTS_SHA256, find_weights_file
-from metrics.fidelity import EXTRACTORS, MIN_IMAGES, find_weights, read_state_dict
+from metrics.fidelity import EXTRACTORS, find_weights, read_state_dict
 from metrics.registry import METRICS, Evaluation
 from metrics.report import add_common_arguments, load, model_record, print_table, rendering_record, write_scores
 from metrics.sampling import generated_images, image_settings, real_images
@@ -86,8 +86,9 @@ def _check_arguments(args: Any) -> None:
         raise UserError(f"--output_json {args.output_json} is a folder; name a file in it")
     if args.dataset is not None:
         get_dataset_spec(args.dataset)
-    if args.num_images < MIN_IMAGES and any(METRICS[name].needs_weights for name in args.metrics):
-        raise UserError(f"--num_images {args.num_images} is too small for FID, KID and IS; use at least {MIN_IMAGES}")
+    most = max(args.metrics, key=lambda name: METRICS[name].min_images)
+    if args.num_images < METRICS[most].min_images:
+        raise UserError(f"--num_images {args.num_images} is too small for {most}; use at least {METRICS[most].min_images}")
 
 
 def _check_weights(args: Any) -> Path | None:
@@ -211,11 +212,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         real = None
         if processes.is_main:  # while the other processes render
             spec = spec_over(preset, loaded.curriculum, nearest=args.real_resize == "nearest")
-            where = (args.dataset_path, spec, _num_real(args), args.image_size, args.seed)
-            real = real_images(*where, split=_split(args, loaded.curriculum))
-        how = {"psi": args.psi, "batch_size": args.batch_size, "processes": processes}
-        seeds = range(args.seed, args.seed + args.num_seeds)
-        sets = [generated_images(loaded, args.num_images, args.image_size, **how, seed=seed) for seed in seeds]
+            split = _split(args, loaded.curriculum)
+            real = real_images(args.dataset_path, spec, _num_real(args), args.image_size, args.seed, split=split)
+        sets = [
+            generated_images(
+                loaded,
+                args.num_images,
+                args.image_size,
+                psi=args.psi,
+                seed=seed,
+                batch_size=args.batch_size,
+                processes=processes,
+            )
+            for seed in range(args.seed, args.seed + args.num_seeds)
+        ]
     fakes = [images for images in sets if images is not None]  # of the main process only
     if real is not None:
         score(args, loaded, real, fakes, weights, preset)

@@ -331,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     crop = [f"dataset={arguments.dataset}"] if arguments.dataset else []  # saved with the weights: metrics need it
     curriculum = get_curriculum(arguments.curriculum).with_overrides([*arguments.set, *crop])
     if arguments.compile and curriculum.model == "TRIPLANE":
-        raise UserError("--compile is for SIREN models; the TRIPLANE lookup is always compiled, so omit the option")
+        raise UserError("--compile is for SIREN models, and this model is TRIPLANE; omit the option")
     device = resolve_device(arguments.device)
     output_dir = make_output_dir(arguments.output_dir)
     check_dataset(arguments, curriculum)

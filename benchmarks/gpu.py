@@ -38,7 +38,7 @@ from generators.renderer import draw_noise, render
 from generators.views import ViewSettings, make_pose, render_view
 from settings.curriculum import Curriculum
 from siren.backends import compiled, fused
-from siren.field import SirenField
+from siren.field import SirenField, in_chunks
 from training.run.nonfinite import step_if_finite
 from training.run.run_state import RunState
 from training.steps import GeneratorInputs, StepSettings, discriminator_losses, generate, generator_losses
@@ -146,7 +146,7 @@ def field_of(network: Network, device: torch.device) -> SirenField:
 
 
 def _plain(field: SirenField, points: torch.Tensor) -> torch.Tensor:
-    return field._in_chunks(lambda p: (field._query(p, None)[0],), points)[0]
+    return in_chunks(field._logits, field.batch_size, points)[0]
 
 
 def _launch_rates(bench: Bench, field: SirenField, points: torch.Tensor, flops: float) -> Row:

@@ -45,5 +45,5 @@ def _load_generator_only(path: Path, notes: list[str]) -> dict[str, Any]:
     content = read_inference(path)
     weights = {name: value.float() for name, value in content.tensors.items() if not name.startswith(TRUNCATION_PREFIX)}
     check_finite(path, weights)
-    notes.append(f"starting from the generator {path} (its step {content.step}); its discriminator is initialized from scratch")
+    notes.append(f"starting from the generator {path} (its step {content.step}); the discriminator is new")
     return {"generator": weights}

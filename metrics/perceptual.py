@@ -18,7 +18,7 @@ from metrics.efficientnet import load_efficientnet
 
 BATCH_SIZE = 32
 NUM_NEIGHBORS = 3  # k of Kynkaanniemi et al.
-MIN_IMAGES = 2 * (NUM_NEIGHBORS + 1)  # each half of the real images needs an image and its neighbors
+MIN_IMAGES = 2 * (NUM_NEIGHBORS + 1)  # of each kind: half of the real images are an image and its neighbors
 SMALL_SIZE = 32  # pixels, of the second evaluation, which sees shapes and colors but no detail
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metrics import perceptual
-from metrics.fidelity import FidelitySettings, calculate
+from metrics import fidelity, perceptual
+from metrics.fidelity import FidelitySettings
 from metrics.swd import sliced_wasserstein
 
 
@@ -42,7 +42,7 @@ class Evaluation:
     def fidelity(self) -> dict[str, float]:
         """torch-fidelity's results for all of ``names`` that it computes, from one pass over the images."""
         wanted = {name for name in self.names if METRICS[name].needs_weights}
-        return calculate(self.fake, self.real, wanted, self.fidelity_settings, self.weights_file, self.device)
+        return fidelity.calculate(self.fake, self.real, wanted, self.fidelity_settings, self.weights_file, self.device)
 
     def features(self, size: int) -> tuple[Tensor, Tensor]:
         """Return perceptual features of the real and the generated images, averaged down to ``size`` px."""
@@ -62,11 +62,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric. ``compute`` returns named numbers. ``needs_weights``: True if it needs torch-fidelity's feature extractor.
-    ``is_perceptual``: True if it needs EfficientNet-Lite0, whose weights come with a package."""
+    """A metric. ``compute`` returns named numbers. ``min_images``: the number of generated images that it needs.
+
+    ``needs_weights``: True if it needs torch-fidelity's feature extractor. ``is_perceptual``: True if it needs
+    EfficientNet-Lite0, whose weights come with a package.
+    """
 
     compute: Callable[[Evaluation], dict[str, float]]
     description: str
+    min_images: int = 1
     needs_weights: bool = False
     is_perceptual: bool = False
 
@@ -114,13 +118,30 @@ def _prc(evaluation: Evaluation) -> dict[str, float]:
 
 
 METRICS: dict[str, Metric] = {
-    "fid": Metric(_fid, "Frechet Inception distance; lower is better", needs_weights=True),
-    "kid": Metric(_kid, "kernel Inception distance and its deviation over subsets; lower is better", needs_weights=True),
-    "is": Metric(_inception_score, "Inception score and its deviation over splits; higher is better", needs_weights=True),
+    "fid": Metric(_fid, "Frechet Inception distance; lower is better", fidelity.MIN_IMAGES, needs_weights=True),
+    "kid": Metric(
+        _kid, "kernel Inception distance and its deviation over subsets; lower is better", fidelity.MIN_IMAGES, needs_weights=True
+    ),
+    "is": Metric(
+        _inception_score,
+        "Inception score and its deviation over splits; higher is better",
+        fidelity.MIN_IMAGES,
+        needs_weights=True,
+    ),
     "swd": Metric(_swd, "sliced Wasserstein distance of image patches, times 1e3; lower is better; needs no weights"),
     "fd": Metric(
-        _fd, "Frechet distance of EfficientNet-Lite0's features; lower is better; downloads nothing", is_perceptual=True
+        _fd,
+        "Frechet distance of EfficientNet-Lite0's features; lower is better; downloads nothing",
+        perceptual.MIN_IMAGES,
+        is_perceptual=True,
     ),
-    "kd": Metric(_kd, "kernel distance of the same features; lower is better; downloads nothing", is_perceptual=True),
-    "prc": Metric(_prc, "precision and recall of the same features; higher is better; downloads nothing", is_perceptual=True),
+    "kd": Metric(
+        _kd, "kernel distance of the same features; lower is better; downloads nothing", perceptual.MIN_IMAGES, is_perceptual=True
+    ),
+    "prc": Metric(
+        _prc,
+        "precision and recall of the same features; higher is better; downloads nothing",
+        perceptual.MIN_IMAGES,
+        is_perceptual=True,
+    ),
 }

@@ -76,7 +76,7 @@ def generated_variety(generator: ImplicitGenerator3d, image_size: int, psi: floa
 
 
 def true_variety(folder: str | Path, curriculum: Curriculum, image_size: int) -> dict[str, float]:
-    """Return the same numbers for NUM_SHAPES built-in heads of the set in ``folder``, with the suffix ``_true``.
+    """Return :func:`shape_variety` of NUM_SHAPES built-in heads of the set in ``folder``, with the suffix ``_true``.
 
     Returns {} for other sets. The cameras are those of ``curriculum``. ``image_size`` as in :func:`generated_variety`.
     """

@@ -19,7 +19,10 @@ FLAT = 1e-6  # world units; a smaller standard deviation of depth is rounding er
 
 
 class Geometry(NamedTuple):
-    """N views: ``depth`` (N, H, W); ``normals`` (N, 3, H, W), camera axes; ``mask`` (N, H, W) bool, True on a surface."""
+    """N views: ``depth`` (N, H, W); ``normals`` (N, 3, H, W); ``mask`` (N, H, W) bool, True on a surface.
+
+    Normals are in camera axes unless the function that returns them says otherwise.
+    """
 
     depth: Tensor
     normals: Tensor

@@ -71,15 +71,15 @@ class SirenField:
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
         if (dtype := fused.kernel_dtype(self._folded, points)) is not None:
-            _check_points(points, self.batch_size)
+            check_points(points, self.batch_size)
             if dtype not in self._packed:
                 self._packed[dtype] = PackedField.of(self._folded, dtype)
             return fused.occupancy_logits(self._packed[dtype], points.float())
-        (logits,) = self._in_chunks(lambda p: (self._query(p, None)[0],), points)
+        (logits,) = in_chunks(self._logits, self.batch_size, points)
         return logits
 
     def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        logits, colors = self._in_chunks(self._query, points, directions)
+        logits, colors = in_chunks(self._query, self.batch_size, points, directions)
         return logits, colors
 
     def colors(self, points: Tensor, directions: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class SirenField:
 
     def logits_and_gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, N) and d logit / d point (B, N, 3), by an explicit chain rule; both are differentiable."""
-        logits, gradients = self._in_chunks(self._logits_and_gradients, points)
+        logits, gradients = in_chunks(self._logits_and_gradients, self.batch_size, points)
         return logits, gradients
 
     def normals(self, points: Tensor) -> Tensor:
@@ -102,6 +102,9 @@ class SirenField:
             return points
         scaled = points * self._point_scale
         return torch.cat([trilinear_sample(self._grid[0], scaled), scaled], dim=-1)
+
+    def _logits(self, points: Tensor) -> tuple[Tensor]:
+        return (self._query(points, None)[0],)
 
     def _query(self, points: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x = self._encode(points)
@@ -128,18 +131,6 @@ class SirenField:
         (gradient,) = torch.autograd.grad(x, points, gradient, create_graph=is_recorded)
         return logits, gradient
 
-    def _in_chunks(self, query: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Apply ``query`` to chunks of the (B, N, ...) inputs, or to all of them at once if gradients are recorded."""
-        points = inputs[0]
-        _check_points(points, self.batch_size)
-        with torch.autocast(points.device.type, enabled=False):
-            inputs = tuple(tensor.float() for tensor in inputs)
-            chunk = max(1, CHUNK // self.batch_size)
-            if torch.is_grad_enabled() or points.shape[1] <= chunk:
-                return query(*inputs)
-            pieces = [query(*parts) for parts in zip(*(tensor.split(chunk, dim=1) for tensor in inputs), strict=True)]
-            return tuple(torch.cat(column, dim=1).detach() for column in zip(*pieces, strict=True))
-
 
 def _in_blocks(*inputs: Tensor | None) -> bool:
     """Return whether to use siren/backends/blocked.py: on a CPU, unless points or directions need a gradient.
@@ -151,7 +142,23 @@ def _in_blocks(*inputs: Tensor | None) -> bool:
     return given[0].device.type == "cpu" and not needs_gradient and not torch.compiler.is_compiling()
 
 
-def _check_points(points: Tensor, batch_size: int) -> None:
+def in_chunks(query: Callable[..., tuple[Tensor, ...]], batch_size: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Apply ``query`` to chunks of the (B, N, 3) inputs, in float32, or to all of them at once if gradients are recorded.
+
+    The first input is the points. Raises ValueError if their shape is not (batch_size, N, 3).
+    """
+    points = inputs[0]
+    check_points(points, batch_size)
+    with torch.autocast(points.device.type, enabled=False):
+        inputs = tuple(tensor.float() for tensor in inputs)
+        chunk = max(1, CHUNK // batch_size)
+        if torch.is_grad_enabled() or points.shape[1] <= chunk:
+            return query(*inputs)
+        pieces = [query(*parts) for parts in zip(*(tensor.split(chunk, dim=1) for tensor in inputs), strict=True)]
+        return tuple(torch.cat(column, dim=1).detach() for column in zip(*pieces, strict=True))
+
+
+def check_points(points: Tensor, batch_size: int) -> None:
     if points.dim() != 3 or points.shape[0] != batch_size or points.shape[2] != 3:
         raise ValueError(f"points must have shape (B={batch_size}, N, 3), not {tuple(points.shape)}")
 

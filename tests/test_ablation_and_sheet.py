@@ -16,7 +16,7 @@ from common.files import read_json
 from metrics.sampling import generated_images
 from tools import ablation, sheet
 from tools.ablation import GROUPS, distinct, minutes_left, parse_arguments
-from tools.package_model import main
+from tools.package_model import main, set_ball_slope
 from train import main as train
 
 SETTINGS = [
@@ -108,6 +108,10 @@ def test_the_ball_of_a_triplane_generator_can_be_weakened(run: Path, tmp_path: P
     change = (25 - ball.ball_slope) * (ball.ball_radius - points.norm(dim=-1))
     torch.testing.assert_close(after - before, change, atol=1e-4, rtol=0)
     assert read_json(tmp_path / "weak.json")["ball_slope"] == 25
+    inverted = load_generator(shipped)
+    inverted.generator.triplane.ball_slope.neg_()  # as after mirroring with inversion
+    set_ball_slope(inverted, 25)
+    assert inverted.generator.triplane.ball_slope == -25
     with pytest.raises(UserError, match="--ball_slope needs a tri-plane generator"):
         main([str(run), "--name", "siren", "--output_dir", str(tmp_path), "--ball_slope", "25"])
 

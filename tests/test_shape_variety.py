@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from checkpoints.loading import load_generator
-from metrics.shape_variety import NUM_SHAPES, generated_variety, shape_variety, true_variety
+from metrics.shape_variety import generated_variety, shape_variety, true_variety
 from metrics.shapes import Geometry
 from settings.registry import get_curriculum
 
@@ -78,4 +78,3 @@ def test_the_true_heads_differ_more_than_balls(tmp_path):
     (tmp_path / "meta.json").write_text(json.dumps({"kind": "procedural heads", "seed": 3}))
     found = true_variety(tmp_path, curriculum, 16)
     assert 0.9 < found["shape_correlation_true"] < 0.99 and 0.1 < found["shape_deviation_true"] < 0.2
-    assert NUM_SHAPES == 64

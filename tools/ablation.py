@@ -2,15 +2,14 @@
 
     python -m tools.ablation hollow --dataset_path data/heads64 --output_dir outputs/hollow --seeds 1 2 3 4
     python -m tools.ablation recipe --dataset_path data/heads64 --output_dir outputs/recipe --curriculum SYNTH --steps 30000
-    python -m tools.ablation triplane --dataset_path cats64.zip --output_dir outputs/ladder --curriculum CATS_TRIPLANE \\
-        --set img_size=32 --seeds 0 1 --minutes 30 --eval_images 800
+    python -m tools.ablation triplane --dataset_path cats64.zip --output_dir outputs/ladder --set img_size=32 --seeds 0 1 \\
+        --minutes 30 --eval_images 800
 
 Each run is a `train.py` process with its own folder OUTPUT_DIR/VARIANT_sSEED, of equal steps or, with --minutes, equal time.
 An interrupted ablation resumes where it stopped, and the same command with more seeds, steps or minutes extends it (except
 ``cosine``, whose schedule depends on its end). Scores are the measurements of each run at its last step (metrics.jsonl,
-docs/metrics.md). Writes OUTPUT_DIR/GROUP.json (every run) and
-OUTPUT_DIR/GROUP.md (means over seeds). With several GPUs, start it once per GPU with CUDA_VISIBLE_DEVICES and different seeds,
-then once with all seeds for the table.
+docs/metrics.md). Writes OUTPUT_DIR/GROUP.json (every run) and OUTPUT_DIR/GROUP.md (means over seeds). With several GPUs, start
+it once per GPU with CUDA_VISIBLE_DEVICES and different seeds, then once with all seeds for the table.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "cosine": ("lr_decay=cosine", "end_step={steps}"),
         "augmented": ("augment_target=0.6",),
     },
-    "triplane": {  # of CATS_TRIPLANE
+    "triplane": {
         "as_it_is": (),
         "progressive_discriminator": PROGRESSIVE_DISCRIMINATOR,
         "siren": SMALL_SIREN,
@@ -98,6 +97,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "narrower_interval": ("interval_min=0.012",),
     },
 }
+DEFAULT_CURRICULUM = {"hollow": "SYNTH_TINY", "recipe": "SYNTH_TINY", "triplane": "CATS_TRIPLANE"}
 
 # Columns of the table: the name in metrics.jsonl, a heading and the number format.
 COLUMNS = (
@@ -128,14 +128,16 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--dataset_path", required=True, help="a set with ground truth (tools/synthetic_heads.py), or any photos")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--variants", nargs="+", help="variants of the group to train (default: all)")
-    parser.add_argument("--curriculum", default="SYNTH_TINY", help="name or .json file (default: %(default)s)")
+    parser.add_argument("--curriculum", help="name or .json file (default: CATS_TRIPLANE for triplane, otherwise SYNTH_TINY)")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings for all variants")
     parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0, 1, 2], help="seeds of each variant (default: 0 1 2)")
     parser.add_argument("--steps", type=positive_int, default=1200, help="steps of each run (default: %(default)s)")
     parser.add_argument("--minutes", type=positive_float, help="minutes of each run, instead of --steps")
     parser.add_argument("--eval_images", type=int, default=256, help="images for fd and SWD (default: %(default)s)")
     parser.add_argument("--only_table", action="store_true", help="do not train; write the table of the existing runs")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.curriculum = args.curriculum or DEFAULT_CURRICULUM[args.group]
+    return args
 
 
 def variant_settings(args: Any, variant: str) -> list[str]:

@@ -41,15 +41,18 @@ INVISIBLE_DB = 60.0
 NUM_IMAGES = 8
 IMAGE_SIZE = 64
 DTYPES = {"full": torch.float32, "half": torch.float16}
-NOT_IN_COMMAND = {
+NOT_IN_COMMAND = {  # options of train.py that do not affect the result; nor do those that end in _interval
     "output_dir",
     "resume",
     "device",
     "use_logger",
     "cache",
-    "sample_interval",
-    "model_save_interval",
-    "log_interval",
+    "keep",
+    "eval_freq",
+    "eval_images",
+    "feature_extractor_weights",
+    "port",
+    "load_dict",
 }
 
 
@@ -70,10 +73,14 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
 
 
 def set_ball_slope(loaded: LoadedGenerator, slope: float) -> None:
-    """Set the slope of the ball's logits, in logits per world unit. Raises UserError for a SIREN, which has no such term."""
+    """Set the slope of the ball's logits, in logits per world unit. Raises UserError for a SIREN, which has no such term.
+
+    The sign is kept: it is negative in a generator that was mirrored and inverted.
+    """
     if loaded.curriculum.model != "TRIPLANE":
         raise UserError(f"--ball_slope needs a tri-plane generator, but the model is {loaded.curriculum.model}; leave it out")
-    loaded.generator.triplane.ball_slope.fill_(slope)
+    ball_slope = loaded.generator.triplane.ball_slope
+    ball_slope.copy_(slope * ball_slope.sign())
 
 
 @torch.no_grad()
@@ -101,8 +108,9 @@ def training_record(folder: Path, minutes: float | None) -> dict[str, Any]:
     arguments = {
         key: value for key, value in run["arguments"].items() if key not in NOT_IN_COMMAND and not key.endswith("_interval")
     }
+    arguments["dataset_path"] = Path(arguments["dataset_path"]).name  # where it was stored is private
     record = {"command": _command(arguments), "seed": arguments.get("seed"), "world_size": run.get("world_size")}
-    record["dataset"] = {"preset": run["curriculum"]["dataset"], "path": Path(arguments["dataset_path"]).name}
+    record["dataset"] = {"preset": run["curriculum"]["dataset"], "path": arguments["dataset_path"]}
     record |= {"minutes": round(minutes or training_minutes(folder), 1), **run.get("machine", {})}
     return record
 
@@ -122,8 +130,8 @@ def _command(arguments: dict[str, Any]) -> str:
 def model_card(args: Any, loaded: LoadedGenerator, run_dir: Path | None, dtype: str, psnr: float) -> dict[str, Any]:
     card: dict[str, Any] = {"name": args.name, "curriculum": loaded.curriculum.name, "step": loaded.step, "precision": dtype}
     card["half_precision_psnr_db"] = round(psnr, 1)
-    if args.ball_slope:
-        card["ball_slope"] = args.ball_slope
+    if loaded.curriculum.model == "TRIPLANE":
+        card["ball_slope"] = float(loaded.generator.triplane.ball_slope)
     if args.note:
         card["note"] = args.note
     if run_dir is not None:

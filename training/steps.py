@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from discriminators.base import Discriminator
+from discriminators.base import Discriminator, DiscriminatorOutput
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderNoise, RenderOutput, RenderSettings, ray_points, render
@@ -53,10 +53,10 @@ class GeneratorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Settings of one step, determined by the step number.
+    """Settings of one step, determined by the step number, except for two that depend on the run and that the trainer sets.
 
-    ``augment_p`` () is the probability of each augmentation. It adapts during the run and is set by the trainer; None: no
-    augmentation.
+    ``augment_p`` (): probability of each augmentation, which adapts; None: no augmentation. ``lambda_ball_hold``: weight of the
+    ball hold, lower for a run that started from a trained shape.
     """
 
     image_size: int
@@ -116,11 +116,19 @@ def to_images(output: RenderOutput, size: int) -> Tensor:
     return output.rgb.transpose(1, 2).unflatten(2, (size, size)) * 2 - 1
 
 
-def augmented(images: Tensor, inputs: GeneratorInputs, settings: StepSettings, kind: int) -> Tensor:
-    """Return ``images`` (B, 3, H, W), augmented for D if augmentation is on. ``kind``: GENERATED or REAL."""
-    if settings.augment_p is None:
-        return images
-    return augment(images, inputs.augmentation[:, kind], settings.augment_p)
+def judge(
+    discriminator: Discriminator,
+    images: Tensor,
+    kind: int,
+    inputs: GeneratorInputs,
+    settings: StepSettings,
+    amp_dtype: torch.dtype | None = None,
+) -> DiscriminatorOutput:
+    """Return D's output for ``images`` (B, 3, H, W) in [-1, 1], augmented if augmentation is on. ``kind``: GENERATED or REAL."""
+    with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
+        if settings.augment_p is not None:
+            images = augment(images, inputs.augmentation[:, kind], settings.augment_p)
+        return discriminator(images, settings.fade_alpha)
 
 
 def discriminator_losses(
@@ -136,18 +144,14 @@ def discriminator_losses(
     c, gan_loss = curriculum, losses.GAN_LOSSES[curriculum.gan_loss]
     real = real.detach().requires_grad_(settings.lambda_r1 > 0)
     fake = fake.detach().requires_grad_(settings.lambda_r2 > 0)
-    with torch.autocast(real.device.type, amp_dtype, enabled=amp_dtype is not None):
-        output_real = discriminator(augmented(real, inputs, settings, REAL), settings.fade_alpha)
-        output_fake = discriminator(augmented(fake, inputs, settings, GENERATED), settings.fade_alpha)
+    output_real = judge(discriminator, real, REAL, inputs, settings, amp_dtype)
+    output_fake = judge(discriminator, fake, GENERATED, inputs, settings, amp_dtype)
     weighted = {"gan": (1.0, gan_loss.of_D(output_real.score, output_fake.score))}
     if settings.lambda_r1:
         weighted["r1"] = (0.5 * settings.lambda_r1, losses.zero_centered_penalty_loss(output_real.score, real))
     if settings.lambda_r2:
         weighted["r2"] = (0.5 * settings.lambda_r2, losses.zero_centered_penalty_loss(output_fake.score, fake))
-    if c.pos_lambda:
-        weighted["pose"] = (c.pos_lambda, losses.pose_loss(output_fake.pose, inputs.poses))
-    if c.z_lambda:
-        weighted["latent"] = (c.z_lambda, losses.latent_loss(output_fake.latent, inputs.z))
+    weighted |= _prediction_losses(output_fake, inputs, c)
     scalars = {"score_real": output_real.score.detach().mean(), "score_fake": output_fake.score.detach().mean()}
     if settings.augment_p is not None:
         margins = output_real.score - output_fake.score if gan_loss.is_relative else output_real.score
@@ -175,19 +179,15 @@ def generator_losses(
     if gan_loss.is_relative and real is None:
         raise ValueError("a relativistic loss needs real images; pass real")
     images, field, rays, output = generated
-    with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
-        output_D = discriminator(augmented(images, inputs, settings, GENERATED), settings.fade_alpha)
-        real_scores = None
-        if gan_loss.is_relative:
-            with torch.no_grad():
-                real_scores = discriminator(augmented(real, inputs, settings, REAL), settings.fade_alpha).score
+    output_D = judge(discriminator, images, GENERATED, inputs, settings, amp_dtype)
+    real_scores = None
+    if gan_loss.is_relative:
+        with torch.no_grad():
+            real_scores = judge(discriminator, real, REAL, inputs, settings, amp_dtype).score
     if image_weights is None:
         image_weights = losses.topk_image_weights(output_D.score, settings.topk_fraction)
     weighted = {"gan": (1.0, gan_loss.of_G(output_D.score, real_scores, image_weights))}
-    if c.pos_lambda:
-        weighted["pose"] = (c.pos_lambda, losses.pose_loss(output_D.pose, inputs.poses))
-    if c.z_lambda:
-        weighted["latent"] = (c.z_lambda, losses.latent_loss(output_D.latent, inputs.z))
+    weighted |= _prediction_losses(output_D, inputs, c)
     if settings.lambda_opacity_prior:
         weighted["opacity_prior"] = (settings.lambda_opacity_prior, losses.opacity_prior_loss(output.alphas))
     if inputs.neighbors is not None:
@@ -196,6 +196,18 @@ def generator_losses(
         held = ball_hold_loss(field.occupancy_logits(inputs.ball_points), inputs.ball_points, c.init_ball_radius, c.tau)
         weighted["ball_hold"] = (settings.lambda_ball_hold, held)
     return _result(weighted, {"hit_rate": output.surface.hit_mask.float().mean()})
+
+
+def _prediction_losses(
+    output: DiscriminatorOutput, inputs: GeneratorInputs, curriculum: Curriculum
+) -> dict[str, tuple[float, Tensor]]:
+    """Return the weighted errors of the pose and the latent that D predicts for the images of ``inputs``."""
+    weighted = {}
+    if curriculum.pos_lambda:
+        weighted["pose"] = (curriculum.pos_lambda, losses.pose_loss(output.pose, inputs.poses))
+    if curriculum.z_lambda:
+        weighted["latent"] = (curriculum.z_lambda, losses.latent_loss(output.latent, inputs.z))
+    return weighted
 
 
 def _result(weighted: dict[str, tuple[float, Tensor]], scalars: dict[str, Tensor]) -> StepResult:

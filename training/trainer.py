@@ -32,10 +32,10 @@ from training.steps import (
     Generated,
     GeneratorInputs,
     StepSettings,
-    augmented,
     discriminator_losses,
     generate,
     generator_losses,
+    judge,
 )
 
 CHECK_STOP_EVERY = 10  # steps, with several GPUs, which must synchronize to agree on it
@@ -153,9 +153,9 @@ class Trainer:
         settings = StepSettings.at(self.curriculum, self.state.step)
         if self.curriculum.augment_target:
             settings = replace(settings, augment_p=self.state.augment_p)
-        if self.state.is_held or not settings.lambda_ball_hold:
-            return settings
-        return replace(settings, lambda_ball_hold=self.curriculum.ball_hold_floor)
+        if settings.lambda_ball_hold and not self.state.is_held:
+            settings = replace(settings, lambda_ball_hold=self.curriculum.ball_hold_floor)
+        return settings
 
     def _draw_inputs(self, settings: StepSettings, stage: Stage, purpose: str) -> GeneratorInputs:
         seed, step = self.state.draw_seed, self.state.step
@@ -206,9 +206,8 @@ class Trainer:
             return None
         scores = []
         for part in inputs.split(num_parts):
-            images = augmented(self._generate_images(part, settings), part, settings, GENERATED)
-            with torch.autocast(self.processes.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-                scores.append(self.state.discriminator(images, settings.fade_alpha).score)
+            images = self._generate_images(part, settings)
+            scores.append(judge(self.state.discriminator, images, GENERATED, part, settings, self.amp_dtype).score)
         return topk_image_weights(torch.cat(scores), settings.topk_fraction)
 
     def _finish(self, optimizer, scaler, network: nn.Module, results: list[dict[str, Tensor]]) -> dict[str, Tensor]:

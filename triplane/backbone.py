@@ -59,8 +59,8 @@ class ModulatedConv(nn.Module):
     def forward(self, before: ConvOutput | Tensor, w: Tensor) -> ConvOutput:
         """Apply the convolution. before: output of the previous layer, or an image (B, num_in, H, W); w: (B, w_dim)."""
         style = self.affine(w)
-        norm = style.square() @ self.weight.square().sum(dim=(2, 3)).t()
-        demodulation = math.sqrt(2) * (norm + 1e-8).rsqrt()  # the LeakyReLU halves the mean square
+        squared_norm = style.square() @ self.weight.square().sum(dim=(2, 3)).t()
+        demodulation = math.sqrt(2) * (squared_norm + 1e-8).rsqrt()  # the LeakyReLU halves the mean square
         modulated = before.modulated(style) if isinstance(before, ConvOutput) else before * style[:, :, None, None]
         x = F.conv2d(modulated, self.weight, padding=1)
         return ConvOutput(upsample(x) if self.is_upsampled else x, demodulation, self.bias.flatten())

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from triplane.mapping import normal_parameter
+from triplane.mapping import LEAKY_SLOPE, normal_parameter
 
-LEAK = 0.2
 NUM_OUTPUTS = 4  # logit, red, green, blue
 
 
@@ -32,7 +31,7 @@ def activation(x: Tensor) -> Tensor:
     Its slope is continuous, so it adds no creases to the surface, and it needs no exponential.
     """
     bend = x.clamp(-1, 1) + 1
-    return LEAK * x + (1 - LEAK) * (0.25 * bend.square() + torch.relu(x - 1))
+    return LEAKY_SLOPE * x + (1 - LEAKY_SLOPE) * (0.25 * bend.square() + torch.relu(x - 1))
 
 
 def decode(weights: DecoderWeights, features: Tensor) -> Tensor:
@@ -42,7 +41,7 @@ def decode(weights: DecoderWeights, features: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """The decoder's parameters at unit scale (equalized learning rate). Initially, the logit is 0 everywhere."""
+    """The decoder's parameters at unit scale (equalized learning rate). Initially, the logit is constant."""
 
     def __init__(self, num_channels: int, hidden_dim: int) -> None:
         super().__init__()

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from siren.field import in_chunks
 from triplane.decoder import DecoderWeights
 from triplane.lookup import Frame, query
-
-CHUNK = 1 << 19  # points; bounds the memory when no gradient is recorded
 
 
 class TriplaneField:
@@ -25,34 +24,28 @@ class TriplaneField:
         self._is_product, self._normal_step = is_product, normal_step
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
-        return self._in_chunks(points, with_colors=False)[0]
+        (logits,) = in_chunks(self._logits, self.batch_size, points)
+        return logits
 
     def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        return self._in_chunks(points, with_colors=True)
+        logits, colors = in_chunks(self._logits_and_colors, self.batch_size, points)
+        return logits, colors
 
     def normals(self, points: Tensor) -> Tensor:
-        return -F.normalize(self._differences(points), dim=-1, eps=1e-12)
+        return -F.normalize(self._gradient(points), dim=-1, eps=1e-12)
 
-    def _differences(self, points: Tensor) -> Tensor:
+    def _gradient(self, points: Tensor) -> Tensor:
+        """Return d logit / d point (B, N, 3), by finite differences."""
         corners = tetrahedron(points)
         around = points.unsqueeze(2) + self._normal_step * corners
         logits = self.occupancy_logits(around.flatten(1, 2)).unflatten(1, (-1, len(corners)))
         return logits @ corners / (len(corners) * self._normal_step)
 
-    def _in_chunks(self, points: Tensor, with_colors: bool) -> tuple[Tensor, Tensor | None]:
-        """Query the points (B, N, 3) in chunks, or all at once if gradients are recorded."""
-        if points.dim() != 3 or points.shape[0] != self.batch_size or points.shape[2] != 3:
-            raise ValueError(f"points must have shape (B={self.batch_size}, N, 3), not {tuple(points.shape)}")
-        with torch.autocast(points.device.type, enabled=False):
-            chunk = max(1, CHUNK // self.batch_size)
-            if torch.is_grad_enabled() or points.shape[1] <= chunk:
-                return self._query(points, with_colors)
-            pieces = [self._query(part, with_colors) for part in points.split(chunk, dim=1)]
-        logits, colors = zip(*pieces, strict=True)
-        return torch.cat(logits, dim=1), torch.cat(colors, dim=1) if with_colors else None
+    def _logits(self, points: Tensor) -> tuple[Tensor]:
+        return (query(self._planes, self._decoder, self._frame, self._is_product, points, with_colors=False)[0],)
 
-    def _query(self, points: Tensor, with_colors: bool) -> tuple[Tensor, Tensor | None]:
-        return query(self._planes, self._decoder, self._frame, self._is_product, points.float(), with_colors)
+    def _logits_and_colors(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        return query(self._planes, self._decoder, self._frame, self._is_product, points, with_colors=True)
 
 
 def tetrahedron(like: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ EXTENT = "triplane.extent"
 
 
 def grow_planes(weights: dict[str, Tensor], larger: dict[str, Tensor]) -> bool:
-    """Add the finest layers of the state ``larger`` to those of a generator, in place. Returns whether it lacked any.
+    """Add the finest layers of the state ``larger`` to those of a generator, in place. Returns whether there were any to add.
 
-    The field stays the same, except that bilinear upsampling smooths it. Normals use half the
-    step. Weights without tri-planes are left unchanged.
+    The field changes only by the smoothing of bilinear upsampling, and normals use smaller steps. ``extent`` grows so that the
+    old texels keep their places. Weights without tri-planes are left unchanged.
     """
     before, after = (sum(OUTPUT_WEIGHT.fullmatch(name) is not None for name in part) for part in (weights, larger))
     if not 0 < before < after:

@@ -44,7 +44,7 @@ class Frame(NamedTuple):
 
     @classmethod
     def of(cls, matrix: Tensor, radius: Tensor, slope: Tensor, limit: float) -> Frame:
-        return cls(torch.cat([matrix.flatten(), radius.view(1), slope.view(1), slope.new_full((1,), limit)]).contiguous())
+        return cls(torch.cat([matrix.flatten(), radius.view(1), slope.view(1), slope.new_full((1,), limit)]))
 
     @property
     def matrix(self) -> Tensor:
@@ -63,10 +63,10 @@ def query(
     """Return logits (B, N), and colors (B, N, 3) or None, at points (B, N, 3). planes: (B, size, size, 3, C), [y, x, plane]."""
     if not is_compiled_for(planes, decoder, points):
         return plain_query(planes, decoder, frame, is_product, points, with_colors)
+    planes, points, decoder = planes.contiguous(), points.contiguous(), DecoderWeights(*(w.contiguous() for w in decoder))
     if torch.is_grad_enabled() and (planes.requires_grad or any(weight.requires_grad for weight in decoder)):
-        logits, colors = _Query.apply(planes, points, frame.values, is_product, with_colors, *decoder)
-        return logits, colors if with_colors else None
-    return _forward(planes.detach(), points.detach(), frame.values, is_product, with_colors, decoder)
+        return _Query.apply(planes, *decoder, frame, is_product, points, with_colors)
+    return _forward(planes, decoder, frame, is_product, points, with_colors)
 
 
 # -- plain PyTorch -----------------------------------------------------------------------------------------------------
@@ -133,53 +133,50 @@ def is_compiled_for(planes: Tensor, decoder: DecoderWeights, points: Tensor) -> 
     return fits and _native() is not None
 
 
-def _struct(planes: Tensor, points: Tensor, frame: Tensor, is_product: bool, decoder: DecoderWeights) -> _FieldStruct:
-    """Return pointers to the tensors, which must outlive the call. Raises ValueError if one is not contiguous."""
-    for tensor in (planes, points, frame, *decoder):
-        if not tensor.is_contiguous():
-            raise ValueError("the compiled lookup needs contiguous tensors")
-    pointers = [tensor.data_ptr() for tensor in (points, planes, frame, *decoder)]
+def _struct(planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor) -> _FieldStruct:
+    """Return pointers to the contiguous tensors, which must outlive the call."""
+    pointers = [tensor.data_ptr() for tensor in (points, planes, frame.values, *decoder)]
     hidden_dim, num_channels = decoder.hidden_weight.shape
     return _FieldStruct(*pointers, *points.shape[:2], planes.shape[1], num_channels, hidden_dim, is_product)
 
 
 def _forward(
-    planes: Tensor, points: Tensor, frame: Tensor, is_product: bool, with_colors: bool, decoder: DecoderWeights
+    planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor, with_colors: bool
 ) -> tuple[Tensor, Tensor | None]:
-    planes, points, decoder = planes.contiguous(), points.contiguous(), DecoderWeights(*(w.contiguous() for w in decoder))
     logits = points.new_empty(points.shape[:2])
     colors = torch.empty_like(points) if with_colors else None
-    struct = _struct(planes, points, frame, is_product, decoder)
+    struct = _struct(planes, decoder, frame, is_product, points)
     _native().gof_triplane_forward(struct, logits.data_ptr(), None if colors is None else colors.data_ptr())
     return logits, colors
 
 
 class _Query(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, planes, points, frame, is_product, with_colors, *weights):  # type: ignore[override]
-        decoder = DecoderWeights(*(weight.contiguous() for weight in weights))
-        planes, points = planes.contiguous(), points.contiguous()
-        logits, colors = _forward(planes, points, frame, is_product, with_colors, decoder)
-        ctx.save_for_backward(planes, points, frame, colors, *decoder)
-        ctx.is_product = is_product
+    def forward(  # type: ignore[override]
+        ctx, planes, hidden_weight, hidden_bias, output_weight, output_bias, frame, is_product, points, with_colors
+    ):
+        decoder = DecoderWeights(hidden_weight, hidden_bias, output_weight, output_bias)
+        logits, colors = _forward(planes, decoder, frame, is_product, points, with_colors)
+        ctx.save_for_backward(planes, *decoder, points, colors)
+        ctx.frame, ctx.is_product = frame, is_product
         ctx.set_materialize_grads(False)
         return logits, colors
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_logits, grad_colors):  # type: ignore[override]
-        planes, points, frame, colors, *weights = ctx.saved_tensors
+        planes, *weights, points, colors = ctx.saved_tensors
         decoder = DecoderWeights(*weights)
         grad_planes = torch.zeros_like(planes)
         sizes = [weight.numel() for weight in decoder]
         grad_weights = planes.new_zeros(len(planes), sum(sizes))
         given = [None if grad is None else grad.contiguous() for grad in (colors, grad_logits, grad_colors)]
         _native().gof_triplane_backward(
-            _struct(planes, points, frame, ctx.is_product, decoder),
+            _struct(planes, decoder, ctx.frame, ctx.is_product, points),
             *(None if grad is None else grad.data_ptr() for grad in given),
             grad_planes.data_ptr(),
             grad_weights.data_ptr(),
         )
         parts = grad_weights.sum(dim=0).split(sizes)
         shaped = [part.view(weight.shape) for part, weight in zip(parts, decoder, strict=True)]
-        return grad_planes, None, None, None, None, *shaped
+        return grad_planes, *shaped, None, None, None, None

@@ -14,7 +14,7 @@ from triplane.field import TriplaneField
 from triplane.lookup import Frame
 from triplane.mapping import TriplaneMapping, TriplaneStyles
 
-BALL_SLOPE = 75.0  # logits per world unit
+BALL_SLOPE = 75.0  # logits per world unit; the ball hold of training asks for twice as much (training/outward_start.py)
 MAX_BALL_LOGIT = 6.0
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # torch.eye on the meta device loads torch's compiler
 

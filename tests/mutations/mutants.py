@@ -69,8 +69,8 @@ REVIEWED = [
     Mutant(
         "D's pose without weight",
         "training/steps.py",
-        "(c.pos_lambda, losses.pose_loss(output_fake.pose, inputs.poses))",
-        "(0.0, losses.pose_loss(output_fake.pose, inputs.poses))",
+        "(curriculum.pos_lambda, losses.pose_loss(output.pose, inputs.poses))",
+        "(0.0, losses.pose_loss(output.pose, inputs.poses))",
         ORACLE,
     ),
     Mutant(
@@ -83,8 +83,8 @@ REVIEWED = [
     Mutant(
         "G judged without the fade",
         "training/steps.py",
-        "output_D = discriminator(augmented(images, inputs, settings, GENERATED), settings.fade_alpha)",
-        "output_D = discriminator(augmented(images, inputs, settings, GENERATED), 1.0)",
+        "return discriminator(images, settings.fade_alpha)",
+        "return discriminator(images, 1.0)",
         ORACLE,
     ),
     Mutant(

@@ -192,7 +192,7 @@ class RunState:
             )
 
     def start_from(self, source: Path, notes: list[str]) -> None:
-        """Load weights, averages and, if they match, optimizers of another run (load_starting_point).
+        """Load weights, averages and, if they match, optimizers of another run, or only a generator (load_starting_point).
 
         The step is unchanged. Raises UserError if the networks' shapes differ.
         """
@@ -229,7 +229,10 @@ class RunState:
         return {"scaler_G": self.scaler_G, "scaler_D": self.scaler_D}
 
     def _load_weights(self, path: Path, state: dict[str, Any]) -> None:
-        """Load networks and averages, and ``is_held``, so that a later shape is not pulled back to the ball."""
+        """Load networks, averages, ``augment_p`` and ``is_held``, so that a later shape is not pulled back to the ball.
+
+        A missing average starts from ``ema`` or else from the generator. A missing discriminator stays new.
+        """
         self.is_fresh = False
         self.is_held = bool(_count(path, state, "is_held"))
         self.augment_p = _probability(path, state, "augment_p").to(self.device)
