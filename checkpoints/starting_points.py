@@ -14,7 +14,7 @@ from checkpoints.files import (
     read_inference,
 )
 from checkpoints.loading import resolve_generator_path
-from checkpoints.published import load_published_training
+from checkpoints.published import WARMED_UP, load_published_training
 
 
 def load_starting_point(source: Path, notes: list[str]) -> dict[str, Any]:
@@ -41,9 +41,9 @@ def load_starting_point(source: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _load_generator_only(path: Path, notes: list[str]) -> dict[str, Any]:
-    """Read the generator of an inference file, in float32."""
+    """Read the generator of an inference file, in float32. It is averaged already, so the averages start from it, warmed up."""
     content = read_inference(path)
     weights = {name: value.float() for name, value in content.tensors.items() if not name.startswith(TRUNCATION_PREFIX)}
     check_finite(path, weights)
     notes.append(f"starting from the generator {path} (its step {content.step}); the discriminator is new")
-    return {"generator": weights}
+    return {"generator": weights, "ema": dict(weights), "ema_num_updates": WARMED_UP}

@@ -383,13 +383,14 @@ def test_a_generator_file_starts_a_run_with_a_new_discriminator(photos, tmp_path
     after = load_training_checkpoint(tmp_path / "new" / "checkpoint_0000003.pt")
     for name, value in after["generator"].items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=1e-7)
+    assert min(after["ema_num_updates"], after["ema2_num_updates"]) > 1_000_000  # no warm-up of averages of averaged weights
     assert {int(moments["step"]) for moments in after["optimizer_D"]["state"].values()} == {1}
 
 
 def test_a_shipped_generator_can_be_the_starting_point():
     notes: list[str] = []
     state = load_starting_point(Path("cats"), notes)
-    assert list(state) == ["generator"]
+    assert set(state) == {"generator", "ema", "ema_num_updates"}
     assert {value.dtype for value in state["generator"].values()} == {torch.float32}
     assert "the discriminator is new" in notes[0]
 
