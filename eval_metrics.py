@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +228,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
     fakes = [images for images in sets if images is not None]  # of the main process only
     if real is not None:
-        score(args, loaded, real, fakes, weights, preset)
+        evaluation = Evaluation(
+            real,
+            fakes[0],
+            tuple(dict.fromkeys(args.metrics)),
+            args.seed,
+            device=next(loaded.generator.parameters()).device,
+            extractor=args.feature_extractor,
+            weights_file=weights,
+        )
+        report(args, loaded, evaluation, compute_scores(evaluation, fakes), preset)
 
 
 def _split(args: Any, curriculum: Curriculum) -> Split:
@@ -236,15 +245,38 @@ def _split(args: Any, curriculum: Curriculum) -> Split:
     return Split(args.split or ("holdout" if num else "all"), num)
 
 
-def _scores(evaluation: Evaluation, failures: dict[str, str]) -> dict[str, float]:
-    """Compute the metrics of one set of images. Those that fail are added to ``failures``, by name, with the reason."""
-    results: dict[str, float] = {}
-    for name in evaluation.names:
-        try:
-            results |= METRICS[name].compute(evaluation)
-        except (UserError, OSError, MemoryError) as error:  # keep the scores that are already computed
-            failures[name] = one_line(error) or type(error).__name__
-    return results
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one or more sets of images: means, deviations (empty for one set), each set's scores by seed, and failures.
+
+    ``failures``: the reason for each metric that failed for at least one set, by name.
+    """
+
+    means: dict[str, float]
+    deviations: dict[str, float]
+    per_seed: dict[int, dict[str, float]]
+    failures: dict[str, str]
+
+
+def compute_scores(evaluation: Evaluation, fakes: Sequence[Tensor]) -> Scores:
+    """Compute the metrics of ``evaluation`` for each of ``fakes``, (N, 3, H, W) uint8, with consecutive seeds.
+
+    Raises UserError if all metrics fail.
+    """
+    per_seed: dict[int, dict[str, float]] = {}
+    failures: dict[str, str] = {}
+    for seed, fake in enumerate(fakes, evaluation.seed):
+        one = replace(evaluation, fake=fake, seed=seed)
+        per_seed[seed] = {}
+        for name in evaluation.names:
+            try:
+                per_seed[seed] |= METRICS[name].compute(one)
+            except (UserError, OSError, MemoryError) as error:  # keep the scores that are already computed
+                failures[name] = one_line(error) or type(error).__name__
+    means, deviations = over_seeds(list(per_seed.values()))
+    if failures and not means:
+        raise UserError(next(iter(failures.values())))
+    return Scores(means, deviations, per_seed, failures)
 
 
 def over_seeds(scores: Sequence[dict[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
@@ -256,40 +288,26 @@ def over_seeds(scores: Sequence[dict[str, float]]) -> tuple[dict[str, float], di
     return means, deviations
 
 
-def score(args: Any, loaded: LoadedGenerator, real: Tensor, fakes: list[Tensor], weights: Path | None, preset: str) -> None:
-    """Compute, write and print the requested metrics of ``fakes``, one set per seed, against ``real``.
-
-    real and each of fakes: (N, 3, H, W) uint8.
-    """
-    names = tuple(dict.fromkeys(args.metrics))
-    device = next(loaded.generator.parameters()).device
-    evaluation = Evaluation(
-        real, fakes[0], names, args.seed, device=device, extractor=args.feature_extractor, weights_file=weights
-    )
-    per_seed: dict[int, dict[str, float]] = {}
-    failures: dict[str, str] = {}
-    for seed, fake in enumerate(fakes, args.seed):
-        per_seed[seed] = _scores(replace(evaluation, fake=fake, seed=seed), failures)
-    results, deviations = over_seeds(list(per_seed.values()))
-    if failures and not results:
-        raise UserError(next(iter(failures.values())))
-    curriculum = loaded.curriculum
-    departed = departures(args, len(real), _split(args, curriculum).part, curriculum)
+def report(args: Any, loaded: LoadedGenerator, evaluation: Evaluation, scores: Scores, preset: str) -> None:
+    """Write and print ``scores``. Raises UserError if a metric failed."""
+    curriculum, num_real = loaded.curriculum, len(evaluation.real)
+    departed = departures(args, num_real, _split(args, curriculum).part, curriculum)
     notes = _notes(evaluation, _num_real(args), departed)
     for note in notes:
         print(f"note: {note}")
     protocol = {**_protocol(args, evaluation, preset, curriculum), "departures_from_published": departed}
-    record: dict[str, Any] = {"metrics": results, "failed": failures, "notes": notes, "protocol": protocol}
-    counts = f"{len(fakes[0])} generated and {len(real)} real images at {args.image_size} px"
-    if deviations:
-        record |= {"deviations": deviations, "per_seed": per_seed}
-        counts += f", mean and standard deviation of {len(fakes)} seeds"
+    record: dict[str, Any] = {"metrics": scores.means, "failed": scores.failures, "notes": notes, "protocol": protocol}
+    title = f"{len(evaluation.fake)} generated and {num_real} real images at {args.image_size} px"
+    if scores.deviations:
+        record |= {"deviations": scores.deviations, "per_seed": scores.per_seed}
+        title += f", mean and standard deviation of {len(scores.per_seed)} seeds"
     write_scores(args.output_json, {**record, "model": model_record(args, loaded)})
-    print_table(counts, results, deviations)
+    print_table(title, scores.means, scores.deviations)
     print(f"written to {args.output_json}")
-    if failures:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
-        raise UserError(f"{len(failures)} of {len(names)} scores failed ({reasons}); the others are in {args.output_json}")
+    if scores.failures:
+        failed = "; ".join(f"{name}: {reason}" for name, reason in scores.failures.items())
+        count = f"{len(scores.failures)} of {len(evaluation.names)} scores failed"
+        raise UserError(f"{count} ({failed}); the others are in {args.output_json}")
 
 
 if __name__ == "__main__":

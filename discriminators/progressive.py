@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from discriminators.base import LEAKY_SLOPE, NUM_POSE, Discriminator, DiscriminatorOutput
+from discriminators.base import LEAKY_SLOPE, NUM_POSE, Discriminator, DiscriminatorOutput, init_kaiming
 from settings.checks import MAX_DISC_SIZE
 from settings.curriculum import Curriculum
 
@@ -22,7 +22,7 @@ class CoordConv(nn.Module):
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(num_in + 2, num_out, kernel_size=3, padding=1)
-        _kaiming(self.conv)
+        init_kaiming(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
@@ -85,9 +85,7 @@ class ProgressiveEncoderDiscriminator(Discriminator):
             x = fade_alpha * x + (1 - fade_alpha) * self.fromRGB[start + 1](halved)
         for layer in self.layers[start + 1 :]:
             x = layer(x)
-        outputs = self.final_layer(x).flatten(1).float()
-        score, latent, pose = outputs.split([1, self.latent_dim, NUM_POSE], dim=1)
-        return DiscriminatorOutput(score.squeeze(1), latent, pose)
+        return self.split_outputs(self.final_layer(x).flatten(1))
 
 
 def entry_block(size: int) -> int:
@@ -95,7 +93,3 @@ def entry_block(size: int) -> int:
     if size < 4 or size > MAX_DISC_SIZE or size & (size - 1):
         raise ValueError(f"no discriminator block for {size} px; use a power of two from 4 to {MAX_DISC_SIZE}")
     return int(math.log2(MAX_DISC_SIZE // size))
-
-
-def _kaiming(conv: nn.Conv2d) -> None:
-    nn.init.kaiming_normal_(conv.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")

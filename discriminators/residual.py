@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from discriminators.base import LEAKY_SLOPE, NUM_POSE, Discriminator, DiscriminatorOutput
+from discriminators.base import LEAKY_SLOPE, NUM_POSE, Discriminator, DiscriminatorOutput, init_kaiming
 from settings.checks import LAST_DISC_SIZE, MAX_DISC_SIZE
 from settings.curriculum import Curriculum
 
@@ -102,9 +102,7 @@ class ResidualDiscriminator(Discriminator):
         for transition, block in zip(self.transitions, self.blocks[1:], strict=True):
             x = block(transition(F.avg_pool2d(x, 2)))
         features = F.leaky_relu(self.basis(F.leaky_relu(x, LEAKY_SLOPE).flatten(1)), LEAKY_SLOPE)
-        outputs = self.final_layer(features).float()
-        score, latent, pose = outputs.split([1, self.latent_dim, NUM_POSE], dim=1)
-        return DiscriminatorOutput(score.squeeze(1), latent if self.latent_dim else None, pose)
+        return self.split_outputs(self.final_layer(features))
 
 
 def _transition(num_in: int, num_out: int) -> nn.Module:
@@ -117,7 +115,7 @@ def _transition(num_in: int, num_out: int) -> nn.Module:
 
 
 def _kaiming(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> None:
-    nn.init.kaiming_normal_(layer.weight, a=LEAKY_SLOPE, mode="fan_in", nonlinearity="leaky_relu")
+    init_kaiming(layer)
     nn.init.zeros_(layer.bias)
     with torch.no_grad():
         layer.weight.mul_(gain)

@@ -230,8 +230,8 @@ REVIEWED = [
     Mutant(
         "D's convolutions start half as large",
         "discriminators/progressive.py",
-        "        _kaiming(self.conv)\n",
-        "        _kaiming(self.conv)\n        self.conv.weight.data.mul_(0.5)\n",
+        "        init_kaiming(self.conv)\n",
+        "        init_kaiming(self.conv)\n        self.conv.weight.data.mul_(0.5)\n",
         ("initial_weights",),
     ),
 ]
