@@ -62,17 +62,20 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric. ``compute`` returns named numbers. ``min_images``: the number of generated images that it needs.
-
-    ``needs_weights``: True if it needs torch-fidelity's feature extractor. ``is_perceptual``: True if it needs
-    EfficientNet-Lite0, whose weights come with a package.
-    """
+    """A metric. ``compute`` returns named numbers. ``needs_weights``: True if it needs torch-fidelity's feature extractor.
+    ``is_perceptual``: True if it needs EfficientNet-Lite0, whose weights come with a package."""
 
     compute: Callable[[Evaluation], dict[str, float]]
     description: str
-    min_images: int = 1
     needs_weights: bool = False
     is_perceptual: bool = False
+
+    @property
+    def min_images(self) -> int:
+        """The number of generated images that it needs."""
+        if self.is_perceptual:
+            return perceptual.MIN_IMAGES
+        return fidelity.MIN_IMAGES if self.needs_weights else 1
 
 
 def _fid(evaluation: Evaluation) -> dict[str, float]:
@@ -118,30 +121,13 @@ def _prc(evaluation: Evaluation) -> dict[str, float]:
 
 
 METRICS: dict[str, Metric] = {
-    "fid": Metric(_fid, "Frechet Inception distance; lower is better", fidelity.MIN_IMAGES, needs_weights=True),
-    "kid": Metric(
-        _kid, "kernel Inception distance and its deviation over subsets; lower is better", fidelity.MIN_IMAGES, needs_weights=True
-    ),
-    "is": Metric(
-        _inception_score,
-        "Inception score and its deviation over splits; higher is better",
-        fidelity.MIN_IMAGES,
-        needs_weights=True,
-    ),
+    "fid": Metric(_fid, "Frechet Inception distance; lower is better", needs_weights=True),
+    "kid": Metric(_kid, "kernel Inception distance and its deviation over subsets; lower is better", needs_weights=True),
+    "is": Metric(_inception_score, "Inception score and its deviation over splits; higher is better", needs_weights=True),
     "swd": Metric(_swd, "sliced Wasserstein distance of image patches, times 1e3; lower is better; needs no weights"),
     "fd": Metric(
-        _fd,
-        "Frechet distance of EfficientNet-Lite0's features; lower is better; downloads nothing",
-        perceptual.MIN_IMAGES,
-        is_perceptual=True,
+        _fd, "Frechet distance of EfficientNet-Lite0's features; lower is better; downloads nothing", is_perceptual=True
     ),
-    "kd": Metric(
-        _kd, "kernel distance of the same features; lower is better; downloads nothing", perceptual.MIN_IMAGES, is_perceptual=True
-    ),
-    "prc": Metric(
-        _prc,
-        "precision and recall of the same features; higher is better; downloads nothing",
-        perceptual.MIN_IMAGES,
-        is_perceptual=True,
-    ),
+    "kd": Metric(_kd, "kernel distance of the same features; lower is better; downloads nothing", is_perceptual=True),
+    "prc": Metric(_prc, "precision and recall of the same features; higher is better; downloads nothing", is_perceptual=True),
 }

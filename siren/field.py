@@ -159,6 +159,7 @@ def in_chunks(query: Callable[..., tuple[Tensor, ...]], batch_size: int, *inputs
 
 
 def check_points(points: Tensor, batch_size: int) -> None:
+    """Raise ValueError if the shape of ``points`` is not (batch_size, N, 3)."""
     if points.dim() != 3 or points.shape[0] != batch_size or points.shape[2] != 3:
         raise ValueError(f"points must have shape (B={batch_size}, N, 3), not {tuple(points.shape)}")
 

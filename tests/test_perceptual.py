@@ -236,6 +236,8 @@ def test_script_scores_against_held_out_images(photos, tiny_generator_path, tmp_
     assert "fd from fewer than 2048 images: biased upward" in capsys.readouterr().out
     with pytest.raises(UserError, match="no images are held out"):
         eval_metrics.main([*command, "--split", "holdout"])
+    with pytest.raises(UserError, match="--num_images 7 is too small for fd; use at least 8"):
+        eval_metrics.main([*command, "--num_images", "7"])
 
 
 def test_features_of_real_images_are_reused(monkeypatch):
