@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.arguments import ArgumentParser
+from common.arguments import ArgumentParser, add_settings_argument
 from common.cache_folder import cache_folder
 from common.errors import UserError, first_few, one_line
 from common.files import write_atomically
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image_size", type=int, default=64, help="pixels")
     parser.add_argument("--output", default="contact.png", help="the contact sheet to write")
     parser.add_argument("--curriculum", help="also show the range of its camera poses (a name or a .json file)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override settings of the curriculum")
+    add_settings_argument(parser, "override settings of the curriculum")
     parser.add_argument("--prior_output", default="camera_prior.png", help="with --curriculum: the image of the prior")
     args = parser.parse_args(argv)
     if args.set and args.curriculum is None:

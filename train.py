@@ -32,6 +32,7 @@ from checkpoints.files import damage_in, latest_checkpoint, list_checkpoints, lo
 from common.arguments import (
     ArgumentParser,
     add_device_argument,
+    add_settings_argument,
     nonnegative_int,
     positive_float,
     positive_int,
@@ -67,7 +68,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--dataset_path", help="folder, glob or zip of images (python -m tools.synthetic_heads creates a synthetic set)"
     )
     parser.add_argument("--dataset", choices=sorted(DATASETS), help="crop preset (default: the curriculum's)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override curriculum settings")
+    add_settings_argument(parser, "override curriculum settings")
     parser.add_argument(
         "--resume",
         default="auto",

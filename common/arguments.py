@@ -38,6 +38,11 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
 
+def add_settings_argument(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """Add --set. It may be repeated; the last value of a setting applies."""
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=help_text)
+
+
 def int_between(least: int, most: int) -> Callable[[str], int]:
     """Return an argparse type: an integer from ``least`` to ``most``."""
 

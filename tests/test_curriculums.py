@@ -166,11 +166,11 @@ def test_a_setting_without_a_description_is_named():
 
 
 def test_json_to_edit(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("sys.argv", ["curriculum_json", "CATS", "--set", "h_stddev=0.4"])
+    monkeypatch.setattr("sys.argv", ["curriculum_json", "CATS", "--set", "fov=9", "h_stddev=0.3", "--set", "h_stddev=0.4"])
     print_json()
     path = tmp_path / "mine.json"
     path.write_text(capsys.readouterr().out)
-    assert get_curriculum(str(path)) == CURRICULUMS["CATS"].with_overrides(["h_stddev=0.4"])
+    assert get_curriculum(str(path)) == CURRICULUMS["CATS"].with_overrides(["fov=9", "h_stddev=0.4"])
     assert capsys.readouterr().err == "", "no notes on settings that are as in COMMON"
 
 

@@ -225,7 +225,7 @@ def test_launcher_is_valid_bash(repo: Path, name: str) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["bfm.sh", "celeba.sh", "cats.sh"])
+@pytest.mark.parametrize("name", ["photos.sh", "bfm.sh", "celeba.sh", "cats.sh"])
 def test_training_launcher_without_data_is_a_usage_error(repo: Path, name: str) -> None:
     result = bash(repo, f"auto_bash/{name}")
     assert result.returncode == 2
@@ -327,4 +327,9 @@ def test_training_launcher_takes_all_gpus_and_resolves_paths(stage: Path) -> Non
     _, calls = run_staged(stage, "cats.sh", "photos", "--max_steps", "5", GPUS="1")
     assert (
         calls[-1] == f"train.py --curriculum CATS --dataset_path {stage}/photos --output_dir {stage}/outputs/CATS --max_steps 5"
+    )
+    _, calls = run_staged(stage, "photos.sh", "photos", "--set", "h_stddev=0.3")
+    assert calls[-1] == (
+        f"train.py --curriculum CATS_TRIPLANE --dataset_path {stage}/photos --output_dir {stage}/outputs/photos"
+        " --dataset Images --eval_freq 1000 --set num_holdout=0 --set h_stddev=0.3"
     )

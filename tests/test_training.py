@@ -465,11 +465,12 @@ def test_bad_input_is_one_line_and_status_2(repo, tmp_path):
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_held_out_images_are_never_read_and_their_number_stays(photos, tmp_path):
+def test_held_out_images_are_never_read_and_their_number_stays(photos, tmp_path, capsys):
     held_out = ["num_holdout=4"]
     train([*arguments(photos, tmp_path / "run", "--max_steps", "1", "--eval_freq", "1", "--eval_images", "8"), *held_out])
     content = load_training_checkpoint(tmp_path / "run" / "checkpoint_0000001.pt")
     assert content["num_images"] == 6
+    assert f"training on 6 images in {photos}; 4 others are held out for scores" in capsys.readouterr().err
     with pytest.raises(UserError, match="num_holdout = 4, but this run has 3"):
         train([*arguments(photos, tmp_path / "run", "--max_steps", "2"), "num_holdout=3"])
     with pytest.raises(UserError, match="10 cannot be held out"):

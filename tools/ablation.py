@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.arguments import ArgumentParser, positive_float, positive_int, seed_number
+from common.arguments import ArgumentParser, add_settings_argument, positive_float, positive_int, seed_number
 from common.errors import UserError
 from common.files import make_output_dir, write_atomically, write_json
 from common.program import run_script
@@ -129,7 +129,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--variants", nargs="+", help="variants of the group to train (default: all)")
     parser.add_argument("--curriculum", help="name or .json file (default: CATS_TRIPLANE for triplane, otherwise SYNTH_TINY)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings for all variants")
+    add_settings_argument(parser, "settings for all variants")
     parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0, 1, 2], help="seeds of each variant (default: 0 1 2)")
     parser.add_argument("--steps", type=positive_int, default=1200, help="steps of each run (default: %(default)s)")
     parser.add_argument("--minutes", type=positive_float, help="minutes of each run, instead of --steps")

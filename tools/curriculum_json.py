@@ -11,7 +11,7 @@ if __name__ == "__main__":
 
 import json
 
-from common.arguments import ArgumentParser
+from common.arguments import ArgumentParser, add_settings_argument
 from common.program import run_script
 from settings.registry import get_curriculum
 
@@ -19,7 +19,7 @@ from settings.registry import get_curriculum
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     parser.add_argument("curriculum", metavar="CURRICULUM", help="a name from curriculums.py, or a .json file")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override settings")
+    add_settings_argument(parser, "override settings")
     return parser
 
 

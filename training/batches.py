@@ -46,7 +46,7 @@ class StageBatches:
         num_on_main = int(processes.broadcast_text(str(len(self.dataset))))
         processes.all_or_none(lambda: self._check_num_images(path, num_on_main))
         if processes.is_main:
-            self._report_changes(path)
+            self._report_images(path)
         state.num_images = len(self.dataset)
         self.restart()
 
@@ -59,13 +59,16 @@ class StageBatches:
                 " make the same files available to all processes"
             )
 
-    def _report_changes(self, path: str) -> None:
+    def _report_images(self, path: str) -> None:
         names, num, before = self.dataset.unreadable_names, len(self.dataset), self._state.num_images
         if names:
             reason = next(iter(self.dataset.unreadable.values()))
             print_notice(f"skipping {len(names)} unreadable images in {path}: {first_few(names, 3)}; the first is {reason}")
         for note in self.dataset.notes():
             print_notice(f"{path}: {note}")
+        num_holdout = self._state.curriculum.num_holdout
+        if before is None and num_holdout:
+            print_notice(f"training on {num} images in {path}; {num_holdout} others are held out for scores (num_holdout)")
         if before not in (None, num):
             print_notice(f"{path} has {num} images, but had {before} when this run last read it: their order changes")
 
