@@ -1,6 +1,6 @@
 # Sourced by photos.sh, bfm.sh, celeba.sh and cats.sh: train CURRICULUM on all GPUs in CUDA_VISIBLE_DEVICES, or on the CPU.
 #   bash auto_bash/cats.sh DATASET_PATH [OUTPUT_DIR] [further arguments of train.py]
-# TRAIN_OPTIONS: arguments of train.py that the caller may override. RUN_NAME: default output folder in outputs/.
+# TRAIN_OPTIONS: arguments of train.py that the caller may override.
 set -euo pipefail
 USAGE="usage: bash auto_bash/$(basename "$0") DATASET_PATH [OUTPUT_DIR] [arguments of train.py]"
 case "${1:-}" in
@@ -9,7 +9,7 @@ case "${1:-}" in
 esac
 DATASET_PATH="$1"; shift
 [ "${DATASET_PATH#/}" != "$DATASET_PATH" ] || DATASET_PATH="$PWD/$DATASET_PATH" # globs are relative to the caller's directory too
-OUTPUT_DIR="$(dirname "${BASH_SOURCE[0]}")/../outputs/${RUN_NAME:-$CURRICULUM}"
+OUTPUT_DIR="$(dirname "${BASH_SOURCE[0]}")/../outputs/$CURRICULUM"
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then OUTPUT_DIR="$1"; shift; fi
 OUTPUT_DIR="$(realpath -m "$OUTPUT_DIR")"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

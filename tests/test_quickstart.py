@@ -330,6 +330,6 @@ def test_training_launcher_takes_all_gpus_and_resolves_paths(stage: Path) -> Non
     )
     _, calls = run_staged(stage, "photos.sh", "photos", "--set", "h_stddev=0.3")
     assert calls[-1] == (
-        f"train.py --curriculum CATS_TRIPLANE --dataset_path {stage}/photos --output_dir {stage}/outputs/photos"
+        f"train.py --curriculum CATS_TRIPLANE --dataset_path {stage}/photos --output_dir {stage}/outputs/CATS_TRIPLANE"
         " --dataset Images --eval_freq 1000 --set num_holdout=0 --set h_stddev=0.3"
     )
