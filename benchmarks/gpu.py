@@ -5,8 +5,9 @@
 
 Needs torch, triton, numpy and safetensors. Times are medians between device events after a warm-up. Rates are compared with
 that of the bf16 matrix product, measured in the same process. The network is the pretrained one, widened and deepened to the
-size of the published curricula (networks.py), so that there is a surface to find. FLOP are two per multiply-add of linear
-layers and convolutions (see flops.py and training_step.py); in an iteration, recomputation is not counted.
+size of the published curricula (networks.py), so that there is a surface to find. Training of tri-planes is measured with the
+pretrained `cats`. FLOP are two per multiply-add of linear layers and convolutions (see flops.py and training_step.py); in an
+iteration, recomputation is not counted.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import nn
 
 from benchmarks.flops import flops_of_D, flops_of_images, flops_per_hit
 from benchmarks.networks import PSI, Network, flops_per_point, full_network, shipped_network
+from checkpoints.loading import load_generator
 from common.arguments import ArgumentParser, add_device_argument, resolve_device
 from common.errors import UserError
 from common.program import run_script
@@ -42,6 +44,7 @@ from siren.field import SirenField, in_chunks
 from training.run.nonfinite import step_if_finite
 from training.run.run_state import RunState
 from training.steps import GeneratorInputs, StepSettings, discriminator_losses, generate, generator_losses
+from triplane import gpu_lookup
 from visualization.meshes import fill_occupancy, fill_occupancy_near_surface
 
 STEP = 5000  # halfway through BFM's first stage
@@ -302,6 +305,42 @@ def training_rates(bench: Bench, network: Network, deadline: float) -> list[Row]
     return rows
 
 
+# -- training of tri-planes ----------------------------------------------------------------------------------------------
+
+
+def triplane_rates(bench: Bench, deadline: float) -> list[Row]:
+    """Measure iterations of CATS_TRIPLANE with the pretrained `cats`, with lookups in Triton and in plain PyTorch."""
+    loaded = load_generator("cats")
+    network = Network(loaded.generator.to(bench.device), loaded.curriculum, "pretrained cats")
+    size, batches = (32, (2,)) if bench.quick else (64, (16, 64, 128))
+    rows = []
+    for batch in batches:
+        for variant in ("Triton", "Triton, R1 and R2", "plain", "plain, R1 and R2"):
+            row = {"variant": variant, "size": size, "batch": batch}
+            if time.monotonic() > deadline:
+                rows.append({**row, "error": "skipped: out of time"})
+                continue
+            call = lambda row=row: triplane_seconds(bench, network, **row)  # noqa: E731
+            rows.append({**row, **bench.with_peak(call)})
+    return rows
+
+
+def triplane_seconds(bench: Bench, network: Network, variant: str, size: int, batch: int) -> Row:
+    """Measure the seconds of an iteration. R1 and R2 are computed in every fourth step of a training."""
+    torch.set_float32_matmul_precision("high")
+    iteration = Iteration(bench, network, size, batch, channels_last=False)
+    if "R1" not in variant:
+        iteration.settings = replace(iteration.settings, lambda_r1=0.0, lambda_r2=0.0)
+    enabled_before = gpu_lookup.ENABLED
+    gpu_lookup.ENABLED = gpu_lookup.ENABLED and "plain" not in variant
+    try:
+        hit_rate = float(iteration())
+        seconds = bench.seconds(iteration)
+    finally:
+        gpu_lookup.ENABLED = enabled_before
+    return {"seconds": seconds, "images_per_s": batch / seconds, "hit_rate": hit_rate}
+
+
 # -- the report ----------------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +379,12 @@ def markdown(report: Row) -> str:
             lines.append(f"| {row['variant']} | {row['size']} | " + " | ".join(f"{cell:.4g}" for cell in cells) + " |")
         else:
             lines.append(f"| {row['variant']} | {row['size']} | {row.get('error', '')} | | | |")
+    lines += ["", "| iteration of tri-planes: lookup | px | batch | ms | images/s | peak MB |", "|---|---|---|---|---|---|"]
+    for row in report["triplane_training"]:
+        cells = [row["variant"], row["size"], row["batch"], row.get("error", "")]
+        if "seconds" in row:
+            cells[3:] = (f"{value:.4g}" for value in (row["seconds"] * 1000, row["images_per_s"], row["peak_mb"] or 0))
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -363,6 +408,7 @@ def run(bench: Bench, network: Network, max_minutes: float) -> Row:
         print(f"{name} ...", file=sys.stderr, flush=True)
         report[name] = bench.with_peak(lambda part=part: part(bench, network))
     print("training ...", file=sys.stderr, flush=True)
+    report["triplane_training"] = triplane_rates(bench, deadline)
     report["training"] = training_rates(bench, network, deadline)
     report["targets"] = verdicts(report)
     return report

@@ -1,5 +1,5 @@
 """Tests that need a GPU; skipped if there is none. tests/test_no_waiting.py and
-tests/test_triton_occupancy.py test what is possible on a CPU."""
+tests/test_triton.py test what is possible on a CPU."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from training.inputs import draw_inputs
 from training.run.run_state import RunState
 from training.steps import StepSettings
 from training.trainer import RunOptions, Trainer
+from triplane import gpu_lookup, lookup, plain_lookup
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
 CUDA = torch.device("cuda", 0)
@@ -149,7 +150,9 @@ def test_a_gpu_gives_the_gradients_of_a_cpu():
 
 
 @pytest.mark.parametrize("plane_reduce", ["sum", "product"])
-def test_planes_on_a_gpu_agree_with_the_compiled_lookup(plane_reduce):
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_planes_on_a_gpu_agree_with_the_compiled_lookup(plane_reduce, is_plain, monkeypatch):
+    monkeypatch.setattr(gpu_lookup, "ENABLED", not is_plain)
     torch.set_float32_matmul_precision("highest")
     torch.manual_seed(0)
     generator = ImplicitGenerator3d(CURRICULUMS["SYNTH_TRIPLANE"].with_overrides([f"plane_reduce={plane_reduce}"]))
@@ -164,6 +167,9 @@ def test_planes_on_a_gpu_agree_with_the_compiled_lookup(plane_reduce):
         (logits.square().mean() + colors.square().mean() + field.normals(points.to(device))[..., 0].square().mean()).backward()
         gradients = torch.cat([p.grad.flatten().cpu() for p in generator.parameters() if p.grad is not None])
         results.append((logits.detach().cpu(), colors.detach().cpu(), gradients))
+    assert lookup.implementation_for(field._planes, field._decoder, points.to(CUDA)) is (
+        plain_lookup if is_plain else gpu_lookup.kernels()
+    )
     assert all(relative_error(value, expected) < 1e-3 for value, expected in zip(results[1], results[0], strict=True))
 
 

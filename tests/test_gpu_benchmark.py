@@ -37,6 +37,8 @@ def test_quick_run_on_a_cpu(repo, tmp_path):
     assert report["extraction"]["sign_mismatches"] == 0
     assert [row["variant"] for row in report["training"]] == ["eager", "channels_last"]
     assert all(row["tflops"] > 0 and row["seconds"] > 0 for row in report["training"])
+    assert [row["variant"] for row in report["triplane_training"]] == ["Triton", "Triton, R1 and R2", "plain", "plain, R1 and R2"]
+    assert all(row["images_per_s"] > 0 and 0 < row["hit_rate"] < 1 for row in report["triplane_training"])
     assert (tmp_path / "gpu.md").read_text() == done.stdout.rstrip("\n") + "\n"
 
 

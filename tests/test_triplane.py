@@ -26,11 +26,11 @@ from settings.registry import CURRICULUMS
 from siren.field import Field
 from train import main as train
 from training.mirror import mirror_field
-from triplane import lookup, modulation
+from triplane import lookup, modulation, native_lookup, plain_lookup
 from triplane.decoder import DecoderWeights
 from triplane.growth import grow_planes
-from triplane.lookup import Frame
 from triplane.modulation import modulate, plain_modulate
+from triplane.plain_lookup import Frame
 
 RADIUS = 0.08
 FLIP_Z = torch.tensor([1.0, 1.0, -1.0])
@@ -78,7 +78,7 @@ def draw_case(num_channels: int, hidden_dim: int, num: int = 203) -> tuple[torch
 
 
 def skip_without_compiled_code() -> None:
-    if lookup._native() is None or modulation._native() is None:
+    if native_lookup.library() is None or modulation._native() is None:
         pytest.skip("no C compiler here")
 
 
@@ -91,8 +91,8 @@ def test_compiled_lookup_and_its_gradients_are_those_of_pytorch(num_channels, hi
     exact_leaves = [tensor.requires_grad_(True) for tensor in (planes, *decoder)]
     leaves = [tensor.detach().float().requires_grad_(True) for tensor in exact_leaves]
     small = (leaves[0], DecoderWeights(*leaves[1:]), Frame(frame.values.float()), is_product, points.float(), with_colors)
-    assert lookup.is_compiled_for(small[0], small[1], small[4])
-    exact = lookup.plain_query(planes, decoder, frame, is_product, points, with_colors)
+    assert lookup.implementation_for(small[0], small[1], small[4]) is native_lookup
+    exact = plain_lookup.query(planes, decoder, frame, is_product, points, with_colors)
     outputs = lookup.query(*small)
     assert (exact[1] is None) == (outputs[1] is None) == (not with_colors)
     losses = []
@@ -113,7 +113,7 @@ def test_moving_along_an_axis_changes_the_values_of_two_planes(is_plain):
     _, decoder, _, _ = draw_case(16, 8)
     decoder = DecoderWeights(*(weight.float() for weight in decoder))
     frame = Frame.of(torch.eye(3), torch.tensor(1.0), torch.tensor(0.0), 6.0)
-    query = lookup.plain_query if is_plain else lookup.query
+    query = plain_lookup.query if is_plain else lookup.query
     start = torch.tensor([-0.5, 0.1, 0.7])
     points = torch.cat([start[None], start + 0.01 * torch.eye(3)])[None]
     changed = []
@@ -179,7 +179,7 @@ def test_normals_follow_the_gradient_of_a_smooth_field():
     directions = torch.nn.functional.normalize(torch.randn(2, 200, 3), dim=-1)
     points = (directions * RADIUS).requires_grad_(True)
     normals = field.normals(points.detach())
-    logits = lookup.plain_query(fine, field._decoder, field._frame, False, points, False)[0]
+    logits = plain_lookup.query(fine, field._decoder, field._frame, False, points, False)[0]
     expected = -torch.nn.functional.normalize(torch.autograd.grad(logits.sum(), points)[0], dim=-1)
     degrees = torch.rad2deg(torch.acos((normals * expected).sum(dim=-1).clamp(-1, 1))).detach()
     assert float(degrees.median()) < 3 and float(degrees.quantile(0.95)) < 12

@@ -1,30 +1,39 @@
-"""Ahead-of-time compilation of the fused occupancy kernel, without a GPU, and statistics of the machine code."""
+"""Ahead-of-time compilation of the Triton kernels, without a GPU, and statistics of the machine code."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from siren.backends.triton_occupancy import CONFIGS, LaunchConfig, _logits_kernel
+from siren.backends import triton_occupancy
+from siren.backends.triton_occupancy import LaunchConfig
+from triplane import triton_lookup
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TENSORS = ("points", "first", "biases", "hidden", "final", "final_bias", "logits")
 
 
 class Resources(NamedTuple):
-    """Per thread: ``registers``, ``spilled`` bytes; per program: ``shared`` bytes; ``instructions``: SASS, by name."""
+    """Per thread: ``registers``, ``spilled`` bytes; per program: ``shared`` bytes; ``instructions``: SASS, by name.
+
+    An instruction counts under its full name and under the part before the first dot.
+    """
 
     registers: int
     spilled: int
     shared: int
-    instructions: dict[str, int]
+    instructions: Counter[str]
+
+    def only(self, names: tuple[str, ...]) -> Resources:
+        """Return the same with only these instructions."""
+        return self._replace(instructions=Counter({name: self.instructions[name] for name in names}))
 
 
 def require_tools() -> None:
@@ -34,20 +43,39 @@ def require_tools() -> None:
             raise FileNotFoundError(TOOLS / tool)
 
 
-def compile_kernel(width: int, dtype: str, capability: int = 90, config: LaunchConfig | None = None) -> Resources:
+def compile_occupancy(width: int, dtype: str, capability: int = 90, config: LaunchConfig | None = None) -> Resources:
     """``dtype``: Triton's name, fp16 or bf16. Raises the errors of the compiler or the assembler."""
-    config = config or CONFIGS[width]
+    config = config or triton_occupancy.CONFIGS[width]
     constants = {"WIDTH": width, "CHUNK": config.chunk, "BLOCK": config.block, "STAGES": config.num_stages}
-    signature = {name: "*fp32" for name in TENSORS} | {"hidden": f"*{dtype}", "num_points": "i32", "num_hidden": "i32"}
-    signature |= {name: "constexpr" for name in constants}
-    names = list(signature)
+    options = {"num_warps": config.num_warps, "enable_fp_fusion": True}
+    types = {"hidden": f"*{dtype}", "num_points": "i32", "num_hidden": "i32"}
+    return _compile(triton_occupancy._logits_kernel, constants, types, options, capability)
+
+
+def compile_lookup(is_backward: bool, num_channels: int, hidden_dim: int, with_colors: bool, capability: int = 90) -> Resources:
+    """The kernels of the tri-planes, for planes of 64 texels. Raises the errors of the compiler or the assembler."""
+    constants = {"SIZE": 64, "CHANNELS": num_channels, "HIDDEN": hidden_dim, "IS_PRODUCT": False, "WITH_COLORS": with_colors}
+    options = {"num_warps": triton_lookup.NUM_WARPS, "num_stages": 1}
+    if not is_backward:
+        constants |= {"BLOCK": triton_lookup.FORWARD_BLOCK}
+        return _compile(triton_lookup._forward_kernel, constants, {"num_points": "i32"}, options, capability)
+    block = triton_lookup.backward_block(num_channels, hidden_dim)
+    constants |= {"BLOCK": block, "WITH_LOGITS": True, "ROUNDS": triton_lookup.ROUNDS}
+    return _compile(triton_lookup._backward_kernel, constants, {"num_points": "i32"}, options, capability)
+
+
+def _compile(
+    kernel: triton.JITFunction, constants: dict[str, Any], types: dict[str, str], options: dict[str, Any], capability: int
+) -> Resources:
+    """``types``: of the arguments that are neither constants nor pointers to float32."""
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in names}
     source = ASTSource(
-        fn=_logits_kernel,
+        fn=kernel,
         signature=signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in TENSORS},
+        attrs={(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")},
     )
-    options = {"num_warps": config.num_warps, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -58,16 +86,22 @@ def compile_kernel(width: int, dtype: str, capability: int = 90, config: LaunchC
         )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
-    opcodes = re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+ )?([A-Z0-9]+)", sass)
+    opcodes = re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+ )?([A-Z][A-Za-z0-9_.]*)", sass)
     return Resources(
         registers=int(found[1]),
         spilled=int(found[2]),
         shared=compiled.metadata.shared,
-        instructions={name: opcodes.count(name) for name in ("HGMMA", "HMMA", "LDGSTS", "LDL", "STL", "MUFU")},
+        instructions=Counter(opcodes) + Counter(name.split(".")[0] for name in opcodes if "." in name),
     )
 
 
 if __name__ == "__main__":
-    for width in CONFIGS:
+    shown = ("HGMMA", "HMMA", "LDGSTS", "LDL", "STL", "MUFU", "REDG")
+    for width in triton_occupancy.CONFIGS:
         for dtype in ("fp16", "bf16"):
-            print(width, dtype, compile_kernel(width, dtype))
+            print("occupancy", width, dtype, compile_occupancy(width, dtype).only(shown))
+    for is_backward in (False, True):
+        for with_colors in (False, True):
+            kind = "backward" if is_backward else "forward"
+            resources = compile_lookup(is_backward, 16, 32, with_colors)
+            print("lookup,", kind, "with colors" if with_colors else "without colors", resources.only(shown))

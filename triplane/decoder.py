@@ -24,6 +24,16 @@ class DecoderWeights(NamedTuple):
     output_weight: Tensor
     output_bias: Tensor
 
+    @property
+    def num_weights(self) -> int:
+        """Number of all weights together."""
+        return sum(weight.numel() for weight in self)
+
+    def shaped(self, values: Tensor) -> DecoderWeights:
+        """Return ``values`` (num_weights,) in the shapes of these weights."""
+        parts = values.split([weight.numel() for weight in self])
+        return DecoderWeights(*(part.view(weight.shape) for part, weight in zip(parts, self, strict=True)))
+
 
 def activation(x: Tensor) -> Tensor:
     """Apply a leaky ReLU whose corner is a parabola on [-1, 1].

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from siren.field import in_chunks
 from triplane.decoder import DecoderWeights
-from triplane.lookup import Frame, query
+from triplane.lookup import query
+from triplane.plain_lookup import Frame
 
 
 class TriplaneField:

@@ -11,8 +11,8 @@ from settings.curriculum import Curriculum
 from triplane.backbone import Backbone
 from triplane.decoder import Decoder
 from triplane.field import TriplaneField
-from triplane.lookup import Frame
 from triplane.mapping import TriplaneMapping, TriplaneStyles
+from triplane.plain_lookup import Frame
 
 BALL_SLOPE = 75.0  # logits per world unit; the ball hold of training asks for twice as much (training/outward_start.py)
 MAX_BALL_LOGIT = 6.0

@@ -19,28 +19,20 @@ not in WIDTHS, for models with a feature grid, when gradients are recorded, and 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import warnings
 
 import torch
 from torch import Tensor
 
+from common.native import has_triton
 from siren.backends.folded import FoldedSiren
 from siren.backends.packed import PackedField
-
-
-def _has_triton() -> bool:
-    try:
-        return importlib.util.find_spec("triton") is not None
-    except ValueError:  # an import of triton that is blocked
-        return False
-
 
 WIDTHS = (64, 128, 256)
 DTYPES = {"high": torch.float16, "medium": torch.bfloat16}  # by torch.get_float32_matmul_precision()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ENABLED = _has_triton() and os.environ.get("GOF_TRITON") != "0"
+ENABLED = has_triton() and os.environ.get("GOF_TRITON") != "0"
 CHECK_TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2}  # relative; covers a different order of rounding
 
 

@@ -1,4 +1,4 @@
-"""The fused occupancy kernel in Triton's interpreter. tests/test_triton_occupancy.py runs this file with TRITON_INTERPRET=1."""
+"""The fused occupancy kernel in Triton's interpreter. tests/test_triton.py runs this file with TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 

@@ -1,0 +1,70 @@
+"""Logits and colors at points, from planes and decoder, in plain PyTorch.
+
+A point x in world coordinates has plane coordinates u = matrix x, which range over [-1, 1] from the center of the first texel to
+that of the last. Points outside take the border's values. The features of a point combine the bilinear values of the planes XY,
+XZ and YZ: their sum ("sum"), or prod(1 + value) - 1 ("product", equal to first order). Then
+
+    logit = clamp(slope (radius - |x|), -limit, limit) + decoder_0(features),    color = sigmoid(decoder_123(features)).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from triplane.decoder import DecoderWeights, decode
+
+PLANE_AXES = ((0, 1), (0, 2), (1, 2))  # world axes of each plane's x and y
+
+
+class Frame(NamedTuple):
+    """Placement of the planes, and the ball.
+
+    values (12,): the row-major 3 x 3 matrix from world to plane coordinates, then the ball's radius, slope and limit.
+    """
+
+    values: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor, radius: Tensor, slope: Tensor, limit: float) -> Frame:
+        return cls(torch.cat([matrix.flatten(), radius.view(1), slope.view(1), slope.new_full((1,), limit)]))
+
+    @property
+    def matrix(self) -> Tensor:
+        """Matrix from world to plane coordinates, (3, 3)."""
+        return self.values[:9].view(3, 3)
+
+    def ball_logits(self, points: Tensor) -> Tensor:
+        """Return the ball's logits (B, N) at points (B, N, 3)."""
+        radius, slope, limit = self.values[9:].unbind()
+        return (slope * (radius - points.norm(dim=-1))).clamp(-limit, limit)
+
+
+def query(
+    planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor, with_colors: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return logits (B, N), and colors (B, N, 3) or None, at points (B, N, 3). planes: (B, size, size, 3, C), [y, x, plane].
+
+    Planes, decoder and points get gradients.
+    """
+    found = features(planes, points @ frame.matrix.t(), is_product)
+    if not with_colors:
+        decoder = DecoderWeights(*decoder[:2], decoder.output_weight[:1], decoder.output_bias[:1])
+    outputs = decode(decoder, found)
+    logits = outputs[..., 0] + frame.ball_logits(points)
+    return logits, torch.sigmoid(outputs[..., 1:]) if with_colors else None
+
+
+def features(planes: Tensor, coordinates: Tensor, is_product: bool) -> Tensor:
+    """Return features (B, N, C) at plane coordinates (B, N, 3)."""
+    values = []
+    for plane, (x, y) in enumerate(PLANE_AXES):
+        texels = planes[:, :, :, plane].permute(0, 3, 1, 2)
+        grid = coordinates[..., x : y + 1 : y - x].unsqueeze(1)  # a slice: a list of indices would synchronize with a GPU
+        value = F.grid_sample(texels, grid, mode="bilinear", padding_mode="border", align_corners=True)
+        values.append(value.squeeze(2).transpose(1, 2))
+    first, second, third = values
+    return (1 + first) * (1 + second) * (1 + third) - 1 if is_product else first + second + third
