@@ -41,6 +41,7 @@ from generators.views import ViewSettings, make_pose, render_view
 from settings.curriculum import Curriculum
 from siren.backends import compiled, fused
 from siren.field import SirenField, in_chunks
+from training.outward_start import NUM_HOLD_POINTS, draw_points
 from training.run.nonfinite import step_if_finite
 from training.run.run_state import RunState
 from training.steps import GeneratorInputs, StepSettings, discriminator_losses, generate, generator_losses
@@ -222,7 +223,8 @@ class Iteration:
         z = torch.randn(batch, self.curriculum.latent_dim, device=bench.device)
         noise = draw_noise(batch, size**2, self.settings.render, bench.device)
         neighbors = nn.functional.normalize(torch.randn(batch, size**2, 3, device=bench.device), dim=-1)
-        self.inputs = GeneratorInputs(z, poses, noise, neighbors)
+        ball_points = draw_points(batch, NUM_HOLD_POINTS, self.curriculum, torch.Generator(bench.device))
+        self.inputs = GeneratorInputs(z, poses, noise, neighbors, ball_points if self.settings.lambda_ball_hold else None)
 
     def __call__(self) -> torch.Tensor:
         """Take both steps and return the fraction of rays that hit."""
@@ -309,36 +311,44 @@ def training_rates(bench: Bench, network: Network, deadline: float) -> list[Row]
 
 
 def triplane_rates(bench: Bench, deadline: float) -> list[Row]:
-    """Measure iterations of CATS_TRIPLANE with the pretrained `cats`, with lookups in Triton and in plain PyTorch."""
-    loaded = load_generator("cats")
-    network = Network(loaded.generator.to(bench.device), loaded.curriculum, "pretrained cats")
+    """Measure iterations of CATS_TRIPLANE with the pretrained `cats`, with and without the kernels for lookups."""
     size, batches = (32, (2,)) if bench.quick else (64, (16, 64, 128))
     rows = []
     for batch in batches:
-        for variant in ("Triton", "Triton, R1 and R2", "plain", "plain, R1 and R2"):
-            row = {"variant": variant, "size": size, "batch": batch}
-            if time.monotonic() > deadline:
-                rows.append({**row, "error": "skipped: out of time"})
-                continue
-            call = lambda row=row: triplane_seconds(bench, network, **row)  # noqa: E731
-            rows.append({**row, **bench.with_peak(call)})
+        for with_penalties in (False, True):
+            for with_kernels in (True, False):
+                row = {"size": size, "batch": batch, "with_penalties": with_penalties, "with_kernels": with_kernels}
+                if time.monotonic() > deadline:
+                    rows.append({**row, "error": "skipped: out of time"})
+                    continue
+                call = lambda row=row: triplane_seconds(bench, **row)  # noqa: E731
+                rows.append({**row, **bench.with_peak(call)})
     return rows
 
 
-def triplane_seconds(bench: Bench, network: Network, variant: str, size: int, batch: int) -> Row:
-    """Measure the seconds of an iteration. R1 and R2 are computed in every fourth step of a training."""
+def triplane_seconds(bench: Bench, size: int, batch: int, with_penalties: bool, with_kernels: bool) -> Row:
+    """Measure the seconds of an iteration. ``lookup``: the implementation used. Training has penalties in every fourth step."""
     torch.set_float32_matmul_precision("high")
+    loaded = load_generator("cats")
+    network = Network(loaded.generator.to(bench.device), loaded.curriculum, "pretrained cats")
     iteration = Iteration(bench, network, size, batch, channels_last=False)
-    if "R1" not in variant:
+    if not with_penalties:
         iteration.settings = replace(iteration.settings, lambda_r1=0.0, lambda_r2=0.0)
     enabled_before = gpu_lookup.ENABLED
-    gpu_lookup.ENABLED = gpu_lookup.ENABLED and "plain" not in variant
+    gpu_lookup.ENABLED = gpu_lookup.ENABLED and with_kernels
     try:
         hit_rate = float(iteration())
         seconds = bench.seconds(iteration)
+        lookup = _lookup(network, iteration.inputs.z)
     finally:
         gpu_lookup.ENABLED = enabled_before
-    return {"seconds": seconds, "images_per_s": batch / seconds, "hit_rate": hit_rate}
+    return {"seconds": seconds, "images_per_s": batch / seconds, "hit_rate": hit_rate, "lookup": lookup}
+
+
+def _lookup(network: Network, z: torch.Tensor) -> str:
+    """Return the name of the implementation of tri-plane lookups."""
+    field = network.generator.field(network.generator.film(z[:1]))
+    return field.implementation(z.new_zeros(1, 1, 3)).__name__.removeprefix("triplane.")
 
 
 # -- the report ----------------------------------------------------------------------------------------------------------
@@ -379,11 +389,11 @@ def markdown(report: Row) -> str:
             lines.append(f"| {row['variant']} | {row['size']} | " + " | ".join(f"{cell:.4g}" for cell in cells) + " |")
         else:
             lines.append(f"| {row['variant']} | {row['size']} | {row.get('error', '')} | | | |")
-    lines += ["", "| iteration of tri-planes: lookup | px | batch | ms | images/s | peak MB |", "|---|---|---|---|---|---|"]
+    lines += ["", "| tri-planes: lookup | R1 and R2 | px | batch | ms | images/s | peak MB |", "|---|---|---|---|---|---|---|"]
     for row in report["triplane_training"]:
-        cells = [row["variant"], row["size"], row["batch"], row.get("error", "")]
+        cells = [row.get("lookup", ""), "yes" if row["with_penalties"] else "no", row["size"], row["batch"], row.get("error", "")]
         if "seconds" in row:
-            cells[3:] = (f"{value:.4g}" for value in (row["seconds"] * 1000, row["images_per_s"], row["peak_mb"] or 0))
+            cells[4:] = (f"{value:.4g}" for value in (row["seconds"] * 1000, row["images_per_s"], row["peak_mb"] or 0))
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib.util
 import os
 import platform
 import shutil
@@ -31,14 +30,6 @@ def load_library(source: Path) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(_built(source, compiler)))
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def has_triton() -> bool:
-    """Return whether Triton, which compiles GPU kernels, is installed."""
-    try:
-        return importlib.util.find_spec("triton") is not None
-    except ValueError:  # an import of triton that is blocked
-        return False
 
 
 def _built(source: Path, compiler: str) -> Path:

@@ -22,7 +22,7 @@ from training.inputs import draw_inputs
 from training.run.run_state import RunState
 from training.steps import StepSettings
 from training.trainer import RunOptions, Trainer
-from triplane import gpu_lookup, lookup, plain_lookup
+from triplane import gpu_lookup, plain_lookup
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
 CUDA = torch.device("cuda", 0)
@@ -152,7 +152,10 @@ def test_a_gpu_gives_the_gradients_of_a_cpu():
 @pytest.mark.parametrize("plane_reduce", ["sum", "product"])
 @pytest.mark.parametrize("is_plain", [False, True])
 def test_planes_on_a_gpu_agree_with_the_compiled_lookup(plane_reduce, is_plain, monkeypatch):
+    if not is_plain and not gpu_lookup.ENABLED:
+        pytest.skip("Triton is not installed or turned off")
     monkeypatch.setattr(gpu_lookup, "ENABLED", not is_plain)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.set_float32_matmul_precision("highest")
     torch.manual_seed(0)
     generator = ImplicitGenerator3d(CURRICULUMS["SYNTH_TRIPLANE"].with_overrides([f"plane_reduce={plane_reduce}"]))
@@ -167,10 +170,8 @@ def test_planes_on_a_gpu_agree_with_the_compiled_lookup(plane_reduce, is_plain, 
         (logits.square().mean() + colors.square().mean() + field.normals(points.to(device))[..., 0].square().mean()).backward()
         gradients = torch.cat([p.grad.flatten().cpu() for p in generator.parameters() if p.grad is not None])
         results.append((logits.detach().cpu(), colors.detach().cpu(), gradients))
-    assert lookup.implementation_for(field._planes, field._decoder, points.to(CUDA)) is (
-        plain_lookup if is_plain else gpu_lookup.kernels()
-    )
-    assert all(relative_error(value, expected) < 1e-3 for value, expected in zip(results[1], results[0], strict=True))
+    assert field.implementation(points.to(CUDA)) is (plain_lookup if is_plain else gpu_lookup.kernels())
+    assert all(relative_error(value, expected) < 1e-4 for value, expected in zip(results[1], results[0], strict=True))
 
 
 def test_compiled_passes_agree():

@@ -37,8 +37,12 @@ def test_quick_run_on_a_cpu(repo, tmp_path):
     assert report["extraction"]["sign_mismatches"] == 0
     assert [row["variant"] for row in report["training"]] == ["eager", "channels_last"]
     assert all(row["tflops"] > 0 and row["seconds"] > 0 for row in report["training"])
-    assert [row["variant"] for row in report["triplane_training"]] == ["Triton", "Triton, R1 and R2", "plain", "plain, R1 and R2"]
-    assert all(row["images_per_s"] > 0 and 0 < row["hit_rate"] < 1 for row in report["triplane_training"])
+    rows = report["triplane_training"]
+    assert [(row["with_penalties"], row["with_kernels"]) for row in rows] == [
+        (p, k) for p in (False, True) for k in (True, False)
+    ]
+    assert all(row["images_per_s"] > 0 and 0 < row["hit_rate"] < 1 for row in rows)
+    assert {row["lookup"] for row in rows} <= {"native_lookup", "plain_lookup"}
     assert (tmp_path / "gpu.md").read_text() == done.stdout.rstrip("\n") + "\n"
 
 

@@ -91,7 +91,7 @@ def test_compiled_lookup_and_its_gradients_are_those_of_pytorch(num_channels, hi
     exact_leaves = [tensor.requires_grad_(True) for tensor in (planes, *decoder)]
     leaves = [tensor.detach().float().requires_grad_(True) for tensor in exact_leaves]
     small = (leaves[0], DecoderWeights(*leaves[1:]), Frame(frame.values.float()), is_product, points.float(), with_colors)
-    assert lookup.implementation_for(small[0], small[1], small[4]) is native_lookup
+    assert lookup.implementation_for(*small[:5]) is native_lookup
     exact = plain_lookup.query(planes, decoder, frame, is_product, points, with_colors)
     outputs = lookup.query(*small)
     assert (exact[1] is None) == (outputs[1] is None) == (not with_colors)

@@ -52,16 +52,20 @@ def compile_occupancy(width: int, dtype: str, capability: int = 90, config: Laun
     return _compile(triton_occupancy._logits_kernel, constants, types, options, capability)
 
 
-def compile_lookup(is_backward: bool, num_channels: int, hidden_dim: int, with_colors: bool, capability: int = 90) -> Resources:
-    """The kernels of the tri-planes, for planes of 64 texels. Raises the errors of the compiler or the assembler."""
-    constants = {"SIZE": 64, "CHANNELS": num_channels, "HIDDEN": hidden_dim, "IS_PRODUCT": False, "WITH_COLORS": with_colors}
-    options = {"num_warps": triton_lookup.NUM_WARPS, "num_stages": 1}
+def compile_lookup(
+    is_backward: bool, num_channels: int, hidden_dim: int, with_colors: bool, is_product: bool = False, capability: int = 90
+) -> Resources:
+    """Compile a lookup kernel for planes of 64 x 64 texels. Raises the errors of the compiler or the assembler."""
+    constants = {"SIZE": 64, "CHANNELS": num_channels, "HIDDEN": hidden_dim}
+    constants |= {"IS_PRODUCT": is_product, "WITH_COLORS": with_colors}
+    options = {"num_warps": triton_lookup.NUM_WARPS, "num_stages": triton_lookup.NUM_STAGES}
     if not is_backward:
         constants |= {"BLOCK": triton_lookup.FORWARD_BLOCK}
         return _compile(triton_lookup._forward_kernel, constants, {"num_points": "i32"}, options, capability)
     block = triton_lookup.backward_block(num_channels, hidden_dim)
-    constants |= {"BLOCK": block, "WITH_LOGITS": True, "ROUNDS": triton_lookup.ROUNDS}
-    return _compile(triton_lookup._backward_kernel, constants, {"num_points": "i32"}, options, capability)
+    constants |= {"BLOCK": block, "WITH_LOGITS": True}
+    types = {"num_points": "i32", "num_rounds": "i32"}
+    return _compile(triton_lookup._backward_kernel, constants, types, options, capability)
 
 
 def _compile(

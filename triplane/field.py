@@ -6,13 +6,15 @@ is discontinuous, while a difference over two texels is continuous.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from siren.field import in_chunks
 from triplane.decoder import DecoderWeights
-from triplane.lookup import query
+from triplane.lookup import implementation_for, query
 from triplane.plain_lookup import Frame
 
 
@@ -34,6 +36,10 @@ class TriplaneField:
 
     def normals(self, points: Tensor) -> Tensor:
         return -F.normalize(self._gradient(points), dim=-1, eps=1e-12)
+
+    def implementation(self, points: Tensor) -> ModuleType:
+        """Return the module that answers queries at these points (triplane/lookup.py)."""
+        return implementation_for(self._planes, self._decoder, self._frame, self._is_product, points)
 
     def _gradient(self, points: Tensor) -> Tensor:
         """Return d logit / d point (B, N, 3), by finite differences."""

@@ -1,7 +1,8 @@
 """Whether the Triton kernels of triton_lookup.py can look up points on a GPU.
 
-They are disabled without Triton, with GOF_TRITON=0 in the environment, with ``train.py --deterministic`` (the order in which
-they add gradients of texels varies), and when their first results disagree with plain PyTorch in float64.
+They need 16 or 32 channels and 16, 32 or 64 hidden units. They are disabled without Triton, with GOF_TRITON=0 in the
+environment, with ``train.py --deterministic`` (the order in which they add gradients of texels varies), and if their first
+results disagree with plain PyTorch in float64.
 """
 
 from __future__ import annotations
@@ -10,47 +11,49 @@ import importlib
 import os
 import warnings
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from common.native import has_triton
+from common.triton import has_triton
 from triplane import plain_lookup
 from triplane.decoder import DecoderWeights
 from triplane.plain_lookup import Frame
 
-CHANNELS = (16, 32)  # wider kernels need more registers than a thread of an H100 has
+CHANNELS = (16, 32)  # powers of two, as Triton requires; larger ones need more registers than a thread of an H100 has
 HIDDEN = (16, 32, 64)
 ENABLED = has_triton() and os.environ.get("GOF_TRITON") != "0"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # on a CPU, for tests
 CHECK_TOLERANCE = 1e-4  # relative, compared with float64
-CHECK_POINTS = 301
+CHECK_POINTS = 70_001  # of two latents: enough for programs of several blocks, the last one incomplete
 
-_checked: dict[tuple[torch.device, int, int], bool] = {}
+_checked: dict[tuple[torch.device, int, int, bool], bool] = {}
 
 
 def kernels() -> ModuleType:
-    """Return triton_lookup.py, imported at its first use, because importing Triton takes a while."""
+    """Return triton_lookup.py. It is imported at its first use, because importing Triton takes a while."""
     return importlib.import_module("triplane.triton_lookup")
 
 
-def can_run(planes: Tensor, decoder: DecoderWeights) -> bool:
+def can_run(planes: Tensor, decoder: DecoderWeights, is_product: bool) -> bool:
     """Return whether the kernels can process these float32 tensors."""
     hidden_dim, num_channels = decoder.hidden_weight.shape
     on_gpu = planes.is_cuda and torch.version.hip is None
     if not ENABLED or not (on_gpu or INTERPRETED) or torch.are_deterministic_algorithms_enabled():
         return False
-    return num_channels in CHANNELS and hidden_dim in HIDDEN and _is_accurate(planes.device, num_channels, hidden_dim)
+    fits = num_channels in CHANNELS and hidden_dim in HIDDEN
+    return fits and _is_accurate(planes.device, num_channels, hidden_dim, is_product)
 
 
-def _is_accurate(device: torch.device, num_channels: int, hidden_dim: int) -> bool:
+def _is_accurate(device: torch.device, num_channels: int, hidden_dim: int, is_product: bool) -> bool:
     """Return whether the kernels compile here and agree with plain PyTorch. Tested once, which synchronizes the device."""
-    key = (device, num_channels, hidden_dim)
+    key = (device, num_channels, hidden_dim, is_product)
     if key not in _checked:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return False
         try:
-            error = self_check(device, num_channels, hidden_dim)
+            error = self_check(device, num_channels, hidden_dim, is_product)
             _checked[key] = error < CHECK_TOLERANCE
             reason = f"its first result has a relative error of {error:.1e}"
         except Exception as failure:  # the plain path works whatever the compiler or the driver raises
@@ -61,29 +64,63 @@ def _is_accurate(device: torch.device, num_channels: int, hidden_dim: int) -> bo
     return _checked[key]
 
 
-def self_check(device: torch.device, num_channels: int, hidden_dim: int) -> float:
-    """Return the largest relative error of the kernels' outputs and gradients on random inputs. NaN propagates."""
+class _Case(NamedTuple):
+    """Random inputs of a query, and gradients of its outputs."""
+
+    planes: Tensor
+    decoder: DecoderWeights
+    frame: Frame
+    points: Tensor
+    grad_logits: Tensor
+    grad_colors: Tensor
+
+
+def self_check(device: torch.device, num_channels: int, hidden_dim: int, is_product: bool) -> float:
+    """Return the largest relative error of the kernels' outputs and gradients on random inputs. NaN propagates.
+
+    Covers every kernel that training and rendering use: with and without colors, and gradients of either output or both.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        case = _random_case(device, num_channels, hidden_dim)
+        errors = [
+            _largest_error(case, is_product, with_colors=False, grad_logits=case.grad_logits, grad_colors=None),
+            _largest_error(case, is_product, with_colors=True, grad_logits=case.grad_logits, grad_colors=None),
+            _largest_error(case, is_product, with_colors=True, grad_logits=None, grad_colors=case.grad_colors),
+            _largest_error(case, is_product, with_colors=True, grad_logits=case.grad_logits, grad_colors=case.grad_colors),
+        ]
+        return float(torch.stack(errors).max())
+
+
+def _random_case(device: torch.device, num_channels: int, hidden_dim: int) -> _Case:
     random = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random).to(device)
+        return torch.randn(shape, generator=random, device="cpu", dtype=torch.float32).to(device)
 
-    planes, points = normal(2, 9, 9, 3, num_channels), 0.1 * normal(2, CHECK_POINTS, 3)
     decoder = DecoderWeights(
         normal(hidden_dim, num_channels) / num_channels**0.5,
         normal(hidden_dim),
         normal(4, hidden_dim) / hidden_dim**0.5,
         normal(4),
     )
-    frame = Frame(torch.cat([5 * torch.eye(3).flatten(), torch.tensor([0.1, 75.0, 6.0])]).to(device))
-    grad_logits, grad_colors = normal(2, CHECK_POINTS), normal(2, CHECK_POINTS, 3)
-    logits, colors = kernels().forward(planes, decoder, frame, False, points, with_colors=True)
-    grad_planes, grad_decoder = kernels().backward(planes, decoder, frame, False, points, colors, grad_logits, grad_colors)
-    with torch.enable_grad():
-        leaves = [tensor.double().requires_grad_(True) for tensor in (planes, *decoder)]
-        exact_decoder, exact_frame = DecoderWeights(*leaves[1:]), Frame(frame.values.double())
-        outputs = plain_lookup.query(leaves[0], exact_decoder, exact_frame, False, points.double(), with_colors=True)
-        gradients = torch.autograd.grad(outputs, leaves, (grad_logits.double(), grad_colors.double()))
-    found = (logits, colors, grad_planes, *grad_decoder)
-    errors = [(a - b).norm() / b.norm() for a, b in zip(found, (*outputs, *gradients), strict=True)]
-    return float(torch.stack(errors).detach().max())
+    matrix_and_ball = [5.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0, 0.0, 5.0, 0.1, 75.0, 6.0]
+    frame = Frame(torch.tensor(matrix_and_ball, device=device, dtype=torch.float32))
+    planes, points = normal(2, 9, 9, 3, num_channels), 0.1 * normal(2, CHECK_POINTS, 3)
+    return _Case(planes, decoder, frame, points, normal(2, CHECK_POINTS), normal(2, CHECK_POINTS, 3))
+
+
+def _largest_error(
+    case: _Case, is_product: bool, with_colors: bool, grad_logits: Tensor | None, grad_colors: Tensor | None
+) -> Tensor:
+    """Return the largest relative error of outputs and gradients, compared with plain PyTorch in float64."""
+    inputs = (case.planes, case.decoder, case.frame, is_product, case.points)
+    outputs = kernels().forward(*inputs, with_colors)
+    grad_planes, grad_decoder = kernels().backward(*inputs, outputs[1], grad_logits, grad_colors)
+    leaves = [tensor.double().requires_grad_(True) for tensor in (case.planes, *case.decoder)]
+    exact_inputs = (leaves[0], DecoderWeights(*leaves[1:]), Frame(case.frame.values.double()), is_product, case.points.double())
+    exact = plain_lookup.query(*exact_inputs, with_colors)
+    used = [(a, b.double()) for a, b in zip(exact, (grad_logits, grad_colors), strict=True) if b is not None]
+    gradients = torch.autograd.grad([a for a, _ in used], leaves, [b for _, b in used])
+    pairs = [(a, b) for a, b in zip(outputs, exact, strict=True) if b is not None]
+    pairs += zip((grad_planes, *grad_decoder), gradients, strict=True)
+    return torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).detach().max()

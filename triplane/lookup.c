@@ -5,7 +5,7 @@
  * Points are processed in blocks of 16. Lookups hold a point's channels in a vector. Then the block is transposed, and the
  * decoder holds the 16 points in a vector and broadcasts its weights. Nothing is saved between forward and backward:
  * looking up features again is cheaper than reading them from memory. In the backward pass each latent belongs to one thread, so
- * sums do not depend on the number of threads. The formulas are in triplane/lookup.py. */
+ * sums do not depend on the number of threads. The formulas are in plain_lookup.py. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

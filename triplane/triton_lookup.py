@@ -1,9 +1,10 @@
 """Lookup and decoder on a GPU, in one Triton kernel for forward and one for backward.
 
-A program looks up BLOCK points of one latent and applies the decoder to them. Features and hidden units stay on the chip: a
-point reads its texels, mostly from the cache, and its 12 bytes, and writes 16, while plain PyTorch moves more than 3 KB. The
-backward kernel computes features and hidden units again. It adds the gradients of texels atomically, so their order, and with it
-the last bits of their sums, vary. The decoder's gradients are summed per program, and then over programs. Products are float32.
+A program looks up a block of points of one latent and applies the decoder to them. Features and hidden units stay in registers
+and shared memory: a point reads its 12 bytes and its texels, mostly from the cache, and writes 4 to 16 bytes, while plain PyTorch
+moves about 4 KB. The backward kernel computes features and hidden units again. It adds the gradients of texels atomically, so
+their order, and with it the last bits of their sums, vary. The decoder's gradients are summed per program, and then over
+programs. Products are float32. A coordinate that is NaN becomes that of the first texel, as in C.
 
 gpu_lookup.py decides when these kernels are used.
 """
@@ -20,8 +21,10 @@ from triplane.mapping import LEAKY_SLOPE
 from triplane.plain_lookup import Frame
 
 FORWARD_BLOCK = 64  # points of a program
-ROUNDS = 32  # blocks of points that a program of the backward kernel processes one after the other
+MAX_ROUNDS = 32  # blocks of points that a program of the backward kernel processes, one after the other
+MIN_PROGRAMS = 2048  # of the backward kernel, if there are enough points: several for each multiprocessor of a large GPU
 NUM_WARPS = 4
+NUM_STAGES = 1  # loading the next block ahead would take ten times the shared memory
 
 _LEAK = tl.constexpr(LEAKY_SLOPE)
 
@@ -46,6 +49,7 @@ def forward(
                 **_constants(planes, decoder, is_product),
                 BLOCK=FORWARD_BLOCK,
                 WITH_COLORS=with_colors,
+                num_stages=NUM_STAGES,
             )
     return logits, colors
 
@@ -64,7 +68,9 @@ def backward(
     batch, num_points = points.shape[:2]
     hidden_dim, num_channels = decoder.hidden_weight.shape
     block = backward_block(num_channels, hidden_dim)
-    num_programs = triton.cdiv(num_points, block * ROUNDS)
+    num_blocks = triton.cdiv(num_points, block)
+    num_rounds = max(1, min(MAX_ROUNDS, num_blocks * batch // MIN_PROGRAMS))
+    num_programs = triton.cdiv(num_blocks, num_rounds)
     grad_planes = torch.zeros_like(planes)
     grad_weights = planes.new_empty(batch * num_programs, decoder.num_weights)
     if points.numel():
@@ -80,12 +86,12 @@ def backward(
                 grad_planes,
                 grad_weights,
                 num_points,
+                num_rounds,
                 **_constants(planes, decoder, is_product),
                 BLOCK=block,
                 WITH_LOGITS=grad_logits is not None,
                 WITH_COLORS=grad_colors is not None,
-                ROUNDS=ROUNDS,
-                num_stages=1,  # loading the next block ahead would take ten times the shared memory
+                num_stages=NUM_STAGES,
             )
     return grad_planes, decoder.shaped(grad_weights.sum(dim=0))
 
@@ -129,11 +135,11 @@ def _scatter(plane, i, j, u, v, values, mask, SIZE: tl.constexpr, CHANNELS: tl.c
     """Add values (BLOCK, C), times the weights of bilinear interpolation, to four texels where ``mask`` (BLOCK,) is set."""
     corner = plane[None, :] + ((j * SIZE + i) * (3 * CHANNELS))[:, None]
     down: tl.constexpr = SIZE * 3 * CHANNELS
-    rows = mask[:, None]
-    tl.atomic_add(corner, ((1 - u) * (1 - v))[:, None] * values, mask=rows, sem="relaxed")
-    tl.atomic_add(corner + 3 * CHANNELS, (u * (1 - v))[:, None] * values, mask=rows, sem="relaxed")
-    tl.atomic_add(corner + down, ((1 - u) * v)[:, None] * values, mask=rows, sem="relaxed")
-    tl.atomic_add(corner + down + 3 * CHANNELS, (u * v)[:, None] * values, mask=rows, sem="relaxed")
+    row_mask = mask[:, None]
+    tl.atomic_add(corner, ((1 - u) * (1 - v))[:, None] * values, mask=row_mask, sem="relaxed")
+    tl.atomic_add(corner + 3 * CHANNELS, (u * (1 - v))[:, None] * values, mask=row_mask, sem="relaxed")
+    tl.atomic_add(corner + down, ((1 - u) * v)[:, None] * values, mask=row_mask, sem="relaxed")
+    tl.atomic_add(corner + down + 3 * CHANNELS, (u * v)[:, None] * values, mask=row_mask, sem="relaxed")
 
 
 @triton.jit
@@ -153,10 +159,10 @@ def _hidden_units(features, hidden_weight, hidden_bias, CHANNELS: tl.constexpr, 
 
 
 @triton.jit
-def _output(hidden, output_weight, output_bias, k: tl.constexpr, HIDDEN: tl.constexpr):
-    """Return the decoder's output k (BLOCK,) before the sigmoid."""
-    weight = tl.load(output_weight + k * HIDDEN + tl.arange(0, HIDDEN))
-    return tl.sum(hidden * weight[None, :], axis=1) + tl.load(output_bias + k)
+def _output(hidden, output_weight, output_bias, output: tl.constexpr, HIDDEN: tl.constexpr):
+    """Return one output (BLOCK,) of the decoder, before the sigmoid."""
+    weight = tl.load(output_weight + output * HIDDEN + tl.arange(0, HIDDEN))
+    return tl.sum(hidden * weight[None, :], axis=1) + tl.load(output_bias + output)
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------
@@ -212,13 +218,13 @@ def _forward_kernel(
 
 
 @triton.jit
-def _color_gradient(colors, grad_colors, place, mask):
+def _color_gradient(colors, grad_colors, index, mask):
     """Return the gradient (BLOCK,) of a color before the sigmoid."""
-    color = tl.load(colors + place, mask=mask, other=0.0)
-    return tl.load(grad_colors + place, mask=mask, other=0.0) * color * (1 - color)
+    color = tl.load(colors + index, mask=mask, other=0.0)
+    return tl.load(grad_colors + index, mask=mask, other=0.0) * color * (1 - color)
 
 
-@triton.jit(do_not_specialize=["num_points"])
+@triton.jit(do_not_specialize=["num_points", "num_rounds"])
 def _backward_kernel(
     points,
     planes,
@@ -233,6 +239,7 @@ def _backward_kernel(
     grad_planes,
     grad_weights,
     num_points,
+    num_rounds,
     SIZE: tl.constexpr,
     CHANNELS: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -240,7 +247,6 @@ def _backward_kernel(
     BLOCK: tl.constexpr,
     WITH_LOGITS: tl.constexpr,
     WITH_COLORS: tl.constexpr,
-    ROUNDS: tl.constexpr,
 ):
     latent = tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, CHANNELS)
@@ -259,13 +265,13 @@ def _backward_kernel(
     bias_2 = tl.zeros((BLOCK,), dtype=tl.float32)
     bias_3 = tl.zeros((BLOCK,), dtype=tl.float32)
 
-    for part in range(ROUNDS):
-        rows = (tl.program_id(0) * ROUNDS + part) * BLOCK + tl.arange(0, BLOCK)
+    for round_index in range(num_rounds):
+        rows = (tl.program_id(0) * num_rounds + round_index) * BLOCK + tl.arange(0, BLOCK)
         inside = rows < num_points
-        place = latent * num_points + rows
-        x = tl.load(points + place * 3, mask=inside, other=0.0)
-        y = tl.load(points + place * 3 + 1, mask=inside, other=0.0)
-        z = tl.load(points + place * 3 + 2, mask=inside, other=0.0)
+        index = latent * num_points + rows
+        x = tl.load(points + index * 3, mask=inside, other=0.0)
+        y = tl.load(points + index * 3 + 1, mask=inside, other=0.0)
+        z = tl.load(points + index * 3 + 2, mask=inside, other=0.0)
         i, u = _cell(frame, 0, x, y, z, SIZE)
         j, v = _cell(frame, 1, x, y, z, SIZE)
         k, w = _cell(frame, 2, x, y, z, SIZE)
@@ -278,15 +284,15 @@ def _backward_kernel(
         grad_hidden = tl.zeros((BLOCK, HIDDEN), dtype=tl.float32)
         has_gradient = tl.zeros((BLOCK,), dtype=tl.int1)
         if WITH_LOGITS:
-            grad = tl.load(grad_logits + place, mask=inside, other=0.0)
+            grad = tl.load(grad_logits + index, mask=inside, other=0.0)
             has_gradient = has_gradient | (grad != 0)
             bias_0 += grad
             sum_0 += tl.sum(hidden * grad[:, None], axis=0)
             grad_hidden += grad[:, None] * tl.load(output_weight + unit)[None, :]
         if WITH_COLORS:
-            red = _color_gradient(colors, grad_colors, place * 3, inside)
-            green = _color_gradient(colors, grad_colors, place * 3 + 1, inside)
-            blue = _color_gradient(colors, grad_colors, place * 3 + 2, inside)
+            red = _color_gradient(colors, grad_colors, index * 3, inside)
+            green = _color_gradient(colors, grad_colors, index * 3 + 1, inside)
+            blue = _color_gradient(colors, grad_colors, index * 3 + 2, inside)
             has_gradient = has_gradient | (red != 0) | (green != 0) | (blue != 0)
             bias_1 += red
             bias_2 += green

@@ -25,7 +25,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from common.native import has_triton
+from common.triton import has_triton
 from siren.backends.folded import FoldedSiren
 from siren.backends.packed import PackedField
 
