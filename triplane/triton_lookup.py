@@ -115,7 +115,8 @@ def _cell(frame, axis: tl.constexpr, x, y, z, SIZE: tl.constexpr):
     """Return the lower texel (BLOCK,) along a plane axis, and the fraction of the way to the next one."""
     m = frame + 3 * axis
     u = tl.load(m) * x + tl.load(m + 1) * y + tl.load(m + 2) * z
-    u = tl.minimum(tl.maximum((u + 1) * (0.5 * (SIZE - 1)), 0.0), SIZE - 1.0)
+    u = (u + 1) * (0.5 * (SIZE - 1))
+    u = tl.minimum(tl.where(u > 0, u, 0.0), SIZE - 1.0)  # NaN becomes 0
     low = tl.minimum(tl.floor(u), SIZE - 2.0)
     return low.to(tl.int32), u - low
 
@@ -208,7 +209,7 @@ def _forward_kernel(
     radius = tl.load(frame + 9)
     limit = tl.load(frame + 11)
     ball = tl.load(frame + 10) * (radius - tl.sqrt(x * x + y * y + z * z))
-    ball = tl.minimum(tl.maximum(ball, -limit), limit)
+    ball = tl.minimum(tl.where(ball > -limit, ball, -limit), limit)
     tl.store(logits + latent * num_points + rows, _output(hidden, output_weight, output_bias, 0, HIDDEN) + ball, mask=inside)
     if WITH_COLORS:
         color = colors + (latent * num_points + rows) * 3
