@@ -30,7 +30,7 @@ from triplane import lookup, modulation, native_lookup, plain_lookup
 from triplane.decoder import DecoderWeights
 from triplane.growth import grow_planes
 from triplane.modulation import modulate, plain_modulate
-from triplane.plain_lookup import Frame
+from triplane.plain_lookup import Frame, Planes
 
 RADIUS = 0.08
 FLIP_Z = torch.tensor([1.0, 1.0, -1.0])
@@ -58,8 +58,8 @@ def draw_points(batch: int, num: int, extent: float = 0.12) -> torch.Tensor:
     return (torch.rand(batch, num, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1) * extent
 
 
-def draw_case(num_channels: int, hidden_dim: int, num: int = 203) -> tuple[torch.Tensor, DecoderWeights, Frame, torch.Tensor]:
-    """planes, decoder, frame (a matrix that is not orthogonal) and points, some beyond the planes; all float64."""
+def draw_case(num_channels: int, hidden_dim: int, num: int = 203, is_product: bool = False) -> tuple[Planes, torch.Tensor]:
+    """Planes of three latents, whose matrix is not orthogonal, and points, some beyond the planes; all float64."""
     random = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -74,7 +74,13 @@ def draw_case(num_channels: int, hidden_dim: int, num: int = 203) -> tuple[torch
     matrix = torch.eye(3, dtype=torch.float64) / 0.2 + 0.1 * normal(3, 3)
     frame = Frame.of(matrix, torch.tensor(0.1, dtype=torch.float64), torch.tensor(75.0, dtype=torch.float64), 6.0)
     points = (torch.rand(3, num, 3, generator=random, dtype=torch.float64) - 0.5) * 0.5
-    return normal(3, 16, 16, 3, num_channels), decoder, frame, points
+    return Planes(normal(3, 16, 16, 3, num_channels), decoder, frame, is_product), points
+
+
+def to_float32(planes: Planes) -> Planes:
+    """The same planes in float32. Their tensors need gradients and have none before them."""
+    leaves = [tensor.detach().float().requires_grad_(True) for tensor in planes.leaves]
+    return Planes.of(leaves, Frame(planes.frame.values.float()), planes.is_product)
 
 
 def skip_without_compiled_code() -> None:
@@ -87,13 +93,12 @@ def skip_without_compiled_code() -> None:
 @pytest.mark.parametrize(("num_channels", "hidden_dim"), [(16, 32), (16, 12), (32, 32)])
 def test_compiled_lookup_and_its_gradients_are_those_of_pytorch(num_channels, hidden_dim, is_product, with_colors):
     skip_without_compiled_code()
-    planes, decoder, frame, points = draw_case(num_channels, hidden_dim)
-    exact_leaves = [tensor.requires_grad_(True) for tensor in (planes, *decoder)]
-    leaves = [tensor.detach().float().requires_grad_(True) for tensor in exact_leaves]
-    small = (leaves[0], DecoderWeights(*leaves[1:]), Frame(frame.values.float()), is_product, points.float(), with_colors)
-    assert lookup.implementation_for(*small[:5]) is native_lookup
-    exact = plain_lookup.query(planes, decoder, frame, is_product, points, with_colors)
-    outputs = lookup.query(*small)
+    exact_planes, points = draw_case(num_channels, hidden_dim, is_product=is_product)
+    exact_leaves = [tensor.requires_grad_(True) for tensor in exact_planes.leaves]
+    planes = to_float32(exact_planes)
+    assert lookup.implementation_for(planes, points.float()) is native_lookup
+    exact = plain_lookup.query(exact_planes, points, with_colors)
+    outputs = lookup.query(planes, points.float(), with_colors)
     assert (exact[1] is None) == (outputs[1] is None) == (not with_colors)
     losses = []
     for logits, colors in (exact, outputs):
@@ -101,7 +106,9 @@ def test_compiled_lookup_and_its_gradients_are_those_of_pytorch(num_channels, hi
         losses.append((logits * pattern).sum() + (0 if colors is None else (colors * pattern.unsqueeze(-1)).sum()))
     for a, b in zip(exact, outputs, strict=True):
         assert a is None or float((a - b).abs().max().detach()) < 1e-4
-    for a, b in zip(*(torch.autograd.grad(*pair) for pair in zip(losses, (exact_leaves, leaves), strict=True)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(*pair) for pair in zip(losses, (exact_leaves, planes.leaves), strict=True)), strict=True
+    ):
         assert float((a - b).abs().max() / a.abs().max()) < 2e-5
 
 
@@ -110,19 +117,18 @@ def test_moving_along_an_axis_changes_the_values_of_two_planes(is_plain):
     """Also, the planes' axes are correct: XY, XZ, YZ."""
     if not is_plain:
         skip_without_compiled_code()
-    _, decoder, _, _ = draw_case(16, 8)
-    decoder = DecoderWeights(*(weight.float() for weight in decoder))
+    decoder = to_float32(draw_case(16, 8)[0]).decoder
     frame = Frame.of(torch.eye(3), torch.tensor(1.0), torch.tensor(0.0), 6.0)
     query = plain_lookup.query if is_plain else lookup.query
     start = torch.tensor([-0.5, 0.1, 0.7])
     points = torch.cat([start[None], start + 0.01 * torch.eye(3)])[None]
     changed = []
     for plane, (x_axis, y_axis) in enumerate(((0, 1), (0, 2), (1, 2))):
-        planes = torch.zeros(1, 9, 9, 3, 16)
+        texels = torch.zeros(1, 9, 9, 3, 16)
         y, x = (round(float(start[axis]) * 4 + 4) for axis in (y_axis, x_axis))
-        planes[:, y - 1 : y + 2, x - 1 : x + 2, plane] = torch.randn(3, 3, 16)  # nothing elsewhere on this plane
-        logits = query(planes, decoder, frame, False, points, False)[0][0]
-        empty = query(torch.zeros_like(planes), decoder, frame, False, points, False)[0][0]
+        texels[:, y - 1 : y + 2, x - 1 : x + 2, plane] = torch.randn(3, 3, 16)  # nothing elsewhere on this plane
+        logits = query(Planes(texels, decoder, frame, False), points, False)[0][0].detach()
+        empty = query(Planes(torch.zeros_like(texels), decoder, frame, False), points, False)[0][0].detach()
         assert abs(float(logits[0] - empty[0])) > 1e-3
         changed.append([float(step) != 0 for step in logits[1:] - logits[0]])
     assert changed == [[True, True, False], [True, False, True], [False, True, True]]
@@ -130,15 +136,14 @@ def test_moving_along_an_axis_changes_the_values_of_two_planes(is_plain):
 
 def test_gradients_do_not_depend_on_the_number_of_threads():
     skip_without_compiled_code()
-    planes, decoder, frame, points = draw_case(16, 8, num=500)
+    exact_planes, points = draw_case(16, 8, num=500)
     gradients = []
     threads = torch.get_num_threads()
     for num_threads in (1, 2):
         torch.set_num_threads(num_threads)
-        leaves = [tensor.float().requires_grad_(True) for tensor in (planes, *decoder)]
-        arguments = (leaves[0], DecoderWeights(*leaves[1:]), Frame(frame.values.float()), False, points.float(), True)
-        logits, colors = lookup.query(*arguments)
-        gradients.append(torch.autograd.grad(logits.sum() + colors.square().sum(), leaves))
+        planes = to_float32(exact_planes)
+        logits, colors = lookup.query(planes, points.float(), True)
+        gradients.append(torch.autograd.grad(logits.sum() + colors.square().sum(), planes.leaves))
     torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
@@ -172,14 +177,15 @@ def test_normals_follow_the_gradient_of_a_smooth_field():
     generator = make_generator("backbone_channels=(12,8,8,8)")
     field = generator.field(generator.film(torch.randn(2, 8)))
     coarse = torch.nn.functional.interpolate(
-        field._planes.flatten(3).permute(0, 3, 1, 2)[:, :, ::4, ::4], size=32, mode="bicubic", align_corners=True
+        field._planes.texels.flatten(3).permute(0, 3, 1, 2)[:, :, ::4, ::4], size=32, mode="bicubic", align_corners=True
     )
     fine = torch.nn.functional.interpolate(coarse, size=256, mode="bicubic", align_corners=True)
-    field._planes, fine = (planes.permute(0, 2, 3, 1).unflatten(3, (3, 16)).contiguous().detach() for planes in (coarse, fine))
+    coarse, fine = (x.permute(0, 2, 3, 1).unflatten(3, (3, 16)).contiguous().detach() for x in (coarse, fine))
+    field._planes, fine_planes = (field._planes._replace(texels=texels) for texels in (coarse, fine))
     directions = torch.nn.functional.normalize(torch.randn(2, 200, 3), dim=-1)
     points = (directions * RADIUS).requires_grad_(True)
     normals = field.normals(points.detach())
-    logits = plain_lookup.query(fine, field._decoder, field._frame, False, points, False)[0]
+    logits = plain_lookup.query(fine_planes, points, False)[0]
     expected = -torch.nn.functional.normalize(torch.autograd.grad(logits.sum(), points)[0], dim=-1)
     degrees = torch.rad2deg(torch.acos((normals * expected).sum(dim=-1).clamp(-1, 1))).detach()
     assert float(degrees.median()) < 3 and float(degrees.quantile(0.95)) < 12

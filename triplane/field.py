@@ -13,18 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from siren.field import in_chunks
-from triplane.decoder import DecoderWeights
 from triplane.lookup import implementation_for, query
-from triplane.plain_lookup import Frame
+from triplane.plain_lookup import Planes
 
 
 class TriplaneField:
-    """Field on planes (B, size, size, 3, C). ``normal_step``: step of the finite differences along each axis, world units."""
+    """Field of the given planes. ``normal_step``: step of the finite differences along each axis, world units."""
 
-    def __init__(self, planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, normal_step: Tensor) -> None:
-        self.batch_size = len(planes)
-        self._planes, self._decoder, self._frame = planes, decoder, frame
-        self._is_product, self._normal_step = is_product, normal_step
+    def __init__(self, planes: Planes, normal_step: Tensor) -> None:
+        self.batch_size = len(planes.texels)
+        self._planes, self._normal_step = planes, normal_step
 
     def occupancy_logits(self, points: Tensor) -> Tensor:
         (logits,) = in_chunks(self._logits, self.batch_size, points)
@@ -39,7 +37,7 @@ class TriplaneField:
 
     def implementation(self, points: Tensor) -> ModuleType:
         """Return the module that answers queries at these points (triplane/lookup.py)."""
-        return implementation_for(self._planes, self._decoder, self._frame, self._is_product, points)
+        return implementation_for(self._planes, points)
 
     def _gradient(self, points: Tensor) -> Tensor:
         """Return d logit / d point (B, N, 3), by finite differences."""
@@ -49,10 +47,10 @@ class TriplaneField:
         return logits @ corners / (len(corners) * self._normal_step)
 
     def _logits(self, points: Tensor) -> tuple[Tensor]:
-        return (query(self._planes, self._decoder, self._frame, self._is_product, points, with_colors=False)[0],)
+        return (query(self._planes, points, with_colors=False)[0],)
 
     def _logits_and_colors(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        return query(self._planes, self._decoder, self._frame, self._is_product, points, with_colors=True)
+        return query(self._planes, points, with_colors=True)
 
 
 def tetrahedron(like: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from common.triton import has_triton
 from triplane import plain_lookup
 from triplane.decoder import DecoderWeights
-from triplane.plain_lookup import Frame
+from triplane.plain_lookup import Frame, Planes
 
 CHANNELS = (16, 32)  # powers of two, as Triton requires; larger ones need more registers than a thread of an H100 has
 HIDDEN = (16, 32, 64)
@@ -36,14 +36,14 @@ def kernels() -> ModuleType:
     return importlib.import_module("triplane.triton_lookup")
 
 
-def can_run(planes: Tensor, decoder: DecoderWeights, is_product: bool) -> bool:
+def can_run(planes: Planes) -> bool:
     """Return whether the kernels can process these float32 tensors."""
-    hidden_dim, num_channels = decoder.hidden_weight.shape
-    on_gpu = planes.is_cuda and torch.version.hip is None
+    hidden_dim, num_channels = planes.decoder.hidden_weight.shape
+    on_gpu = planes.texels.is_cuda and torch.version.hip is None
     if not ENABLED or not (on_gpu or INTERPRETED) or torch.are_deterministic_algorithms_enabled():
         return False
     fits = num_channels in CHANNELS and hidden_dim in HIDDEN
-    return fits and _is_accurate(planes.device, num_channels, hidden_dim, is_product)
+    return fits and _is_accurate(planes.texels.device, num_channels, hidden_dim, planes.is_product)
 
 
 def _is_accurate(device: torch.device, num_channels: int, hidden_dim: int, is_product: bool) -> bool:
@@ -67,9 +67,7 @@ def _is_accurate(device: torch.device, num_channels: int, hidden_dim: int, is_pr
 class _Case(NamedTuple):
     """Random inputs of a query, and gradients of its outputs."""
 
-    planes: Tensor
-    decoder: DecoderWeights
-    frame: Frame
+    planes: Planes
     points: Tensor
     grad_logits: Tensor
     grad_colors: Tensor
@@ -81,17 +79,17 @@ def self_check(device: torch.device, num_channels: int, hidden_dim: int, is_prod
     Covers every kernel that training and rendering use: with and without colors, and gradients of either output or both.
     """
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        case = _random_case(device, num_channels, hidden_dim)
+        case = _random_case(device, num_channels, hidden_dim, is_product)
         errors = [
-            _largest_error(case, is_product, with_colors=False, grad_logits=case.grad_logits, grad_colors=None),
-            _largest_error(case, is_product, with_colors=True, grad_logits=case.grad_logits, grad_colors=None),
-            _largest_error(case, is_product, with_colors=True, grad_logits=None, grad_colors=case.grad_colors),
-            _largest_error(case, is_product, with_colors=True, grad_logits=case.grad_logits, grad_colors=case.grad_colors),
+            _largest_error(case, with_colors=False, grad_logits=case.grad_logits, grad_colors=None),
+            _largest_error(case, with_colors=True, grad_logits=case.grad_logits, grad_colors=None),
+            _largest_error(case, with_colors=True, grad_logits=None, grad_colors=case.grad_colors),
+            _largest_error(case, with_colors=True, grad_logits=case.grad_logits, grad_colors=case.grad_colors),
         ]
         return float(torch.stack(errors).max())
 
 
-def _random_case(device: torch.device, num_channels: int, hidden_dim: int) -> _Case:
+def _random_case(device: torch.device, num_channels: int, hidden_dim: int, is_product: bool) -> _Case:
     random = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -105,22 +103,19 @@ def _random_case(device: torch.device, num_channels: int, hidden_dim: int) -> _C
     )
     matrix_and_ball = [5.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0, 0.0, 5.0, 0.1, 75.0, 6.0]
     frame = Frame(torch.tensor(matrix_and_ball, device=device, dtype=torch.float32))
-    planes, points = normal(2, 9, 9, 3, num_channels), 0.1 * normal(2, CHECK_POINTS, 3)
-    return _Case(planes, decoder, frame, points, normal(2, CHECK_POINTS), normal(2, CHECK_POINTS, 3))
+    planes = Planes(normal(2, 9, 9, 3, num_channels), decoder, frame, is_product)
+    return _Case(planes, 0.1 * normal(2, CHECK_POINTS, 3), normal(2, CHECK_POINTS), normal(2, CHECK_POINTS, 3))
 
 
-def _largest_error(
-    case: _Case, is_product: bool, with_colors: bool, grad_logits: Tensor | None, grad_colors: Tensor | None
-) -> Tensor:
+def _largest_error(case: _Case, with_colors: bool, grad_logits: Tensor | None, grad_colors: Tensor | None) -> Tensor:
     """Return the largest relative error of outputs and gradients, compared with plain PyTorch in float64."""
-    inputs = (case.planes, case.decoder, case.frame, is_product, case.points)
-    outputs = kernels().forward(*inputs, with_colors)
-    grad_planes, grad_decoder = kernels().backward(*inputs, outputs[1], grad_logits, grad_colors)
-    leaves = [tensor.double().requires_grad_(True) for tensor in (case.planes, *case.decoder)]
-    exact_inputs = (leaves[0], DecoderWeights(*leaves[1:]), Frame(case.frame.values.double()), is_product, case.points.double())
-    exact = plain_lookup.query(*exact_inputs, with_colors)
+    outputs = kernels().forward(case.planes, case.points, with_colors)
+    grad_texels, grad_decoder = kernels().backward(case.planes, case.points, outputs[1], grad_logits, grad_colors)
+    leaves = [tensor.double().requires_grad_(True) for tensor in case.planes.leaves]
+    exact_planes = Planes.of(leaves, Frame(case.planes.frame.values.double()), case.planes.is_product)
+    exact = plain_lookup.query(exact_planes, case.points.double(), with_colors)
     used = [(a, b.double()) for a, b in zip(exact, (grad_logits, grad_colors), strict=True) if b is not None]
     gradients = torch.autograd.grad([a for a, _ in used], leaves, [b for _, b in used])
     pairs = [(a, b) for a, b in zip(outputs, exact, strict=True) if b is not None]
-    pairs += zip((grad_planes, *grad_decoder), gradients, strict=True)
+    pairs += zip((grad_texels, *grad_decoder), gradients, strict=True)
     return torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).detach().max()

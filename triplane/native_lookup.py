@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.native import load_library
 from triplane.decoder import DecoderWeights
-from triplane.plain_lookup import Frame
+from triplane.plain_lookup import Planes
 
 SOURCE = Path(__file__).with_name("lookup.c")
 CHANNELS = (16, 32)
@@ -41,48 +41,39 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
-def can_run(planes: Tensor, decoder: DecoderWeights) -> bool:
+def can_run(planes: Planes) -> bool:
     """Return whether lookup.c can process these float32 tensors."""
-    hidden_dim, num_channels = decoder.hidden_weight.shape
+    hidden_dim, num_channels = planes.decoder.hidden_weight.shape
     fits = num_channels in CHANNELS and hidden_dim <= MAX_HIDDEN and hidden_dim % 4 == 0
-    return planes.device.type == "cpu" and fits and library() is not None
+    return planes.texels.device.type == "cpu" and fits and library() is not None
 
 
-def forward(
-    planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor, with_colors: bool
-) -> tuple[Tensor, Tensor | None]:
+def forward(planes: Planes, points: Tensor, with_colors: bool) -> tuple[Tensor, Tensor | None]:
     """Compute ``plain_lookup.query`` for contiguous tensors, without recording gradients."""
     logits = points.new_empty(points.shape[:2])
     colors = torch.empty_like(points) if with_colors else None
-    struct = _struct(planes, decoder, frame, is_product, points)
+    struct = _struct(planes, points)
     library().gof_triplane_forward(struct, logits.data_ptr(), None if colors is None else colors.data_ptr())
     return logits, colors
 
 
 def backward(
-    planes: Tensor,
-    decoder: DecoderWeights,
-    frame: Frame,
-    is_product: bool,
-    points: Tensor,
-    colors: Tensor | None,
-    grad_logits: Tensor | None,
-    grad_colors: Tensor | None,
+    planes: Planes, points: Tensor, colors: Tensor | None, grad_logits: Tensor | None, grad_colors: Tensor | None
 ) -> tuple[Tensor, DecoderWeights]:
-    """Return the gradients of planes and decoder. ``colors``: the output of :func:`forward`, needed with ``grad_colors``."""
-    grad_planes = torch.zeros_like(planes)
-    grad_weights = planes.new_zeros(len(planes), decoder.num_weights)
+    """Return the gradients of texels and decoder. ``colors``: the output of :func:`forward`, needed with ``grad_colors``."""
+    grad_texels = torch.zeros_like(planes.texels)
+    grad_weights = points.new_zeros(len(points), planes.decoder.num_weights)
     library().gof_triplane_backward(
-        _struct(planes, decoder, frame, is_product, points),
+        _struct(planes, points),
         *(None if tensor is None else tensor.data_ptr() for tensor in (colors, grad_logits, grad_colors)),
-        grad_planes.data_ptr(),
+        grad_texels.data_ptr(),
         grad_weights.data_ptr(),
     )
-    return grad_planes, decoder.shaped(grad_weights.sum(dim=0))
+    return grad_texels, planes.decoder.shaped(grad_weights.sum(dim=0))
 
 
-def _struct(planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor) -> _FieldStruct:
+def _struct(planes: Planes, points: Tensor) -> _FieldStruct:
     """Return pointers to the contiguous tensors, which must outlive the call."""
-    pointers = [tensor.data_ptr() for tensor in (points, planes, frame.values, *decoder)]
-    hidden_dim, num_channels = decoder.hidden_weight.shape
-    return _FieldStruct(*pointers, *points.shape[:2], planes.shape[1], num_channels, hidden_dim, is_product)
+    pointers = [tensor.data_ptr() for tensor in (points, planes.texels, planes.frame.values, *planes.decoder)]
+    hidden_dim, num_channels = planes.decoder.hidden_weight.shape
+    return _FieldStruct(*pointers, *points.shape[:2], planes.texels.shape[1], num_channels, hidden_dim, planes.is_product)

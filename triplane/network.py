@@ -12,7 +12,7 @@ from triplane.backbone import Backbone
 from triplane.decoder import Decoder
 from triplane.field import TriplaneField
 from triplane.mapping import TriplaneMapping, TriplaneStyles
-from triplane.plain_lookup import Frame
+from triplane.plain_lookup import Frame, Planes
 
 BALL_SLOPE = 75.0  # logits per world unit; the ball hold of training asks for twice as much (training/outward_start.py)
 MAX_BALL_LOGIT = 6.0
@@ -52,11 +52,11 @@ class Triplane(nn.Module):
     def bind(self, styles: TriplaneStyles) -> TriplaneField:
         """Return the field of B latents with these styles. The backbone runs here, once."""
         with torch.autocast(styles.styles.device.type, enabled=False):
-            planes = self.backbone(styles.styles)
+            texels = self.backbone(styles.styles)
             decoder = self.decoder.weights()
         frame = Frame.of(self.orientation / self.extent, self.ball_radius, self.ball_slope, MAX_BALL_LOGIT)
-        texel = 2 * self.extent / (planes.shape[1] - 1)
-        return TriplaneField(planes, decoder, frame, self.is_product, texel)
+        texel_size = 2 * self.extent / (texels.shape[1] - 1)
+        return TriplaneField(Planes(texels, decoder, frame, self.is_product), texel_size)
 
     @torch.no_grad()
     def mirror(self, matrix: Tensor, double_level: float | None) -> None:

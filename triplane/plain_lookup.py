@@ -9,6 +9,7 @@ XZ and YZ: their sum ("sum"), or prod(1 + value) - 1 ("product", equal to first 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,28 +44,46 @@ class Frame(NamedTuple):
         return (slope * (radius - points.norm(dim=-1))).clamp(-limit, limit)
 
 
-def query(
-    planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor, with_colors: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return logits (B, N), and colors (B, N, 3) or None, at points (B, N, 3). planes: (B, size, size, 3, C), [y, x, plane].
+class Planes(NamedTuple):
+    """All that defines a field on tri-planes.
 
-    Planes, decoder and points get gradients.
+    ``texels`` (B, size, size, 3, C), indexed [y, x, plane]; ``is_product``: features are multiplied instead of summed.
     """
-    found = features(planes, points @ frame.matrix.t(), is_product)
+
+    texels: Tensor
+    decoder: DecoderWeights
+    frame: Frame
+    is_product: bool
+
+    @classmethod
+    def of(cls, leaves: Sequence[Tensor], frame: Frame, is_product: bool) -> Planes:
+        """Put together the tensors of :attr:`leaves`, the frame and the kind of reduction."""
+        return cls(leaves[0], DecoderWeights(*leaves[1:]), frame, is_product)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The tensors that get gradients in training: texels and the decoder's weights."""
+        return [self.texels, *self.decoder]
+
+
+def query(planes: Planes, points: Tensor, with_colors: bool) -> tuple[Tensor, Tensor | None]:
+    """Return logits (B, N), and colors (B, N, 3) or None, at points (B, N, 3). Planes, decoder and points get gradients."""
+    found = features(planes, points @ planes.frame.matrix.t())
+    decoder = planes.decoder
     if not with_colors:
         decoder = DecoderWeights(*decoder[:2], decoder.output_weight[:1], decoder.output_bias[:1])
     outputs = decode(decoder, found)
-    logits = outputs[..., 0] + frame.ball_logits(points)
+    logits = outputs[..., 0] + planes.frame.ball_logits(points)
     return logits, torch.sigmoid(outputs[..., 1:]) if with_colors else None
 
 
-def features(planes: Tensor, coordinates: Tensor, is_product: bool) -> Tensor:
+def features(planes: Planes, coordinates: Tensor) -> Tensor:
     """Return features (B, N, C) at plane coordinates (B, N, 3)."""
     values = []
     for plane, (x, y) in enumerate(PLANE_AXES):
-        texels = planes[:, :, :, plane].permute(0, 3, 1, 2)
+        texels = planes.texels[:, :, :, plane].permute(0, 3, 1, 2)
         grid = coordinates[..., x : y + 1 : y - x].unsqueeze(1)  # a slice: a list of indices would synchronize with a GPU
         value = F.grid_sample(texels, grid, mode="bilinear", padding_mode="border", align_corners=True)
         values.append(value.squeeze(2).transpose(1, 2))
     first, second, third = values
-    return (1 + first) * (1 + second) * (1 + third) - 1 if is_product else first + second + third
+    return (1 + first) * (1 + second) * (1 + third) - 1 if planes.is_product else first + second + third

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from triplane.decoder import DecoderWeights
 from triplane.mapping import LEAKY_SLOPE
-from triplane.plain_lookup import Frame
+from triplane.plain_lookup import Planes
 
 FORWARD_BLOCK = 64  # points of a program
 MAX_ROUNDS = 32  # blocks of points that a program of the backward kernel processes, one after the other
@@ -29,9 +29,7 @@ NUM_STAGES = 1  # loading the next block ahead would take ten times the shared m
 _LEAK = tl.constexpr(LEAKY_SLOPE)
 
 
-def forward(
-    planes: Tensor, decoder: DecoderWeights, frame: Frame, is_product: bool, points: Tensor, with_colors: bool
-) -> tuple[Tensor, Tensor | None]:
+def forward(planes: Planes, points: Tensor, with_colors: bool) -> tuple[Tensor, Tensor | None]:
     """Compute ``plain_lookup.query`` for contiguous tensors, without recording gradients."""
     batch, num_points = points.shape[:2]
     logits = points.new_empty(batch, num_points)
@@ -40,13 +38,13 @@ def forward(
         with torch.cuda.device_of(points):
             _forward_kernel[(triton.cdiv(num_points, FORWARD_BLOCK), batch)](
                 points,
-                planes,
-                frame.values,
-                *decoder,
+                planes.texels,
+                planes.frame.values,
+                *planes.decoder,
                 logits,
                 colors,
                 num_points,
-                **_constants(planes, decoder, is_product),
+                **_constants(planes),
                 BLOCK=FORWARD_BLOCK,
                 WITH_COLORS=with_colors,
                 num_stages=NUM_STAGES,
@@ -55,45 +53,38 @@ def forward(
 
 
 def backward(
-    planes: Tensor,
-    decoder: DecoderWeights,
-    frame: Frame,
-    is_product: bool,
-    points: Tensor,
-    colors: Tensor | None,
-    grad_logits: Tensor | None,
-    grad_colors: Tensor | None,
+    planes: Planes, points: Tensor, colors: Tensor | None, grad_logits: Tensor | None, grad_colors: Tensor | None
 ) -> tuple[Tensor, DecoderWeights]:
-    """Return the gradients of planes and decoder. ``colors``: the output of :func:`forward`, needed with ``grad_colors``."""
+    """Return the gradients of texels and decoder. ``colors``: the output of :func:`forward`, needed with ``grad_colors``."""
     batch, num_points = points.shape[:2]
-    hidden_dim, num_channels = decoder.hidden_weight.shape
+    hidden_dim, num_channels = planes.decoder.hidden_weight.shape
     block = backward_block(num_channels, hidden_dim)
     num_blocks = triton.cdiv(num_points, block)
     num_rounds = max(1, min(MAX_ROUNDS, num_blocks * batch // MIN_PROGRAMS))
     num_programs = triton.cdiv(num_blocks, num_rounds)
-    grad_planes = torch.zeros_like(planes)
-    grad_weights = planes.new_empty(batch * num_programs, decoder.num_weights)
+    grad_texels = torch.zeros_like(planes.texels)
+    grad_weights = points.new_empty(batch * num_programs, planes.decoder.num_weights)
     if points.numel():
         with torch.cuda.device_of(points):
             _backward_kernel[(num_programs, batch)](
                 points,
-                planes,
-                frame.values,
-                *decoder,
+                planes.texels,
+                planes.frame.values,
+                *planes.decoder,
                 colors,
                 grad_logits,
                 grad_colors,
-                grad_planes,
+                grad_texels,
                 grad_weights,
                 num_points,
                 num_rounds,
-                **_constants(planes, decoder, is_product),
+                **_constants(planes),
                 BLOCK=block,
                 WITH_LOGITS=grad_logits is not None,
                 WITH_COLORS=grad_colors is not None,
                 num_stages=NUM_STAGES,
             )
-    return grad_planes, decoder.shaped(grad_weights.sum(dim=0))
+    return grad_texels, planes.decoder.shaped(grad_weights.sum(dim=0))
 
 
 def backward_block(num_channels: int, hidden_dim: int) -> int:
@@ -101,10 +92,10 @@ def backward_block(num_channels: int, hidden_dim: int) -> int:
     return 32 if num_channels * hidden_dim <= 1024 else 16
 
 
-def _constants(planes: Tensor, decoder: DecoderWeights, is_product: bool) -> dict[str, int | bool]:
-    hidden_dim, num_channels = decoder.hidden_weight.shape
-    sizes = {"SIZE": planes.shape[1], "CHANNELS": num_channels, "HIDDEN": hidden_dim}
-    return {**sizes, "IS_PRODUCT": is_product, "num_warps": NUM_WARPS}
+def _constants(planes: Planes) -> dict[str, int | bool]:
+    hidden_dim, num_channels = planes.decoder.hidden_weight.shape
+    sizes = {"SIZE": planes.texels.shape[1], "CHANNELS": num_channels, "HIDDEN": hidden_dim}
+    return {**sizes, "IS_PRODUCT": planes.is_product, "num_warps": NUM_WARPS}
 
 
 # -- lookup ------------------------------------------------------------------------------------------------------------
@@ -172,7 +163,7 @@ def _output(hidden, output_weight, output_bias, output: tl.constexpr, HIDDEN: tl
 @triton.jit(do_not_specialize=["num_points"])  # compile once for all values of num_points
 def _forward_kernel(
     points,
-    planes,
+    texels,
     frame,
     hidden_weight,
     hidden_bias,
@@ -199,7 +190,7 @@ def _forward_kernel(
     j, v = _cell(frame, 1, x, y, z, SIZE)
     k, w = _cell(frame, 2, x, y, z, SIZE)
 
-    plane = planes + latent * (SIZE * SIZE * 3 * CHANNELS) + tl.arange(0, CHANNELS)
+    plane = texels + latent * (SIZE * SIZE * 3 * CHANNELS) + tl.arange(0, CHANNELS)
     a = _bilinear(plane, i, j, u, v, SIZE, CHANNELS)
     b = _bilinear(plane + CHANNELS, i, k, u, w, SIZE, CHANNELS)
     c = _bilinear(plane + 2 * CHANNELS, j, k, v, w, SIZE, CHANNELS)
@@ -228,7 +219,7 @@ def _color_gradient(colors, grad_colors, index, mask):
 @triton.jit(do_not_specialize=["num_points", "num_rounds"])
 def _backward_kernel(
     points,
-    planes,
+    texels,
     frame,
     hidden_weight,
     hidden_bias,
@@ -237,7 +228,7 @@ def _backward_kernel(
     colors,
     grad_logits,
     grad_colors,
-    grad_planes,
+    grad_texels,
     grad_weights,
     num_points,
     num_rounds,
@@ -253,8 +244,8 @@ def _backward_kernel(
     channel = tl.arange(0, CHANNELS)
     unit = tl.arange(0, HIDDEN)
     offset = latent * (SIZE * SIZE * 3 * CHANNELS) + channel
-    plane = planes + offset
-    grad_plane = grad_planes + offset
+    plane = texels + offset
+    grad_plane = grad_texels + offset
     sum_hidden_weight = tl.zeros((HIDDEN, CHANNELS), dtype=tl.float32)
     sum_hidden_bias = tl.zeros((HIDDEN,), dtype=tl.float32)
     sum_0 = tl.zeros((HIDDEN,), dtype=tl.float32)  # gradients of the output weights: logit, red, green, blue
