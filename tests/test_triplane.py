@@ -106,9 +106,8 @@ def test_compiled_lookup_and_its_gradients_are_those_of_pytorch(num_channels, hi
         losses.append((logits * pattern).sum() + (0 if colors is None else (colors * pattern.unsqueeze(-1)).sum()))
     for a, b in zip(exact, outputs, strict=True):
         assert a is None or float((a - b).abs().max().detach()) < 1e-4
-    for a, b in zip(
-        *(torch.autograd.grad(*pair) for pair in zip(losses, (exact_leaves, planes.leaves), strict=True)), strict=True
-    ):
+    gradients = [torch.autograd.grad(loss, leaves) for loss, leaves in zip(losses, (exact_leaves, planes.leaves), strict=True)]
+    for a, b in zip(*gradients, strict=True):
         assert float((a - b).abs().max() / a.abs().max()) < 2e-5
 
 
