@@ -86,7 +86,7 @@ def test_when_the_kernels_are_used(monkeypatch):
 def test_a_failed_self_check_disables_the_kernels_and_warns(monkeypatch):
     monkeypatch.setattr(gpu_lookup, "_checked", {})
     monkeypatch.setattr(gpu_lookup, "CHECK_TOLERANCE", 1e-12)
-    with pytest.warns(UserWarning, match="fused tri-plane lookup is disabled"):
+    with pytest.warns(UserWarning, match="fused tri-plane lookup on cpu is disabled"):
         assert not gpu_lookup.can_run(to_float32(draw_case(16, 16)[0]))
 
 

@@ -118,7 +118,7 @@ def test_a_failed_self_check_falls_back_and_warns_once(monkeypatch):
     points = (torch.rand(2, 20, 3) - 0.5) * 0.3
     monkeypatch.setattr(fused, "_checked", {})
     monkeypatch.setitem(fused.CHECK_TOLERANCE, torch.float16, 1e-12)
-    with pytest.warns(UserWarning, match="fused occupancy kernel is disabled"):
+    with pytest.warns(UserWarning, match="fused occupancy kernel on cpu at width 64 is disabled"):
         logits = field.occupancy_logits(points)
     assert not field._packed and torch.equal(logits, plain_logits(field, points))
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import importlib
 import os
-import warnings
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from common.triton import has_triton
+from common.triton import can_check, has_triton, passes_check
 from triplane import plain_lookup
 from triplane.decoder import DecoderWeights
 from triplane.plain_lookup import Frame, Planes
@@ -50,17 +49,10 @@ def _is_accurate(device: torch.device, num_channels: int, hidden_dim: int, is_pr
     """Return whether the kernels compile here and agree with plain PyTorch. Tested once, which synchronizes the device."""
     key = (device, num_channels, hidden_dim, is_product)
     if key not in _checked:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if not can_check(device):
             return False
-        try:
-            error = self_check(device, num_channels, hidden_dim, is_product)
-            _checked[key] = error < CHECK_TOLERANCE
-            reason = f"its first result has a relative error of {error:.1e}"
-        except Exception as failure:  # the plain path works whatever the compiler or the driver raises
-            _checked[key] = False
-            reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
-        if not _checked[key]:
-            warnings.warn(f"the fused tri-plane lookup is disabled on {device}: {reason}", stacklevel=2)
+        kernel = f"the fused tri-plane lookup on {device}"
+        _checked[key] = passes_check(kernel, lambda: self_check(device, num_channels, hidden_dim, is_product), CHECK_TOLERANCE)
     return _checked[key]
 
 

@@ -113,6 +113,24 @@ def _cell(frame, axis: tl.constexpr, x, y, z, SIZE: tl.constexpr):
 
 
 @triton.jit
+def _point(point, inside):
+    """Return the coordinates (BLOCK,) at the pointers ``point``, or 0 where ``inside`` is not set."""
+    x = tl.load(point, mask=inside, other=0.0)
+    y = tl.load(point + 1, mask=inside, other=0.0)
+    z = tl.load(point + 2, mask=inside, other=0.0)
+    return x, y, z
+
+
+@triton.jit
+def _cells(frame, x, y, z, SIZE: tl.constexpr):
+    """Return the lower texels i, j, k and the fractions u, v, w along the three axes."""
+    i, u = _cell(frame, 0, x, y, z, SIZE)
+    j, v = _cell(frame, 1, x, y, z, SIZE)
+    k, w = _cell(frame, 2, x, y, z, SIZE)
+    return i, j, k, u, v, w
+
+
+@triton.jit
 def _bilinear(plane, i, j, u, v, SIZE: tl.constexpr, CHANNELS: tl.constexpr):
     """Return the values (BLOCK, C) of a plane. plane: pointers (C,) to its first texel; i, j: a texel's x, y; u, v: fractions."""
     corner = plane[None, :] + ((j * SIZE + i) * (3 * CHANNELS))[:, None]
@@ -120,6 +138,33 @@ def _bilinear(plane, i, j, u, v, SIZE: tl.constexpr, CHANNELS: tl.constexpr):
     upper = (1 - u)[:, None] * tl.load(corner) + u[:, None] * tl.load(corner + 3 * CHANNELS)
     lower = (1 - u)[:, None] * tl.load(corner + down) + u[:, None] * tl.load(corner + down + 3 * CHANNELS)
     return (1 - v)[:, None] * upper + v[:, None] * lower
+
+
+@triton.jit
+def _plane_values(plane, i, j, k, u, v, w, SIZE: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return the values (BLOCK, C) of the planes XY, XZ and YZ. plane: pointers (C,) to the first texel of XY."""
+    a = _bilinear(plane, i, j, u, v, SIZE, CHANNELS)
+    b = _bilinear(plane + CHANNELS, i, k, u, w, SIZE, CHANNELS)
+    c = _bilinear(plane + 2 * CHANNELS, j, k, v, w, SIZE, CHANNELS)
+    return a, b, c
+
+
+@triton.jit
+def _features(a, b, c, IS_PRODUCT: tl.constexpr):
+    """Return the features of three planes' values."""
+    if IS_PRODUCT:
+        return (1 + a) * (1 + b) * (1 + c) - 1
+    else:
+        return a + b + c
+
+
+@triton.jit
+def _value_gradients(grad, a, b, c, IS_PRODUCT: tl.constexpr):
+    """Return the gradients of the three planes' values, given that of their features."""
+    if IS_PRODUCT:
+        return grad * (1 + b) * (1 + c), grad * (1 + a) * (1 + c), grad * (1 + a) * (1 + b)
+    else:
+        return grad, grad, grad
 
 
 @triton.jit
@@ -182,20 +227,11 @@ def _forward_kernel(
     latent = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = rows < num_points
-    point = points + (latent * num_points + rows) * 3
-    x = tl.load(point, mask=inside, other=0.0)
-    y = tl.load(point + 1, mask=inside, other=0.0)
-    z = tl.load(point + 2, mask=inside, other=0.0)
-    i, u = _cell(frame, 0, x, y, z, SIZE)
-    j, v = _cell(frame, 1, x, y, z, SIZE)
-    k, w = _cell(frame, 2, x, y, z, SIZE)
-
+    x, y, z = _point(points + (latent * num_points + rows) * 3, inside)
+    i, j, k, u, v, w = _cells(frame, x, y, z, SIZE)
     plane = texels + latent * (SIZE * SIZE * 3 * CHANNELS) + tl.arange(0, CHANNELS)
-    a = _bilinear(plane, i, j, u, v, SIZE, CHANNELS)
-    b = _bilinear(plane + CHANNELS, i, k, u, w, SIZE, CHANNELS)
-    c = _bilinear(plane + 2 * CHANNELS, j, k, v, w, SIZE, CHANNELS)
-    features = (1 + a) * (1 + b) * (1 + c) - 1 if IS_PRODUCT else a + b + c
-
+    a, b, c = _plane_values(plane, i, j, k, u, v, w, SIZE, CHANNELS)
+    features = _features(a, b, c, IS_PRODUCT)
     hidden, _ = _hidden_units(features, hidden_weight, hidden_bias, CHANNELS, HIDDEN)
     radius = tl.load(frame + 9)
     limit = tl.load(frame + 11)
@@ -261,16 +297,10 @@ def _backward_kernel(
         rows = (tl.program_id(0) * num_rounds + round_index) * BLOCK + tl.arange(0, BLOCK)
         inside = rows < num_points
         index = latent * num_points + rows
-        x = tl.load(points + index * 3, mask=inside, other=0.0)
-        y = tl.load(points + index * 3 + 1, mask=inside, other=0.0)
-        z = tl.load(points + index * 3 + 2, mask=inside, other=0.0)
-        i, u = _cell(frame, 0, x, y, z, SIZE)
-        j, v = _cell(frame, 1, x, y, z, SIZE)
-        k, w = _cell(frame, 2, x, y, z, SIZE)
-        a = _bilinear(plane, i, j, u, v, SIZE, CHANNELS)
-        b = _bilinear(plane + CHANNELS, i, k, u, w, SIZE, CHANNELS)
-        c = _bilinear(plane + 2 * CHANNELS, j, k, v, w, SIZE, CHANNELS)
-        features = (1 + a) * (1 + b) * (1 + c) - 1 if IS_PRODUCT else a + b + c
+        x, y, z = _point(points + index * 3, inside)
+        i, j, k, u, v, w = _cells(frame, x, y, z, SIZE)
+        a, b, c = _plane_values(plane, i, j, k, u, v, w, SIZE, CHANNELS)
+        features = _features(a, b, c, IS_PRODUCT)
         hidden, slope = _hidden_units(features, hidden_weight, hidden_bias, CHANNELS, HIDDEN)
 
         grad_hidden = tl.zeros((BLOCK, HIDDEN), dtype=tl.float32)
@@ -301,14 +331,7 @@ def _backward_kernel(
 
         weight = tl.load(hidden_weight + unit[:, None] * CHANNELS + channel[None, :])
         grad_features = tl.dot(grad_hidden, weight, input_precision="ieee")
-        if IS_PRODUCT:
-            grad_a = grad_features * (1 + b) * (1 + c)
-            grad_b = grad_features * (1 + a) * (1 + c)
-            grad_c = grad_features * (1 + a) * (1 + b)
-        else:
-            grad_a = grad_features
-            grad_b = grad_features
-            grad_c = grad_features
+        grad_a, grad_b, grad_c = _value_gradients(grad_features, a, b, c, IS_PRODUCT)
         _scatter(grad_plane, i, j, u, v, grad_a, has_gradient, SIZE, CHANNELS)
         _scatter(grad_plane + CHANNELS, i, k, u, w, grad_b, has_gradient, SIZE, CHANNELS)
         _scatter(grad_plane + 2 * CHANNELS, j, k, v, w, grad_c, has_gradient, SIZE, CHANNELS)

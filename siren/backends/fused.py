@@ -20,12 +20,11 @@ not in WIDTHS, for models with a feature grid, when gradients are recorded, and 
 from __future__ import annotations
 
 import os
-import warnings
 
 import torch
 from torch import Tensor
 
-from common.triton import has_triton
+from common.triton import can_check, has_triton, passes_check
 from siren.backends.folded import FoldedSiren
 from siren.backends.packed import PackedField
 
@@ -76,17 +75,10 @@ def _is_accurate(device: torch.device, width: int, dtype: torch.dtype) -> bool:
     """Return whether the kernel compiles here and agrees with the emulation. Tested once, which synchronizes the device."""
     key = (device, width, dtype)
     if key not in _checked:
-        if torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        if not can_check(device):
             return False
-        try:
-            error = _self_check(device, width, dtype)
-            _checked[key] = error < CHECK_TOLERANCE[dtype]
-            reason = f"its first result has a relative error of {error:.1e}"
-        except Exception as failure:  # the plain path works whatever the compiler or the driver raises
-            _checked[key] = False
-            reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
-        if not _checked[key]:
-            warnings.warn(f"the fused occupancy kernel is disabled on {device} at width {width}: {reason}", stacklevel=2)
+        kernel = f"the fused occupancy kernel on {device} at width {width}"
+        _checked[key] = passes_check(kernel, lambda: _self_check(device, width, dtype), CHECK_TOLERANCE[dtype])
     return _checked[key]
 
 
