@@ -456,3 +456,11 @@ SYNTH_TRIPLANE = {
     # Evaluation
     "num_eval_imgs": 512,
 }
+
+# Heads of 128 px: continues a run of SYNTH_TRIPLANE (--load_dir RUN --set_step 17252) with planes of 128 texels.
+SYNTH128_TRIPLANE = SYNTH_TRIPLANE | {
+    17_252: {"batch_size": 8, "img_size": 128, "gen_lr": 1.5e-3, "disc_lr": 3e-4},
+    18_951: {"batch_size": 8, "img_size": 128, "gen_lr": 5e-4, "disc_lr": 1e-4},
+    "backbone_channels": (128, 128, 96, 48, 32, 16),
+    "normal_lambda": 1.0,
+}
