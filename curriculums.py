@@ -66,7 +66,7 @@ COMMON = {
     "r1_interval": 1,  # steps between evaluations of R1 and R2, whose weights are multiplied by it
     "z_lambda": 0.0,  # weight of the latent loss, in both D and G: D regresses z
     "pos_lambda": 15.0,  # weight of the pose loss, in both D and G: D regresses pitch and yaw
-    "topk_interval": 2000,  # steps in which the fraction of best-scored images that G learns from falls by 1%
+    "topk_interval": 2000,  # steps after which the top-k fraction (G learns from the best-scored images only) has fallen by 1%
     "topk_v": 0.6,  # minimum of that fraction, in (0, 1]
     "with_opacprior": True,  # whether to push occupancies toward 0 or 1
     "opacprior_lambda_init": 0.05,  # weight of that prior at step 0, which grows up to tenfold; needs with_opacprior
@@ -89,7 +89,7 @@ COMMON = {
     "fade_steps": 10000,  # steps over which D's new layer fades in after a change of image size
     # Initial shape
     "init_ball_radius": 0.0,  # radius of the initial ball, to which a SIREN is fitted; 0: none (TRIPLANE: a default)
-    "ball_hold_steps": 0,  # steps over which the weight of the ball regularization decays; 0: none; needs init_ball_radius
+    "ball_hold_steps": 0,  # steps over which the weight of the term that keeps G near the ball decays; 0: none; needs init_ball_radius
     "ball_hold_lambda": 0.1,  # that weight at step 0; needs init_ball_radius and ball_hold_steps
     "ball_hold_floor": 0.0,  # minimum of that weight, for the rest of the run; needs init_ball_radius
     "hollow_check_interval": 0,  # steps between checks for hollow shapes, which are mirrored if they persist; 0: never
