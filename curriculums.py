@@ -89,7 +89,7 @@ COMMON = {
     "fade_steps": 10000,  # steps over which D's new layer fades in after a change of image size
     # Initial shape
     "init_ball_radius": 0.0,  # radius of the initial ball, to which a SIREN is fitted; 0: none (TRIPLANE: a default)
-    "ball_hold_steps": 0,  # steps over which the weight of the loss against leaving the ball decays; 0: none; needs init_ball_radius
+    "ball_hold_steps": 0,  # steps over which the weight of the loss for leaving the ball decays; 0: none; needs init_ball_radius
     "ball_hold_lambda": 0.1,  # that weight at step 0; needs init_ball_radius and ball_hold_steps
     "ball_hold_floor": 0.0,  # minimum of that weight, for the rest of the run; needs init_ball_radius
     "hollow_check_interval": 0,  # steps between checks for hollow shapes, which are mirrored if they persist; 0: never
