@@ -89,6 +89,7 @@ COMMON = {
     "fade_steps": 10000,  # steps over which D's new layer fades in after a change of image size
     # Initial shape
     "init_ball_radius": 0.0,  # radius of the initial ball, to which a SIREN is fitted; 0: none (TRIPLANE: a default)
+    "init_ball_stretch": (1.0, 1.0, 1.0),  # factors on that radius along x (right), y (up), z (front); needs init_ball_radius
     "ball_hold_steps": 0,  # steps over which the weight of the loss for leaving the ball decays; 0: none; needs init_ball_radius
     "ball_hold_lambda": 0.1,  # that weight at step 0; needs init_ball_radius and ball_hold_steps
     "ball_hold_floor": 0.0,  # minimum of that weight, for the rest of the run; needs init_ball_radius

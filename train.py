@@ -298,8 +298,10 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
     trainer.open_images()
     if state.is_fresh and curriculum.init_ball_radius:
         fitting = "the field is" if curriculum.model == "TRIPLANE" else "fitting the field to"
+        stretch = curriculum.init_ball_stretch
         if processes.is_main:
-            print_notice(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}")
+            stretched = f", stretched by {stretch} along x, y and z" if stretch != (1, 1, 1) else ""
+            print_notice(f"outward start: {fitting} a ball of radius {curriculum.init_ball_radius}{stretched}")
         state.start_outward()
     processes.broadcast(state.weights())
     recorder = None

@@ -26,7 +26,7 @@ from distributed.processes import Processes
 from generators.generator import ImplicitGenerator3d
 from settings.registry import get_curriculum
 from training.inputs import draw_inputs
-from training.outward_start import ball_hold_loss
+from training.outward_start import Ball, ball_hold_loss
 from training.steps import GeneratorInputs, StepSettings, generate
 
 STEP = 1000  # of the schedules: the field is still held to the ball
@@ -88,7 +88,7 @@ def field_losses(generator: ImplicitGenerator3d, inputs: GeneratorInputs, settin
     beside = at_surface + generator.curriculum.h_sample * inputs.neighbors.gather(1, order)
     normals = generated.field.normals(torch.cat([at_surface, beside], dim=1))
     logits = generated.field.occupancy_logits(inputs.ball_points)
-    held = ball_hold_loss(logits, inputs.ball_points, generator.curriculum.init_ball_radius)
+    held = ball_hold_loss(logits, inputs.ball_points, Ball.of(generator.curriculum))
     return generated.images.square().mean() + generated.output.alphas.square().mean() + normals[..., 0].square().mean() + held
 
 

@@ -155,6 +155,7 @@ NEEDS: dict[str, Need] = {
     "opacprior_growth_rate": Need("with_opacprior"),
     "normal_lambda": Need("with_normal_loss"),
     "h_sample": Need("with_normal_loss"),
+    "init_ball_stretch": Need("init_ball_radius"),
     "ball_hold_steps": Need("init_ball_radius"),
     "ball_hold_lambda": Need("init_ball_radius"),
     "ball_hold_floor": Need("init_ball_radius"),
@@ -218,6 +219,9 @@ def _problems_of_lists(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"betas must be two numbers in [0, 1), not {shown(betas)}"
     if not (is_widths(channels) and len(channels) == NUM_DISC_LEVELS):
         yield f"disc_channels must be {NUM_DISC_LEVELS} positive whole numbers (512 px down to 2 px), not {shown(channels)}"
+    stretch = values["init_ball_stretch"]
+    if not (isinstance(stretch, tuple) and len(stretch) == 3 and all(is_number(factor) and factor > 0 for factor in stretch)):
+        yield f"init_ball_stretch must be three positive numbers (along x, y and z), not {shown(stretch)}"
     widths = values["disc_widths"]
     if not (is_widths(widths) and 1 <= len(widths) <= MAX_DISC_WIDTHS):
         yield f"disc_widths must be 1 to {MAX_DISC_WIDTHS} positive whole numbers (the last at 4 px), not {shown(widths)}"
@@ -246,6 +250,10 @@ def _contradictions(c: Any) -> Iterator[str]:
     room = min(1 - c.ray_start, c.ray_end - 1)
     if c.init_ball_radius and not MIN_BALL_RADIUS <= c.init_ball_radius < room:
         yield f"init_ball_radius must be 0 or at least {MIN_BALL_RADIUS} and less than {room:.4g}, to fit within the rays"
+    axes = [c.init_ball_radius * factor for factor in c.init_ball_stretch]
+    if c.init_ball_radius and not MIN_BALL_RADIUS <= min(axes) <= max(axes) < room:
+        found = ", ".join(f"{axis:.4g}" for axis in axes)
+        yield f"init_ball_radius times init_ball_stretch must be at least {MIN_BALL_RADIUS} and less than {room:.4g}, not {found}"
 
 
 def _hollow_problems(c: Any) -> Iterator[str]:

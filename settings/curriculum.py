@@ -130,6 +130,7 @@ class Curriculum:
 
     # Initial shape
     init_ball_radius: float
+    init_ball_stretch: tuple[float, float, float]
     ball_hold_steps: int
     ball_hold_lambda: float
     ball_hold_floor: float

@@ -292,7 +292,7 @@ def _normal_term(rendered: Rendered, field: OracleField, c, neighbors: Tensor) -
 
 def _ball_term(field: OracleField, c, points: Tensor) -> Tensor:
     """The deficit relative to a ball of 150 logits per unit, limited to 6 from the logit of the surface."""
-    outside = points.norm(dim=-1) - c.init_ball_radius
+    outside = (points / points.new_tensor(c.init_ball_stretch)).norm(dim=-1) - c.init_ball_radius
     target = (-150 * outside).clamp(-6, 6) + math.log(c.tau / (1 - c.tau))
     logits = field.logits(points)
     missing = torch.where(outside > 0, logits - target, target - logits)

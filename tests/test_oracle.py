@@ -58,6 +58,10 @@ CASES = {
     "occupancy, last_back": [*OCCUPANCY, "last_back=True"],
     "occupancy, relativistic with R2": [*OCCUPANCY, "gan_loss=relativistic", "r2_lambda=20.0", "share_images=True"],
     "occupancy, held to a ball": [*OCCUPANCY, "init_ball_radius=0.06", "ball_hold_steps=2000", "ball_hold_lambda=0.8"],
+    "occupancy, held to an ellipsoid": [
+        *OCCUPANCY,
+        *("init_ball_radius=0.06", "init_ball_stretch=(1,1.5,0.8)", "ball_hold_steps=2000", "ball_hold_lambda=0.8"),
+    ],
     "occupancy, lazy R1": [*OCCUPANCY, "r1_interval=3", "share_images=True"],  # (STEP + 1) is divisible by 3
     "radiance": [*RADIANCE, "white_back=True"],
     "radiance, softplus": [*RADIANCE, "clamp_mode=softplus"],

@@ -10,9 +10,10 @@ import torch
 from generators.generator import ImplicitGenerator3d
 from settings.registry import CURRICULUMS
 from training import outward_start
-from training.outward_start import Attempt, ball_hold_loss, draw_points, fit_to_ball
+from training.outward_start import Attempt, Ball, ball_hold_loss, draw_points, fit_to_ball
 
 RADIUS = 0.08
+BALL = Ball(RADIUS, (1.0, 1.0, 1.0), 0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def share_right(generator: ImplicitGenerator3d) -> float:
 
 def test_a_narrow_network_becomes_a_ball_with_a_color_for_each_latent():
     generator = make_generator()
-    assert fit_to_ball(generator, RADIUS, seed=0) < outward_start.GOOD_LOSS
+    assert fit_to_ball(generator, BALL, seed=0) < outward_start.GOOD_LOSS
     assert share_right(generator) > 0.97
     assert all(p.grad is None for p in generator.parameters())
     random = torch.Generator().manual_seed(2)
@@ -58,7 +59,7 @@ def test_a_failed_fit_is_repeated(monkeypatch):
     monkeypatch.setattr(outward_start, "NUM_STEPS", 250)
     monkeypatch.setattr(outward_start, "ATTEMPTS", (Attempt(1.0, 1e-9), Attempt(0.5, 1e-3)))
     generator = make_generator()
-    assert fit_to_ball(generator, RADIUS, seed=0) < outward_start.GOOD_LOSS
+    assert fit_to_ball(generator, BALL, seed=0) < outward_start.GOOD_LOSS
     assert share_right(generator) > 0.97
 
 
@@ -68,7 +69,7 @@ def test_the_best_of_bad_attempts_is_kept(monkeypatch):
     losses = []
     for chosen in (attempts[:1], attempts[1:], attempts):
         monkeypatch.setattr(outward_start, "ATTEMPTS", chosen)
-        losses.append(fit_to_ball(make_generator(), RADIUS, seed=0))
+        losses.append(fit_to_ball(make_generator(), BALL, seed=0))
     assert losses[0] != losses[1]
     assert losses[2] == pytest.approx(min(losses[:2]), rel=1e-6)
 
@@ -76,13 +77,28 @@ def test_the_best_of_bad_attempts_is_kept(monkeypatch):
 def test_the_hold_penalizes_only_what_is_missing_of_the_ball():
     points = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.0, 0.079], [0.1, 0.0, 0.0], [0.0, 0.2, 0.0]]])  # two inside, two outside
     depth = torch.tensor([[6.0, 0.15, -3.0, -6.0]])  # 150 a unit, at most 6
-    assert float(ball_hold_loss(depth, points, RADIUS, 0.5)) == pytest.approx(0, abs=1e-8)
-    assert float(ball_hold_loss(2 * depth, points, RADIUS, 0.5)) == 0  # a harder ball is free
+    assert float(ball_hold_loss(depth, points, BALL)) == pytest.approx(0, abs=1e-8)
+    assert float(ball_hold_loss(2 * depth, points, BALL)) == 0  # a harder ball is free
     logits = torch.tensor([[1.0, 0.05, 2.0, -9.0]], requires_grad=True)
-    loss = ball_hold_loss(logits, points, RADIUS, 0.5)
+    loss = ball_hold_loss(logits, points, BALL)
     assert float(loss.detach()) == pytest.approx((5**2 + 0.1**2 + 5**2) / 4, rel=1e-4)
     loss.backward()
     assert logits.grad[0, 0] < 0 and logits.grad[0, 2] > 0 and logits.grad[0, 3] == 0
+
+
+def test_a_stretched_ball_is_an_ellipsoid():
+    ball = Ball(RADIUS, (0.5, 1.2, 1.0), 0.5)
+    on_it = torch.tensor([[[0.04, 0.0, 0.0], [0.0, -0.096, 0.0], [0.0, 0.0, 0.08], [0.02, 0.048, 0.08 * 0.5**0.5]]])
+    assert torch.allclose(ball.depths(on_it), torch.zeros(1, 4), atol=1e-7)
+    assert (ball.logits(0.9 * on_it) > 1).all() and (ball.logits(1.1 * on_it) < -1).all()
+    assert float(ball_hold_loss(torch.full((1, 4), 7.0), 0.5 * on_it, ball)) == 0
+    assert float(ball_hold_loss(torch.full((1, 4), 7.0), 1.5 * on_it, ball)) == pytest.approx(13**2, rel=1e-4)
+    generator = make_generator()
+    fit_to_ball(generator, ball, seed=0)
+    points = torch.cat([0.8 * on_it, 1.2 * on_it], dim=1).expand(4, -1, -1)
+    with torch.no_grad():
+        logits = generator.field(generator.film(torch.randn(4, 64))).occupancy_logits(points)
+    assert (logits[:, :4] > 0).float().mean() > 0.9 and (logits[:, 4:] < 0).float().mean() > 0.9
 
 
 def test_the_hold_brings_a_dissolved_field_back():
@@ -94,7 +110,7 @@ def test_the_hold_brings_a_dissolved_field_back():
         points = draw_points(4, 256, generator.curriculum, random)
         logits = generator.field(generator.film(torch.randn(4, 64, generator=random))).occupancy_logits(points)
         optimizer.zero_grad()
-        ball_hold_loss(logits, points, RADIUS, 0.5).backward()
+        ball_hold_loss(logits, points, BALL).backward()
         optimizer.step()
     assert float(points.abs().max()) <= generator.curriculum.ray_end - 1 + 1e-6
     assert share_right(generator) > 0.95
@@ -103,8 +119,6 @@ def test_the_hold_brings_a_dissolved_field_back():
 def test_the_balls_surface_is_where_rays_enter_it():
     on_it = torch.tensor([[[0.0, RADIUS, 0.0], [0.0, 0.0, 0.5]]])
     for tau in (0.5, 0.2, 0.9):
-        surface = math.log(tau / (1 - tau))
-        assert float(ball_hold_loss(torch.tensor([[surface, surface - 6]]), on_it, RADIUS, tau)) == pytest.approx(0, abs=1e-6)
-        assert float(ball_hold_loss(torch.tensor([[surface, surface - 4]]), on_it, RADIUS, tau)) == pytest.approx(
-            2**2 / 2, rel=1e-4
-        )
+        surface, ball = math.log(tau / (1 - tau)), BALL._replace(tau=tau)
+        assert float(ball_hold_loss(torch.tensor([[surface, surface - 6]]), on_it, ball)) == pytest.approx(0, abs=1e-6)
+        assert float(ball_hold_loss(torch.tensor([[surface, surface - 4]]), on_it, ball)) == pytest.approx(2**2 / 2, rel=1e-4)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from PIL import Image
 
 import extract_shapes
 import render_video_interpolation
-from checkpoints.files import load_training_checkpoint, save_inference
+from checkpoints.files import load_training_checkpoint, save_inference, save_training_checkpoint, write_safetensors
 from checkpoints.loading import load_generator
 from common.errors import UserError
 from generators.cameras import camera_rays
@@ -72,7 +73,8 @@ def draw_case(num_channels: int, hidden_dim: int, num: int = 203, is_product: bo
         normal(4),
     )
     matrix = torch.eye(3, dtype=torch.float64) / 0.2 + 0.1 * normal(3, 3)
-    frame = Frame.of(matrix, torch.tensor(0.1, dtype=torch.float64), torch.tensor(75.0, dtype=torch.float64), 6.0)
+    axes = torch.tensor([0.4, 0.7, 0.5], dtype=torch.float64)
+    frame = Frame.of(matrix, axes, torch.tensor(7.5, dtype=torch.float64), 6.0)
     points = (torch.rand(3, num, 3, generator=random, dtype=torch.float64) - 0.5) * 0.5
     return Planes(normal(3, 16, 16, 3, num_channels), decoder, frame, is_product), points
 
@@ -117,7 +119,7 @@ def test_moving_along_an_axis_changes_the_values_of_two_planes(is_plain):
     if not is_plain:
         skip_without_compiled_code()
     decoder = to_float32(draw_case(16, 8)[0]).decoder
-    frame = Frame.of(torch.eye(3), torch.tensor(1.0), torch.tensor(0.0), 6.0)
+    frame = Frame.of(torch.eye(3), torch.ones(3), torch.tensor(0.0), 6.0)
     query = plain_lookup.query if is_plain else lookup.query
     start = torch.tensor([-0.5, 0.1, 0.7])
     points = torch.cat([start[None], start + 0.01 * torch.eye(3)])[None]
@@ -169,6 +171,43 @@ def test_the_start_is_a_ball_for_every_latent():
     points = draw_points(5, 400)
     logits = generator.field(generator.film(torch.randn(5, 8))).occupancy_logits(points)
     assert torch.equal(logits > 0, points.norm(dim=-1) < RADIUS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_the_start_is_an_ellipsoid_if_the_ball_is_stretched(is_plain):
+    """Mirrored in depth as well, by an axis along which the ellipsoid is not symmetric."""
+    generator = ImplicitGenerator3d(small_curriculum("init_ball_radius=0.06", "init_ball_stretch=(0.9,1.5,1.2)"))
+    points = draw_points(2, 2000)
+    for matrix in (torch.eye(3), torch.eye(3) - torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])):
+        generator.triplane.mirror(matrix.double(), None)
+        field = generator.field(generator.film(torch.randn(2, 8)))
+        assert is_plain or lookup.implementation_for(field._planes, points) in (native_lookup, plain_lookup)
+        query = plain_lookup.query if is_plain else lookup.query
+        logits = query(field._planes, points, False)[0]
+        oriented = points @ generator.triplane.orientation.t()
+        distance = (oriented / torch.tensor([0.9, 1.5, 1.2])).norm(dim=-1)
+        assert torch.allclose(logits, (75 * (0.06 - distance)).clamp(-6, 6), atol=1e-5)
+
+
+def test_files_from_before_the_stretch_of_the_ball_are_read(tmp_path):
+    """Inference files and checkpoints."""
+    generator = make_generator("init_ball_radius=0.08")
+    weights = {name: value for name, value in generator.state_dict().items() if name != "triplane.ball_stretch"}
+    save_inference(tmp_path / "new.safetensors", generator.eval(), step=3)
+    with safetensors.safe_open(tmp_path / "new.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name != "triplane.ball_stretch"}  # noqa: SIM118
+    settings = json.loads(metadata["curriculum"])
+    del settings["init_ball_stretch"]
+    write_safetensors(tmp_path / "old.safetensors", tensors, {**metadata, "curriculum": json.dumps(settings)})
+    state = {"generator": weights, "ema": weights, "ema2": None, "discriminator": {}, "step": 3, "curriculum": settings}
+    save_training_checkpoint(tmp_path / "old.pt", state)
+    for name in ("old.safetensors", "old.pt"):
+        loaded = load_generator(tmp_path / name)
+        assert loaded.curriculum.init_ball_stretch == (1, 1, 1)
+        expected = generator.state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in loaded.generator.state_dict().items())
 
 
 def test_normals_follow_the_gradient_of_a_smooth_field():

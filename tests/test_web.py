@@ -401,7 +401,7 @@ def with_rounded_weights(loaded: LoadedGenerator) -> LoadedGenerator:
 
 def test_triplanes_show_what_python_shows(browser: Browser, tmp_path: Path, short_turntable: None) -> None:
     generators = {
-        "sum": make_triplane("SYNTH_TRIPLANE", *SMALL_TRIPLANE),
+        "sum": make_triplane("SYNTH_TRIPLANE", *SMALL_TRIPLANE, "init_ball_stretch=(0.7,1.3,1)"),
         "product": make_triplane("SYNTH_TRIPLANE", *SMALL_TRIPLANE, "plane_reduce=product"),
         "full": make_triplane("CATS_TRIPLANE"),
     }

@@ -29,6 +29,30 @@ from generators.generator import ImplicitGenerator3d, draw_latents
 from settings.curriculum import Curriculum
 
 
+class Ball(NamedTuple):
+    """The initial shape: a ball at the origin, or the ellipsoid to which ``stretch`` (along x, y and z) turns it.
+
+    radius: in world units. tau: occupancy at the surface.
+    """
+
+    radius: float
+    stretch: tuple[float, float, float]
+    tau: float
+
+    @classmethod
+    def of(cls, curriculum: Curriculum) -> Ball:
+        return cls(curriculum.init_ball_radius, curriculum.init_ball_stretch, curriculum.tau)
+
+    def depths(self, points: Tensor) -> Tensor:
+        """Return radius - |x / stretch| at points x (..., 3): positive inside, 0 on the surface."""
+        x, y, z = (coordinate / factor for coordinate, factor in zip(points.unbind(dim=-1), self.stretch, strict=True))
+        return self.radius - (x.square() + y.square() + z.square()).sqrt()
+
+    def logits(self, points: Tensor) -> Tensor:
+        """Return logits at points (..., 3): logit(tau) on the surface, so that rays enter where the ball begins."""
+        return (self.depths(points) * LOGIT_PER_UNIT).clamp(-MAX_LOGIT, MAX_LOGIT) + math.log(self.tau / (1 - self.tau))
+
+
 class Attempt(NamedTuple):
     """Settings of one attempt to fit the ball."""
 
@@ -48,8 +72,8 @@ GOOD_LOSS = 0.5  # mean squared error of logits in [-MAX_LOGIT, MAX_LOGIT]; a co
 HOPELESS_LOSS = 5.0  # at half of the steps
 
 
-def fit_to_ball(generator: ImplicitGenerator3d, radius: float, seed: int) -> float:
-    """Fit occupancy to a ball of ``radius`` (world units) at the origin for all latents, with random colors per latent.
+def fit_to_ball(generator: ImplicitGenerator3d, ball: Ball, seed: int) -> float:
+    """Fit occupancy to the ball for all latents, with random colors per latent.
 
     Make attempts until one is good, and keep the best. Returns its loss on fresh points (mean squared error of logits).
     """
@@ -57,7 +81,7 @@ def fit_to_ball(generator: ImplicitGenerator3d, radius: float, seed: int) -> flo
     best_loss, best_state = float("inf"), fresh
     for attempt in ATTEMPTS:
         generator.load_state_dict(fresh)
-        loss = _fit(generator, radius, seed, attempt)
+        loss = _fit(generator, ball, seed, attempt)
         if loss < best_loss:
             best_loss, best_state = loss, copy.deepcopy(generator.state_dict())
         if loss < GOOD_LOSS:
@@ -67,7 +91,7 @@ def fit_to_ball(generator: ImplicitGenerator3d, radius: float, seed: int) -> flo
     return best_loss
 
 
-def _fit(generator: ImplicitGenerator3d, radius: float, seed: int, attempt: Attempt) -> float:
+def _fit(generator: ImplicitGenerator3d, ball: Ball, seed: int, attempt: Attempt) -> float:
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         generator.siren.mapping_network.network[-1].weight.mul_(attempt.latent_influence)
@@ -77,7 +101,7 @@ def _fit(generator: ImplicitGenerator3d, radius: float, seed: int, attempt: Atte
     for step in range(NUM_STEPS):
         for group in optimizer.param_groups:
             group["lr"] = attempt.learning_rate * (1 - step / NUM_STEPS)
-        loss, color_loss = _losses(generator, radius, color_map, random)
+        loss, color_loss = _losses(generator, ball, color_map, random)
         optimizer.zero_grad(set_to_none=True)
         (loss + COLOR_WEIGHT * color_loss).backward()
         optimizer.step()
@@ -86,10 +110,10 @@ def _fit(generator: ImplicitGenerator3d, radius: float, seed: int, attempt: Atte
         if step == NUM_STEPS // 2 and recent > HOPELESS_LOSS:
             break
     with torch.no_grad():
-        return float(torch.stack([_losses(generator, radius, color_map, random)[0] for _ in range(8)]).mean())
+        return float(torch.stack([_losses(generator, ball, color_map, random)[0] for _ in range(8)]).mean())
 
 
-def _losses(generator: ImplicitGenerator3d, radius: float, color_map: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+def _losses(generator: ImplicitGenerator3d, ball: Ball, color_map: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return the mean squared errors of logits and of colors on fresh latents, points and viewing directions.
 
     ``color_map`` (latent_dim, 12): linear map from a latent to its ball's colors before the sigmoid, per channel: the
@@ -102,8 +126,8 @@ def _losses(generator: ImplicitGenerator3d, radius: float, color_map: Tensor, ra
     directions = F.normalize(torch.randn(points.shape, generator=random), dim=-1).to(device)
     logits, colors = generator.field(generator.film(z.to(device))).logits_and_colors(points, directions)
     at_center, along_axes = (z @ color_map).to(device).view(NUM_LATENTS, 1, 3, 4).split([1, 3], dim=-1)
-    target_colors = (at_center.squeeze(-1) + (along_axes * (points / radius).unsqueeze(2)).sum(dim=-1)).sigmoid()
-    return (logits - _ball_logits(points, radius, curriculum.tau)).square().mean(), (colors - target_colors).square().mean()
+    target_colors = (at_center.squeeze(-1) + (along_axes * (points / ball.radius).unsqueeze(2)).sum(dim=-1)).sigmoid()
+    return (logits - ball.logits(points)).square().mean(), (colors - target_colors).square().mean()
 
 
 def draw_points(batch: int, num: int, curriculum: Curriculum, random: torch.Generator) -> Tensor:
@@ -112,17 +136,10 @@ def draw_points(batch: int, num: int, curriculum: Curriculum, random: torch.Gene
     return (uniform * 2 - 1) * (curriculum.ray_end - 1)
 
 
-def ball_hold_loss(logits: Tensor, points: Tensor, radius: float, tau: float) -> Tensor:
-    """One-sided squared error of logits (B, N) at points (B, N, 3) against a ball's, averaged over points and images.
+def ball_hold_loss(logits: Tensor, points: Tensor, ball: Ball) -> Tensor:
+    """One-sided squared error of logits (B, N) at points (B, N, 3) against the ball's, averaged over points and images.
 
     Only logits below the ball's inside of it, or above outside, contribute. Near its surface the loss is small.
     """
-    target = _ball_logits(points, radius, tau)
-    outward = (points.norm(dim=-1) - radius).sign()  # 1 outside
-    return F.relu((logits - target) * outward).square().mean()
-
-
-def _ball_logits(points: Tensor, radius: float, tau: float) -> Tensor:
-    """Logits of the ball at points (..., 3): logit(tau) at ``radius``, so that the surface is the ball's."""
-    depth = radius - points.norm(dim=-1)
-    return (depth * LOGIT_PER_UNIT).clamp(-MAX_LOGIT, MAX_LOGIT) + math.log(tau / (1 - tau))
+    outward = -ball.depths(points).sign()  # 1 outside
+    return F.relu((logits - ball.logits(points)) * outward).square().mean()

@@ -20,7 +20,7 @@ from settings.curriculum import Curriculum
 from siren.field import Field
 from training import losses
 from training.augmentation import GENERATED, REAL, augment
-from training.outward_start import ball_hold_loss
+from training.outward_start import Ball, ball_hold_loss
 
 
 class GeneratorInputs(NamedTuple):
@@ -193,7 +193,7 @@ def generator_losses(
     if inputs.neighbors is not None:
         weighted["normal"] = (c.normal_lambda, _normal_loss(field, rays, output, inputs.neighbors, c.h_sample))
     if inputs.ball_points is not None:
-        held = ball_hold_loss(field.occupancy_logits(inputs.ball_points), inputs.ball_points, c.init_ball_radius, c.tau)
+        held = ball_hold_loss(field.occupancy_logits(inputs.ball_points), inputs.ball_points, Ball.of(c))
         weighted["ball_hold"] = (settings.lambda_ball_hold, held)
     return _result(weighted, {"hit_rate": output.surface.hit_mask.float().mean()})
 

@@ -93,7 +93,7 @@ def _random_case(device: torch.device, num_channels: int, hidden_dim: int, is_pr
         normal(4, hidden_dim) / hidden_dim**0.5,
         normal(4),
     )
-    matrix_and_ball = [5.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0, 0.0, 5.0, 0.1, 75.0, 6.0]
+    matrix_and_ball = [5.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0, 0.0, 5.0, 2.0, 1.5, 2.5, 7.5, 6.0]
     frame = Frame(torch.tensor(matrix_and_ball, device=device, dtype=torch.float32))
     planes = Planes(normal(2, 9, 9, 3, num_channels), decoder, frame, is_product)
     return _Case(planes, 0.1 * normal(2, CHECK_POINTS, 3), normal(2, CHECK_POINTS), normal(2, CHECK_POINTS, 3))

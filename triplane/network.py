@@ -16,21 +16,24 @@ from triplane.plain_lookup import Frame, Planes
 
 BALL_SLOPE = 75.0  # logits per world unit; the ball hold of training asks for twice as much (training/outward_start.py)
 MAX_BALL_LOGIT = 6.0
+NO_STRETCH = (1.0, 1.0, 1.0)
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # torch.eye on the meta device loads torch's compiler
 
 
 class Triplane(nn.Module):
-    """Tri-plane generator: logit(x) = clamp(slope (radius - |x|)) + g(features at x).
+    """Tri-plane generator: logit(x) = clamp(slope (radius - |x / stretch|)) + g(features at x).
 
-    At initialization g = logit(tau), so every latent is a ball without any fitting.
+    At initialization g = logit(tau), so every latent is a ball, or the ellipsoid to which it is stretched, without any fitting.
 
-    Buffers: ``orientation`` (3, 3), applied to points before the lookup (training/mirror.py); ``extent`` (), half the side of the
-    cube that the planes cover; ``ball_radius`` () in world units; ``ball_slope`` () in logits per world unit.
+    Buffers: ``orientation`` (3, 3), applied to points before anything else (training/mirror.py); ``extent`` (), half the side of
+    the cube that the planes cover; ``ball_radius`` () in world units; ``ball_stretch`` (3,), factors on the radius along x, y and
+    z; ``ball_slope`` () in logits per world unit.
     """
 
     orientation: Tensor
     extent: Tensor
     ball_radius: Tensor
+    ball_stretch: Tensor
     ball_slope: Tensor
 
     def __init__(self, curriculum: Curriculum) -> None:
@@ -44,9 +47,11 @@ class Triplane(nn.Module):
         with torch.no_grad():
             self.decoder.output_bias[0] = math.log(curriculum.tau / (1 - curriculum.tau))
         reach = max(1 - curriculum.ray_start, curriculum.ray_end - 1)
+        stretch = curriculum.init_ball_stretch if curriculum.init_ball_radius else NO_STRETCH
         self.register_buffer("orientation", torch.tensor(IDENTITY))
         self.register_buffer("extent", torch.tensor(curriculum.plane_extent or reach))
         self.register_buffer("ball_radius", torch.tensor(curriculum.init_ball_radius or room / 2))
+        self.register_buffer("ball_stretch", torch.tensor(stretch))
         self.register_buffer("ball_slope", torch.tensor(BALL_SLOPE))
 
     def bind(self, styles: TriplaneStyles) -> TriplaneField:
@@ -54,7 +59,8 @@ class Triplane(nn.Module):
         with torch.autocast(styles.styles.device.type, enabled=False):
             texels = self.backbone(styles.styles)
             decoder = self.decoder.weights()
-        frame = Frame.of(self.orientation / self.extent, self.ball_radius, self.ball_slope, MAX_BALL_LOGIT)
+        axes = self.ball_radius * self.ball_stretch / self.extent
+        frame = Frame.of(self.orientation / self.extent, axes, self.ball_slope * self.ball_radius, MAX_BALL_LOGIT)
         texel_size = 2 * self.extent / (texels.shape[1] - 1)
         return TriplaneField(Planes(texels, decoder, frame, self.is_product), texel_size)
 

@@ -4,7 +4,9 @@ A point x in world coordinates has plane coordinates u = matrix x, which range o
 that of the last. Points outside take the border's values. The features of a point combine the bilinear values of the planes XY,
 XZ and YZ: their sum ("sum"), or prod(1 + value) - 1 ("product", equal to first order). Then
 
-    logit = clamp(slope (radius - |x|), -limit, limit) + decoder_0(features),    color = sigmoid(decoder_123(features)).
+    logit = clamp(center (1 - |u / axes|), -limit, limit) + decoder_0(features),    color = sigmoid(decoder_123(features)).
+
+The first term is a ball or ellipsoid: 0 on its surface, ``center`` at its center.
 """
 
 from __future__ import annotations
@@ -24,24 +26,26 @@ PLANE_AXES = ((0, 1), (0, 2), (1, 2))  # world axes of each plane's x and y
 class Frame(NamedTuple):
     """Placement of the planes, and the ball.
 
-    values (12,): the row-major 3 x 3 matrix from world to plane coordinates, then the ball's radius, slope and limit.
+    values (14,): the row-major 3 x 3 matrix from world to plane coordinates, then of the ball the reciprocals of the three
+    semi-axes, the logit at the center and the limit.
     """
 
     values: Tensor
 
     @classmethod
-    def of(cls, matrix: Tensor, radius: Tensor, slope: Tensor, limit: float) -> Frame:
-        return cls(torch.cat([matrix.flatten(), radius.view(1), slope.view(1), slope.new_full((1,), limit)]))
+    def of(cls, matrix: Tensor, axes: Tensor, center: Tensor, limit: float) -> Frame:
+        """Combine the matrix (3, 3) and the ball's semi-axes (3,) in plane coordinates, logit () at the center, and limit."""
+        return cls(torch.cat([matrix.flatten(), 1 / axes, center.view(1), center.new_full((1,), limit)]))
 
     @property
     def matrix(self) -> Tensor:
         """Matrix from world to plane coordinates, (3, 3)."""
         return self.values[:9].view(3, 3)
 
-    def ball_logits(self, points: Tensor) -> Tensor:
-        """Return the ball's logits (B, N) at points (B, N, 3)."""
-        radius, slope, limit = self.values[9:].unbind()
-        return (slope * (radius - points.norm(dim=-1))).clamp(-limit, limit)
+    def ball_logits(self, coordinates: Tensor) -> Tensor:
+        """Return the ball's logits (B, N) at plane coordinates (B, N, 3)."""
+        center, limit = self.values[12:].unbind()
+        return (center * (1 - (coordinates * self.values[9:12]).norm(dim=-1))).clamp(-limit, limit)
 
 
 class Planes(NamedTuple):
@@ -68,12 +72,13 @@ class Planes(NamedTuple):
 
 def query(planes: Planes, points: Tensor, with_colors: bool) -> tuple[Tensor, Tensor | None]:
     """Return logits (B, N), and colors (B, N, 3) or None, at points (B, N, 3). Planes, decoder and points get gradients."""
-    found = features(planes, points @ planes.frame.matrix.t())
+    coordinates = points @ planes.frame.matrix.t()
+    found = features(planes, coordinates)
     decoder = planes.decoder
     if not with_colors:
         decoder = DecoderWeights(*decoder[:2], decoder.output_weight[:1], decoder.output_bias[:1])
     outputs = decode(decoder, found)
-    logits = outputs[..., 0] + planes.frame.ball_logits(points)
+    logits = outputs[..., 0] + planes.frame.ball_logits(coordinates)
     return logits, torch.sigmoid(outputs[..., 1:]) if with_colors else None
 
 

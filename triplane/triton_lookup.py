@@ -102,11 +102,16 @@ def _constants(planes: Planes) -> dict[str, int | bool]:
 
 
 @triton.jit
+def _coordinate(frame, axis: tl.constexpr, x, y, z):
+    """Return the plane coordinate (BLOCK,) along an axis."""
+    m = frame + 3 * axis
+    return tl.load(m) * x + tl.load(m + 1) * y + tl.load(m + 2) * z
+
+
+@triton.jit
 def _cell(frame, axis: tl.constexpr, x, y, z, SIZE: tl.constexpr):
     """Return the lower texel (BLOCK,) along a plane axis, and the fraction of the way to the next one."""
-    m = frame + 3 * axis
-    u = tl.load(m) * x + tl.load(m + 1) * y + tl.load(m + 2) * z
-    u = (u + 1) * (0.5 * (SIZE - 1))
+    u = (_coordinate(frame, axis, x, y, z) + 1) * (0.5 * (SIZE - 1))
     u = tl.minimum(tl.where(u > 0, u, 0.0), SIZE - 1.0)  # NaN becomes 0
     low = tl.minimum(tl.floor(u), SIZE - 2.0)
     return low.to(tl.int32), u - low
@@ -202,6 +207,17 @@ def _output(hidden, output_weight, output_bias, output: tl.constexpr, HIDDEN: tl
     return tl.sum(hidden * weight[None, :], axis=1) + tl.load(output_bias + output)
 
 
+@triton.jit
+def _ball(frame, x, y, z):
+    """Return the ball's logits (BLOCK,)."""
+    u = _coordinate(frame, 0, x, y, z) * tl.load(frame + 9)
+    v = _coordinate(frame, 1, x, y, z) * tl.load(frame + 10)
+    w = _coordinate(frame, 2, x, y, z) * tl.load(frame + 11)
+    limit = tl.load(frame + 13)
+    logits = tl.load(frame + 12) * (1 - tl.sqrt(u * u + v * v + w * w))
+    return tl.minimum(tl.where(logits > -limit, logits, -limit), limit)
+
+
 # -- kernels -----------------------------------------------------------------------------------------------------------
 
 
@@ -233,11 +249,8 @@ def _forward_kernel(
     a, b, c = _plane_values(plane, i, j, k, u, v, w, SIZE, CHANNELS)
     features = _features(a, b, c, IS_PRODUCT)
     hidden, _ = _hidden_units(features, hidden_weight, hidden_bias, CHANNELS, HIDDEN)
-    radius = tl.load(frame + 9)
-    limit = tl.load(frame + 11)
-    ball = tl.load(frame + 10) * (radius - tl.sqrt(x * x + y * y + z * z))
-    ball = tl.minimum(tl.where(ball > -limit, ball, -limit), limit)
-    tl.store(logits + latent * num_points + rows, _output(hidden, output_weight, output_bias, 0, HIDDEN) + ball, mask=inside)
+    logit = _output(hidden, output_weight, output_bias, 0, HIDDEN) + _ball(frame, x, y, z)
+    tl.store(logits + latent * num_points + rows, logit, mask=inside)
     if WITH_COLORS:
         color = colors + (latent * num_points + rows) * 3
         tl.store(color, tl.sigmoid(_output(hidden, output_weight, output_bias, 1, HIDDEN)), mask=inside)

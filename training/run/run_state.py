@@ -22,7 +22,7 @@ from settings.curriculum import Curriculum
 from settings.schedules import ball_hold_weight_at, learning_rates_at
 from training.ema import MovingAverage
 from training.mirror import mirror_field, mirror_moments, mirror_pose_readout, mirror_readout_moments
-from training.outward_start import fit_to_ball
+from training.outward_start import Ball, fit_to_ball
 from training.run.nonfinite import BadSteps, are_finite
 from triplane.growth import grow_planes
 
@@ -64,7 +64,7 @@ class RunState:
         self.is_held = True
         if self.curriculum.model == "TRIPLANE":
             return
-        fit_to_ball(self.generator, self.curriculum.init_ball_radius, self.seed)
+        fit_to_ball(self.generator, Ball.of(self.curriculum), self.seed)
         for average in self.averages.values():
             average.generator.load_state_dict(self.generator.state_dict())
 

@@ -1,6 +1,6 @@
 // Tri-planes as a field program (see siren_program.js): bilinear reads of three planes, then a decoder of one hidden layer.
 //
-//   logit = clamp(slope (radius - |x|), -limit, limit) + decoder_0(features),    color = sigmoid(decoder_123(features))
+//   logit = clamp(center (1 - |u / axes|), -limit, limit) + decoder_0(features),    color = sigmoid(decoder_123(features))
 //
 // The planes are in a texture array, four channels per layer, read texel by texel, because a GPU's own filter rounds positions
 // between texels to 8 bits. Source: triplane/lookup.py, triplane/decoder.py.
@@ -14,8 +14,8 @@ float activation(float x) {
 }
 vec4 activation(vec4 x) { return vec4(activation(x.x), activation(x.y), activation(x.z), activation(x.w)); }
 vec4 outputs(vec3 point) { // logit, then the color before its sigmoid
-  vec3 position = clamp(vec3(dot(frame[0].xyz, point), dot(frame[1].xyz, point), dot(frame[2].xyz, point)) * 0.5 + 0.5, 0.0, 1.0);
-  position *= float(SIZE - 1);
+  vec3 coordinates = vec3(dot(frame[0].xyz, point), dot(frame[1].xyz, point), dot(frame[2].xyz, point));
+  vec3 position = clamp(coordinates * 0.5 + 0.5, 0.0, 1.0) * float(SIZE - 1);
   vec3 low = min(floor(position), float(SIZE - 2));
   vec3 fraction = position - low;
   ivec3 texel = ivec3(low);
@@ -38,8 +38,8 @@ vec4 outputs(vec3 point) { // logit, then the color before its sigmoid
     int k = 4 * j;
     result += outputWeight[k] * h.x + outputWeight[k + 1] * h.y + outputWeight[k + 2] * h.z + outputWeight[k + 3] * h.w;
   }
-  vec4 ball = frame[3]; // radius, slope, limit
-  result.x += clamp(ball.y * (ball.x - length(point)), -ball.z, ball.z);
+  float distance = length(coordinates * vec3(frame[0].w, frame[1].w, frame[2].w)); // 1 on the ball's surface
+  result.x += clamp(frame[3].x * (1.0 - distance), -frame[3].y, frame[3].y);
   return result;
 }
 float occupancyLogit(vec3 point) { return outputs(point).x; }
@@ -49,7 +49,7 @@ vec3 logitGradient(vec3 point) { // differences over a tetrahedron two texels wi
   vec3 sum = vec3(0.0);
   for (int corner = 0; corner < 4; corner++) {
     vec3 offset = corner == 0 ? vec3(1, -1, -1) : corner == 1 ? vec3(-1, -1, 1) : corner == 2 ? vec3(-1, 1, -1) : vec3(1);
-    sum += outputs(point + frame[3].w * offset).x * offset;
+    sum += outputs(point + frame[3].z * offset).x * offset;
   }
   return sum;
 }
@@ -73,7 +73,7 @@ class TriplaneProgram {
 precision highp sampler2DArray;
 uniform sampler2DArray planes;
 layout(std140) uniform Decoder {
-  vec4 frame[4];
+  vec4 frame[4]; // rows of the matrix to plane coordinates with 1 / the ball's semi-axes; the ball's center and limit, and a texel
   vec4 outputBias;
   vec4 hiddenBias[HIDDEN];
   vec4 outputWeight[${decoderDim}];
@@ -114,11 +114,13 @@ ${TRIPLANE_GLSL}`;
     const extent = tensors["triplane.extent"][0];
     const orientation = tensors["triplane.orientation"];
     const result = new Float32Array(4 * (5 + this.hiddenGroups + hiddenDim + numChannels * this.hiddenGroups));
+    const [radius, slope] = [tensors["triplane.ball_radius"][0], tensors["triplane.ball_slope"][0]];
+    const stretch = tensors["triplane.ball_stretch"];
     for (let row = 0; row < 3; row++) {
       for (let column = 0; column < 3; column++) result[4 * row + column] = orientation[3 * row + column] / extent;
+      result[4 * row + 3] = extent / (radius * stretch[row]);
     }
-    const ball = [tensors["triplane.ball_radius"][0], tensors["triplane.ball_slope"][0], MAX_BALL_LOGIT];
-    result.set([...ball, (2 * extent) / (this.size - 1)], 12);
+    result.set([slope * radius, MAX_BALL_LOGIT, (2 * extent) / (this.size - 1)], 12);
     result.set(stored("output_bias"), 16);
     result[16] -= Math.log(tau / (1 - tau));
     result.set(stored("hidden_bias"), 20);
