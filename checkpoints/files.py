@@ -181,14 +181,7 @@ def checked_training(path: Path, content: Any) -> dict[str, Any]:
         raise UserError(f"{path}: its step is not a non-negative integer")
     for key in ("generator", "discriminator", "ema"):
         check_state(path, key, content[key])
-    generators = [key for key in ("generator", "ema", "ema2") if isinstance(content.get(key), dict)]
-    return {**content, **{key: with_ball_stretch(content[key]) for key in generators}}
-
-
-def with_ball_stretch(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a generator's tensors with the ball's stretch. Files from before that setting lack it: 1 along each axis."""
-    is_without = "triplane.ball_radius" in state and "triplane.ball_stretch" not in state
-    return {**state, "triplane.ball_stretch": torch.ones(3)} if is_without else state
+    return content
 
 
 def check_state(path: Path, key: str, state: Any) -> Mapping[str, Tensor]:
@@ -271,7 +264,7 @@ def read_inference(path: str | Path) -> InferenceFile:
         settings, step = json.loads(metadata["curriculum"]), int(metadata["step"])
     except (ValueError, RecursionError):
         raise UserError(f"{path}: its metadata is damaged") from None
-    return InferenceFile(with_ball_stretch(tensors), curriculum_from(path, settings), step, metadata)
+    return InferenceFile(tensors, curriculum_from(path, settings), step, metadata)
 
 
 def read_safetensors(path: Path, file_format: str, keys: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -41,7 +41,7 @@ from settings.published import PIGAN_DEFAULTS
 
 ARCHITECTURE_KEYS = (
     *("generator", "model", "latent_dim", "hidden_dim", "mapping_dim", "num_layers", "view_dependent"),
-    *("w_dim", "backbone_channels", "plane_channels", "plane_reduce", "decoder_dim"),
+    *("w_dim", "backbone_channels", "plane_channels", "plane_reduce", "decoder_dim", "init_ball_stretch"),
 )
 PIGAN_NUM_STEPS = 12  # coarse samples per ray, and the same number of fine samples, in most pi-GAN curricula
 WEIGHTS = ("ema", "ema2", "generator")

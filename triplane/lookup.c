@@ -26,7 +26,7 @@ typedef struct {
   const float *points;  /* (latents, points, 3), world */
   const float *planes;  /* (latents, size, size, 3, channels) */
   const float *frame;   /* 3 x 3 world to plane coordinates in [-1, 1]; then the ball's
-                           1 / semi-axes (3) in plane coordinates, logit at the center, and limit */
+                           1 / semi-axes (3) in plane coordinates, logit at the center before the clamp, and limit */
   const float *hidden_weight, *hidden_bias, *output_weight, *output_bias; /* (H, C), (H,), (4, H), (4,) */
   long num_latents, num_points, size, channels, hidden, is_product;
 } Field;
@@ -81,16 +81,16 @@ INLINE void find_cells(const Field *f, const float *points, Cells *cells) {
 #pragma omp simd
   for (int p = 0; p < BLOCK; p++) {
     float x = points[3 * p], y = points[3 * p + 1], z = points[3 * p + 2];
-    float distance = 0; /* 1 on the ball's surface, squared */
+    float squared = 0; /* distance from the center, in semi-axes: 1 on the ball's surface */
     for (int axis = 0; axis < 3; axis++) {
       float u = m[3 * axis] * x + m[3 * axis + 1] * y + m[3 * axis + 2] * z;
-      distance += (u * per_axis[axis]) * (u * per_axis[axis]);
+      squared += (u * per_axis[axis]) * (u * per_axis[axis]);
       u = clamp((u + 1) * 0.5f * last, 0, last);
       float low = clamp(floorf(u), 0, last - 1);
       index[axis][p] = (int32_t)low;
       fraction[axis][p] = u - low;
     }
-    ball[p] = clamp(center * (1 - sqrtf(distance)), -limit, limit);
+    ball[p] = clamp(center * (1 - sqrtf(squared)), -limit, limit);
   }
   for (int p = 0; p < BLOCK; p++) cells->ball[p] = ball[p];
   for (int plane = 0; plane < PLANES; plane++) {

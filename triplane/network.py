@@ -26,8 +26,9 @@ class Triplane(nn.Module):
     At initialization g = logit(tau), so every latent is a ball, or the ellipsoid to which it is stretched, without any fitting.
 
     Buffers: ``orientation`` (3, 3), applied to points before anything else (training/mirror.py); ``extent`` (), half the side of
-    the cube that the planes cover; ``ball_radius`` () in world units; ``ball_stretch`` (3,), factors on the radius along x, y and
-    z; ``ball_slope`` () in logits per world unit.
+    the cube that the planes cover; ``ball_radius`` () in world units; ``ball_slope`` () in logits per world unit before
+    stretching; ``ball_stretch`` (3,), factors on the radius along x, y and z, in the state only if one of them is not 1, so that
+    the state of other generators is the same as before this setting.
     """
 
     orientation: Tensor
@@ -51,7 +52,7 @@ class Triplane(nn.Module):
         self.register_buffer("orientation", torch.tensor(IDENTITY))
         self.register_buffer("extent", torch.tensor(curriculum.plane_extent or reach))
         self.register_buffer("ball_radius", torch.tensor(curriculum.init_ball_radius or room / 2))
-        self.register_buffer("ball_stretch", torch.tensor(stretch))
+        self.register_buffer("ball_stretch", torch.tensor(stretch), persistent=stretch != NO_STRETCH)
         self.register_buffer("ball_slope", torch.tensor(BALL_SLOPE))
 
     def bind(self, styles: TriplaneStyles) -> TriplaneField:

@@ -6,7 +6,7 @@ XZ and YZ: their sum ("sum"), or prod(1 + value) - 1 ("product", equal to first 
 
     logit = clamp(center (1 - |u / axes|), -limit, limit) + decoder_0(features),    color = sigmoid(decoder_123(features)).
 
-The first term is a ball or ellipsoid: 0 on its surface, ``center`` at its center.
+The first term is a ball or ellipsoid: 0 on its surface, and ``center``, before the clamp, at its center.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Frame(NamedTuple):
     """Placement of the planes, and the ball.
 
     values (14,): the row-major 3 x 3 matrix from world to plane coordinates, then of the ball the reciprocals of the three
-    semi-axes, the logit at the center and the limit.
+    semi-axes, the logit at the center before the clamp, and the limit.
     """
 
     values: Tensor

@@ -73,7 +73,9 @@ class TriplaneProgram {
 precision highp sampler2DArray;
 uniform sampler2DArray planes;
 layout(std140) uniform Decoder {
-  vec4 frame[4]; // rows of the matrix to plane coordinates with 1 / the ball's semi-axes; the ball's center and limit, and a texel
+  // rows of the matrix to plane coordinates, each with 1 / a semi-axis of the ball; then the ball's logit at its center before
+  // the clamp, the limit, and the width of a texel
+  vec4 frame[4];
   vec4 outputBias;
   vec4 hiddenBias[HIDDEN];
   vec4 outputWeight[${decoderDim}];
@@ -115,7 +117,7 @@ ${TRIPLANE_GLSL}`;
     const orientation = tensors["triplane.orientation"];
     const result = new Float32Array(4 * (5 + this.hiddenGroups + hiddenDim + numChannels * this.hiddenGroups));
     const [radius, slope] = [tensors["triplane.ball_radius"][0], tensors["triplane.ball_slope"][0]];
-    const stretch = tensors["triplane.ball_stretch"];
+    const stretch = tensors["triplane.ball_stretch"] ?? [1, 1, 1];
     for (let row = 0; row < 3; row++) {
       for (let column = 0; column < 3; column++) result[4 * row + column] = orientation[3 * row + column] / extent;
       result[4 * row + 3] = extent / (radius * stretch[row]);
