@@ -134,6 +134,37 @@ def test_moving_along_an_axis_changes_the_values_of_two_planes(is_plain):
     assert changed == [[True, True, False], [True, False, True], [False, True, True]]
 
 
+def test_negligible_gradients_are_left_out_and_no_others():
+    """Latent by latent; NaN and infinity are kept."""
+    skip_without_compiled_code()
+    planes, points = draw_case(16, 8)
+    planes, points = to_float32(planes), points.float()
+    colors = native_lookup.forward(planes, points, True)[1]
+    random = torch.Generator().manual_seed(2)
+    grad_logits = torch.randn(points.shape[:2], generator=random) * torch.tensor([1.0, 1e-6, 1e-12]).unsqueeze(1)
+    grad_colors = torch.randn(points.shape, generator=random) * grad_logits.abs().unsqueeze(-1)
+    grad_logits[:, ::3] *= 1e-12
+    grad_colors[:, ::3] *= 1e-12
+    grad_logits[:, 50:80] = 0
+    grad_colors[:, 50:80] = 0
+    small = grad_logits.abs() + grad_colors.abs().sum(dim=-1) < 1e-11 * torch.tensor([1.0, 1e-6, 1e-12]).unsqueeze(1)
+    kept_logits, kept_colors = grad_logits.masked_fill(small, 0), grad_colors.masked_fill(small.unsqueeze(-1), 0)
+    assert 0.4 < float(small.float().mean()) < 0.5
+    found = native_lookup.backward(planes, points, colors, grad_logits, grad_colors)
+    expected = native_lookup.backward(planes, points, colors, kept_logits, kept_colors)
+    assert torch.equal(found[0], expected[0]) and all(torch.equal(a, b) for a, b in zip(found[1], expected[1], strict=True))
+    exact_planes = Planes.of([leaf.detach().double().requires_grad_(True) for leaf in planes.leaves], planes.frame, False)
+    exact_planes = exact_planes._replace(frame=Frame(planes.frame.values.double()))
+    logits, exact_colors = plain_lookup.query(exact_planes, points.double(), True)
+    exact = torch.autograd.grad((logits, exact_colors), exact_planes.texels, (grad_logits.double(), grad_colors.double()))[0]
+    for a, b in zip(found[0], exact, strict=True):
+        assert float((a - b).norm() / b.norm()) < 1e-5
+    for wrong in (torch.nan, torch.inf):
+        kept_logits[1, 3] = wrong
+        texels = native_lookup.backward(planes, points, colors, kept_logits, kept_colors)[0]
+        assert not texels[1].isfinite().all() and texels[0].isfinite().all() and torch.equal(texels[2], found[0][2])
+
+
 def test_gradients_do_not_depend_on_the_number_of_threads():
     skip_without_compiled_code()
     exact_planes, points = draw_case(16, 8, num=500)

@@ -5,7 +5,9 @@
  * Points are processed in blocks of 16. Lookups hold a point's channels in a vector. Then the block is transposed, and the
  * decoder holds the 16 points in a vector and broadcasts its weights. Nothing is saved between forward and backward:
  * looking up features again is cheaper than reading them from memory. In the backward pass each latent belongs to one thread, so
- * sums do not depend on the number of threads. The formulas are in plain_lookup.py. */
+ * sums do not depend on the number of threads, and points whose gradients are negligible are left out: most samples of a ray lie
+ * in free space or behind the surface. The formulas are in plain_lookup.py. */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -15,6 +17,7 @@
 #define OUTPUTS 4 /* logit, red, green, blue */
 #define LEAK 0.2f
 #define MAX_HIDDEN 128
+#define NEGLIGIBLE 1e-10f /* relative to the largest gradient of a latent */
 #define MAX_VECTORS 2 /* of 16 channels */
 #define INLINE static inline __attribute__((always_inline))
 
@@ -226,25 +229,42 @@ typedef struct {
   floats hidden_bias[MAX_HIDDEN], output_weight[OUTPUTS][MAX_HIDDEN], output_bias[OUTPUTS];
 } Sums;
 
-/* Compute the gradients of the outputs before the sigmoid, 0 after the last point. Returns whether any is nonzero. */
-INLINE int output_gradients(const Field *f, long latent, long start, const float *colors, const float *grad_logits,
-                            const float *grad_colors, floats out[OUTPUTS]) {
-  long num = f->num_points - start < BLOCK ? f->num_points - start : BLOCK, place = latent * f->num_points + start;
-  int any = 0;
-  for (int k = 0; k < OUTPUTS; k++) out[k] = (floats){0};
-  if (grad_logits)
-    for (long p = 0; p < num; p++) out[0][p] = grad_logits[place + p];
-  if (grad_colors)
-    for (long p = 0; p < num; p++)
-      for (int k = 0; k < 3; k++) {
-        float color = colors[3 * (place + p) + k];
-        out[k + 1][p] = grad_colors[3 * (place + p) + k] * color * (1 - color);
-      }
-  for (int k = 0; k < OUTPUTS; k++) {
-    ints nonzero = out[k] != 0.0f;
-    for (int p = 0; p < BLOCK; p++) any |= nonzero[p];
-  }
-  return any;
+/* Inputs of the backward pass, as in gof_triplane_backward. */
+typedef struct {
+  const float *colors, *grad_logits, *grad_colors;
+} Gradients;
+
+/* Points that the backward pass processes together, and the gradients of their outputs before the sigmoid. */
+typedef struct {
+  float points[3 * BLOCK];
+  floats out[OUTPUTS];
+  int num;
+} Batch;
+
+/* Return the sum of the absolute gradients of a point's outputs. */
+INLINE float gradient_size(const Gradients *g, long place) {
+  float size = g->grad_logits ? fabsf(g->grad_logits[place]) : 0;
+  if (g->grad_colors)
+    for (int k = 0; k < 3; k++) size += fabsf(g->grad_colors[3 * place + k]);
+  return size;
+}
+
+/* Return the size up to which the gradients of a latent are left out: 0 if one is infinite. */
+INLINE float negligible_size(const Field *f, const Gradients *g, long latent) {
+  float largest = 0;
+  for (long p = 0; p < f->num_points; p++) largest = fmaxf(largest, gradient_size(g, latent * f->num_points + p));
+  return largest <= FLT_MAX ? NEGLIGIBLE * largest : 0;
+}
+
+INLINE void append(const Field *f, const Gradients *g, long place, Batch *batch) {
+  int p = batch->num++;
+  memcpy(batch->points + 3 * p, f->points + 3 * place, 3 * sizeof(float));
+  if (g->grad_logits) batch->out[0][p] = g->grad_logits[place];
+  if (g->grad_colors)
+    for (int k = 0; k < 3; k++) {
+      float color = g->colors[3 * place + k];
+      batch->out[k + 1][p] = g->grad_colors[3 * place + k] * color * (1 - color);
+    }
 }
 
 /* grad[texels] += weight * values, for one point's channels on one plane. */
@@ -273,14 +293,14 @@ INLINE void hidden_gradients(const Field *f, const floats *columns, int channels
   }
 }
 
-INLINE void backward_block(const Field *f, long latent, long start, int vectors, int is_product, int outputs,
-                           const floats out[OUTPUTS], float *grad_planes, float *grad_hidden_weight, Sums *sums) {
+INLINE void backward_batch(const Field *f, long latent, const Batch *batch, int vectors, int is_product, int outputs,
+                           float *grad_planes, float *grad_hidden_weight, Sums *sums) {
   const int channels = 16 * vectors;
   const float *planes = f->planes + latent * f->size * f->size * PLANES * channels;
-  float padded[3 * BLOCK];
+  const floats *out = batch->out;
   Cells cells;
   floats features[BLOCK][MAX_VECTORS], columns[16 * MAX_VECTORS], grad_hidden[MAX_HIDDEN];
-  find_cells(f, block_points(f, latent, start, padded), &cells);
+  find_cells(f, batch->points, &cells);
   look_up(f, planes, &cells, vectors, is_product, features);
   for (int v = 0; v < vectors; v++) transpose(features, v, columns + 16 * v);
   for (int k = 0; k < outputs; k++) sums->output_bias[k] += out[k];
@@ -324,18 +344,22 @@ INLINE float total(floats values) {
   return sum;
 }
 
-INLINE void backward(const Field *f, int vectors, int is_product, int outputs, const float *colors, const float *grad_logits,
-                     const float *grad_colors, float *grad_planes, float *grad_weights) {
+INLINE void backward(const Field *f, int vectors, int is_product, int outputs, const Gradients *g, float *grad_planes,
+                     float *grad_weights) {
   const long channels = 16 * vectors, hidden = f->hidden, num_weights = hidden * channels + hidden + OUTPUTS * hidden + OUTPUTS;
 #pragma omp parallel for schedule(static) if (f->num_latents > 1)
   for (long latent = 0; latent < f->num_latents; latent++) {
     float *planes = grad_planes + latent * f->size * f->size * PLANES * channels, *weights = grad_weights + latent * num_weights;
+    const float negligible = negligible_size(f, g, latent);
     Sums sums;
     memset(&sums, 0, sizeof(sums));
-    for (long start = 0; start < f->num_points; start += BLOCK) {
-      floats out[OUTPUTS];
-      if (output_gradients(f, latent, start, colors, grad_logits, grad_colors, out))
-        backward_block(f, latent, start, vectors, is_product, outputs, out, planes, weights, &sums);
+    long place = latent * f->num_points;
+    const long end = place + f->num_points;
+    while (place < end) {
+      Batch batch = {0};
+      for (; place < end && batch.num < BLOCK; place++)
+        if (!(gradient_size(g, place) <= negligible)) append(f, g, place, &batch); /* keeps NaN */
+      if (batch.num) backward_batch(f, latent, &batch, vectors, is_product, outputs, planes, weights, &sums);
     }
     weights += hidden * channels;
     for (long j = 0; j < hidden; j++) weights[j] = total(sums.hidden_bias[j]);
@@ -352,8 +376,9 @@ INLINE void backward(const Field *f, int vectors, int is_product, int outputs, c
  * bias. */
 void gof_triplane_backward(const Field *f, const float *colors, const float *grad_logits, const float *grad_colors,
                            float *grad_planes, float *grad_weights) {
+  const Gradients gradients = {colors, grad_logits, grad_colors};
 #define BACKWARD(vectors, is_product, outputs) \
-  backward(f, vectors, is_product, outputs, colors, grad_logits, grad_colors, grad_planes, grad_weights)
+  backward(f, vectors, is_product, outputs, &gradients, grad_planes, grad_weights)
   if (f->channels == 16 && !f->is_product) {
     if (grad_colors) BACKWARD(1, 0, OUTPUTS);
     else BACKWARD(1, 0, 1);
