@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import extract_shapes
 import render_video_interpolation
 from checkpoints.files import load_training_checkpoint, save_inference
 from checkpoints.loading import load_generator
+from common import native
 from common.errors import UserError
 from generators.cameras import camera_rays
 from generators.generator import ImplicitGenerator3d
@@ -132,6 +134,34 @@ def test_moving_along_an_axis_changes_the_values_of_two_planes(is_plain):
         assert abs(float(logits[0] - empty[0])) > 1e-3
         changed.append([float(step) != 0 for step in logits[1:] - logits[0]])
     assert changed == [[True, True, False], [True, False, True], [False, True, True]]
+
+
+@pytest.mark.parametrize(("flag", "num_lanes"), [("-mno-avx", 4), ("-mno-avx512f", 8), ("-D__AVX512F__=1", 16)])
+def test_compiled_lookup_with_vectors_of_other_processors(monkeypatch, tmp_path, flag, num_lanes):
+    """Where the processor has no such vectors, the compiler replaces them."""
+    skip_without_compiled_code()
+    if platform.machine() != "x86_64" or (num_lanes == 8 and " avx " not in Path("/proc/cpuinfo").read_text()):
+        pytest.skip("compiles for x86-64")
+    count = tmp_path / "count.c"
+    count.write_text(native_lookup.SOURCE.read_text() + "\nint num_lanes(void) { return BLOCK; }\n")
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, flag))
+    monkeypatch.setattr(native, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(native_lookup, "SOURCE", count)
+    found = native_lookup.library.__wrapped__()
+    assert found.num_lanes() == num_lanes
+    cases = [(draw_case(num_channels, 12, 45), with_colors) for num_channels in (16, 32) for with_colors in (False, True)]
+    for (exact_planes, points), with_colors in cases:
+        planes, points = to_float32(exact_planes), points.float()
+        grad_logits, grad_colors = points.sin().sum(dim=-1), points.cos() if with_colors else None
+        results = []
+        for library in (native_lookup.library(), found):
+            with monkeypatch.context() as patch:
+                patch.setattr(native_lookup, "library", lambda library=library: library)
+                logits, colors = native_lookup.forward(planes, points, with_colors)
+                texels, decoder = native_lookup.backward(planes, points, colors, grad_logits, grad_colors)
+            results.append([logits, *([colors] if with_colors else []), texels, *decoder])
+        for a, b in zip(*results, strict=True):
+            assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(a.abs().max()))
 
 
 def test_negligible_gradients_are_left_out_and_no_others():

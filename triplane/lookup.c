@@ -2,8 +2,8 @@
  *
  * Layout: planes (latent, y, x, plane, channel). A texel's channels fill one or two cache lines, and a channels-last convolution
  * writes this layout directly. XY, XZ, YZ: plane p is indexed by the axes FIRST[p] (x of the plane) and SECOND[p] (y).
- * Points are processed in blocks of 16. Lookups hold a point's channels in a vector. Then the block is transposed, and the
- * decoder holds the 16 points in a vector and broadcasts its weights. Nothing is saved between forward and backward:
+ * Points are processed in blocks of as many as a vector of the processor has lanes. Lookups hold a point's channels in vectors.
+ * Then the block is transposed, and the decoder holds the points in a vector and broadcasts its weights. Nothing is saved between forward and backward:
  * looking up features again is cheaper than reading them from memory. In the backward pass each latent belongs to one thread, so
  * sums do not depend on the number of threads, and points whose gradients are negligible are left out: most samples of a ray lie
  * in free space or behind the surface. The formulas are in plain_lookup.py. */
@@ -12,18 +12,27 @@
 #include <stdint.h>
 #include <string.h>
 
-#define BLOCK 16
+#if defined(__AVX512F__)
+#define BLOCK 16 /* points, and lanes of a vector: with wider vectors than the processor's, compilers shuffle lane by lane */
+#define ROUNDS 4 /* log2(BLOCK) */
+#elif defined(__AVX__)
+#define BLOCK 8
+#define ROUNDS 3
+#else
+#define BLOCK 4
+#define ROUNDS 2
+#endif
 #define PLANES 3
 #define OUTPUTS 4 /* logit, red, green, blue */
 #define LEAK 0.2f
 #define MAX_HIDDEN 128
 #define NEGLIGIBLE 1e-10f /* relative to the largest gradient of a latent */
-#define MAX_VECTORS 2 /* of 16 channels */
+#define MAX_VECTORS (32 / BLOCK) /* of channels */
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float floats __attribute__((vector_size(64)));
-typedef float unaligned_floats __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t ints __attribute__((vector_size(64)));
+typedef float floats __attribute__((vector_size(4 * BLOCK)));
+typedef float unaligned_floats __attribute__((vector_size(4 * BLOCK), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(4 * BLOCK)));
 
 typedef struct {
   const float *points;  /* (latents, points, 3), world */
@@ -75,7 +84,7 @@ INLINE float clamp(float x, float low, float high) {
   return x < high ? x : high;
 }
 
-/* Find the texels, their weights and the ball's logits of a block of points, 16 x 3. */
+/* Find the texels, their weights and the ball's logits of a block of points (BLOCK, 3). */
 INLINE void find_cells(const Field *f, const float *points, Cells *cells) {
   const float *m = f->frame, *per_axis = m + 9, center = m[12], limit = m[13], last = (float)(f->size - 1);
   long stride = PLANES * f->channels, size = f->size;
@@ -113,7 +122,7 @@ INLINE void find_cells(const Field *f, const float *points, Cells *cells) {
 INLINE floats load(const float *at) { return *(const unaligned_floats *)at; }
 
 INLINE floats bilinear(const Field *f, const float *planes, const Cells *cells, int plane, int p, int vector) {
-  const float *texel = planes + cells->offset[plane][p] + 16 * vector;
+  const float *texel = planes + cells->offset[plane][p] + BLOCK * vector;
   long right = PLANES * f->channels, down = right * f->size;
   const float(*weight)[BLOCK] = cells->weight[plane];
   return weight[0][p] * load(texel) + weight[1][p] * load(texel + right) + weight[2][p] * load(texel + down) +
@@ -137,23 +146,29 @@ INLINE void look_up(const Field *f, const float *planes, const Cells *cells, int
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
 #endif
 
-/* Interleave the halves of a and b in units of one element. */
-INLINE floats low_half(floats a, floats b) {
-  return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-}
-INLINE floats high_half(floats a, floats b) {
-  return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
+/* Interleave the lower halves of a and b, and the upper halves. */
+#if BLOCK == 16
+#define LOW(a, b) SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define HIGH(a, b) SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif BLOCK == 8
+#define LOW(a, b) SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define HIGH(a, b) SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define LOW(a, b) SHUFFLE(a, b, 0, 4, 1, 5)
+#define HIGH(a, b) SHUFFLE(a, b, 2, 6, 3, 7)
+#endif
 
-/* Transpose 16 x 16 values in four perfect shuffles: features[p][vector] (rows) -> columns[c], channel c of all points. */
-INLINE void transpose(floats features[BLOCK][MAX_VECTORS], int vector, floats columns[16]) {
-  floats a[16], b[16];
-  for (int i = 0; i < 16; i++) a[i] = features[i][vector];
-  for (int round = 0; round < 2; round++) {
-    for (int i = 0; i < 8; i++) b[2 * i] = low_half(a[i], a[i + 8]), b[2 * i + 1] = high_half(a[i], a[i + 8]);
-    for (int i = 0; i < 8; i++) a[2 * i] = low_half(b[i], b[i + 8]), a[2 * i + 1] = high_half(b[i], b[i + 8]);
+/* Transpose a square of values in perfect shuffles: features[p][vector] (rows) -> columns[c], channel c of all points. */
+INLINE void transpose(floats features[BLOCK][MAX_VECTORS], int vector, floats columns[BLOCK]) {
+  floats rows[BLOCK];
+  for (int i = 0; i < BLOCK; i++) columns[i] = features[i][vector];
+  for (int round = 0; round < ROUNDS; round++) {
+    for (int i = 0; i < BLOCK; i++) rows[i] = columns[i];
+    for (int i = 0; i < BLOCK / 2; i++) {
+      columns[2 * i] = LOW(rows[i], rows[i + BLOCK / 2]);
+      columns[2 * i + 1] = HIGH(rows[i], rows[i + BLOCK / 2]);
+    }
   }
-  for (int i = 0; i < 16; i++) columns[i] = a[i];
 }
 
 /* Return a block of points, padded with zeros after the last. */
@@ -185,13 +200,13 @@ INLINE void add_to_outputs(const Field *f, const floats *columns, int channels, 
 }
 
 INLINE void forward_block(const Field *f, long latent, long start, int vectors, int is_product, float *logits, float *colors) {
-  const int outputs = colors ? OUTPUTS : 1, channels = 16 * vectors;
+  const int outputs = colors ? OUTPUTS : 1, channels = BLOCK * vectors;
   float padded[3 * BLOCK], pixels[OUTPUTS - 1][BLOCK];
   Cells cells;
-  floats features[BLOCK][MAX_VECTORS], columns[16 * MAX_VECTORS], out[OUTPUTS];
+  floats features[BLOCK][MAX_VECTORS], columns[BLOCK * MAX_VECTORS], out[OUTPUTS];
   find_cells(f, block_points(f, latent, start, padded), &cells);
   look_up(f, f->planes + latent * f->size * f->size * PLANES * channels, &cells, vectors, is_product, features);
-  for (int v = 0; v < vectors; v++) transpose(features, v, columns + 16 * v);
+  for (int v = 0; v < vectors; v++) transpose(features, v, columns + BLOCK * v);
   for (int k = 0; k < outputs; k++) out[k] = f->output_bias[k] + (floats){0};
   long j = 0;
   for (; j + 8 <= f->hidden; j += 8) add_to_outputs(f, columns, channels, j, 8, outputs, out);
@@ -217,11 +232,11 @@ INLINE void forward(const Field *f, int vectors, int is_product, float *logits, 
 /* logits (latents, points); colors (latents, points, 3), or NULL to skip them. */
 void gof_triplane_forward(const Field *f, float *logits, float *colors) {
   if (f->channels == 16 && !f->is_product) {
-    if (colors) forward(f, 1, 0, logits, colors);
-    else forward(f, 1, 0, logits, NULL);
-  } else if (f->channels == 16) forward(f, 1, 1, logits, colors);
-  else if (!f->is_product) forward(f, 2, 0, logits, colors);
-  else forward(f, 2, 1, logits, colors);
+    if (colors) forward(f, 16 / BLOCK, 0, logits, colors);
+    else forward(f, 16 / BLOCK, 0, logits, NULL);
+  } else if (f->channels == 16) forward(f, 16 / BLOCK, 1, logits, colors);
+  else if (!f->is_product) forward(f, 32 / BLOCK, 0, logits, colors);
+  else forward(f, 32 / BLOCK, 1, logits, colors);
 }
 
 /* Gradients of the decoder for one latent, summed over points, with one partial sum per lane. */
@@ -269,7 +284,7 @@ INLINE void append(const Field *f, const Gradients *g, long place, Batch *batch)
 
 /* grad[texels] += weight * values, for one point's channels on one plane. */
 INLINE void scatter(const Field *f, const Cells *cells, int plane, int p, int vector, floats values, float *grad) {
-  float *texel = grad + cells->offset[plane][p] + 16 * vector;
+  float *texel = grad + cells->offset[plane][p] + BLOCK * vector;
   long right = PLANES * f->channels, down = right * f->size;
   const float(*weight)[BLOCK] = cells->weight[plane];
   *(unaligned_floats *)texel += weight[0][p] * values;
@@ -295,14 +310,14 @@ INLINE void hidden_gradients(const Field *f, const floats *columns, int channels
 
 INLINE void backward_batch(const Field *f, long latent, const Batch *batch, int vectors, int is_product, int outputs,
                            float *grad_planes, float *grad_hidden_weight, Sums *sums) {
-  const int channels = 16 * vectors;
+  const int channels = BLOCK * vectors;
   const float *planes = f->planes + latent * f->size * f->size * PLANES * channels;
   const floats *out = batch->out;
   Cells cells;
-  floats features[BLOCK][MAX_VECTORS], columns[16 * MAX_VECTORS], grad_hidden[MAX_HIDDEN];
+  floats features[BLOCK][MAX_VECTORS], columns[BLOCK * MAX_VECTORS], grad_hidden[MAX_HIDDEN];
   find_cells(f, batch->points, &cells);
   look_up(f, planes, &cells, vectors, is_product, features);
-  for (int v = 0; v < vectors; v++) transpose(features, v, columns + 16 * v);
+  for (int v = 0; v < vectors; v++) transpose(features, v, columns + BLOCK * v);
   for (int k = 0; k < outputs; k++) sums->output_bias[k] += out[k];
   long j = 0;
   for (; j + 8 <= f->hidden; j += 8) hidden_gradients(f, columns, channels, j, 8, outputs, out, grad_hidden, sums);
@@ -312,7 +327,7 @@ INLINE void backward_batch(const Field *f, long latent, const Batch *batch, int 
     for (int p = 0; p < BLOCK; p++) rows[p] = features[p][v];
     for (long j = 0; j < f->hidden; j++) { /* two sums, since additions to one would wait for each other */
       const float *gradient = (const float *)&grad_hidden[j];
-      unaligned_floats *total = (unaligned_floats *)(grad_hidden_weight + j * channels + 16 * v);
+      unaligned_floats *total = (unaligned_floats *)(grad_hidden_weight + j * channels + BLOCK * v);
       floats even = *total, odd = gradient[1] * rows[1];
       for (int p = 0; p < BLOCK; p += 2) even += gradient[p] * rows[p];
       for (int p = 3; p < BLOCK; p += 2) odd += gradient[p] * rows[p];
@@ -321,7 +336,7 @@ INLINE void backward_batch(const Field *f, long latent, const Batch *batch, int 
     for (int p = 0; p < BLOCK; p++) rows[p] = (floats){0};
     for (long j = 0; j < f->hidden; j++) {
       const float *gradient = (const float *)&grad_hidden[j];
-      floats w = load(f->hidden_weight + j * channels + 16 * v);
+      floats w = load(f->hidden_weight + j * channels + BLOCK * v);
       for (int p = 0; p < BLOCK; p++) rows[p] += gradient[p] * w;
     }
     for (int p = 0; p < BLOCK; p++) {
@@ -340,13 +355,13 @@ INLINE void backward_batch(const Field *f, long latent, const Batch *batch, int 
 
 INLINE float total(floats values) {
   float sum = 0;
-  for (int i = 0; i < 16; i++) sum += values[i];
+  for (int i = 0; i < BLOCK; i++) sum += values[i];
   return sum;
 }
 
 INLINE void backward(const Field *f, int vectors, int is_product, int outputs, const Gradients *g, float *grad_planes,
                      float *grad_weights) {
-  const long channels = 16 * vectors, hidden = f->hidden, num_weights = hidden * channels + hidden + OUTPUTS * hidden + OUTPUTS;
+  const long channels = BLOCK * vectors, hidden = f->hidden, num_weights = hidden * channels + hidden + OUTPUTS * hidden + OUTPUTS;
 #pragma omp parallel for schedule(static) if (f->num_latents > 1)
   for (long latent = 0; latent < f->num_latents; latent++) {
     float *planes = grad_planes + latent * f->size * f->size * PLANES * channels, *weights = grad_weights + latent * num_weights;
@@ -380,9 +395,9 @@ void gof_triplane_backward(const Field *f, const float *colors, const float *gra
 #define BACKWARD(vectors, is_product, outputs) \
   backward(f, vectors, is_product, outputs, &gradients, grad_planes, grad_weights)
   if (f->channels == 16 && !f->is_product) {
-    if (grad_colors) BACKWARD(1, 0, OUTPUTS);
-    else BACKWARD(1, 0, 1);
-  } else if (f->channels == 16) BACKWARD(1, 1, OUTPUTS);
-  else if (!f->is_product) BACKWARD(2, 0, OUTPUTS);
-  else BACKWARD(2, 1, OUTPUTS);
+    if (grad_colors) BACKWARD(16 / BLOCK, 0, OUTPUTS);
+    else BACKWARD(16 / BLOCK, 0, 1);
+  } else if (f->channels == 16) BACKWARD(16 / BLOCK, 1, OUTPUTS);
+  else if (!f->is_product) BACKWARD(32 / BLOCK, 0, OUTPUTS);
+  else BACKWARD(32 / BLOCK, 1, OUTPUTS);
 }
