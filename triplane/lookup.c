@@ -3,17 +3,17 @@
  * Layout: planes (latent, y, x, plane, channel). A texel's channels fill one or two cache lines, and a channels-last convolution
  * writes this layout directly. XY, XZ, YZ: plane p is indexed by the axes FIRST[p] (x of the plane) and SECOND[p] (y).
  * Points are processed in blocks of as many as a vector of the processor has lanes. Lookups hold a point's channels in vectors.
- * Then the block is transposed, and the decoder holds the points in a vector and broadcasts its weights. Nothing is saved between forward and backward:
- * looking up features again is cheaper than reading them from memory. In the backward pass each latent belongs to one thread, so
- * sums do not depend on the number of threads, and points whose gradients are negligible are left out: most samples of a ray lie
- * in free space or behind the surface. The formulas are in plain_lookup.py. */
+ * Then the block is transposed, and the decoder holds the points in a vector and broadcasts its weights. Nothing is saved between
+ * forward and backward: looking up features again is cheaper than reading them from memory. In the backward pass each latent
+ * belongs to one thread, so sums do not depend on the number of threads, and points whose gradients are negligible are left out:
+ * many samples lie in free space or behind the surface. The formulas are in plain_lookup.py. */
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #if defined(__AVX512F__)
-#define BLOCK 16 /* points, and lanes of a vector: with wider vectors than the processor's, compilers shuffle lane by lane */
+#define BLOCK 16 /* points, and lanes of a vector. Compilers shuffle vectors wider than the processor's lane by lane. */
 #define ROUNDS 4 /* log2(BLOCK) */
 #elif defined(__AVX__)
 #define BLOCK 8
@@ -93,7 +93,7 @@ INLINE void find_cells(const Field *f, const float *points, Cells *cells) {
 #pragma omp simd
   for (int p = 0; p < BLOCK; p++) {
     float x = points[3 * p], y = points[3 * p + 1], z = points[3 * p + 2];
-    float squared = 0; /* distance from the center, in semi-axes: 1 on the ball's surface */
+    float squared = 0; /* squared distance from the center, in semi-axes: 1 on the ball's surface */
     for (int axis = 0; axis < 3; axis++) {
       float u = m[3 * axis] * x + m[3 * axis + 1] * y + m[3 * axis + 2] * z;
       squared += (u * per_axis[axis]) * (u * per_axis[axis]);
@@ -361,7 +361,8 @@ INLINE float total(floats values) {
 
 INLINE void backward(const Field *f, int vectors, int is_product, int outputs, const Gradients *g, float *grad_planes,
                      float *grad_weights) {
-  const long channels = BLOCK * vectors, hidden = f->hidden, num_weights = hidden * channels + hidden + OUTPUTS * hidden + OUTPUTS;
+  const long channels = BLOCK * vectors, hidden = f->hidden;
+  const long num_weights = hidden * channels + hidden + OUTPUTS * hidden + OUTPUTS;
 #pragma omp parallel for schedule(static) if (f->num_latents > 1)
   for (long latent = 0; latent < f->num_latents; latent++) {
     float *planes = grad_planes + latent * f->size * f->size * PLANES * channels, *weights = grad_weights + latent * num_weights;
