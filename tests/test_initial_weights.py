@@ -76,4 +76,4 @@ def test_the_discriminator() -> None:
     for block in model.layers:
         for conv in (block.network[0].conv, block.network[2].conv):
             fan_in = conv.in_channels * 9
-            assert float(conv.weight.std()) == pytest.approx(math.sqrt(2 / (1 + 0.2**2) / fan_in), rel=0.05)
+            assert float(conv.weight.detach().std()) == pytest.approx(math.sqrt(2 / (1 + 0.2**2) / fan_in), rel=0.05)
