@@ -248,12 +248,11 @@ def _contradictions(c: Any) -> Iterator[str]:
     if c.hollow_check_interval:
         yield from _hollow_problems(c)
     room = min(1 - c.ray_start, c.ray_end - 1)
-    if c.init_ball_radius and not MIN_BALL_RADIUS <= c.init_ball_radius < room:
-        yield f"init_ball_radius must be 0 or at least {MIN_BALL_RADIUS} and less than {room:.4g}, to fit within the rays"
     axes = [c.init_ball_radius * factor for factor in c.init_ball_stretch]
     if c.init_ball_radius and not MIN_BALL_RADIUS <= min(axes) <= max(axes) < room:
+        fits = f"at least {MIN_BALL_RADIUS} and less than {room:.4g}"
         found = ", ".join(f"{axis:.4g}" for axis in axes)
-        yield f"init_ball_radius times init_ball_stretch must be at least {MIN_BALL_RADIUS} and less than {room:.4g}, not {found}"
+        yield f"init_ball_radius must be 0, or its products with init_ball_stretch {fits}, to fit within the rays, not {found}"
 
 
 def _hollow_problems(c: Any) -> Iterator[str]:

@@ -27,7 +27,7 @@
 #define LEAK 0.2f
 #define MAX_HIDDEN 128
 #define NEGLIGIBLE 1e-10f /* relative to the largest gradient of a latent */
-#define MAX_VECTORS (32 / BLOCK) /* of channels */
+#define MAX_VECTORS (32 / BLOCK) /* that hold a point's channels */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(4 * BLOCK)));
@@ -37,8 +37,8 @@ typedef int32_t ints __attribute__((vector_size(4 * BLOCK)));
 typedef struct {
   const float *points;  /* (latents, points, 3), world */
   const float *planes;  /* (latents, size, size, 3, channels) */
-  const float *frame;   /* 3 x 3 world to plane coordinates in [-1, 1]; then the ball's
-                           1 / semi-axes (3) in plane coordinates, logit at the center before the clamp, and limit */
+  const float *frame;   /* 3 x 3 world to plane coordinates in [-1, 1]; then of the ball:
+                           1 / semi-axes (3) in plane coordinates, logit at the center before the clamp, limit */
   const float *hidden_weight, *hidden_bias, *output_weight, *output_bias; /* (H, C), (H,), (4, H), (4,) */
   long num_latents, num_points, size, channels, hidden, is_product;
 } Field;
