@@ -88,11 +88,11 @@ COMMON = {
     "unique_lr": True,  # published key that has no effect: True was meant as mapping_lr_factor 0.05, but the factor stayed 1
     "fade_steps": 10000,  # steps over which D's new layer fades in after a change of image size
     # Initial shape
-    "init_ball_radius": 0.0,  # radius of the initial ball, to which a SIREN is fitted; 0: none (TRIPLANE: a default)
+    "init_ball_radius": 0.0,  # radius of the initial ball; 0: none (TRIPLANE: half of the rays' shorter reach from the origin)
     "init_ball_stretch": (1.0, 1.0, 1.0),  # factors on that radius along x (right), y (up), z (front); needs init_ball_radius
-    "ball_hold_steps": 0,  # steps over which the weight of the loss for leaving the ball decays; 0: none; needs init_ball_radius
-    "ball_hold_lambda": 0.1,  # that weight at step 0; needs init_ball_radius and ball_hold_steps
-    "ball_hold_floor": 0.0,  # minimum of that weight, for the rest of the run; needs init_ball_radius
+    "ball_hold_steps": 0,  # steps until the weight of the loss for leaving the ball is lowest; 0: no such loss
+    "ball_hold_lambda": 0.1,  # weight of that loss at step 0; needs init_ball_radius and ball_hold_steps
+    "ball_hold_floor": 0.0,  # lowest weight of that loss, for the rest of the run; needs init_ball_radius
     "hollow_check_interval": 0,  # steps between checks for hollow shapes, which are mirrored if they persist; 0: never
     # Evaluation
     "num_eval_imgs": 8000,  # images in the published evaluation, for reference only; eval_metrics.py takes --num_images
@@ -203,7 +203,6 @@ PIGAN_CARLA = {
     "num_steps_coarse": 48,
     "num_steps_surface": 0,
     "num_steps_fine": 48,
-    "eval_last_back": False,
     "white_back": True,  # the background of the images is white
     # Losses
     "r1_lambda": 10.0,
