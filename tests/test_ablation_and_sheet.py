@@ -173,14 +173,15 @@ def test_a_sheet_shows_the_images_that_are_scored(run: Path, photos: Path, tmp_p
     size = ["--image_size", "8", "--num", "5", "--columns", "3", "--device", "cpu"]
     sheet.main([str(generator), str(generator), "--output", str(output), *size, "--dataset_path", str(photos)])
     pixels = np.asarray(Image.open(output))
-    assert pixels.shape == (6 * 10 - 2, 3 * 10 - 2, 3)  # two rows of each and of the photos
+    group = 2 * 10 - 2 + 10  # two rows, and the gap below
+    assert pixels.shape == (3 * group - 10, 3 * 10 - 2, 3)  # both generators and the photos
     expected = generated_images(load_generator(generator), 5, 8).permute(0, 2, 3, 1).numpy()
     for i in range(5):
         top, left = 10 * (i // 3), 10 * (i % 3)
-        for below in (0, 20):
+        for below in (0, group):
             np.testing.assert_array_equal(pixels[top + below : top + below + 8, left : left + 8], expected[i])
     assert (pixels[:10, 20:28][:8] != 255).any() and (pixels[10:18, 20:] == 255).all()
-    photo = pixels[40:48, :8]
+    photo = pixels[2 * group : 2 * group + 8, :8]
     assert any((np.asarray(Image.open(path)) == photo).all() for path in photos.glob("*.png"))
 
 

@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from common.arguments import ArgumentParser, add_device_argument, finite_float, int_between, resolve_device, seed_number
 from common.errors import UserError
@@ -26,9 +28,10 @@ from common.program import run_script
 from dataset import spec_over
 from metrics.sampling import generated_images, real_images
 from visualization.generator_scripts import load_with_notes
-from visualization.images import image_grid, save_image
+from visualization.images import WHITE, image_grid, save_image
 
-PADDING = 2  # px
+PADDING = 2  # px, between images
+GROUP_PADDING = 10  # px, between groups
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Any:
@@ -48,9 +51,18 @@ def parse_arguments(argv: Sequence[str] | None) -> Any:
 
 
 def sheet(groups: Sequence[Tensor], columns: int) -> Tensor:
-    """Arrange groups of images, (N, 3, H, W) uint8 each, in rows of ``columns``; return (3, height, width) in [-1, 1]."""
-    images = [list(group.float() / 127.5 - 1) for group in groups]
-    return image_grid([group[i : i + columns] for group in images for i in range(0, len(group), columns)], PADDING)
+    """Arrange groups of images, (N, 3, H, W) uint8 each, in rows of ``columns``, with wider gaps between the groups.
+
+    Returns:
+        (3, height, width) in [-1, 1].
+    """
+    grids = []
+    for group in groups:
+        images = list(group.float() / 127.5 - 1)
+        grids.append(image_grid([images[i : i + columns] for i in range(0, len(images), columns)], PADDING))
+    width = max(grid.shape[2] for grid in grids)
+    padded = [pad(grid, (0, width - grid.shape[2], 0, GROUP_PADDING), value=WHITE) for grid in grids]
+    return torch.cat(padded, dim=1)[:, :-GROUP_PADDING]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
