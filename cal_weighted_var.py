@@ -26,10 +26,11 @@ from common.program import run_script
 from distributed.processes import Processes
 from distributed.sharding import shared_work
 from generators.cameras import CameraPoses
+from generators.pose_prior import mean_poses
 from metrics import weighted_variance
 from metrics.report import add_common_arguments, load, model_record, print_table, write_scores
 from metrics.sampling import pose_of_seed
-from metrics.weighted_variance import LatentVariance, latent_variances, mean_pose
+from metrics.weighted_variance import LatentVariance, latent_variances
 from settings.curriculum import Curriculum
 from visualization.generator_scripts import field_from_seed
 
@@ -102,11 +103,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _measure(loaded: LoadedGenerator, seeds: Sequence[int], args: Any, processes: Processes) -> dict[int, LatentVariance]:
     """Measure every n-th seed in each of n processes, and gather all values on the main one."""
-    device, curriculum = next(loaded.generator.parameters()).device, loaded.curriculum
+    device, curriculum = loaded.generator.device, loaded.curriculum
     own = torch.full((len(seeds[processes.rank :: processes.world_size]), 2), math.nan, dtype=torch.float64)
     for i, seed in enumerate(tqdm(seeds[processes.rank :: processes.world_size], unit="seed", leave=False)):
         field = field_from_seed(loaded, seed, args.psi)
-        pose = pose_of_seed(seed, curriculum) if args.pose == "prior" else mean_pose(curriculum, 1, device)
+        pose = pose_of_seed(seed, curriculum) if args.pose == "prior" else mean_poses(curriculum, 1, device)
         pose = CameraPoses(pose.pitch.to(device), pose.yaw.to(device))
         (value,) = latent_variances(field, pose, curriculum, args.image_size)
         own[i] = torch.tensor(value, dtype=torch.float64)
@@ -120,7 +121,7 @@ def _measure(loaded: LoadedGenerator, seeds: Sequence[int], args: Any, processes
 
 def report(args: Any, loaded: LoadedGenerator, values: dict[int, LatentVariance]) -> None:
     """Write and print the results."""
-    device = next(loaded.generator.parameters()).device
+    device = loaded.generator.device
     results = summarize(values)
     per_seed = {seed: value.variance * SCALE if value.num_rays else None for seed, value in values.items()}
     protocol = _protocol(args, loaded.curriculum, device)

@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             fakes[0],
             tuple(dict.fromkeys(args.metrics)),
             args.seed,
-            device=next(loaded.generator.parameters()).device,
+            device=loaded.generator.device,
             extractor=args.feature_extractor,
             weights_file=weights,
         )

@@ -32,9 +32,9 @@ from common.arguments import ArgumentParser, int_between, positive_float, resolv
 from common.errors import UserError
 from common.files import atomic_file
 from common.program import run_script
+from fields.interface import Field
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
-from siren.field import Field
 from visualization.generator_scripts import (
     add_generator_arguments,
     add_latent_arguments,
@@ -64,7 +64,7 @@ MESH_ENDINGS = (".ply", ".glb", ".obj", ".mtl", "_texture.png", "_normals.png")
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     loaded, output_dir = open_generator(args, fallback=CURRICULUMS["CelebA"])
-    device = next(loaded.generator.parameters()).device
+    device = loaded.generator.device
     args.level = loaded.curriculum.tau if args.level is None else args.level
     clip_radius = None if args.no_clip or not loaded.is_camera_known else visible_radius(loaded.curriculum)
     if loaded.is_camera_known:

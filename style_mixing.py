@@ -26,8 +26,9 @@ from common.arguments import ArgumentParser, image_side, positive_int, seed_numb
 from common.errors import UserError
 from common.program import run_script
 from generators.generator import Styles
+from generators.pose_prior import mean_poses
 from generators.styles import geometry_layers, num_style_layers
-from generators.views import View, ViewSettings, make_pose, render_view
+from generators.views import View, ViewSettings, render_view
 from visualization.generator_scripts import (
     Subject,
     add_generator_arguments,
@@ -91,7 +92,7 @@ def _split_of(chosen: int | None, styles: Styles, loaded: LoadedGenerator) -> in
 def _view(loaded: LoadedGenerator, subject: Subject, image_size: int) -> View:
     """Render a latent from the mean pose."""
     curriculum = loaded.curriculum
-    pose = make_pose(curriculum.h_mean, curriculum.v_mean, next(loaded.generator.parameters()).device)
+    pose = mean_poses(curriculum, 1, loaded.generator.device)
     return render_view(bind_field(loaded, subject), pose, curriculum, ViewSettings(image_size=image_size))
 
 

@@ -48,7 +48,6 @@ from distributed.processes import Processes, join_processes
 from metrics.fidelity import read_state_dict
 from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
-from siren.backends import compiled
 from training.mirror import best_mirroring
 from training.options import RunOptions
 from training.run.console import steady_output
@@ -294,7 +293,9 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
     output_dir = options.output_dir
     amp_dtype = resolve_amp(arguments.amp, processes.device)
     state = prepare_state(arguments, curriculum, output_dir, processes, amp_dtype)
-    trainer = Trainer(state, options, processes, amp_dtype)
+    if arguments.compile:
+        state.generator.siren.is_compiled = True
+    trainer = Trainer(state, options, processes)
     trainer.open_images()
     if state.is_fresh and curriculum.init_ball_radius:
         fitting = "the field is" if curriculum.model == "TRIPLANE" else "fitting the field to"
@@ -342,7 +343,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if processes.device.type == "cpu":
         keep_freed_memory()
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs; sums stay float32
-    compiled.turn_on(arguments.compile)
     options = run_options(arguments, curriculum, output_dir, started)
     with contextlib.ExitStack() as stack:
         stack.enter_context(steady_output())

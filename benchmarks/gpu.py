@@ -34,13 +34,14 @@ from checkpoints.loading import load_generator
 from common.arguments import ArgumentParser, add_device_argument, resolve_device
 from common.errors import UserError
 from common.program import run_script
+from fields.interface import in_chunks
 from generators.cameras import CameraPoses, camera_rays
 from generators.generator import latent_from_seed
 from generators.renderer import draw_noise, render
 from generators.views import ViewSettings, make_pose, render_view
 from settings.curriculum import Curriculum
-from siren.backends import compiled, fused
-from siren.field import SirenField, in_chunks
+from siren.backends import fused
+from siren.field import SirenField
 from training.outward_start import NUM_HOLD_POINTS, draw_points
 from training.run.nonfinite import step_if_finite
 from training.run.run_state import RunState
@@ -145,8 +146,8 @@ def query_rates(bench: Bench, network: Network) -> Row:
 
 def field_of(network: Network, device: torch.device) -> SirenField:
     """Return the field of seed 0, psi 0.7, on ``device``."""
-    z = latent_from_seed(0, network.curriculum.latent_dim, network.curriculum.z_dist)
-    return network.generator.field(network.generator.film(z.to(device), PSI))
+    z = latent_from_seed(0, network.curriculum)
+    return network.generator.field_of_latents(z.to(device), PSI)
 
 
 def _plain(field: SirenField, points: torch.Tensor) -> torch.Tensor:
@@ -262,14 +263,14 @@ def iteration_seconds(bench: Bench, network: Network, size: int, batch: int, var
     flops = (flops_of_images(network.curriculum, size) + flops_of_D(iteration.D, network.curriculum, size, STEP)) * batch
     fused_before = fused.ENABLED
     fused.ENABLED = fused.ENABLED and variant != "plain queries"
-    compiled.turn_on("compile" in variant)
+    if "compile" in variant:
+        iteration.state.generator.siren.is_compiled = True
     try:
         hit_rate = float(iteration())
         call = _captured(iteration) if variant == "graph" else iteration
         seconds = bench.seconds(call)
     finally:
         fused.ENABLED = fused_before
-        compiled.turn_on(False)
     flops += hit_rate * batch * size**2 * flops_per_hit(network.curriculum)
     row = {"variant": variant, "size": size, "batch": batch, "seconds": seconds, "tflops": flops / seconds / 1e12}
     return {**row, "images_per_s": batch / seconds, "hit_rate": hit_rate}
@@ -347,7 +348,7 @@ def triplane_seconds(bench: Bench, size: int, batch: int, with_penalties: bool, 
 
 def _lookup(network: Network, z: torch.Tensor) -> str:
     """Return the name of the implementation of tri-plane lookups."""
-    field = network.generator.field(network.generator.film(z[:1]))
+    field = network.generator.field_of_latents(z[:1])
     return field.implementation(z.new_zeros(1, 1, 3)).__name__.removeprefix("triplane.")
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from benchmarks.measure import Gemm
 from benchmarks.networks import CountingField, Network, StraightforwardField
+from fields.interface import Field
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.view_cache import CachedField, build_cache, view_rays
 from generators.views import ViewSettings, make_pose, view_columns
-from siren.field import Field
 from visualization.trajectories import TrajectoryPose, ellipse, multiview
 
 NUM_FRAMES = 36

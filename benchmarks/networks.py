@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from checkpoints.loading import load_generator
+from fields.interface import Field
 from generators.generator import ImplicitGenerator3d, latent_from_seed
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS, get_curriculum
-from siren.field import Field
 from siren.mapping import FilmParameters
 
 SHIPPED = "heads_siren"
@@ -40,8 +40,8 @@ class Network:
     @torch.no_grad()
     def field(self, seed: int = 0) -> Field:
         """Return the field of a seed, psi 0.7."""
-        z = latent_from_seed(seed, self.curriculum.latent_dim, self.curriculum.z_dist)
-        return self.generator.field(self.generator.film(z, PSI))
+        z = latent_from_seed(seed, self.curriculum)
+        return self.generator.field_of_latents(z, PSI)
 
 
 def shipped_network() -> Network:
@@ -77,7 +77,7 @@ def flops_per_point(curriculum: Curriculum, with_color: bool) -> int:
 
 
 class CountingField:
-    """A field that counts the queried points; see siren.field.Field. A normal counts as two points, as it costs as much."""
+    """A field that counts the queried points; see fields.interface.Field. A normal counts as two points, as it costs as much."""
 
     def __init__(self, field: Field) -> None:
         self._field = field
@@ -116,7 +116,7 @@ class StraightforwardField:
     def of_seed(cls, network: Network, seed: int = 0) -> StraightforwardField:
         """Return the counterpart of :meth:`Network.field`."""
         c = network.curriculum
-        return cls(network.generator, network.generator.film(latent_from_seed(seed, c.latent_dim, c.z_dist), PSI))
+        return cls(network.generator, network.generator.styles(latent_from_seed(seed, c), PSI))
 
     def _features(self, points: Tensor) -> Tensor:
         x = points * self._siren.point_scale

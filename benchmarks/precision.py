@@ -25,7 +25,7 @@ from common.arguments import ArgumentParser
 from common.errors import UserError
 from common.program import run_script
 from generators.cameras import CameraPoses, camera_rays
-from generators.generator import ImplicitGenerator3d, latent_from_seed
+from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.renderer import RenderSettings, render
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
@@ -49,7 +49,7 @@ ROUNDINGS: dict[str, Rounding] = {
 
 
 class RoundedField:
-    """A field (siren.field.Field) of B latents whose products have rounded inputs. ``rounding`` None: no rounding."""
+    """A field (fields.interface.Field) of B latents whose products have rounded inputs. ``rounding`` None: no rounding."""
 
     def __init__(self, siren: FoldedSiren, rounding: Rounding | None) -> None:
         self.batch_size = siren.weights[0].shape[0]
@@ -81,7 +81,7 @@ def folded_siren(generator: ImplicitGenerator3d, z: Tensor, psi: float) -> Folde
     if siren.embedding_grid is not None:
         raise UserError("generators with a feature grid are not supported; choose another generator")
     heads = (siren.color_layer_sine.layer, siren.final_layer, siren.color_layer_linear[0])
-    return fold([layer.layer for layer in siren.network], *heads, generator.film(z, psi), siren.point_scale)
+    return fold([layer.layer for layer in siren.network], *heads, generator.styles(z, psi), siren.point_scale)
 
 
 @torch.no_grad()
@@ -128,9 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args: argparse.Namespace = parser.parse_args(argv)
     published = Path(args.path).suffix == ".pth"
     loaded = load_generator(Path(args.path), CURRICULUMS[args.curriculum or "BFM"] if args.curriculum or published else None)
-    dist = loaded.curriculum.z_dist, loaded.curriculum.latent_dim
     with torch.no_grad():
-        z = torch.cat([latent_from_seed(seed, dist[1], dist[0]) for seed in range(args.num_seeds)])
+        z = latents_of_first_seeds(args.num_seeds, loaded.curriculum)
         siren = folded_siren(loaded.generator, z, args.psi)
     results = measure(siren, loaded.curriculum, args.image_size)
     keys = list(next(iter(results.values())))

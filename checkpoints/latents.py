@@ -89,7 +89,7 @@ def load_latent(path: str | Path, generator: ImplicitGenerator3d, name: Generato
         psnr_db = float(metadata["psnr_db"])
     except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{path}: its metadata is damaged") from None
-    device = next(generator.parameters()).device
+    device = generator.device
     expected = _styles_like(generator)
     parts = _parts(path, tensors, STYLES_PREFIX, expected._asdict())
     if len(parts) != len(expected):
@@ -103,7 +103,7 @@ def load_latent(path: str | Path, generator: ImplicitGenerator3d, name: Generato
 @torch.no_grad()
 def _styles_like(generator: ImplicitGenerator3d) -> Styles:
     """Compute styles of one latent, as a template for the NamedTuple type and its shapes."""
-    return generator.film(torch.zeros(1, generator.curriculum.latent_dim, device=next(generator.parameters()).device))
+    return generator.styles(torch.zeros(1, generator.curriculum.latent_dim, device=generator.device))
 
 
 def _check_generator(path: Path, what: str, made_for: GeneratorName, name: GeneratorName) -> None:
@@ -156,6 +156,6 @@ def load_directions(path: str | Path, generator: ImplicitGenerator3d, name: Gene
     shapes = {"directions": (num, width), "sigma": (num,), "mean": (1, width)}
     if not num or any(key not in tensors or tuple(tensors[key].shape) != shape for key, shape in shapes.items()):
         raise UserError(f"{path}: its directions do not fit the generator; the file is damaged")
-    device = next(generator.parameters()).device
+    device = generator.device
     parts = {key: tensors[key].float().to(device) for key in shapes}
     return Directions(parts["directions"], parts["sigma"], parts["mean"], made_for)

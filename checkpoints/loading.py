@@ -222,7 +222,7 @@ def _truncation_mean(
 ) -> Styles | None:
     """Return the stored mean styles, or None; the generator then computes them, deterministically, when needed."""
     with torch.no_grad():
-        expected = generator.film(torch.zeros(1, generator.curriculum.latent_dim))
+        expected = generator.styles(torch.zeros(1, generator.curriculum.latent_dim))
     parts = {part: state.get(TRUNCATION_PREFIX + part) for part in expected._fields}
     if all(value is None for value in parts.values()):
         return None

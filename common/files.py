@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.locks import try_lock
 
 MAX_TEXT_BYTES = 1 << 20
-UNFINISHED = re.compile(r"\..+\.\d+\.tmp|\.write_test_\d+|\.unfinished_.+\.(npy|json)")  # the last: of earlier versions' caches
+UNFINISHED = re.compile(r"\..+\.\d+\.tmp|\.write_test_\d+|\.unfinished_.+\.(npy|json)")  # the last: in older caches
 
 
 class WriteError(UserError):

@@ -26,12 +26,24 @@ class CameraPoses(NamedTuple):
     pitch: Tensor
     yaw: Tensor
 
+    def part(self, images: slice) -> CameraPoses:
+        """Return some of the poses."""
+        return CameraPoses(self.pitch[images], self.yaw[images])
+
+    def to(self, device: torch.device | str) -> CameraPoses:
+        return CameraPoses(self.pitch.to(device), self.yaw.to(device))
+
 
 class Rays(NamedTuple):
     """Rays: ``origins`` and unit ``directions``, (B, R, 3) each, world coordinates, pixels row-major from the top left."""
 
     origins: Tensor
     directions: Tensor
+
+    def split(self, num: int) -> list[Rays]:
+        """Split into parts of at most ``num`` rays per image, and at least 1."""
+        origins, directions = (rays.split(max(1, num), dim=1) for rays in self)
+        return [Rays(o, d) for o, d in zip(origins, directions, strict=True)]
 
 
 def sample_camera_poses(
@@ -48,8 +60,8 @@ def sample_camera_poses(
 
     ``sample_dist``: ``gaussian``; ``uniform`` (half width = stddev); ``truncated_gaussian`` (truncated at 2 sigma);
     ``hybrid`` (half of the batches uniform with twice the stddev as half width, half gaussian);
-    ``spherical_uniform`` (uniform area on the sphere, within +-stddev of the mean in yaw and in (1 - cos pitch) / 2
-    measured as pitch/pi); None (the mean). Source: docs/method.md, "Cameras and rays".
+    ``spherical_uniform`` (uniform area on the sphere: yaw uniform in h_mean +- h_stddev, and (1 - cos pitch) / 2 uniform in
+    (v_mean +- v_stddev) / pi); None (the mean). Source: docs/method.md, "Cameras and rays".
     """
     if sample_dist == "hybrid":
         if torch.rand((), generator=generator) < 0.5:

@@ -15,6 +15,12 @@ from settings.curriculum import Curriculum
 NUM_STDDEVS = {"gaussian": 2.0, "truncated_gaussian": 2.0, "hybrid": 2.0, "uniform": 1.0}  # 95 % of a normal distribution
 
 
+def mean_poses(curriculum: Curriculum, num: int = 1, device: torch.device | str = "cpu", yaw_offset: float = 0.0) -> CameraPoses:
+    """Return the mean pose of the curriculum, turned by ``yaw_offset`` radians, ``num`` times."""
+    pitch = torch.full((num,), curriculum.v_mean, device=device)
+    return CameraPoses(pitch, torch.full((num,), curriculum.h_mean + yaw_offset, device=device))
+
+
 def sample_prior_poses(num: int, curriculum: Curriculum, generator: torch.Generator) -> CameraPoses:
     """Sample poses (num,) from the curriculum's distribution with :func:`sample_camera_poses`."""
     return sample_camera_poses(

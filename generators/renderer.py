@@ -1,23 +1,24 @@
 """The single render path: coarse samples -> surface -> samples -> field -> weights -> color and depth.
 
-Training, evaluation and all scripts use :func:`render`. It only depends on the interface :class:`siren.field.Field`, so it can
-render anything that implements it.
+Training, evaluation and all scripts use :func:`render`. It only depends on the interface :class:`fields.interface.Field`, so
+it can render anything that implements it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fields.interface import Field, RayField
 from generators import samplers, volume_rendering
 from generators.cameras import Rays
 from generators.root_finding import Surface, find_surface
 from generators.samplers import RenderNoise
 from settings.curriculum import Curriculum
-from siren.field import Field, RayField
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,14 @@ class RenderSettings:
         )
 
 
+class Samples(NamedTuple):
+    """Samples on rays, front to back: ``t`` and ``logits`` (B, R, S), ``colors`` (B, R, S, 3) in [0, 1]."""
+
+    t: Tensor
+    logits: Tensor
+    colors: Tensor
+
+
 @dataclass
 class RenderOutput:
     """A rendered batch of rays.
@@ -96,7 +105,7 @@ def draw_noise(
     def uniform(num: int) -> Tensor | None:
         return torch.rand(batch, rays, num, generator=generator, device=source).to(device) if num else None
 
-    def normal(num: int) -> Tensor | None:
+    def gaussian(num: int) -> Tensor | None:
         if not settings.density_noise:
             return None
         return torch.randn(batch, rays, num, generator=generator, device=source).to(device)
@@ -106,8 +115,8 @@ def draw_noise(
     return RenderNoise(
         coarse_jitter=uniform(settings.num_coarse),
         importance=uniform(settings.num_fine),
-        coarse_density=normal(settings.num_coarse),
-        density=normal(settings.num_coarse + settings.num_fine),
+        coarse_density=gaussian(settings.num_coarse),
+        density=gaussian(settings.num_coarse + settings.num_fine),
     )
 
 
@@ -120,40 +129,56 @@ def ray_points(rays: Rays, t: Tensor) -> Tensor:
 def render(field: Field, rays: Rays, settings: RenderSettings, noise: RenderNoise | None = None) -> RenderOutput:
     """Render rays (B, R) of a field of B latents. Without ``noise``, samples are not jittered and the result is deterministic.
 
-    With ``surface_sample``, the coarse samples carry no gradient and are not composited. Without it (pi-GAN), they are
-    composited together with the importance samples. Source: docs/method.md, "Rendering".
+    Source: docs/method.md, "Rendering".
     """
     noise = noise or RenderNoise()
-    batch, num_rays = rays.directions.shape[:2]
-    t_coarse = samplers.coarse_samples(
-        settings.t_near, settings.t_far, settings.num_coarse, batch, num_rays, rays.directions.device
-    )
     if settings.surface_sample:
-        with torch.no_grad():
-            logits = query_logits(field, rays, t_coarse)
-            surface = _surface(field, rays, settings, t_coarse, logits)
-            low, high = samplers.surface_interval(surface.t, surface.hit_mask, settings.interval, settings.t_near, settings.t_far)
-            t = samplers.surface_samples(low, high, settings.num_surface, noise.surface_jitter)
-            if settings.num_fine:
-                coarse_weights = volume_rendering.compute_weights(volume_rendering.alphas_from_logits(logits))
-                fine = samplers.importance_samples(t_coarse, coarse_weights, settings.num_fine, noise.importance)
-                t = torch.cat([t, fine], dim=-1).sort(dim=-1).values
-        logits, colors = query_logits_and_colors(field, rays, t)
+        samples, surface = _samples_around_surface(field, rays, settings, noise)
     else:
-        t = samplers.jitter(t_coarse, noise.coarse_jitter)
-        logits, colors = query_logits_and_colors(field, rays, t)
-        surface = _surface(field, rays, settings, t, logits.detach())
+        samples, surface = _coarse_and_fine_samples(field, rays, settings, noise)
+    alphas = _alphas(samples.logits, samples.t, settings, noise.density)
+    return composite(samples.t, alphas, samples.colors, surface, settings)
+
+
+def _samples_around_surface(field: Field, rays: Rays, settings: RenderSettings, noise: RenderNoise) -> tuple[Samples, Surface]:
+    """Sample the interval around the surface, and by coarse weight (GOF).
+
+    The coarse samples, which find the surface, carry no gradient and are not composited.
+    """
+    t_coarse = _coarse_samples(rays, settings)
+    with torch.no_grad():
+        coarse_logits = query_logits(field, rays, t_coarse)
+        surface = _surface(field, rays, settings, t_coarse, coarse_logits)
+        low, high = samplers.surface_interval(surface.t, surface.hit_mask, settings.interval, settings.t_near, settings.t_far)
+        t = samplers.surface_samples(low, high, settings.num_surface, noise.surface_jitter)
         if settings.num_fine:
-            with torch.no_grad():
-                coarse_alphas = _alphas(logits, t, settings, noise.coarse_density)
-                coarse_weights = volume_rendering.compute_weights(coarse_alphas)
-                fine = samplers.importance_samples(t, coarse_weights, settings.num_fine, noise.importance)
-            fine_logits, fine_colors = query_logits_and_colors(field, rays, fine)
-            t, order = torch.cat([t, fine], dim=-1).sort(dim=-1)
-            logits = torch.cat([logits, fine_logits], dim=-1).gather(-1, order)
-            colors = torch.cat([colors, fine_colors], dim=-2).gather(-2, order.unsqueeze(-1).expand(*order.shape, 3))
-    alphas = _alphas(logits, t, settings, noise.density)
-    return composite(t, alphas, colors, surface, settings)
+            coarse_weights = volume_rendering.compute_weights(volume_rendering.alphas_from_logits(coarse_logits))
+            fine = samplers.importance_samples(t_coarse, coarse_weights, settings.num_fine, noise.importance)
+            t = torch.cat([t, fine], dim=-1).sort(dim=-1).values
+    logits, colors = query_logits_and_colors(field, rays, t)
+    return Samples(t, logits, colors), surface
+
+
+def _coarse_and_fine_samples(field: Field, rays: Rays, settings: RenderSettings, noise: RenderNoise) -> tuple[Samples, Surface]:
+    """Sample the whole ray, and by coarse weight; all samples are composited (pi-GAN, NeRF)."""
+    t = samplers.jitter(_coarse_samples(rays, settings), noise.coarse_jitter)
+    logits, colors = query_logits_and_colors(field, rays, t)
+    surface = _surface(field, rays, settings, t, logits.detach())
+    if settings.num_fine:
+        with torch.no_grad():
+            coarse_weights = volume_rendering.compute_weights(_alphas(logits, t, settings, noise.coarse_density))
+            fine = samplers.importance_samples(t, coarse_weights, settings.num_fine, noise.importance)
+        fine_logits, fine_colors = query_logits_and_colors(field, rays, fine)
+        t, order = torch.cat([t, fine], dim=-1).sort(dim=-1)
+        logits = torch.cat([logits, fine_logits], dim=-1).gather(-1, order)
+        colors = torch.cat([colors, fine_colors], dim=-2).gather(-2, order.unsqueeze(-1).expand(*order.shape, 3))
+    return Samples(t, logits, colors), surface
+
+
+def _coarse_samples(rays: Rays, settings: RenderSettings) -> Tensor:
+    """Return evenly spaced samples (B, R, num_coarse) between near and far."""
+    batch, num_rays = rays.directions.shape[:2]
+    return samplers.coarse_samples(settings.t_near, settings.t_far, settings.num_coarse, batch, num_rays, rays.directions.device)
 
 
 def composite(t: Tensor, alphas: Tensor, colors: Tensor, surface: Surface, settings: RenderSettings) -> RenderOutput:
@@ -166,6 +191,11 @@ def composite(t: Tensor, alphas: Tensor, colors: Tensor, surface: Surface, setti
     depth = volume_rendering.composite_depth(weights, t).clamp(settings.t_near, settings.t_far)
     depth_over_far = volume_rendering.composite_depth_over(weights, t, settings.t_far).clamp(settings.t_near, settings.t_far)
     return RenderOutput(rgb, depth, depth_over_far, t, alphas, weights, surface)
+
+
+def as_images(values: Tensor, size: int) -> Tensor:
+    """Arrange values (B, size * size, C) of rays, pixels row-major from the top left, as images (B, C, size, size)."""
+    return values.transpose(1, 2).unflatten(2, (size, size))
 
 
 def query_logits(field: Field, rays: Rays, t: Tensor) -> Tensor:
@@ -184,11 +214,11 @@ def query_logits_and_colors(field: Field, rays: Rays, t: Tensor) -> tuple[Tensor
     return logits.view(t.shape), colors.view(*t.shape, 3)
 
 
-def _alphas(logits: Tensor, t: Tensor, settings: RenderSettings, normal: Tensor | None) -> Tensor:
+def _alphas(logits: Tensor, t: Tensor, settings: RenderSettings, gaussian: Tensor | None) -> Tensor:
     if settings.pred_occ:
         return volume_rendering.alphas_from_logits(logits)
-    if normal is not None:
-        logits = logits + settings.density_noise * normal
+    if gaussian is not None:
+        logits = logits + settings.density_noise * gaussian
     return volume_rendering.alphas_from_densities(logits, t, settings.clamp_mode)
 
 

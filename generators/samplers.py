@@ -8,6 +8,7 @@ A batch that is split, or sharded over processes, therefore uses the same number
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,9 +28,15 @@ class RenderNoise(NamedTuple):
     coarse_density: Tensor | None = None
     density: Tensor | None = None
 
-    def __getitem__(self, key: slice) -> RenderNoise:  # type: ignore[override]
+    def part(self, images: slice) -> RenderNoise:
         """Return the random numbers of some images of the batch."""
-        return RenderNoise(*(None if part is None else part[key] for part in tuple(self)))
+        return RenderNoise(*(None if numbers is None else numbers[images] for numbers in self))
+
+    @classmethod
+    def cat(cls, parts: Sequence[RenderNoise]) -> RenderNoise:
+        """Join the random numbers of several batches."""
+        columns = zip(*parts, strict=True)
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
 
 
 def coarse_samples(t_near: float, t_far: float, num: int, batch: int, rays: int, device: torch.device) -> Tensor:

@@ -67,12 +67,12 @@ def style_distribution(
 
     Finds at most ``max_directions``. A mapping network's styles span no more dimensions than its last hidden layer is wide.
     """
-    device = next(generator.parameters()).device
+    device = generator.device
     curriculum = generator.curriculum
-    latents = draw_latents(num, curriculum.latent_dim, curriculum.z_dist, torch.Generator().manual_seed(seed))
+    latents = draw_latents(num, curriculum, torch.Generator().manual_seed(seed))
     like, vectors = None, []
     for part in latents.split(1000):
-        styles = generator.film(part.to(device))
+        styles = generator.styles(part.to(device))
         vectors.append(flatten_styles(styles).cpu())
         like = type(styles)(*(part[:1] for part in styles)) if like is None else like
     assert like is not None

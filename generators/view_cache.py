@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fields.interface import Field
 from generators import volume_rendering
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.extraction import (
@@ -35,7 +36,6 @@ from generators.extraction import (
     refine_in_slabs,
 )
 from generators.renderer import RenderSettings, ray_points, render
-from siren.field import Field
 
 FINE_SPACING = 0.00125  # world units: about a pixel and a half of a 128 px image of 12 degrees
 MAX_NODES = 320  # per axis, for any cameras: 131 MB
@@ -55,7 +55,7 @@ VISIBLE_TRANSMITTANCE = 1e-3
 
 
 class CachedField:
-    """A field of one latent that interpolates on a lattice where possible. See the module's docstring and siren.field.Field.
+    """A field of one latent that interpolates on a lattice where possible. See the module's docstring and fields.interface.Field.
 
     ``num_queried``: number of queries of the field itself, including those of the lattice. ``trial_psnr_db``: PSNR of the pixels
     that were compared with the field when the cache was built; infinite before that.
@@ -310,8 +310,8 @@ def _seen_cells(
     spacing = spec.spacing * lattice.stride
     seen = torch.zeros((num - 1,) * 3, dtype=torch.bool, device=lattice.values.device)
     t = torch.linspace(settings.t_near, settings.t_far, MARCH_STEPS, device=lattice.values.device)
-    for origins, directions in zip(rays.origins.split(1 << 13, dim=1), rays.directions.split(1 << 13, dim=1), strict=True):
-        points = ray_points(Rays(origins, directions), t.expand(1, origins.shape[1], -1))
+    for part in rays.split(1 << 13):
+        points = ray_points(part, t.expand(1, part.origins.shape[1], -1))
         logits = _interpolate(lattice.values, spec.low, spacing * (num - 1), points).view(-1, len(t))
         survival = torch.cumprod(1 - torch.sigmoid(logits), dim=-1)
         reached = torch.cat([torch.ones_like(survival[:, :1]), survival[:, :-1]], dim=-1) > transmittance

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from common.files import npz_bytes, write_atomically
+from fields.interface import Field
 from generators.cameras import CameraPoses, Rays, camera_rays, mean_direction
 from generators.renderer import RenderOutput, RenderSettings, ray_points, render
 from settings.curriculum import Curriculum
-from siren.field import Field
 
-RAYS_PER_CHUNK = 1 << 15
+RAYS_PER_CHUNK = 1 << 15  # of all latents together; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,7 @@ def render_views(field: Field, poses: CameraPoses, curriculum: Curriculum, setti
     size = settings.image_size
     rays = camera_rays(poses, size, curriculum.fov if settings.fov_degrees is None else settings.fov_degrees)
     render_settings = settings.render_settings(curriculum)
-    chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
-    chunks = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)
-    columns = [view_columns(field, Rays(*part), render_settings) for part in chunks]
+    columns = [view_columns(field, part, render_settings) for part in rays.split(RAYS_PER_CHUNK // field.batch_size)]
     image, depth, depth_over_far, surface_depth, hit_mask, normals, surface_image = (
         torch.cat(column, dim=1).cpu().unflatten(1, (size, size)) for column in zip(*columns, strict=True)
     )

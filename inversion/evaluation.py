@@ -73,7 +73,7 @@ def evaluate(
         if inversion.was_interrupted:
             raise KeyboardInterrupt
         truth = Geometry(*(part[i : i + 1] for part in data.geometry))
-        true_pose = CameraPoses(poses.pitch[i : i + 1], poses.yaw[i : i + 1])
+        true_pose = poses.part(slice(i, i + 1))
         yield _photo_report(path.stem, inversion, truth, true_pose, time.monotonic() - started)
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from checkpoints.latents import GeneratorName, save_latent
+from fields.interface import Field
 from generators.styles import with_weights
 from generators.views import View, ViewSettings, make_pose, render_view
 from inversion.reconstruction import Inversion, latent_of
 from inversion.search import Scene
-from siren.field import Field
 from visualization.images import from_uint8, image_grid, save_image, view_image
 from visualization.mesh_rendering import open_renderer, pose_matrix
 from visualization.meshes import colored_mesh, save_mesh

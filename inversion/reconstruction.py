@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoints.latents import GeneratorName, Latent
+from fields.interface import Field
 from generators.cameras import Rays
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderSettings, render
@@ -21,7 +22,6 @@ from inversion.losses import psnr_db
 from inversion.search import Candidates, Progress, Scene, Search, SearchSettings
 from inversion.tuning import TuneSettings, Tuning
 from settings.curriculum import Curriculum
-from siren.field import Field
 
 RAY_STEP_MULTIPLIER = 2  # times the curriculum's samples per ray, as in the render scripts
 
@@ -110,8 +110,7 @@ def photo_view(generator: ImplicitGenerator3d, scene: Scene, found: Candidates, 
     field: Field = generator.field(scene.distribution.styles(found.coordinates, found.offsets))
     rays = photo_rays(found.poses(), found.crop(), size, size, scene.curriculum.fov)
     settings = RenderSettings.from_curriculum(scene.curriculum).multiply_steps(RAY_STEP_MULTIPLIER)
-    pieces = zip(rays.origins.split(RAYS_PER_CHUNK, dim=1), rays.directions.split(RAYS_PER_CHUNK, dim=1), strict=True)
-    columns = [_columns(field, Rays(*piece), settings) for piece in pieces]
+    columns = [_columns(field, part, settings) for part in rays.split(RAYS_PER_CHUNK)]
     rows = [torch.cat(column, dim=1)[0].unflatten(0, (size, size)) for column in zip(*columns, strict=True)]
     rgb, depth, mask, normals = rows
     image = rgb.permute(2, 0, 1)

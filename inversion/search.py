@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from checkpoints.loading import LoadedGenerator
-from generators.cameras import CameraPoses, Rays
+from generators.cameras import CameraPoses
 from generators.generator import ImplicitGenerator3d, draw_latents
 from generators.pose_prior import pose_half_widths
-from generators.renderer import RenderSettings, render
+from generators.renderer import RenderSettings, as_images, render
 from generators.styles import StyleDistribution, style_distribution
+from generators.views import RAYS_PER_CHUNK
 from inversion.camera import Crop, no_crop, photo_rays
 from inversion.losses import Features, feature_loss, gradient_loss, psnr_db, pyramid_loss
 from settings.curriculum import Curriculum
@@ -34,7 +35,6 @@ from settings.curriculum import Curriculum
 BANK_SIZE = 16  # pixels
 MIN_FEATURE_SIZE = 32  # pixels; networks extract little from smaller images
 BANK_BATCH = 64
-RAYS_PER_CHUNK = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ def draw_bank(
 ) -> Candidates:
     """Draw ``num`` latents and as many poses, evenly spread over the camera prior's rectangle (Halton sequence)."""
     device = distribution.mean.device
-    z = draw_latents(num, curriculum.latent_dim, curriculum.z_dist, torch.Generator().manual_seed(seed))
+    z = draw_latents(num, curriculum, torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        coordinates = torch.cat([distribution.coordinates(generator.film(part.to(device))) for part in z.split(1000)])
+        coordinates = torch.cat([distribution.coordinates(generator.styles(part.to(device))) for part in z.split(1000)])
     mean = torch.tensor([curriculum.v_mean, curriculum.h_mean])
     half_widths = torch.tensor(pose_half_widths(curriculum))
     spread = torch.tensor([[_halton(i, 3), _halton(i, 2)] for i in range(num)])
@@ -171,10 +171,8 @@ def render_candidates(
     field = generator.field(distribution.styles(candidates.coordinates, candidates.offsets))
     rays = photo_rays(candidates.poses(), candidates.crop(), size, full_size, curriculum.fov)
     settings = RenderSettings.from_curriculum(curriculum)
-    chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
-    pieces = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)
-    rgb = torch.cat([render(field, Rays(*piece), settings).rgb for piece in pieces], dim=1)
-    return rgb.transpose(1, 2).unflatten(2, (size, size))
+    parts = rays.split(RAYS_PER_CHUNK // field.batch_size)
+    return as_images(torch.cat([render(field, part, settings).rgb for part in parts], dim=1), size)
 
 
 def image_loss(rendered: Tensor, photo: Tensor, features: Features | None, settings: SearchSettings) -> Tensor:

@@ -18,12 +18,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fields.interface import Field
 from generators.cameras import CameraPoses, Rays, camera_positions, camera_rays, mean_direction
-from generators.renderer import RenderSettings, draw_noise, ray_points, render
+from generators.pose_prior import mean_poses
+from generators.renderer import RenderSettings, as_images, draw_noise, ray_points, render
 from inversion.camera import photo_rays
 from inversion.losses import psnr_db
 from inversion.search import Candidates, Progress, Scene, SearchSettings, falling_rate, image_loss
-from siren.field import Field
 from visualization.meshes import occupancy_of
 
 POOL_SIZE = 48  # pixels of the views that find surface points
@@ -97,8 +98,7 @@ class Tuning:
             field = generator.field(self._styles)
             # Jittered as in training: weights that overfit fixed samples lose 2 dB when rendered with twice as many.
             noise = draw_noise(1, size * size, rendering, scene.device, self._random)
-            image = render(field, rays, rendering, noise).rgb
-            image = image.transpose(1, 2).unflatten(2, (size, size))
+            image = as_images(render(field, rays, rendering, noise).rgb, size)
             loss = image_loss(image, self.photo, scene.features, self.search).sum() + self._hold(field, pivot_field, pool)
             if float(loss.detach()) < best:
                 best, best_psnr = float(loss.detach()), float(psnr_db(image.detach(), self.photo))
@@ -114,8 +114,7 @@ class Tuning:
         near_points = self._draw(pool.points, num)
         noise = torch.randn(len(near_points), 3, generator=self._random).to(near_points.device) * NEAR_SURFACE
         c = self.scene.curriculum
-        half_depth = (c.ray_end - c.ray_start) / 2
-        anywhere = (torch.rand(num, 3, generator=self._random).to(near_points.device) * 2 - 1) * half_depth
+        anywhere = (torch.rand(num, 3, generator=self._random).to(near_points.device) * 2 - 1) * c.ray_reach
         points = torch.cat([near_points + noise, anywhere]).unsqueeze(0)
         spacing = (c.ray_end - c.ray_start) / c.num_steps_coarse  # only used by a radiance field: the alpha of a ray's step
         with torch.no_grad():
@@ -149,8 +148,7 @@ def surface_pool(field: Field, photo_poses: CameraPoses, scene: Scene) -> Surfac
     device = scene.device
     points = []
     for offset in POOL_YAWS:
-        angles = (torch.full((1,), angle, device=device) for angle in (curriculum.v_mean, curriculum.h_mean + offset))
-        points.append(_surface_points(field, CameraPoses(*angles), scene))
+        points.append(_surface_points(field, mean_poses(curriculum, 1, device, offset), scene))
     points.append(_surface_points(field, photo_poses, scene))
     found = torch.cat(points)
     if not len(found):

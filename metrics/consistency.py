@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fields.interface import Field
 from generators.cameras import CameraPoses, camera_rays, camera_to_world
+from generators.pose_prior import mean_poses
 from generators.views import View, ViewSettings, render_views
 from settings.curriculum import Curriculum
-from siren.field import Field
 
 OCCLUSION = 0.1  # fraction of the ray's length: a point this far behind the surface that B sees is occluded
 YAW_DISTANCE = 1.0  # yaw between the two cameras, in units of h_stddev
@@ -76,8 +77,8 @@ def view_consistency(field: Field, curriculum: Curriculum, image_size: int, devi
     """Apply :func:`compare_views` to the B latents of ``field``, with cameras YAW_DISTANCE / 2 to each side of the mean pose."""
     settings = ViewSettings(image_size, 1, last_back=curriculum.last_back)
     half = YAW_DISTANCE * curriculum.h_stddev / 2
-    pairs = []
-    for yaw in (curriculum.h_mean - half, curriculum.h_mean + half):
-        angles = (torch.full((field.batch_size,), value, device=device) for value in (curriculum.v_mean, yaw))
-        pairs.append(render_views(field, CameraPoses(*angles), curriculum, settings))
-    return compare_views(*pairs, curriculum)
+    first, second = (
+        render_views(field, mean_poses(curriculum, field.batch_size, device, yaw_offset), curriculum, settings)
+        for yaw_offset in (-half, half)
+    )
+    return compare_views(first, second, curriculum)

@@ -32,6 +32,7 @@ class Evaluation:
     extractor: str = "inception-v3-compat"
     weights_file: Path | None = None
     real_features: dict[int, Tensor] = field(default_factory=dict)
+    _fake_features: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def fidelity_settings(self) -> FidelitySettings:
@@ -54,10 +55,6 @@ class Evaluation:
 
     def _features(self, images: Tensor, size: int) -> Tensor:
         return perceptual.features_of(perceptual.averaged_down(images, size), self.device)
-
-    @cached_property
-    def _fake_features(self) -> dict[int, Tensor]:
-        return {}
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from checkpoints.loading import LoadedGenerator
 from distributed.processes import Processes
-from generators.cameras import CameraPoses, Rays, camera_rays
+from fields.interface import Field
+from generators.cameras import CameraPoses, camera_rays
 from generators.generator import draw_latents
 from generators.pose_prior import draw_poses
-from generators.renderer import RenderSettings, render
+from generators.renderer import RenderSettings, as_images, render
 from generators.views import RAYS_PER_CHUNK
 from loading.files import ALL_IMAGES, DatasetSpec, Split
 from settings.curriculum import Curriculum
-from siren.field import Field
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -26,7 +26,7 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 def pose_of_seed(seed: int, curriculum: Curriculum) -> CameraPoses:
     """Return the (1,) pose of a seed, sampled from the curriculum's distribution by the same generator after the latent."""
     generator = torch.Generator().manual_seed(seed)
-    draw_latents(1, curriculum.latent_dim, curriculum.z_dist, generator)
+    draw_latents(1, curriculum, generator)
     return draw_poses(1, curriculum, generator)
 
 
@@ -44,16 +44,16 @@ def sample_fields(
     ``world_size`` gets the batches rank, rank + world_size, ... Batches are never divided, since the last bits of an image
     may depend on the rest of its batch.
     """
-    curriculum, device = loaded.curriculum, next(loaded.generator.parameters()).device
-    latents = draw_latents(num, curriculum.latent_dim, curriculum.z_dist, torch.Generator().manual_seed(seed))
+    curriculum, device = loaded.curriculum, loaded.generator.device
+    latents = draw_latents(num, curriculum, torch.Generator().manual_seed(seed))
     poses = draw_poses(num, curriculum, torch.Generator().manual_seed(seed + 1))
     starts = range(0, num, batch_size)[rank::world_size]
     total = sum(min(batch_size, num - start) for start in starts)
     with tqdm(total=total, desc=what, unit="image", leave=False, disable=rank > 0) as progress:
         for start in starts:
             part = slice(start, start + batch_size)
-            field = loaded.generator.field(loaded.generator.film(latents[part].to(device), psi))
-            yield field, CameraPoses(poses.pitch[part].to(device), poses.yaw[part].to(device))
+            field = loaded.generator.field_of_latents(latents[part].to(device), psi)
+            yield field, poses.part(part).to(device)
             progress.update(field.batch_size)
 
 
@@ -67,11 +67,10 @@ def render_images(field: Field, poses: CameraPoses, curriculum: Curriculum, imag
     """Render images (B, 3, H, W) uint8, on the CPU, with :func:`image_settings`."""
     settings = image_settings(curriculum)
     rays = camera_rays(poses, image_size, curriculum.fov)
-    chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
-    chunks = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)
-    rgb = torch.cat([render(field, Rays(*part), settings).rgb for part in chunks], dim=1)
+    parts = rays.split(RAYS_PER_CHUNK // field.batch_size)
+    rgb = torch.cat([render(field, part, settings).rgb for part in parts], dim=1)
     pixels = (rgb * 255).round().clamp(0, 255).to(torch.uint8).cpu()
-    return pixels.transpose(1, 2).unflatten(2, (image_size, image_size)).contiguous()
+    return as_images(pixels, image_size).contiguous()
 
 
 def generated_images(
@@ -89,10 +88,18 @@ def generated_images(
     With several ``processes``, each renders a share; the main process returns all images, the others None. If one process
     fails, all raise SharedWorkFailed.
     """
-    share = {"rank": processes.rank, "world_size": processes.world_size}
     own, failure = torch.empty((0, 3, image_size, image_size), dtype=torch.uint8), None
     try:
-        batches = sample_fields(loaded, num, psi=psi, seed=seed, batch_size=batch_size, what="generated images", **share)
+        batches = sample_fields(
+            loaded,
+            num,
+            psi=psi,
+            seed=seed,
+            batch_size=batch_size,
+            what="generated images",
+            rank=processes.rank,
+            world_size=processes.world_size,
+        )
         images = [render_images(field, poses, loaded.curriculum, image_size) for field, poses in batches]
         own = torch.cat(images) if images else own
     except Exception as error:  # of any kind: the other processes must not wait for these images

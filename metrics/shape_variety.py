@@ -12,14 +12,13 @@ import torch
 
 from common.errors import UserError
 from common.files import read_json
-from generators.cameras import CameraPoses
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
+from generators.pose_prior import mean_poses
 from generators.views import ViewSettings, render_views
 from heads.parameters import sample_heads
 from heads.render import render_heads
 from metrics.geometry import surfaces_of
 from metrics.shapes import FLAT, MIN_OVERLAP, Geometry, shape_statistics
-from metrics.weighted_variance import mean_pose
 from settings.curriculum import Curriculum
 
 NUM_SHAPES = 64
@@ -56,12 +55,12 @@ def shape_variety(geometry: Geometry) -> dict[str, float]:
 def front_geometry(generator: ImplicitGenerator3d, image_size: int, num: int = NUM_SHAPES, psi: float = 1.0) -> Geometry:
     """Render the surfaces of the first ``num`` seeds from the mean pose, with normals in world axes."""
     curriculum = generator.curriculum
-    device = next(generator.parameters()).device
+    device = generator.device
     settings = ViewSettings(image_size, 1, surface_only=True)
     views = []
     for z in latents_of_first_seeds(num, curriculum).to(device).split(BATCH_SIZE):
-        field = generator.field(generator.film(z, psi))
-        views += render_views(field, mean_pose(curriculum, len(z), device), curriculum, settings)
+        field = generator.field_of_latents(z, psi)
+        views += render_views(field, mean_poses(curriculum, len(z), device), curriculum, settings)
     return surfaces_of(views)
 
 
@@ -83,8 +82,8 @@ def true_variety(folder: str | Path, curriculum: Curriculum, image_size: int) ->
     seed = _seed_of_heads(Path(folder))
     if seed is None:
         return {}
-    pose = CameraPoses(*(torch.full((NUM_SHAPES,), mean) for mean in (curriculum.v_mean, curriculum.h_mean)))
-    heads = render_heads(sample_heads(range(NUM_SHAPES), seed), pose, min(image_size, MAX_SIZE), curriculum.fov)
+    poses = mean_poses(curriculum, NUM_SHAPES)
+    heads = render_heads(sample_heads(range(NUM_SHAPES), seed), poses, min(image_size, MAX_SIZE), curriculum.fov)
     return {f"{name}_true": value for name, value in shape_variety(Geometry(heads.depth, heads.normals, heads.mask)).items()}
 
 

@@ -21,12 +21,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fields.interface import Field
 from generators import volume_rendering
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.renderer import RenderSettings, render
 from generators.views import RAYS_PER_CHUNK
 from settings.curriculum import Curriculum
-from siren.field import Field
 
 NUM_SAMPLES = 36
 MIN_WEIGHT_SUM = 0.99
@@ -41,7 +41,7 @@ class LatentVariance(NamedTuple):
     num_rays: int
 
 
-class _Geometry:
+class _ColorlessField:
     """A field without its colors, which this metric does not need. Skipping them halves the computation."""
 
     def __init__(self, field: Field) -> None:
@@ -70,7 +70,7 @@ def ray_variances(field: Field, rays: Rays, curriculum: Curriculum) -> tuple[Ten
         last_back=False,
         white_back=False,
     )
-    output = render(_Geometry(field), rays, settings)
+    output = render(_ColorlessField(field), rays, settings)
     if settings.pred_occ:
         t_surface = torch.where(output.surface.hit_mask, output.surface.t, T_WITHOUT_SURFACE)
         in_front = output.t < (t_surface - curriculum.interval_max / 2).unsqueeze(-1)
@@ -82,18 +82,11 @@ def ray_variances(field: Field, rays: Rays, curriculum: Curriculum) -> tuple[Ten
     return weight_variance(output.t, weights), weights.sum(dim=-1) > MIN_WEIGHT_SUM
 
 
-def mean_pose(curriculum: Curriculum, num: int, device: torch.device) -> CameraPoses:
-    """Return the mean pose of the curriculum, repeated ``num`` times."""
-    return CameraPoses(*(torch.full((num,), value, device=device) for value in (curriculum.v_mean, curriculum.h_mean)))
-
-
 @torch.no_grad()
 def latent_variances(field: Field, poses: CameraPoses, curriculum: Curriculum, image_size: int) -> list[LatentVariance]:
     """Return one value per latent of ``field``, each seen from its own pose of ``poses`` (B,) at ``image_size`` px."""
     rays = camera_rays(poses, image_size, curriculum.fov)
-    chunk = max(1, RAYS_PER_CHUNK // field.batch_size)
-    parts = zip(rays.origins.split(chunk, dim=1), rays.directions.split(chunk, dim=1), strict=True)
-    pieces = [ray_variances(field, Rays(*part), curriculum) for part in parts]
+    pieces = [ray_variances(field, part, curriculum) for part in rays.split(RAYS_PER_CHUNK // field.batch_size)]
     variance, valid = (torch.cat(column, dim=1).cpu() for column in zip(*pieces, strict=True))
     num_rays = valid.sum(dim=1)
     means = torch.where(valid, variance.double(), 0.0).sum(dim=1) / num_rays

@@ -247,10 +247,9 @@ def _contradictions(c: Any) -> Iterator[str]:
         yield f"white_back has no effect with {which}, which leaves no remaining weight; set one of them to False"
     if c.hollow_check_interval:
         yield from _hollow_problems(c)
-    room = min(1 - c.ray_start, c.ray_end - 1)
     axes = [c.init_ball_radius * factor for factor in c.init_ball_stretch]
-    if c.init_ball_radius and not MIN_BALL_RADIUS <= min(axes) <= max(axes) < room:
-        fits = f"at least {MIN_BALL_RADIUS} and less than {room:.4g}"
+    if c.init_ball_radius and not MIN_BALL_RADIUS <= min(axes) <= max(axes) < c.ray_room:
+        fits = f"at least {MIN_BALL_RADIUS} and less than {c.ray_room:.4g}"
         found = ", ".join(f"{axis:.4g}" for axis in axes)
         yield f"init_ball_radius must be 0, or its products with init_ball_stretch {fits}, to fit within the rays, not {found}"
 

@@ -145,6 +145,16 @@ class Curriculum:
             raise UserError(f"curriculum {self.name}: {problem}")
 
     @property
+    def ray_reach(self) -> float:
+        """How far the rays reach from the origin, at most: half the side of the cube that holds them, seen head-on."""
+        return max(1 - self.ray_start, self.ray_end - 1)
+
+    @property
+    def ray_room(self) -> float:
+        """Radius of the largest ball around the origin that lies between the ends of the central ray."""
+        return min(1 - self.ray_start, self.ray_end - 1)
+
+    @property
     def view_last_back(self) -> bool:
         """True if views give a ray's remaining weight to its last sample."""
         return not self.white_back if self.eval_last_back is None else self.eval_last_back

@@ -10,61 +10,29 @@ queries without gradients use one fused kernel (siren/backends/fused.py, which l
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fields.interface import check_points, in_chunks
 from siren.backends import blocked, compiled, folded, fused
-from siren.backends.folded import fold
+from siren.backends.folded import FoldedSiren
 from siren.backends.packed import PackedField
-from siren.mapping import FilmParameters
-from siren.siren import Siren
-
-CHUNK = 1 << 19  # points; bounds the memory
-
-
-class Field(Protocol):
-    """Interface that samplers, renderers, extraction and metrics use. points: (B, N, 3) world; directions: (B, N, 3) unit."""
-
-    batch_size: int
-
-    def occupancy_logits(self, points: Tensor) -> Tensor:
-        """Return occupancy logits (B, N): 0 is the surface, positive is solid. For a radiance field: the raw density."""
-
-    def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, N) and colors (B, N, 3) in [0, 1]."""
-
-    def normals(self, points: Tensor) -> Tensor:
-        """Return unit normals (B, N, 3) that point out of the solid: -grad(logit) / |grad(logit)|."""
-
-
-@runtime_checkable
-class RayField(Protocol):
-    """A field that is queried by whole rays where possible (generators/view_cache.py)."""
-
-    def occupancy_logits_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> Tensor:
-        """Return logits (B, R, S) at increasing t (B, R, S) on rays with origins and unit directions (B, R, 3)."""
-
-    def logits_and_colors_on_rays(self, origins: Tensor, directions: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, R, S) and colors (B, R, S, 3) in [0, 1]. Arguments as in :meth:`occupancy_logits_on_rays`."""
 
 
 class SirenField:
-    """The field of B latents. See :class:`Field` for the shapes of its queries."""
+    """The field of B latents. See :class:`fields.interface.Field` for the shapes of its queries.
 
-    def __init__(self, siren: Siren, film: FilmParameters) -> None:
-        self.batch_size = film.frequencies.shape[0]
-        self._grid = siren.embedding_grid
-        self._point_scale = siren.point_scale
-        layers = [layer.layer for layer in siren.network]
-        heads = (siren.color_layer_sine.layer, siren.final_layer, siren.color_layer_linear[0])
-        with torch.autocast(film.frequencies.device.type, enabled=False):
-            self._folded = fold(layers, *heads, film, point_scale=siren.point_scale if self._grid is None else 1.0)
-        if not siren.view_dependent:
-            self._folded = self._folded._replace(direction_weight=torch.zeros_like(self._folded.direction_weight))
+    ``grid``: feature grid (1, C, D, D, D), indexed [z, y, x], sampled at points times ``point_scale``; None for models without
+    one. ``is_compiled``: whether queries that record gradients go through torch.compile (siren/backends/compiled.py).
+    """
+
+    def __init__(self, folded: FoldedSiren, grid: Tensor | None, point_scale: float, is_compiled: bool) -> None:
+        self.batch_size = len(folded.color_bias)
+        self._folded = folded
+        self._grid = grid
+        self._point_scale = point_scale
+        self._is_compiled = is_compiled
         self._packed: dict[torch.dtype, PackedField] = {}  # filled on the first query of the fused kernel
 
     # -- queries ---------------------------------------------------------------------------------------------------
@@ -81,10 +49,6 @@ class SirenField:
     def logits_and_colors(self, points: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         logits, colors = in_chunks(self._query, self.batch_size, points, directions)
         return logits, colors
-
-    def colors(self, points: Tensor, directions: Tensor) -> Tensor:
-        """Return colors (B, N, 3) in [0, 1]."""
-        return self.logits_and_colors(points, directions)[1]
 
     def logits_and_gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, N) and d logit / d point (B, N, 3), by an explicit chain rule; both are differentiable."""
@@ -110,14 +74,14 @@ class SirenField:
         x = self._encode(points)
         if _in_blocks(points, directions):
             return blocked.logits_and_colors(self._folded, x, directions)
-        if compiled.is_on():
+        if self._goes_through_compile():
             return compiled.logits_and_colors(self._folded, x, directions)
         hidden = folded.features(self._folded, x)
         colors = None if directions is None else folded.colors(self._folded, hidden, directions)
         return folded.logits(self._folded, hidden), colors
 
     def _logits_and_gradients(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        arithmetic = blocked if _in_blocks(points) else compiled if compiled.is_on() else folded
+        arithmetic = blocked if _in_blocks(points) else compiled if self._goes_through_compile() else folded
         if self._grid is None:
             return arithmetic.logits_and_gradients(self._folded, points)
         is_recorded = torch.is_grad_enabled()
@@ -131,6 +95,9 @@ class SirenField:
         (gradient,) = torch.autograd.grad(x, points, gradient, create_graph=is_recorded)
         return logits, gradient
 
+    def _goes_through_compile(self) -> bool:
+        return self._is_compiled and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
 
 def _in_blocks(*inputs: Tensor | None) -> bool:
     """Return whether to use siren/backends/blocked.py: on a CPU, unless points or directions need a gradient.
@@ -140,28 +107,6 @@ def _in_blocks(*inputs: Tensor | None) -> bool:
     given = [tensor for tensor in inputs if tensor is not None]
     needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     return given[0].device.type == "cpu" and not needs_gradient and not torch.compiler.is_compiling()
-
-
-def in_chunks(query: Callable[..., tuple[Tensor, ...]], batch_size: int, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Apply ``query`` to chunks of the (B, N, 3) inputs, in float32, or to all of them at once if gradients are recorded.
-
-    The first input is the points. Raises ValueError if their shape is not (batch_size, N, 3).
-    """
-    points = inputs[0]
-    check_points(points, batch_size)
-    with torch.autocast(points.device.type, enabled=False):
-        inputs = tuple(tensor.float() for tensor in inputs)
-        chunk = max(1, CHUNK // batch_size)
-        if torch.is_grad_enabled() or points.shape[1] <= chunk:
-            return query(*inputs)
-        pieces = [query(*parts) for parts in zip(*(tensor.split(chunk, dim=1) for tensor in inputs), strict=True)]
-        return tuple(torch.cat(column, dim=1).detach() for column in zip(*pieces, strict=True))
-
-
-def check_points(points: Tensor, batch_size: int) -> None:
-    """Raise ValueError if the shape of ``points`` is not (batch_size, N, 3)."""
-    if points.dim() != 3 or points.shape[0] != batch_size or points.shape[2] != 3:
-        raise ValueError(f"points must have shape (B={batch_size}, N, 3), not {tuple(points.shape)}")
 
 
 def trilinear_sample(grid: Tensor, coordinates: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The SIREN's weights, under the published names, so that published state dicts load unchanged.
 
-The modules here only hold parameters. field.py evaluates them for given latents.
+The modules here only hold parameters. :meth:`Siren.bind` makes the field of given latents, which field.py evaluates.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from settings.curriculum import Curriculum
-from siren.mapping import MappingNetwork
+from siren.backends.folded import fold
+from siren.field import SirenField
+from siren.mapping import FilmParameters, MappingNetwork
 
 BOX_SIDE = 0.24
 EMBEDDING_CHANNELS = 32
@@ -35,7 +38,10 @@ def _siren_bound(num_in: int) -> float:
 
 
 class Siren(nn.Module):
-    """SPATIALSIRENBASELINE, TALLSIREN and the two EmbeddingPiGAN models (docs/method.md, "The field and FiLM")."""
+    """SPATIALSIRENBASELINE, TALLSIREN and the two EmbeddingPiGAN models (docs/method.md, "The field and FiLM").
+
+    ``is_compiled``: whether fields that are bound from now on use torch.compile where gradients are recorded (``--compile``).
+    """
 
     def __init__(self, curriculum: Curriculum) -> None:
         super().__init__()
@@ -43,6 +49,7 @@ class Siren(nn.Module):
         self.hidden_dim = hidden_dim
         self.num_layers = num_layers
         self.view_dependent = curriculum.view_dependent
+        self.is_compiled = False
         self.point_scale = 1.0 if curriculum.model == "TALLSIREN" else 2 / BOX_SIDE
         num_inputs = 3
         resolution = EMBEDDING_RESOLUTION.get(curriculum.model)
@@ -70,3 +77,34 @@ class Siren(nn.Module):
     def embedding_grid(self) -> Tensor | None:
         """Feature grid (1, C, D, D, D), indexed [z, y, x]; None for models without one."""
         return self._parameters.get("spatial_embeddings")
+
+    def bind(self, film: FilmParameters) -> SirenField:
+        """Return the field of B latents with these FiLM parameters, which are folded into the weights here, once."""
+        grid = self.embedding_grid
+        layers = [layer.layer for layer in self.network]
+        color, logit, rgb = self.color_layer_sine.layer, self.final_layer, self.color_layer_linear[0]
+        with torch.autocast(film.frequencies.device.type, enabled=False):
+            folded = fold(layers, color, logit, rgb, film, point_scale=self.point_scale if grid is None else 1.0)
+        if not self.view_dependent:
+            folded = folded._replace(direction_weight=torch.zeros_like(folded.direction_weight))
+        return SirenField(folded, grid, self.point_scale, self.is_compiled)
+
+    @torch.no_grad()
+    def mirror(self, matrix: Tensor, double_level: float | None) -> None:
+        """Replace field(x, direction) by field(matrix x, matrix direction), in place.
+
+        With ``double_level``, also replace logits by double_level - logits.
+
+        Raises UserError if there is a feature grid and ``matrix`` (3, 3) does anything but mirror z.
+        """
+        grid = self.embedding_grid
+        if grid is not None and not torch.equal(matrix, torch.diag(matrix.new_tensor([1, 1, -1]))):
+            raise UserError("a model with a feature grid can be mirrored in depth only if h_mean and v_mean are pi/2")
+        position, direction = self.network[0].layer.weight[:, -3:], self.color_layer_sine.layer.weight[:, :3]
+        for weight in (position, direction):  # points are the last three inputs, directions the first three
+            weight.copy_(weight.double() @ matrix.to(weight.device))
+        if grid is not None:
+            grid.copy_(grid.flip(2))
+        if double_level is not None:
+            self.final_layer.weight.neg_()
+            self.final_layer.bias.neg_().add_(double_level)

@@ -28,7 +28,7 @@ def fit_colored_ball(generator: ImplicitGenerator3d, num_steps: int = NUM_FIT_ST
     for _ in range(num_steps):
         points = (torch.rand(8, 256, 3, generator=random) - 0.5) * 0.34
         directions = F.normalize(torch.randn(8, 256, 3, generator=random), dim=-1)
-        field = generator.field(generator.film(torch.randn(8, latent_dim, generator=random)))
+        field = generator.field_of_latents(torch.randn(8, latent_dim, generator=random))
         logits, colors = field.logits_and_colors(points, directions)
         target = ((BALL_RADIUS - points.norm(dim=-1)) * 150).clamp(-5, 5)
         loss = F.mse_loss(logits.clamp(-6, 6), target) + F.mse_loss(colors, (points / BALL_RADIUS * 0.4 + 0.5).clamp(0, 1))

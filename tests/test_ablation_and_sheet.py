@@ -101,7 +101,7 @@ def test_the_ball_of_a_triplane_generator_can_be_weakened(run: Path, tmp_path: P
     generators = [load_generator(path).generator for path in (shipped, tmp_path / "weak.safetensors")]
     points = torch.tensor([[[0.0, 0.0, 0.15], [0.06, 0.0, 0.0]]])  # outside the ball and inside it
     before, after = (
-        generator.field(generator.film(torch.zeros(1, generator.curriculum.latent_dim))).occupancy_logits(points)
+        generator.field_of_latents(torch.zeros(1, generator.curriculum.latent_dim)).occupancy_logits(points)
         for generator in generators
     )
     ball = generators[0].triplane

@@ -62,8 +62,8 @@ def test_the_widened_network_has_the_function_of_the_shipped_one(shipped: Networ
     wide = widen(shipped.generator, CURRICULUMS["BFM"])
     z = torch.randn(2, 256, generator=torch.Generator().manual_seed(1))
     points, directions = (part.expand(2, -1, -1) for part in some_points(2000))
-    small_field = shipped.generator.field(shipped.generator.film(z[:, :64]))
-    wide_field = wide.field(wide.film(z))
+    small_field = shipped.generator.field_of_latents(z[:, :64])
+    wide_field = wide.field_of_latents(z)
     (small, small_colors), (logits, colors) = (f.logits_and_colors(points, directions) for f in (small_field, wide_field))
     assert float(small.std()) > 1
     assert float((small - logits).abs().max()) < 0.02

@@ -130,7 +130,7 @@ def test_training_gradients_of_a_field_in_float32(model):
 
     def by_query(wants_point_gradient: bool) -> list[torch.Tensor]:
         where = points.clone().requires_grad_(wants_point_gradient)  # that is what switches to plain PyTorch
-        field = generator.field(generator.film(z))
+        field = generator.field_of_latents(z)
         outputs = (*field.logits_and_colors(where, directions), field.normals(where))
         return gradients_of(outputs, parameters)
 
@@ -144,7 +144,7 @@ def test_nothing_is_recorded_without_gradients():
     torch.manual_seed(0)
     curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides(["model=EmbeddingPiGAN256", "hidden_dim=32", "latent_dim=8"])
     generator = ImplicitGenerator3d(curriculum)
-    field = generator.field(generator.film(torch.randn(2, 8)))
+    field = generator.field_of_latents(torch.randn(2, 8))
     points = torch.rand(2, 13, 3) * 0.2 - 0.1
     found = field.logits_and_gradients(points)
     assert not any(tensor.requires_grad for tensor in found)
@@ -191,7 +191,7 @@ def test_colors_without_view_dependence_are_equal_from_all_directions():
         torch.manual_seed(0)
         curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides([f"view_dependent={view_dependent}"])
         generator = ImplicitGenerator3d(curriculum)
-        field = generator.field(generator.film(torch.randn(2, curriculum.latent_dim)))
+        field = generator.field_of_latents(torch.randn(2, curriculum.latent_dim))
         colors = [field.logits_and_colors(points, d)[1] for d in (directions, -directions)]
         assert torch.equal(*colors) != view_dependent
         (colors[0] - colors[1] * 0.5).square().sum().backward()

@@ -35,7 +35,7 @@ def small_generator(curriculum: Curriculum = SMALL, seed: int = 0) -> ImplicitGe
 def training_state(step: int = 12_000) -> dict[str, Any]:
     generator = small_generator()
     optimizer = torch.optim.Adam(generator.parameters(), betas=(0.0, 0.9))
-    generator.film(torch.ones(1, SMALL.latent_dim)).frequencies.sum().backward()
+    generator.styles(torch.ones(1, SMALL.latent_dim)).frequencies.sum().backward()
     optimizer.step()
     return {
         "curriculum": SMALL.to_dict(),

@@ -17,7 +17,7 @@ from generators.extraction import LatticeSpec, surface_slabs
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderSettings, render
 from settings.registry import CURRICULUMS
-from siren.backends import compiled, fused
+from siren.backends import fused
 from training.inputs import draw_inputs
 from training.run.run_state import RunState
 from training.steps import StepSettings
@@ -54,7 +54,7 @@ def make_field(width, device, batch=2, num_layers=4):
         generator.siren.final_layer.weight.mul_(40)
         z = torch.randn(batch, 16)
         generator.to(device)
-        return generator, generator.field(generator.film(z.to(device)))
+        return generator, generator.field_of_latents(z.to(device))
 
 
 def relative_error(value, expected):
@@ -122,7 +122,7 @@ SIREN = ("hidden_dim=64", "normal_lambda=0.05")
 def test_a_training_step_does_not_wait(tmp_path, amp_dtype, name, changes):
     curriculum = CURRICULUMS[name].with_overrides([*changes])
     state = RunState(curriculum, 0, CUDA, amp_dtype)
-    trainer = Trainer(state, RunOptions(tmp_path, "", ""), Processes(0, 1, CUDA), amp_dtype)
+    trainer = Trainer(state, RunOptions(tmp_path, "", ""), Processes(0, 1, CUDA))
     stage = curriculum.stage_at(0)
     real = torch.rand(stage.batch_size, 3, stage.img_size, stage.img_size, device=CUDA) * 2 - 1
     for _ in range(3):
@@ -143,7 +143,7 @@ def test_a_gpu_gives_the_gradients_of_a_cpu():
         generator = ImplicitGenerator3d(curriculum).to(device)
         poses = CameraPoses(*(angle.to(device) for angle in inputs.poses))
         rays = camera_rays(poses, settings.image_size, curriculum.fov)
-        field = generator.field(generator.film(inputs.z.to(device)))
+        field = generator.field_of_latents(inputs.z.to(device))
         render(field, rays, replace(settings.render, num_fine=0)).rgb.square().mean().backward()
         gradients.append(torch.cat([p.grad.flatten().cpu() for p in generator.parameters() if p.grad is not None]))
     assert relative_error(gradients[1], gradients[0]) < 1e-2  # a ray at the silhouette may flip
@@ -165,7 +165,7 @@ def test_planes_on_a_gpu_agree_with_the_compiled_lookup(plane_reduce, is_plain, 
     results = []
     for device in ("cpu", CUDA):
         generator.to(device).zero_grad()
-        field = generator.field(generator.film(z.to(device)))
+        field = generator.field_of_latents(z.to(device))
         logits, colors = field.logits_and_colors(points.to(device), points.to(device))
         (logits.square().mean() + colors.square().mean() + field.normals(points.to(device))[..., 0].square().mean()).backward()
         gradients = torch.cat([p.grad.flatten().cpu() for p in generator.parameters() if p.grad is not None])
@@ -180,15 +180,12 @@ def test_compiled_passes_agree():
     points = (torch.rand(2, 300, 3, device=CUDA) - 0.5) * 0.2
     results = []
     for on in (False, True):
-        compiled.turn_on(on)
-        try:
-            generator.zero_grad()
-            field = generator.field(generator.film(torch.ones(2, 16, device=CUDA)))
-            logits, colors = field.logits_and_colors(points, torch.nn.functional.normalize(points, dim=-1))
-            (logits.square().mean() + colors.square().mean() + field.normals(points)[..., 0].mean()).backward()
-            results.append(torch.cat([parameter.grad.flatten() for parameter in generator.parameters()]))
-        finally:
-            compiled.turn_on(False)
+        generator.siren.is_compiled = on
+        generator.zero_grad()
+        field = generator.field_of_latents(torch.ones(2, 16, device=CUDA))
+        logits, colors = field.logits_and_colors(points, torch.nn.functional.normalize(points, dim=-1))
+        (logits.square().mean() + colors.square().mean() + field.normals(points)[..., 0].mean()).backward()
+        results.append(torch.cat([parameter.grad.flatten() for parameter in generator.parameters()]))
     assert relative_error(results[1], results[0]) < 1e-3
 
 

@@ -201,7 +201,7 @@ def test_reference_generator() -> None:
 
     generator = load_reference_generator()
     with torch.no_grad():
-        field = generator.field(generator.film(latent_from_seed(0, 256), 0.7))
+        field = generator.field_of_latents(latent_from_seed(0, generator.curriculum), 0.7)
     sparse, dense, queried = lattices(field, 64)
     assert queried < 64**3 / 5
     assert np.array_equal(sparse >= 0.5, dense >= 0.5)

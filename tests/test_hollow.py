@@ -41,7 +41,7 @@ def fit(generator: ImplicitGenerator3d, shape: str) -> None:
     optimizer = torch.optim.Adam(generator.parameters(), lr=3e-3)
     for _ in range(300):
         points = (torch.rand(4, 256, 3, generator=random) - 0.5) * 0.26
-        field = generator.field(generator.film(torch.randn(4, generator.curriculum.latent_dim, generator=random)))
+        field = generator.field_of_latents(torch.randn(4, generator.curriculum.latent_dim, generator=random))
         target = (sign * (RADII[shape] - (points - center).norm(dim=-1)) * 150).clamp(-5, 5)
         loss = (field.occupancy_logits(points) - target).square().mean()
         optimizer.zero_grad()

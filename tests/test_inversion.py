@@ -183,7 +183,7 @@ def test_coordinates_of_styles_are_standard_normal_and_invertible(loaded: Loaded
     distribution = style_distribution(loaded.generator, num=4000)
     z = torch.randn(4000, loaded.curriculum.latent_dim, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        styles = loaded.generator.film(z)
+        styles = loaded.generator.styles(z)
     coordinates = distribution.coordinates(styles)
     assert float(coordinates.mean(dim=0).abs().max()) < 0.1 and coordinates.std(dim=0).sub(1).abs().max() < 0.1
     torch.testing.assert_close(flatten_styles(distribution.styles(coordinates)), flatten_styles(styles), atol=1e-4, rtol=1e-3)

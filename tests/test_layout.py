@@ -11,6 +11,7 @@ ORDER = (
     "curriculums",  # plain data, which imports nothing
     "common",
     "settings",
+    "fields",
     "siren",
     "triplane",
     "discriminators",

@@ -104,7 +104,7 @@ def test_normals_are_the_fields_gradient(model, monkeypatch):
     curriculum = CURRICULUMS["SYNTH_TINY"].with_overrides([f"model={model}", "hidden_dim=12", "num_layers=3", "latent_dim=5"])
     torch.manual_seed(0)
     generator = ImplicitGenerator3d(curriculum)
-    field = generator.field(generator.film(torch.randn(2, 5)))
+    field = generator.field_of_latents(torch.randn(2, 5))
     points = ((torch.rand(2, 20, 3) - 0.5) * 0.2).requires_grad_(True)
     logits, gradients = field.logits_and_gradients(points)
     (expected,) = torch.autograd.grad(field.occupancy_logits(points).sum(), points)

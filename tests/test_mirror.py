@@ -26,10 +26,10 @@ def test_field_is_mirrored_for_every_latent(model, monkeypatch):
     generator = ImplicitGenerator3d(CURRICULUMS["SYNTH_TINY"].with_overrides([f"model={model}", "hidden_dim=12"]))
     z, points = torch.randn(3, 64), (torch.rand(3, 30, 3) - 0.5) * 0.2
     directions = torch.nn.functional.normalize(torch.randn(3, 30, 3), dim=-1)
-    logits, colors = generator.field(generator.film(z)).logits_and_colors(points * FLIP_Z, directions * FLIP_Z)
-    before, _ = generator.field(generator.film(z)).logits_and_colors(points, directions)
+    logits, colors = generator.field_of_latents(z).logits_and_colors(points * FLIP_Z, directions * FLIP_Z)
+    before, _ = generator.field_of_latents(z).logits_and_colors(points, directions)
     mirror_field(generator)
-    mirrored_logits, mirrored_colors = generator.field(generator.film(z)).logits_and_colors(points, directions)
+    mirrored_logits, mirrored_colors = generator.field_of_latents(z).logits_and_colors(points, directions)
     assert not torch.allclose(before, mirrored_logits, atol=1e-4)
     assert torch.allclose(logits, mirrored_logits, atol=1e-5) and torch.allclose(colors, mirrored_colors, atol=1e-5)
 
@@ -88,7 +88,7 @@ def test_adam_continues_as_if_it_had_trained_the_mirrored_field(model, invert, m
 
     def step(generator, optimizer, mirrored):
         flip = FLIP_Z if mirrored else torch.ones(3)
-        field = generator.field(generator.film(z))
+        field = generator.field_of_latents(z)
         logits, colors = field.logits_and_colors(points * flip, directions * flip)
         if mirrored and invert:
             logits = level - logits
@@ -130,9 +130,9 @@ def test_inversion_swaps_solid_and_free_at_tau(tau):
     generator = ImplicitGenerator3d(curriculum)
     generator.siren.final_layer.weight.mul_(60)
     z, points = torch.randn(2, 64), (torch.rand(2, 200, 3) - 0.5) * 0.2
-    before = generator.field(generator.film(z)).occupancy_logits(points * FLIP_Z)
+    before = generator.field_of_latents(z).occupancy_logits(points * FLIP_Z)
     mirror_field(generator, invert=True)
-    after = generator.field(generator.film(z)).occupancy_logits(points)
+    after = generator.field_of_latents(z).occupancy_logits(points)
     level = math.log(tau / (1 - tau))
     assert torch.allclose(after - level, level - before, atol=1e-3)
     assert 0.02 < float((before > level).float().mean()) < 0.98

@@ -151,7 +151,7 @@ def test_a_discriminator_step(parts):
 def test_rendering(curriculum, parts):
     generator, _, _, inputs = parts
     with NoWaiting(), torch.no_grad():
-        bound = generator.field(generator.film(inputs.z))
+        bound = generator.field_of_latents(inputs.z)
         for changes in ({}, {"surface_sample": False, "pred_occ": False}, {"root_method": "bisection", "last_back": True}):
             settings = replace(RenderSettings.from_curriculum(curriculum), **changes)
             output = render(bound, camera_rays(inputs.poses, SIZE, 12.0), settings)
@@ -183,7 +183,7 @@ def test_gradients_read_no_values_on_the_host(curriculum, changes, monkeypatch):
     real = torch.rand(2, 3, SIZE, SIZE).requires_grad_(True)
 
     def steps() -> None:
-        bound = generator.field(generator.film(torch.ones(2, 16)))
+        bound = generator.field_of_latents(torch.ones(2, 16))
         output = render(bound, camera_rays(poses, SIZE, 12.0), settings)
         images = output.rgb.transpose(1, 2).unflatten(2, (SIZE, SIZE))
         normals = bound.normals(torch.rand(2, 50, 3) / 10)

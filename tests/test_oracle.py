@@ -291,7 +291,7 @@ def test_scored_images_are_the_generators_images(last_back: bool) -> None:
     state = make_state([*OCCUPANCY, f"last_back={last_back}"])
     c = state.curriculum
     images = generated_images(LoadedGenerator(state.generator, c), 3, SIZE, psi=1.0, seed=5, batch_size=2)
-    z = draw_latents(3, c.latent_dim, c.z_dist, torch.Generator().manual_seed(5))
+    z = draw_latents(3, c, torch.Generator().manual_seed(5))
     poses = draw_poses(3, c, torch.Generator().manual_seed(6))
     renderer = oracle.OracleRenderer(oracle.OracleField(state.generator, z), c, c.interval_min, None)
     expected = ((renderer.render(poses.pitch, poses.yaw, SIZE).images + 1) * 127.5).round().clamp(0, 255)

@@ -35,7 +35,7 @@ def share_right(generator: ImplicitGenerator3d) -> float:
     z = torch.randn(6, generator.curriculum.latent_dim, generator=random)
     directions = torch.nn.functional.normalize(torch.randn(6, 3000, 3, generator=random), dim=-1)
     distance = torch.rand(6, 3000, generator=random) * 1.4 * RADIUS
-    logits = generator.field(generator.film(z)).occupancy_logits(directions * distance.unsqueeze(-1))
+    logits = generator.field_of_latents(z).occupancy_logits(directions * distance.unsqueeze(-1))
     right = (logits > 0) == (distance < RADIUS)
     away = (distance - RADIUS).abs() > 0.1 * RADIUS
     return float(torch.stack([r[a].float().mean() for r, a in zip(right, away, strict=True)]).min())
@@ -49,7 +49,7 @@ def test_a_narrow_network_becomes_a_ball_with_a_color_for_each_latent():
     random = torch.Generator().manual_seed(2)
     points = (torch.rand(1, 200, 3, generator=random) * 2 - 1) * RADIUS
     with torch.no_grad():
-        field = generator.field(generator.film(torch.randn(32, generator.curriculum.latent_dim, generator=random)))
+        field = generator.field_of_latents(torch.randn(32, generator.curriculum.latent_dim, generator=random))
         colors = field.logits_and_colors(points.expand(32, -1, -1), torch.tensor([0.0, 0.0, -1.0]).expand(32, 200, 3))[1]
     assert colors.std(dim=0).mean() > 0.06  # a field that ignores the latent has 0.003
 
@@ -97,7 +97,7 @@ def test_a_stretched_ball_is_an_ellipsoid():
     fit_to_ball(generator, ball, seed=0)
     points = torch.cat([0.8 * on_it, 1.2 * on_it], dim=1).expand(4, -1, -1)
     with torch.no_grad():
-        logits = generator.field(generator.film(torch.randn(4, 64))).occupancy_logits(points)
+        logits = generator.field_of_latents(torch.randn(4, 64)).occupancy_logits(points)
     assert (logits[:, :4] > 0).float().mean() > 0.9 and (logits[:, 4:] < 0).float().mean() > 0.9
 
 
@@ -108,7 +108,7 @@ def test_the_hold_brings_a_dissolved_field_back():
     random = torch.Generator().manual_seed(0)
     for _ in range(200):
         points = draw_points(4, 256, generator.curriculum, random)
-        logits = generator.field(generator.film(torch.randn(4, 64, generator=random))).occupancy_logits(points)
+        logits = generator.field_of_latents(torch.randn(4, 64, generator=random)).occupancy_logits(points)
         optimizer.zero_grad()
         ball_hold_loss(logits, points, BALL).backward()
         optimizer.step()

@@ -57,7 +57,7 @@ def psnr(a, b):
 
 @torch.no_grad()
 def test_mapping_network(generator, outputs):
-    film = generator.film(outputs["z"])
+    film = generator.styles(outputs["z"])
     assert relative_error(film.frequencies, outputs["frequencies"]) < 1e-4
     assert relative_error(film.phase_shifts, outputs["phase_shifts"]) < 1e-4
 

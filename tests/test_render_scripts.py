@@ -155,7 +155,7 @@ def check_voxels_are_the_field(path: Path, generator_path: Path, seed: int) -> N
     index = torch.tensor([[0, 0, 0], [31, 0, 5], [13, 16, 20], [16, 16, 16], [10, 22, 16]])
     points = -0.15 + index * (0.3 / 31)
     with torch.no_grad():
-        logits = generator.field(generator.film(z, 0.7)).occupancy_logits(points.unsqueeze(0))[0]
+        logits = generator.field_of_latents(z, 0.7).occupancy_logits(points.unsqueeze(0))[0]
     assert voxels[tuple(index.T.numpy())] == pytest.approx(torch.sigmoid(logits).numpy(), abs=1e-4)
 
 

@@ -19,13 +19,13 @@ from checkpoints.files import load_training_checkpoint, save_inference
 from checkpoints.loading import load_generator
 from common import native
 from common.errors import UserError
+from fields.interface import Field
 from generators.cameras import camera_rays
 from generators.generator import ImplicitGenerator3d
+from generators.pose_prior import mean_poses
 from generators.renderer import RenderSettings, render
-from metrics.weighted_variance import mean_pose
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
-from siren.field import Field
 from train import main as train
 from training.mirror import mirror_field
 from triplane import lookup, modulation, native_lookup, plain_lookup
@@ -229,7 +229,7 @@ def test_the_start_is_a_ball_for_every_latent():
     torch.manual_seed(0)
     generator = ImplicitGenerator3d(small_curriculum("init_ball_radius=0.08"))
     points = draw_points(5, 400)
-    logits = generator.field(generator.film(torch.randn(5, 8))).occupancy_logits(points)
+    logits = generator.field_of_latents(torch.randn(5, 8)).occupancy_logits(points)
     assert torch.equal(logits > 0, points.norm(dim=-1) < RADIUS)
 
 
@@ -245,7 +245,7 @@ def test_the_start_is_an_ellipsoid_if_the_ball_is_stretched(is_plain, double_lev
     for matrix in ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[0, -1, 0], [-1, 0, 0], [0, 0, 1]]):
         generator.triplane.mirror(torch.tensor(matrix, dtype=torch.float64), double_level)
         sign *= 1 if double_level is None else -1
-        planes = generator.field(generator.film(torch.randn(2, 8)))._planes
+        planes = generator.field_of_latents(torch.randn(2, 8))._planes
         assert is_plain or lookup.implementation_for(planes, points) is native_lookup
         logits = (plain_lookup.query if is_plain else lookup.query)(planes, points, False)[0]
         oriented = points @ torch.tensor(matrix, dtype=torch.float32).t()
@@ -267,7 +267,7 @@ def test_only_a_stretched_ball_changes_what_a_file_holds(tmp_path):
 def test_normals_follow_the_gradient_of_a_smooth_field():
     """Against autograd through a lookup of planes eight times as fine, whose bilinear values are nearly smooth."""
     generator = make_generator("backbone_channels=(12,8,8,8)")
-    field = generator.field(generator.film(torch.randn(2, 8)))
+    field = generator.field_of_latents(torch.randn(2, 8))
     coarse = torch.nn.functional.interpolate(
         field._planes.texels.flatten(3).permute(0, 3, 1, 2)[:, :, ::4, ::4], size=32, mode="bicubic", align_corners=True
     )
@@ -286,7 +286,7 @@ def test_normals_follow_the_gradient_of_a_smooth_field():
 
 def test_normals_have_a_gradient_with_respect_to_all_weights_of_the_logit():
     generator = make_generator()
-    field = generator.field(generator.film(torch.randn(2, 8)))
+    field = generator.field_of_latents(torch.randn(2, 8))
     field.normals(draw_points(2, 50)).square()[..., 0].sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in generator.parameters())
 
@@ -300,7 +300,7 @@ def test_an_inference_file_holds_the_whole_generator(tmp_path, dtype):
     tolerance = 0 if dtype == torch.float32 else 0.05
     for psi in (1.0, 0.5):
         with torch.no_grad():
-            before, after = (g.field(g.film(z, psi)).occupancy_logits(points) for g in (generator, loaded))
+            before, after = (g.field_of_latents(z, psi).occupancy_logits(points) for g in (generator, loaded))
         assert float((before - after).abs().max()) <= tolerance
     with pytest.raises(UserError, match="backbone_channels"):
         load_generator(tmp_path / "g.safetensors", small_curriculum("backbone_channels=(12,8)"))
@@ -310,10 +310,10 @@ def test_an_inference_file_holds_the_whole_generator(tmp_path, dtype):
 def test_psi_lerp_and_mixing_by_layer():
     generator = make_generator()
     z = torch.randn(2, 8)
-    styles, mean = generator.film(z), generator.compute_truncation_mean(200)
+    styles, mean = generator.styles(z), generator.compute_truncation_mean(200)
     assert mean.styles.shape == (1, 5, 8)
-    assert torch.allclose(generator.film(z, 0.0).styles, mean.styles.expand(2, -1, -1))
-    assert torch.allclose(generator.film(z, 0.7).styles, mean.styles + 0.7 * (styles.styles - mean.styles))
+    assert torch.allclose(generator.styles(z, 0.0).styles, mean.styles.expand(2, -1, -1))
+    assert torch.allclose(generator.styles(z, 0.7).styles, mean.styles + 0.7 * (styles.styles - mean.styles))
     points = draw_points(1, 100)
     rows = [type(styles)(styles.styles[i : i + 1]) for i in (0, 1)]
 
@@ -330,10 +330,10 @@ def test_psi_lerp_and_mixing_by_layer():
 @pytest.mark.parametrize("invert", [False, True])
 def test_mirroring_is_exact_for_every_latent(invert):
     generator, z, points = make_generator("tau=0.3"), torch.randn(3, 8), draw_points(3, 100)
-    logits, colors = generator.field(generator.film(z)).logits_and_colors(points * FLIP_Z, points)
-    before = generator.field(generator.film(z)).occupancy_logits(points)
+    logits, colors = generator.field_of_latents(z).logits_and_colors(points * FLIP_Z, points)
+    before = generator.field_of_latents(z).occupancy_logits(points)
     mirror_field(generator, invert)
-    mirrored_logits, mirrored_colors = generator.field(generator.film(z)).logits_and_colors(points, points)
+    mirrored_logits, mirrored_colors = generator.field_of_latents(z).logits_and_colors(points, points)
     expected = 2 * math.log(0.3 / 0.7) - logits if invert else logits
     assert not torch.allclose(before, mirrored_logits, atol=1e-4)
     assert torch.allclose(expected, mirrored_logits, atol=1e-5) and torch.allclose(colors, mirrored_colors, atol=1e-5)
@@ -342,9 +342,9 @@ def test_mirroring_is_exact_for_every_latent(invert):
 @torch.no_grad()
 def test_chunks_give_the_same_as_the_whole(monkeypatch):
     generator, points = make_generator(), draw_points(3, 100)
-    field = generator.field(generator.film(torch.randn(3, 8)))
+    field = generator.field_of_latents(torch.randn(3, 8))
     whole = field.logits_and_colors(points, points)
-    monkeypatch.setattr("siren.field.CHUNK", 3 * 7)
+    monkeypatch.setattr("fields.interface.CHUNK", 3 * 7)
     assert all(torch.equal(a, b) for a, b in zip(whole, field.logits_and_colors(points, points), strict=True))
     with pytest.raises(ValueError, match="points must have shape"):
         field.occupancy_logits(points[:2])
@@ -355,8 +355,8 @@ def test_the_renderer_finds_the_surface_of_the_ball():
     torch.manual_seed(0)
     curriculum = small_curriculum("init_ball_radius=0.08", "num_steps_coarse=12")
     generator = ImplicitGenerator3d(curriculum)
-    field: Field = generator.field(generator.film(torch.randn(2, 8)))
-    rays = camera_rays(mean_pose(curriculum, 2, torch.device("cpu")), 17, curriculum.fov)
+    field: Field = generator.field_of_latents(torch.randn(2, 8))
+    rays = camera_rays(mean_poses(curriculum, 2, torch.device("cpu")), 17, curriculum.fov)
     surface = render(field, rays, RenderSettings.from_curriculum(curriculum)).surface
     middle = 17 * 17 // 2
     assert torch.allclose(surface.t[:, middle], torch.tensor(1 - RADIUS), atol=1e-4)
@@ -411,7 +411,7 @@ def test_planes_of_twice_the_resolution_start_with_the_same_values():
     z = torch.randn(2, small.curriculum.latent_dim)
     with torch.no_grad():
         before, after = (
-            generator.triplane.backbone(generator.film(z).styles[:, :1].expand(-1, 7, -1)) for generator in (small, large)
+            generator.triplane.backbone(generator.styles(z).styles[:, :1].expand(-1, 7, -1)) for generator in (small, large)
         )
     size = before.shape[1]
     assert after.shape[1] == 2 * size

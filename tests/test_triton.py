@@ -73,7 +73,7 @@ def test_lookup_compiles_for_an_h100(compiled, is_backward, num_channels, hidden
 def test_the_plain_path_is_used_on_a_cpu_and_when_the_kernel_is_off(monkeypatch):
     before = torch.get_float32_matmul_precision()
     generator = ImplicitGenerator3d(CURRICULUMS["SYNTH_TINY"])
-    field = generator.field(generator.film(torch.randn(1, 64)))
+    field = generator.field_of_latents(torch.randn(1, 64))
     try:
         torch.set_float32_matmul_precision("high")
         field.occupancy_logits(torch.zeros(1, 5, 3))

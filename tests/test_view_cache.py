@@ -250,7 +250,7 @@ def test_reference_generator() -> None:
 
     generator = load_reference_generator()
     with torch.no_grad():
-        field = generator.field(generator.film(latent_from_seed(0, 256), 0.7))
+        field = generator.field_of_latents(latent_from_seed(0, generator.curriculum), 0.7)
     poses, _ = frames()
     rays = view_rays(CameraPoses(torch.tensor([poses[0].pitch]), torch.tensor([poses[0].yaw])), [BFM.fov], size=32)
     cache = build_cache(field, rays, SETTINGS.render_settings(BFM))

@@ -11,7 +11,8 @@ import torch
 import cal_weighted_var
 from common.errors import UserError
 from generators.cameras import camera_rays
-from metrics.weighted_variance import NUM_SAMPLES, latent_variances, mean_pose, ray_variances, weight_variance
+from generators.pose_prior import mean_poses
+from metrics.weighted_variance import NUM_SAMPLES, latent_variances, ray_variances, weight_variance
 from reference import load_outputs, load_reference_generator
 from settings.registry import CURRICULUMS
 from siren.mapping import FilmParameters
@@ -43,7 +44,7 @@ class DensityField(BallField):
 
 
 def front(curriculum):
-    return mean_pose(curriculum, 1, torch.device("cpu"))
+    return mean_poses(curriculum, 1, torch.device("cpu"))
 
 
 def test_formula_by_hand():
@@ -74,7 +75,7 @@ def test_haze_far_in_front_is_cut_and_haze_near_the_surface_is_not():
 
 def test_radiance_field_is_not_masked_and_empty_rays_do_not_count():
     pigan = CURRICULUMS["PIGAN_CelebA"]
-    rays = camera_rays(mean_pose(pigan, 1, torch.device("cpu")), 16, pigan.fov)
+    rays = camera_rays(mean_poses(pigan, 1, torch.device("cpu")), 16, pigan.fov)
     variance, valid = ray_variances(DensityField(1e4), rays, pigan)
     assert 0 < int(valid.sum()) < 256
     assert variance[valid].max() < 1e-4
@@ -87,7 +88,7 @@ def test_radiance_field_is_not_masked_and_empty_rays_do_not_count():
 def test_recorded_value():
     outputs = load_outputs()
     field = load_reference_generator().field(FilmParameters(outputs["frequencies"], outputs["phase_shifts"]))
-    values = latent_variances(field, mean_pose(BFM, 2, torch.device("cpu")), BFM, 64)
+    values = latent_variances(field, mean_poses(BFM, 2, torch.device("cpu")), BFM, 64)
     for value, expected in zip(values, outputs["weighted_variance"], strict=True):
         assert value.variance == pytest.approx(float(expected), rel=1e-4)
 
@@ -139,7 +140,7 @@ def test_each_seed_has_a_pose_of_the_prior_of_its_own(tiny_generator_path, tmp_p
         field = field_from_seed(loaded, seed, 0.7)
         for pose, seen_from in (
             ("prior", pose_of_seed(seed, curriculum)),
-            ("mean", mean_pose(curriculum, 1, torch.device("cpu"))),
+            ("mean", mean_poses(curriculum, 1, torch.device("cpu"))),
         ):
             value = latent_variances(field, seen_from, curriculum, 12)[0].variance
             assert records[pose]["per_seed_1e4"][str(seed)] == pytest.approx(1e4 * value, rel=1e-4)

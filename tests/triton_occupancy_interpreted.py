@@ -31,7 +31,7 @@ def make_field(width=64, num_layers=3, model="SPATIALSIRENBASELINE", batch=2):
     generator = ImplicitGenerator3d(CURRICULUMS["SYNTH_TINY"].with_overrides(overrides))
     with torch.no_grad():  # logits of both signs, large enough to be cut by a sigmoid
         generator.siren.final_layer.weight.mul_(40)
-        return generator, generator.field(generator.film(torch.randn(batch, 16)))
+        return generator, generator.field_of_latents(torch.randn(batch, 16))
 
 
 def plain_logits(field, points):
@@ -102,7 +102,7 @@ def test_widths_without_a_kernel_and_highest_precision_take_the_plain_path():
 
 def test_where_a_gradient_is_recorded_the_plain_path_answers():
     generator, _ = make_field()
-    field = generator.field(generator.film(torch.randn(2, 16)))
+    field = generator.field_of_latents(torch.randn(2, 16))
     points = (torch.rand(2, 50, 3) - 0.5) * 0.3
     logits = field.occupancy_logits(points)
     assert logits.requires_grad and not field._packed

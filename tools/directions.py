@@ -31,11 +31,12 @@ from common.arguments import ArgumentParser, add_device_argument, image_side, in
 from common.errors import UserError
 from common.files import make_output_dir, write_json
 from common.program import run_script
+from fields.interface import Field
 from generators.cameras import CameraPoses, camera_rays
+from generators.pose_prior import mean_poses
 from generators.renderer import RenderSettings, ray_points, render
 from generators.styles import StyleDistribution, style_distribution
-from generators.views import View, ViewSettings, make_pose, render_view
-from siren.field import Field
+from generators.views import View, ViewSettings, render_view
 from visualization.generator_scripts import load_with_notes
 from visualization.images import image_grid, save_image, view_image
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = GeneratorName.of(loaded.generator, args.path)
     distribution = style_distribution(loaded.generator)
     num = min(args.num_directions, len(distribution.sigma))
-    pose = make_pose(loaded.curriculum.h_mean, loaded.curriculum.v_mean, distribution.mean.device)
+    pose = mean_poses(loaded.curriculum, 1, distribution.mean.device)
     movements = []
     for k in tqdm(range(num), unit="direction"):
         movements.append(measure(loaded, distribution, k, pose))

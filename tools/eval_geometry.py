@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     fov = camera_fov(args.dataset_path)
     if fov is not None and abs(fov - loaded.curriculum.fov) > 1e-6:
         notes.append(f"the set was rendered with a fov of {fov:g} degrees, but the generator uses {loaded.curriculum.fov:g}")
-    device = next(loaded.generator.parameters()).device
+    device = loaded.generator.device
     settings = PredictorSettings(seed=args.seed, num_steps=args.predictor_steps)
     cache_dir = Path(args.predictor_cache) if args.predictor_cache else cache_folder()
     data = read_truth(files)

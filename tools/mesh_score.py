@@ -27,8 +27,8 @@ from common.arguments import ArgumentParser, image_side, int_between, seed_numbe
 from common.errors import UserError
 from common.files import write_json
 from common.program import run_script
+from fields.interface import Field
 from generators.views import ViewSettings, make_pose, render_view
-from siren.field import Field
 from visualization.generator_scripts import add_generator_arguments, field_from_seed, open_generator
 from visualization.gltf import linear_to_srgb
 from visualization.images import from_uint8, image_grid, save_image
@@ -92,7 +92,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def write_meshes(loaded: LoadedGenerator, field: Field, stem: Path, args: argparse.Namespace) -> dict[str, tuple[Path, int]]:
     """Write the .glb files to compare; return path and number of faces by name. Raises UserError if there is no surface."""
-    curriculum, device = loaded.curriculum, next(loaded.generator.parameters()).device
+    curriculum, device = loaded.curriculum, loaded.generator.device
     settings = MeshSettings(level=curriculum.tau, clip_radius=visible_radius(curriculum))
     voxels = np.empty((args.voxel_resolution,) * 3, dtype=np.float32)
     fill_occupancy_near_surface(voxels, field, curriculum, settings.cube_size, settings.level, device)
@@ -115,7 +115,7 @@ def write_meshes(loaded: LoadedGenerator, field: Field, stem: Path, args: argpar
 def surface_image(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, size: int) -> Tensor:
     """Render (3, size, size) in [-1, 1]: the field's color where a pixel's ray enters the surface, black elsewhere."""
     settings = ViewSettings(image_size=size, fov_degrees=pose.fov_degrees)
-    camera = make_pose(pose.yaw, pose.pitch, next(loaded.generator.parameters()).device)
+    camera = make_pose(pose.yaw, pose.pitch, loaded.generator.device)
     view = render_view(field, camera, loaded.curriculum, settings)
     return torch.where(view.hit_mask, view.surface_image, -1.0)
 

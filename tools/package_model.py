@@ -87,9 +87,9 @@ def set_ball_slope(loaded: LoadedGenerator, slope: float) -> None:
 def images(loaded: LoadedGenerator) -> torch.Tensor:
     """Render NUM_IMAGES images (N, 3, H, W) in [-1, 1] of fixed latents and poses."""
     c = loaded.curriculum
-    z = draw_latents(NUM_IMAGES, c.latent_dim, c.z_dist, torch.Generator().manual_seed(0))
+    z = draw_latents(NUM_IMAGES, c, torch.Generator().manual_seed(0))
     poses = draw_poses(NUM_IMAGES, c, torch.Generator().manual_seed(1))
-    views = render_views(loaded.generator.field(loaded.generator.film(z)), poses, c, ViewSettings(IMAGE_SIZE, 1))
+    views = render_views(loaded.generator.field_of_latents(z), poses, c, ViewSettings(IMAGE_SIZE, 1))
     return torch.stack([view.image for view in views])
 
 

@@ -19,6 +19,7 @@ from common.errors import UserError
 from dataset import spec_over
 from distributed.processes import Processes
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
+from generators.pose_prior import mean_poses
 from generators.views import ViewSettings, render_views
 from loading.files import Split
 from metrics.consistency import view_consistency
@@ -32,7 +33,7 @@ from metrics.sampling import SharedWorkFailed, generated_images, real_images
 from metrics.shape_variety import generated_variety, true_variety
 from metrics.shapes import compare, shape_statistics
 from metrics.truth import TruthFiles, find_truth, read_truth
-from metrics.weighted_variance import latent_variances, mean_pose
+from metrics.weighted_variance import latent_variances
 from training.options import RunOptions
 
 NUM_SEEDS = 8
@@ -154,18 +155,31 @@ class Evaluator:
         options, weights = self._options, local_weights(EXTRACTOR, self._options.eval_weights)
         if image_size not in self._real:
             spec = spec_over(options.dataset_preset, generator.curriculum)
-            where = (options.dataset_path, spec, options.eval_images, image_size)
             num = generator.curriculum.num_holdout
-            split = Split("holdout" if num else "all", num)
-            self._real = {image_size: real_images(*where, use_cache=options.use_cache, split=split)}
+            real = real_images(
+                options.dataset_path,
+                spec,
+                options.eval_images,
+                image_size,
+                use_cache=options.use_cache,
+                split=Split("holdout" if num else "all", num),
+            )
+            self._real = {image_size: real}
             self._real_features = {}
         real = self._real[image_size]
         names = ["swd", *(() if weights is None else ("fid", "kid"))]
         if min(len(real), len(fake)) >= MIN_IMAGES and is_installed():
             names += ["fd", "prc"]
-        device = next(generator.parameters()).device
-        how = {"device": device, "extractor": EXTRACTOR, "weights_file": weights, "real_features": self._real_features}
-        evaluation = Evaluation(real, fake, tuple(names), **how)
+        device = generator.device
+        evaluation = Evaluation(
+            real,
+            fake,
+            tuple(names),
+            device=device,
+            extractor=EXTRACTOR,
+            weights_file=weights,
+            real_features=self._real_features,
+        )
         results: dict[str, float] = {}
         for name in names:
             results |= METRICS[name].compute(evaluation)
@@ -186,13 +200,13 @@ def surface_metrics(generator: ImplicitGenerator3d, image_size: int) -> dict[str
     volume-rendered image, on rays that hit. ``consistency_*``: see :func:`metrics.consistency.compare_views`.
     """
     curriculum = generator.curriculum
-    device = next(generator.parameters()).device
-    field = generator.field(generator.film(latents_of_first_seeds(NUM_SEEDS, curriculum).to(device)))
-    views = render_views(field, mean_pose(curriculum, NUM_SEEDS, device), curriculum, ViewSettings(image_size, 1))
+    device = generator.device
+    field = generator.field_of_latents(latents_of_first_seeds(NUM_SEEDS, curriculum).to(device))
+    poses = mean_poses(curriculum, NUM_SEEDS, device)
+    views = render_views(field, poses, curriculum, ViewSettings(image_size, 1))
     hit = torch.stack([view.hit_mask for view in views])
     scalars = {"hit_rate": float(hit.float().mean())}
     if curriculum.pred_occ:
-        poses = mean_pose(curriculum, NUM_SEEDS, device)
         variances = [v.variance for v in latent_variances(field, poses, curriculum, image_size) if v.num_rays]
         if variances:
             scalars["weighted_variance_1e4"] = 1e4 * sum(variances) / len(variances)

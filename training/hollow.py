@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
+from generators.pose_prior import mean_poses
 from generators.views import ViewSettings, render_views
 from metrics.geometry import surfaces_of
 from metrics.shapes import shape_statistics
-from metrics.weighted_variance import mean_pose
 
 NUM_SEEDS = 16
 MIN_SHAPES = 8  # with a surface; fewer are too few to judge the generator
@@ -44,10 +44,10 @@ class Bulge:
 def measure_bulge(generator: ImplicitGenerator3d, image_size: int) -> Bulge:
     """Measure the bulge of fixed latents at psi 1 from the mean pose (:func:`metrics.shapes.shape_statistics`)."""
     curriculum = generator.curriculum
-    device = next(generator.parameters()).device
-    field = generator.field(generator.film(latents_of_first_seeds(NUM_SEEDS, curriculum).to(device)))
+    device = generator.device
+    field = generator.field_of_latents(latents_of_first_seeds(NUM_SEEDS, curriculum).to(device))
     settings = ViewSettings(min(image_size, MAX_SIZE), 1, surface_only=True)
-    views = render_views(field, mean_pose(curriculum, NUM_SEEDS, device), curriculum, settings)
+    views = render_views(field, mean_poses(curriculum, NUM_SEEDS, device), curriculum, settings)
     bulges = shape_statistics(surfaces_of(views))["bulge"].double()
     if len(bulges) < 2:
         return Bulge(0.0, 0.0, len(bulges))

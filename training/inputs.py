@@ -47,7 +47,7 @@ def draw_inputs(
     random = seeded_generator("cpu", seed, step, purpose)
     total = batch_size * processes.world_size
     local = slice(processes.rank * batch_size, (processes.rank + 1) * batch_size)
-    z = draw_latents(total, curriculum.latent_dim, curriculum.z_dist, random)[local]
+    z = draw_latents(total, curriculum, random)[local]
     poses = sample_prior_poses(total, curriculum, random)
     device, num_rays = processes.device, settings.image_size**2
     with_neighbors = purpose == "G" and curriculum.with_normal_loss and bool(curriculum.normal_lambda)
@@ -61,11 +61,14 @@ def draw_inputs(
             points.append(draw_points(1, NUM_HOLD_POINTS, curriculum, image_random))
         if curriculum.augment_target:
             augmentations.append(torch.rand(1, 2, NUM_UNIFORMS, generator=image_random, device=device))
-    noise = RenderNoise(*(None if column[0] is None else torch.cat(column) for column in zip(*noises, strict=True)))
-    neighbors = F.normalize(torch.cat(directions), dim=-1) if directions else None
-    rest = (torch.cat(column) if column else None for column in (points, augmentations))
-    poses = CameraPoses(*(_to_device(angle[local], device) for angle in poses))
-    return GeneratorInputs(_to_device(z, device), poses, noise, neighbors, *rest)
+    return GeneratorInputs(
+        z=_to_device(z, device),
+        poses=CameraPoses(_to_device(poses.pitch[local], device), _to_device(poses.yaw[local], device)),
+        noise=RenderNoise.cat(noises),
+        neighbors=F.normalize(torch.cat(directions), dim=-1) if directions else None,
+        ball_points=torch.cat(points) if points else None,
+        augmentation=torch.cat(augmentations) if augmentations else None,
+    )
 
 
 def _to_device(values: Tensor, device: torch.device) -> Tensor:

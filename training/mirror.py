@@ -52,7 +52,7 @@ def reflection(curriculum: Curriculum) -> torch.Tensor:
 def best_mirroring(generator: ImplicitGenerator3d, image_size: int) -> Mirroring:
     """Return the mirroring, with or without inversion, that best preserves colors and silhouettes from the mirrored poses."""
     c = generator.curriculum
-    device = next(generator.parameters()).device
+    device = generator.device
     z = latents_of_first_seeds(NUM_SEEDS, c).to(device)
     steps = torch.linspace(-0.5, 0.5, NUM_SEEDS, device=device)
     offsets = torch.stack([steps * c.v_stddev, -steps * c.h_stddev])
@@ -60,16 +60,18 @@ def best_mirroring(generator: ImplicitGenerator3d, image_size: int) -> Mirroring
 
     def images(of: ImplicitGenerator3d, sign: int) -> torch.Tensor:
         poses = CameraPoses(c.v_mean + sign * offsets[0], c.h_mean + sign * offsets[1])
-        views = render_views(of.field(of.film(z)), poses, c, settings)
+        views = render_views(of.field_of_latents(z), poses, c, settings)
         return torch.stack([torch.cat([view.image, view.hit_mask[None] * 2.0 - 1]) for view in views])
 
-    before, results = images(generator, 1), {}
+    before = images(generator, 1)
+    candidates: list[tuple[float, Mirroring]] = []
     for invert in (False, True):
         other = copy.deepcopy(generator)
         mirror_field(other, invert)
         errors = (images(other, -1) - before).square().mean(dim=(0, 2, 3)).clamp_min(1e-12)
-        results[float(errors.mean())] = Mirroring(invert, float(10 * torch.log10(4 / errors[:3].mean())))
-    return results[min(results)]
+        mirroring = Mirroring(invert, float(10 * torch.log10(4 / errors[:3].mean())))  # of the colors alone
+        candidates.append((float(errors.mean()), mirroring))
+    return min(candidates)[1]
 
 
 @torch.no_grad()
@@ -82,21 +84,7 @@ def mirror_field(generator: ImplicitGenerator3d, invert: bool = False) -> None:
     """
     matrix, tau = reflection(generator.curriculum), generator.curriculum.tau
     double_level = 2 * math.log(tau / (1 - tau))
-    if generator.curriculum.model == "TRIPLANE":
-        generator.triplane.mirror(matrix, double_level if invert else None)
-        return
-    siren = generator.siren
-    along_z = torch.equal(matrix, torch.diag(matrix.new_tensor([1, 1, -1])))
-    if siren.embedding_grid is not None and not along_z:
-        raise UserError(f"{generator.curriculum.model} can be mirrored in depth only if h_mean and v_mean are pi/2")
-    position, direction = siren.network[0].layer.weight[:, -3:], siren.color_layer_sine.layer.weight[:, :3]
-    for weight in (position, direction):  # points are the last three inputs, directions the first three
-        weight.copy_(weight.double() @ matrix.to(weight.device))
-    if siren.embedding_grid is not None:
-        siren.embedding_grid.copy_(siren.embedding_grid.flip(2))
-    if invert:
-        siren.final_layer.weight.neg_()
-        siren.final_layer.bias.neg_().add_(double_level)
+    generator.network.mirror(matrix, double_level if invert else None)
 
 
 @torch.no_grad()

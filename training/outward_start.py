@@ -120,11 +120,11 @@ def _losses(generator: ImplicitGenerator3d, ball: Ball, color_map: Tensor, rando
     value at the center and the gradient along the three axes.
     """
     curriculum = generator.curriculum
-    device = next(generator.parameters()).device
-    z = draw_latents(NUM_LATENTS, curriculum.latent_dim, curriculum.z_dist, random)
+    device = generator.device
+    z = draw_latents(NUM_LATENTS, curriculum, random)
     points = draw_points(NUM_LATENTS, NUM_POINTS, curriculum, random).to(device)
     directions = F.normalize(torch.randn(points.shape, generator=random), dim=-1).to(device)
-    logits, colors = generator.field(generator.film(z.to(device))).logits_and_colors(points, directions)
+    logits, colors = generator.field_of_latents(z.to(device)).logits_and_colors(points, directions)
     at_center, along_axes = (z @ color_map).to(device).view(NUM_LATENTS, 1, 3, 4).split([1, 3], dim=-1)
     target_colors = (at_center.squeeze(-1) + (along_axes * (points / ball.radius).unsqueeze(2)).sum(dim=-1)).sigmoid()
     return (logits - ball.logits(points)).square().mean(), (colors - target_colors).square().mean()
@@ -133,7 +133,7 @@ def _losses(generator: ImplicitGenerator3d, ball: Ball, color_map: Tensor, rando
 def draw_points(batch: int, num: int, curriculum: Curriculum, random: torch.Generator) -> Tensor:
     """Draw points (batch, num, 3), uniform in the cube that the rays reach, on the device of ``random``."""
     uniform = torch.rand(batch, num, 3, generator=random, device=random.device)
-    return (uniform * 2 - 1) * (curriculum.ray_end - 1)
+    return (uniform * 2 - 1) * curriculum.ray_reach
 
 
 def ball_hold_loss(logits: Tensor, points: Tensor, ball: Ball) -> Tensor:

@@ -17,7 +17,7 @@ YAWS = (-0.4, 0.0, 0.4)
 @torch.no_grad()
 def sample_grid(generator: ImplicitGenerator3d, image_size: int, interval: float) -> Tensor:
     """Render a grid (3, H, W) in [-1, 1] with a row of views at psi 1 per seed. ``interval``: Delta of the surface samples."""
-    c, device = generator.curriculum, next(generator.parameters()).device
+    c, device = generator.curriculum, generator.device
     settings = ViewSettings(image_size=image_size, ray_step_multiplier=1, interval=interval)
     yaws = torch.tensor(YAWS, device=device) + c.h_mean
     poses = CameraPoses(torch.full_like(yaws, c.v_mean), yaws)
@@ -25,7 +25,7 @@ def sample_grid(generator: ImplicitGenerator3d, image_size: int, interval: float
     quantities = ("image", "surface_depth" if c.pred_occ else "depth", "normals", "mask")
     rows = []
     for seed in range(NUM_SEEDS):
-        z = latent_from_seed(seed, c.latent_dim, c.z_dist).to(device)
-        views = render_views(generator.field(generator.film(z.expand(len(yaws), -1))), poses, c, settings)
+        z = latent_from_seed(seed, c).to(device)
+        views = render_views(generator.field_of_latents(z.expand(len(yaws), -1)), poses, c, settings)
         rows.append([view_image(view, quantity, c.ray_start, c.ray_end) for quantity in quantities for view in views])
     return image_grid(rows)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from discriminators.base import Discriminator, DiscriminatorOutput
+from fields.interface import Field
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.generator import ImplicitGenerator3d
-from generators.renderer import RenderNoise, RenderOutput, RenderSettings, ray_points, render
+from generators.renderer import RenderNoise, RenderOutput, RenderSettings, as_images, ray_points, render
+from generators.root_finding import Surface
 from settings import schedules
 from settings.curriculum import Curriculum
-from siren.field import Field
 from training import losses
 from training.augmentation import GENERATED, REAL, augment
 from training.outward_start import Ball, ball_hold_loss
@@ -46,9 +47,14 @@ class GeneratorInputs(NamedTuple):
 
     def part(self, s: slice) -> GeneratorInputs:
         """Return the inputs of the images in slice ``s``."""
-        poses = CameraPoses(self.poses.pitch[s], self.poses.yaw[s])
-        rest = (None if tensor is None else tensor[s] for tensor in (self.neighbors, self.ball_points, self.augmentation))
-        return GeneratorInputs(self.z[s], poses, self.noise[s], *rest)
+        return GeneratorInputs(
+            z=self.z[s],
+            poses=self.poses.part(s),
+            noise=self.noise.part(s),
+            neighbors=None if self.neighbors is None else self.neighbors[s],
+            ball_points=None if self.ball_points is None else self.ball_points[s],
+            augmentation=None if self.augmentation is None else self.augmentation[s],
+        )
 
 
 @dataclass(frozen=True)
@@ -105,15 +111,11 @@ class Generated(NamedTuple):
 
 def generate(generator: ImplicitGenerator3d, inputs: GeneratorInputs, settings: StepSettings) -> Generated:
     """Generate the images of ``inputs``."""
-    field = generator.field(generator.film(inputs.z))
+    field = generator.field_of_latents(inputs.z)
     rays = camera_rays(inputs.poses, settings.image_size, generator.curriculum.fov)
     output = render(field, rays, settings.render, inputs.noise)
-    return Generated(to_images(output, settings.image_size), field, rays, output)
-
-
-def to_images(output: RenderOutput, size: int) -> Tensor:
-    """Return rendered colors as images (B, 3, size, size) in [-1, 1]."""
-    return output.rgb.transpose(1, 2).unflatten(2, (size, size)) * 2 - 1
+    images = as_images(output.rgb, settings.image_size) * 2 - 1
+    return Generated(images, field, rays, output)
 
 
 def judge(
@@ -191,7 +193,7 @@ def generator_losses(
     if settings.lambda_opacity_prior:
         weighted["opacity_prior"] = (settings.lambda_opacity_prior, losses.opacity_prior_loss(output.alphas))
     if inputs.neighbors is not None:
-        weighted["normal"] = (c.normal_lambda, _normal_loss(field, rays, output, inputs.neighbors, c.h_sample))
+        weighted["normal"] = (c.normal_lambda, _normal_loss(field, rays, output.surface, inputs.neighbors, c.h_sample))
     if inputs.ball_points is not None:
         held = ball_hold_loss(field.occupancy_logits(inputs.ball_points), inputs.ball_points, Ball.of(c))
         weighted["ball_hold"] = (settings.lambda_ball_hold, held)
@@ -217,14 +219,20 @@ def _result(weighted: dict[str, tuple[float, Tensor]], scalars: dict[str, Tensor
     return StepResult(total, terms | scalars)
 
 
-def _normal_loss(field: Field, rays: Rays, output: RenderOutput, neighbors: Tensor, h_sample: float) -> Tensor:
-    t, hit_mask = output.surface.t, output.surface.hit_mask
-    if t.device.type == "cpu":  # keep only rays that hit; on a GPU, counting them would require a synchronization
-        num = max(1, int(hit_mask.sum(dim=1).max()))
-        order = hit_mask.byte().argsort(dim=1, descending=True, stable=True)[:, :num]
-        wide = order.unsqueeze(-1).expand(*order.shape, 3)
-        t, hit_mask, neighbors = t.gather(1, order), hit_mask.gather(1, order), neighbors.gather(1, wide)
-        rays = Rays(rays.origins.gather(1, wide), rays.directions.gather(1, wide))
-    points = ray_points(rays, t.unsqueeze(-1))
+def _normal_loss(field: Field, rays: Rays, surface: Surface, neighbors: Tensor, h_sample: float) -> Tensor:
+    """Compare the normals at the surface points of rays (B, R) with those at ``h_sample`` from them along ``neighbors``."""
+    if surface.t.device.type == "cpu":  # on a GPU, counting the hits would require a synchronization
+        rays, surface, neighbors = _rays_that_hit(rays, surface, neighbors)
+    points = ray_points(rays, surface.t.unsqueeze(-1))
     normals = field.normals(torch.cat([points, points + h_sample * neighbors], dim=1))
-    return losses.normal_smoothness_loss(*normals.chunk(2, dim=1), hit_mask)
+    at_surface, beside = normals.chunk(2, dim=1)
+    return losses.normal_smoothness_loss(at_surface, beside, surface.hit_mask)
+
+
+def _rays_that_hit(rays: Rays, surface: Surface, neighbors: Tensor) -> tuple[Rays, Surface, Tensor]:
+    """Move the rays (B, R) that hit to the front, and keep as many (B, K) as the image with the most hits needs."""
+    num = max(1, int(surface.hit_mask.sum(dim=1).max()))
+    order = surface.hit_mask.byte().argsort(dim=1, descending=True, stable=True)[:, :num]
+    wide = order.unsqueeze(-1).expand(*order.shape, 3)
+    kept = Surface(surface.t.gather(1, order), surface.hit_mask.gather(1, order))
+    return Rays(rays.origins.gather(1, wide), rays.directions.gather(1, wide)), kept, neighbors.gather(1, wide)

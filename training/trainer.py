@@ -51,12 +51,12 @@ class Stop(NamedTuple):
 class Trainer:
     """Train ``state`` until the curriculum ends, a limit is reached, or a stop signal arrives."""
 
-    def __init__(self, state: RunState, options: RunOptions, processes: Processes, amp_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, state: RunState, options: RunOptions, processes: Processes) -> None:
         self.state = state
         self.curriculum: Curriculum = state.curriculum
         self.options = options
         self.processes = processes
-        self.amp_dtype = amp_dtype
+        self.amp_dtype = state.amp_dtype
         self.guard = Guard(processes.device, state.bad_steps)
         self.checkpoint_manager = CheckpointManager(
             state,
@@ -213,7 +213,7 @@ class Trainer:
     def _finish(self, optimizer, scaler, network: nn.Module, results: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Clip the gradient, step if it is finite, and return the mean terms of the parts."""
         scaler.unscale_(optimizer)
-        terms = {name: torch.stack([terms[name] for terms in results]).mean() for name in results[0]}
+        terms = {name: torch.stack([result[name] for result in results]).mean() for name in results[0]}
         terms["grad_norm"] = nn.utils.clip_grad_norm_(network.parameters(), self.curriculum.grad_clip)
         step_if_finite(optimizer, scaler, terms["grad_norm"])
         return terms

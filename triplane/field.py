@@ -1,4 +1,4 @@
-"""The field of given latents on tri-planes. See :class:`siren.field.Field` for the shapes of its queries.
+"""The field of given latents on tri-planes. See :class:`fields.interface.Field` for the shapes of its queries.
 
 Colors do not depend on the view direction. Normals are finite differences over a tetrahedron: the gradient of bilinear planes
 is discontinuous, while a difference over two texels is continuous.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from siren.field import in_chunks
+from fields.interface import in_chunks
 from triplane.lookup import implementation_for, query
 from triplane.plain_lookup import Planes
 

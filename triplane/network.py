@@ -27,8 +27,8 @@ class Triplane(nn.Module):
 
     Buffers: ``orientation`` (3, 3), applied to points before anything else (training/mirror.py); ``extent`` (), half the side of
     the cube that the planes cover; ``ball_radius`` () in world units; ``ball_slope`` () in logits per world unit before
-    stretching; ``ball_stretch`` (3,), factors on the radius along x, y and z, in the state only if one of them is not 1, so that
-    the state of other generators is the same as before this setting.
+    stretching; ``ball_stretch`` (3,), factors on the radius along x, y and z, in the state only if one of them is not 1, since
+    files of balls do not contain it.
     """
 
     orientation: Tensor
@@ -40,18 +40,16 @@ class Triplane(nn.Module):
     def __init__(self, curriculum: Curriculum) -> None:
         super().__init__()
         channels, w_dim = curriculum.backbone_channels, curriculum.w_dim
-        room = min(1 - curriculum.ray_start, curriculum.ray_end - 1)
         self.is_product = curriculum.plane_reduce == "product"
         self.mapping_network = TriplaneMapping(curriculum.latent_dim, w_dim, Backbone.num_layers(len(channels)))
         self.backbone = Backbone(channels, curriculum.plane_channels, w_dim)
         self.decoder = Decoder(curriculum.plane_channels, curriculum.decoder_dim)
         with torch.no_grad():
             self.decoder.output_bias[0] = math.log(curriculum.tau / (1 - curriculum.tau))
-        reach = max(1 - curriculum.ray_start, curriculum.ray_end - 1)
         stretch = curriculum.init_ball_stretch if curriculum.init_ball_radius else NO_STRETCH
         self.register_buffer("orientation", torch.tensor(IDENTITY))
-        self.register_buffer("extent", torch.tensor(curriculum.plane_extent or reach))
-        self.register_buffer("ball_radius", torch.tensor(curriculum.init_ball_radius or room / 2))
+        self.register_buffer("extent", torch.tensor(curriculum.plane_extent or curriculum.ray_reach))
+        self.register_buffer("ball_radius", torch.tensor(curriculum.init_ball_radius or curriculum.ray_room / 2))
         self.register_buffer("ball_stretch", torch.tensor(stretch), persistent=stretch != NO_STRETCH)
         self.register_buffer("ball_slope", torch.tensor(BALL_SLOPE))
 

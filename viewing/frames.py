@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fields.interface import Field
 from generators.cameras import Rays
 from generators.renderer import RenderSettings, render
 from generators.views import ViewSettings, surface_appearance
 from settings.curriculum import Curriculum
-from siren.field import Field
 from viewing.camera import Block, BrowserCamera, block_rays, visible_block, window_half_side
 from viewing.pool import RenderPool
 from visualization.images import depth_image

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from checkpoints.loading import LoadedGenerator
+from fields.interface import Field
 from generators.styles import geometry_layers
-from siren.field import Field
 from visualization.generator_scripts import Subject, bind_field, mix_subjects, styles_from_seed
 
 

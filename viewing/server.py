@@ -233,7 +233,7 @@ class Page:
         torch.set_num_threads(self._worker.pool.num_threads)  # the pool leaves other threads one
         note = self._client.gui.add_notification("Mesh", "computing", loading=True, with_close_button=False)
         loaded = self._worker.loaded
-        device = next(loaded.generator.parameters()).device
+        device = loaded.generator.device
         mesh = colored_mesh(field_of(loaded, self._look(), self._worker.latents), loaded.curriculum, MESH_RESOLUTION, device)
         note.loading, note.with_close_button, note.auto_close_seconds = False, True, 4.0
         note.body = "this head has no surface" if mesh is None else f"{len(mesh.faces)} triangles"
@@ -242,7 +242,7 @@ class Page:
     def _save_image(self, event: object) -> None:
         """Render the view at full quality and send the frame, without background, as PNG."""
         session, loaded = self._session, self._worker.loaded
-        device = next(loaded.generator.parameters()).device
+        device = loaded.generator.device
         job = FrameJob(field_of(loaded, session.look, self._worker.latents), loaded.curriculum, session.camera, session.settings)
         frame = job.advance(job.num_rays, device, self._worker.pool)
         if frame is not None and job.num_rays:

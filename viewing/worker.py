@@ -16,7 +16,7 @@ import torch
 
 from checkpoints.loading import LoadedGenerator
 from common.errors import one_line
-from siren.field import Field
+from fields.interface import Field
 from viewing.camera import BrowserCamera, camera_at
 from viewing.frames import Frame, FrameJob, FrameSettings
 from viewing.looks import Look, field_of

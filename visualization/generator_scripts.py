@@ -19,6 +19,7 @@ from common.arguments import PRECISIONS, add_device_argument, finite_float, imag
 from common.errors import UserError
 from common.files import make_output_dir
 from common.output_folders import claim_folder
+from fields.interface import Field
 from generators.cameras import CameraPoses, mean_direction
 from generators.generator import Styles, latent_from_seed
 from generators.styles import flatten_styles, mix_styles, style_layer_of, unflatten_styles, with_weights
@@ -26,7 +27,6 @@ from generators.view_cache import CachedField, build_cache, view_rays
 from generators.views import LockedDirections, View, ViewSettings, make_pose, render_view
 from settings.curriculum import Curriculum
 from settings.registry import get_curriculum
-from siren.field import Field
 from visualization.trajectories import TrajectoryPose
 
 MIN_PRODUCTS_TO_CACHE = 1 << 16  # per point: querying a smaller network is as fast as a cache lookup
@@ -165,9 +165,9 @@ class Subject:
 def styles_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Styles:
     """Compute the styles (1, ...) of a seed's latent, identical on every device and in every call."""
     curriculum = loaded.curriculum
-    z = latent_from_seed(seed, curriculum.latent_dim, curriculum.z_dist)
+    z = latent_from_seed(seed, curriculum)
     with torch.no_grad():
-        return loaded.generator.film(z.to(next(loaded.generator.parameters()).device), psi)
+        return loaded.generator.styles(z.to(loaded.generator.device), psi)
 
 
 def field_from_seed(loaded: LoadedGenerator, seed: int, psi: float) -> Field:
@@ -260,7 +260,7 @@ def share_between_views(
         return field
     if args.lock_view_dependence:
         field = LockedDirections(field, mean_direction(curriculum.h_mean, curriculum.v_mean))
-    device = next(loaded.generator.parameters()).device
+    device = loaded.generator.device
     pitches, yaws = (torch.tensor([getattr(pose, name) for pose in poses], device=device) for name in ("pitch", "yaw"))
     rays = view_rays(CameraPoses(pitches, yaws), [pose.fov_degrees for pose in poses])
     settings = replace(_view_settings(args, poses[0]), surface_only=False)  # a preview is compared with volume rendering
@@ -279,7 +279,7 @@ def render_pose(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, arg
     settings = _view_settings(args, pose)
     if isinstance(field, CachedField):  # its colors are locked already
         settings = replace(settings, lock_view_dependence=False)
-    device = next(loaded.generator.parameters()).device
+    device = loaded.generator.device
     return render_view(field, make_pose(pose.yaw, pose.pitch, device), loaded.curriculum, settings)
 
 

@@ -27,11 +27,11 @@ from torch.nn import functional as F
 from checkpoints.safe_pickle import printable
 from common.errors import UserError
 from common.files import read_small_text, require_file, write_atomically, write_json
+from fields.interface import Field
 from generators.cameras import mean_direction
 from generators.extraction import LatticeSpec, surface_slabs
 from generators.root_finding import find_surface
 from settings.curriculum import Curriculum
-from siren.field import Field
 from visualization.gltf import Material, glb_bytes, linear_colors
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def visible_radius(curriculum: Curriculum) -> float:
     It is max(1 - ray_start, ray_end - 1) / cos(fov / 2). For most cameras, points beyond it are outside [ray_start, ray_end]
     or outside the image, so training does not make them free.
     """
-    depth = max(1 - curriculum.ray_start, curriculum.ray_end - 1)
-    return depth / math.cos(math.radians(curriculum.fov) / 2)
+    return curriculum.ray_reach / math.cos(math.radians(curriculum.fov) / 2)
 
 
 def grid_coordinates(cube_size: float, resolution: int, device: torch.device | str = "cpu") -> Tensor:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from common.files import write_atomically
+from fields.interface import Field
 from generators.root_finding import find_surface
 from settings.curriculum import Curriculum
-from siren.field import Field
 from visualization.gltf import Material, glb_bytes, png_bytes
 from visualization.meshes import MeshSettings, smooth_normals, surface_colors, surface_level
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from checkpoints.loading import LoadedGenerator
 from common.arguments import positive_float, positive_int
-from siren.field import Field
+from fields.interface import Field
 from visualization.generator_scripts import render_pose, report_preview
 from visualization.images import QUANTITIES, view_image
 from visualization.trajectories import TrajectoryPose

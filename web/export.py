@@ -199,8 +199,8 @@ def _network_settings(generator: ImplicitGenerator3d) -> dict[str, Any]:
 def turntable(generator: ImplicitGenerator3d) -> bytes:
     """Render seed 0 turning to both sides and back, as an animated WebP: the fallback for browsers without WebGL 2."""
     c = generator.curriculum
-    z = latent_from_seed(0, c.latent_dim, c.z_dist).to(next(generator.parameters()).device)
-    field = generator.field(generator.film(z, TURNTABLE_PSI))
+    z = latent_from_seed(0, c).to(generator.device)
+    field = generator.field_of_latents(z, TURNTABLE_PSI)
     settings = ViewSettings(TURNTABLE_SIZE, RAY_STEP_MULTIPLIER, surface_only=True)
     frames = []
     for i in range(TURNTABLE_FRAMES):

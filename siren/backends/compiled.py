@@ -1,4 +1,4 @@
-"""Differentiable queries of a field through torch.compile, for GPUs (``train.py --compile``).
+"""Differentiable queries of a field through torch.compile, for GPUs (``train.py --compile``, :attr:`Siren.is_compiled`).
 
 A compiled pass fuses each sine with the adjacent casts, products and sums, and recomputes it in the backward pass. It
 therefore saves and reads one number per point and unit instead of two. The rest of training is not compiled: G's step depends
@@ -17,19 +17,6 @@ from torch import Tensor
 
 from siren.backends import folded
 from siren.backends.folded import FoldedSiren
-
-_is_on = False
-
-
-def turn_on(value: bool = True) -> None:
-    """Turn compilation on or off for all fields of this process."""
-    global _is_on
-    _is_on = value
-
-
-def is_on() -> bool:
-    """Return whether to compile the next query: only if gradients are recorded."""
-    return _is_on and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def logits_and_colors(siren: FoldedSiren, x: Tensor, directions: Tensor | None) -> tuple[Tensor, Tensor | None]:

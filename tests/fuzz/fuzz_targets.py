@@ -65,7 +65,7 @@ def read_generator(folder: Path, name: str, curriculum: str | None, weights: str
     chosen = None if curriculum is None else {**CURRICULUMS, "SMALL": SMALL}[curriculum]
     loaded = load_generator(folder / name, chosen, weights=weights)
     with torch.no_grad():
-        film = loaded.generator.film(torch.zeros(1, loaded.curriculum.latent_dim))
+        film = loaded.generator.styles(torch.zeros(1, loaded.curriculum.latent_dim))
         loaded.generator.field(film).occupancy_logits(torch.zeros(1, 1, 3))
 
 

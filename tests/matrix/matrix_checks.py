@@ -39,11 +39,11 @@ import train
 from checkpoints.files import save_inference
 from checkpoints.loading import LoadedGenerator, load_generator
 from common.program import run_script
+from fields.interface import Field
 from generators.cameras import sample_camera_poses
 from generators.views import ViewSettings, make_pose, render_view
 from metrics.sampling import generated_images
 from settings.curriculum import Curriculum
-from siren.field import Field
 from small_models import BALL_RADIUS
 from tools import directions, eval_geometry
 from viewing.camera import camera_at

@@ -79,7 +79,7 @@ def fit_ball(generator: ImplicitGenerator3d) -> None:
     siren, random = generator.siren, torch.Generator().manual_seed(0)
     directions, away = (F.normalize(torch.randn(8, 2000, 3, generator=random), dim=-1) for _ in range(2))
     points = away * torch.rand(8, 2000, 1, generator=random) * 0.19  # more of them at the center
-    field = generator.field(generator.film(torch.randn(8, generator.curriculum.latent_dim, generator=random)))
+    field = generator.field_of_latents(torch.randn(8, generator.curriculum.latent_dim, generator=random))
     weights = field._folded
     hidden = folded.features(weights, field._encode(points))
     phases = torch.baddbmm(weights.color_bias.unsqueeze(1), hidden, weights.color_weight)

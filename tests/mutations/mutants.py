@@ -27,8 +27,8 @@ REVIEWED = [
     Mutant(
         "generated images transposed",
         "training/steps.py",
-        "return output.rgb.transpose(1, 2).unflatten(2, (size, size)) * 2 - 1",
-        "return output.rgb.transpose(1, 2).unflatten(2, (size, size)).transpose(2, 3) * 2 - 1",
+        "images = as_images(output.rgb, settings.image_size) * 2 - 1",
+        "images = as_images(output.rgb, settings.image_size).transpose(2, 3) * 2 - 1",
         ORACLE,
     ),
     Mutant(
@@ -97,8 +97,8 @@ REVIEWED = [
     Mutant(
         "density noise never added",
         "generators/renderer.py",
-        "logits = logits + settings.density_noise * normal",
-        "logits = logits + 0 * normal",
+        "logits = logits + settings.density_noise * gaussian",
+        "logits = logits + 0 * gaussian",
         ORACLE,
     ),
     Mutant(
@@ -138,9 +138,9 @@ REVIEWED = [
     ),
     Mutant(
         "mirror: inverted about 0, not about tau",
-        "training/mirror.py",
-        "siren.final_layer.bias.neg_().add_(double_level)",
-        "siren.final_layer.bias.neg_()",
+        "siren/siren.py",
+        "self.final_layer.bias.neg_().add_(double_level)",
+        "self.final_layer.bias.neg_()",
         ("mirror",),
     ),
     Mutant(
@@ -188,8 +188,8 @@ REVIEWED = [
     Mutant(
         "scored images transposed",
         "metrics/sampling.py",
-        "pixels.transpose(1, 2).unflatten(2, (image_size, image_size)).contiguous()",
-        "pixels.transpose(1, 2).unflatten(2, (image_size, image_size)).transpose(2, 3).contiguous()",
+        "as_images(pixels, image_size).contiguous()",
+        "as_images(pixels, image_size).transpose(2, 3).contiguous()",
         ORACLE,
     ),
     Mutant(
@@ -488,8 +488,8 @@ MESHES = [
     Mutant(
         "visible only as far as rays begin",
         "visualization/meshes.py",
-        "max(1 - curriculum.ray_start, curriculum.ray_end - 1)",
-        "min(1 - curriculum.ray_start, curriculum.ray_end - 1)",
+        "curriculum.ray_reach / math",
+        "curriculum.ray_room / math",
         ("meshes",),
     ),
     Mutant(

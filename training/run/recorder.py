@@ -86,7 +86,7 @@ class Recorder:
         self.note(
             f"step {step}: the shapes are hollow (bulge {bulge:.4g}): {how}, PSNR {mirroring.psnr_db:.1f} dB to the images before"
         )
-        numbers = {"bulge_before": float(f"{bulge:.6g}"), "turn_psnr_db": float(f"{mirroring.psnr_db:.6g}")}
+        numbers = {"bulge_before": float(f"{bulge:.6g}"), "mirror_psnr_db": float(f"{mirroring.psnr_db:.6g}")}
         self._append(self._metrics_path, {"step": step, "mirrored_depth": is_done, "inverted": mirroring.invert, **numbers})
 
     def event(self, step: int, name: str, **details: str | int | float) -> None:

@@ -52,6 +52,7 @@ class RunState:
         self.augment_p = torch.zeros((), device=device)  # probability of augmentation (training/augmentation.py)
         self.attempt = 0  # number of recoveries; each draws different random numbers
         self.bad_steps = BadSteps()
+        self.amp_dtype = amp_dtype
         self.generator = generator.to(device)
         self.discriminator = discriminator.to(device)
         self.averages = {name: MovingAverage(self.generator, decay) for name, decay in EMA_DECAYS.items()}
