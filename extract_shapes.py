@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not settings.are_possible():
         raise UserError("--cube_size or --level is too small or too large for a mesh; choose another value")
 
-    subjects = open_subjects(loaded, given_seeds(args, args.seeds, [0, 1, 2, 3]), args)
+    seeds = given_seeds(args, args.seeds, [0, 1, 2, 3])
+    subjects = open_subjects(loaded, args.path, seeds, args.psi, args.latent, args.direction)
     labels, num_meshes = [], 0
     for make_subject in subjects:
         subject = make_subject()

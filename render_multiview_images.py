@@ -30,6 +30,7 @@ from visualization.generator_scripts import (
     render_pose,
     report_preview,
     share_between_views,
+    view_settings,
 )
 from visualization.images import QUANTITIES, image_grid, save_image, view_image
 from visualization.trajectories import multiview
@@ -47,19 +48,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     start, end = args.seeds_start or 0, 100 if args.seeds_end is None else args.seeds_end
     seeds = given_seeds(args, seed_range(start, end) if is_range else None, range(100))
     loaded, output_dir = open_generator(args)
-    subjects = open_subjects(loaded, seeds, args)
+    subjects = open_subjects(loaded, args.path, seeds, args.psi, args.latent, args.direction)
+    settings = view_settings(args)
     depth_range = loaded.curriculum.ray_start, loaded.curriculum.ray_end
     poses = multiview(loaded.curriculum)
 
     progress = tqdm(total=len(subjects) * len(poses), unit="view")
     for number, make_subject in enumerate(subjects):
         subject = make_subject()
-        field = share_between_views(loaded, bind_field(loaded, subject), poses, args)
+        field = bind_field(loaded, subject)
+        if not args.plain:
+            field = share_between_views(loaded, field, poses, settings)
         columns = []
         for i, pose in enumerate(poses):
-            view = render_pose(loaded, field, pose, args)
+            view = render_pose(loaded, field, pose, settings)
             if number == 0 and i == 0:
-                report_preview(loaded, field, pose, view, args)
+                report_preview(loaded, field, pose, view, settings)
             columns.append([view_image(view, quantity, *depth_range) for quantity in QUANTITIES])
             for quantity, image in zip(QUANTITIES, columns[-1], strict=True):
                 save_image(output_dir / f"{quantity}_{subject.label}_{i}.png", image)

@@ -25,6 +25,7 @@ from visualization.generator_scripts import (
     open_generator,
     open_subjects,
     share_between_views,
+    view_settings,
 )
 from visualization.trajectories import ellipse
 from visualization.video_rendering import MAX_FRAMES, Shot, add_video_arguments, render_shots
@@ -41,10 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     loaded, output_dir = open_generator(args)
 
-    for make_subject in open_subjects(loaded, given_seeds(args, args.seeds, [0]), args):
+    seeds = given_seeds(args, args.seeds, [0])
+    poses = ellipse(args.num_frames, loaded.curriculum)
+    for make_subject in open_subjects(loaded, args.path, seeds, args.psi, args.latent, args.direction):
         subject = make_subject()
-        poses = ellipse(args.num_frames, loaded.curriculum)
-        field = share_between_views(loaded, bind_field(loaded, subject), poses, args)
+        field = bind_field(loaded, subject)
+        if not args.plain:
+            field = share_between_views(loaded, field, poses, view_settings(args))
         shots = [Shot(field, pose, subject.label) for pose in poses]
         render_shots(shots, subject.label, loaded, output_dir, args)
 

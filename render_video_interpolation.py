@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.quantities = [*args.quantities, "depth"] if args.depth_map else args.quantities
     loaded, output_dir = open_generator(args)
 
-    subjects = [make() for make in open_subjects(loaded, given_seeds(args, args.seeds, [0, 1, 2, 3]), args)]
+    seeds = given_seeds(args, args.seeds, [0, 1, 2, 3])
+    subjects = [make() for make in open_subjects(loaded, args.path, seeds, args.psi, args.latent, args.direction)]
     walk = interpolate_closed(alike(subjects, loaded), args.num_frames)
     poses = TRAJECTORIES[args.trajectory](len(walk), loaded.curriculum)
     shots = [Shot(partial(bind_field, loaded, subject), pose, subject.label) for subject, pose in zip(walk, poses, strict=True)]

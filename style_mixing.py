@@ -62,8 +62,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     loaded, output_dir = open_generator(args)
-    rows = _subjects(loaded, args, args.rows, args.row_latents)
-    columns = _subjects(loaded, args, args.columns, args.column_latents)
+    rows = [make() for make in open_subjects(loaded, args.path, args.rows, args.psi, args.row_latents)]
+    columns = [make() for make in open_subjects(loaded, args.path, args.columns, args.psi, args.column_latents)]
     split = _split_of(args.split, rows[0].styles, loaded)
     views = [[None, *(_view(loaded, column, args.image_size) for column in columns)]]
     for row in tqdm(rows, unit="row"):
@@ -72,11 +72,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for quantity in QUANTITIES:
         save_image(output_dir / f"mix_{quantity}.png", _grid(views, quantity, loaded, args.image_size))
     print(f"wrote {len(rows)} geometries with {len(columns)} appearances, {split} layers from the rows, to {output_dir}")
-
-
-def _subjects(loaded: LoadedGenerator, args: argparse.Namespace, seeds: Sequence[int], latents: Sequence[str]) -> list[Subject]:
-    chosen = argparse.Namespace(path=args.path, psi=args.psi, latent=list(latents), direction=[])
-    return [make() for make in open_subjects(loaded, seeds, chosen)]
 
 
 def _split_of(chosen: int | None, styles: Styles, loaded: LoadedGenerator) -> int:

@@ -251,8 +251,8 @@ def prepare_state(
             if arguments.mirror_depth:
                 mirroring = best_mirroring(state.averages["ema"].generator, curriculum.stage_at(state.step).img_size)
                 state.mirror_depth(mirroring.invert)
-                how = "mirrored in depth, inverted" if mirroring.invert else "mirrored in depth"
-                notes.append(f"{how}: PSNR {mirroring.psnr_db:.1f} dB between the images before and after")
+                psnr_db = f"{mirroring.psnr_db:.1f} dB"
+                notes.append(f"{mirroring.description}: PSNR {psnr_db} between the images before and after")
 
     processes.all_or_none(load)
     if processes.is_main:
@@ -264,12 +264,11 @@ def prepare_state(
     return state
 
 
-def run_options(arguments: argparse.Namespace, curriculum: Curriculum, output_dir: Path, started: float) -> RunOptions:
+def run_options(arguments: argparse.Namespace, output_dir: Path, started: float) -> RunOptions:
     """Return the options of the trainer. ``started``: start of the command, by the monotonic clock."""
     return RunOptions(
         output_dir=output_dir,
         dataset_path=arguments.dataset_path,
-        dataset_preset=curriculum.dataset,
         max_steps=arguments.max_steps,
         max_minutes=arguments.max_minutes,
         num_epochs=arguments.n_epochs,
@@ -343,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if processes.device.type == "cpu":
         keep_freed_memory()
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs; sums stay float32
-    options = run_options(arguments, curriculum, output_dir, started)
+    options = run_options(arguments, output_dir, started)
     with contextlib.ExitStack() as stack:
         stack.enter_context(steady_output())
         stack.enter_context(flushed_denormals())

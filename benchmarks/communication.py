@@ -81,7 +81,7 @@ def rank_main(folder: Path) -> None:
     for batch_split in (1, 2):
         state = RunState(curriculum(batch_split), seed=0, device=processes.device, amp_dtype=None)
         state.step = LATE
-        trainer = Trainer(state, RunOptions(Path(), "", "Images"), processes)
+        trainer = Trainer(state, RunOptions(Path(), ""), processes)
         real = torch.rand(batch_split, 3, 32, 32) * 2 - 1
         take_step(trainer, real)
         counts = []

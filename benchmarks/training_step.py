@@ -85,7 +85,7 @@ def _trainer(network: Network, size: int, batch: int) -> tuple[trainer.Trainer, 
     state = RunState(curriculum, 0, processes.device, None)
     state.generator.load_state_dict(network.generator.state_dict())
     state.step = stage.start_step + STEP
-    options = RunOptions(Path(tempfile.gettempdir()), "", "", use_cache=False)
+    options = RunOptions(Path(tempfile.gettempdir()), "", use_cache=False)
     return trainer.Trainer(state, options, processes), replace(stage, batch_size=batch)
 
 

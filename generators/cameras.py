@@ -139,7 +139,11 @@ def camera_rays(poses: CameraPoses, size: int, fov_degrees: float) -> Rays:
     """Return rays through every pixel of a (size, size) image: (B, size * size, 3) each."""
     cam2world = camera_to_world(poses)
     directions = camera_ray_directions(size, fov_degrees, cam2world.device).to(cam2world.dtype)
+    return rays_from_cameras(cam2world, directions)
+
+
+def rays_from_cameras(cam2world: Tensor, directions: Tensor) -> Rays:
+    """Return rays (B, R) of cameras (B, 4, 4) along unit ``directions`` (R, 3) or (B, R, 3) in camera axes."""
     # Not a matrix product: with TF32 a GPU would round both factors to 11 bits, which shifts an image by a fraction of a pixel.
     world_directions = (directions.unsqueeze(-2) * cam2world[:, None, :3, :3]).sum(dim=-1)
-    origins = cam2world[:, None, :3, 3].expand_as(world_directions)
-    return Rays(origins, world_directions)
+    return Rays(cam2world[:, None, :3, 3].expand_as(world_directions), world_directions)

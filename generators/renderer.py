@@ -40,7 +40,7 @@ class RenderSettings:
     density_noise: float = 0.0
     last_back: bool = False
     white_back: bool = False
-    background: float | None = None  # color of rays without a surface in images; None: the composited color
+    background: float | None = None  # color of rays without a surface, for image_colors; None: the composited color
 
     @classmethod
     def from_curriculum(cls, curriculum: Curriculum, interval: float | None = None) -> RenderSettings:
@@ -61,6 +61,11 @@ class RenderSettings:
             last_back=curriculum.last_back,
             white_back=curriculum.white_back,
         )
+
+    @property
+    def is_root_only(self) -> bool:
+        """True if the only sample of a ray that is composited is its root."""
+        return self.num_surface == 1 and self.interval == 0
 
     def multiply_steps(self, factor: int) -> RenderSettings:
         """Return settings with all sample counts multiplied by ``factor`` (``ray_step_multiplier``)."""
@@ -191,6 +196,13 @@ def composite(t: Tensor, alphas: Tensor, colors: Tensor, surface: Surface, setti
     depth = volume_rendering.composite_depth(weights, t).clamp(settings.t_near, settings.t_far)
     depth_over_far = volume_rendering.composite_depth_over(weights, t, settings.t_far).clamp(settings.t_near, settings.t_far)
     return RenderOutput(rgb, depth, depth_over_far, t, alphas, weights, surface)
+
+
+def image_colors(output: RenderOutput, settings: RenderSettings) -> Tensor:
+    """Return the colors (B, R, 3) in [0, 1] that an image shows: those composited, or ``background`` without a surface."""
+    if settings.background is None:
+        return output.rgb
+    return torch.where(output.surface.hit_mask.unsqueeze(-1), output.rgb, settings.background)
 
 
 def as_images(values: Tensor, size: int) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.psnr import psnr_db
 from fields.interface import Field
 from generators import volume_rendering
 from generators.cameras import CameraPoses, Rays, camera_rays
@@ -326,11 +327,10 @@ def _choose_num_colors(cache: CachedField, field: Field, rays: Rays, settings: R
     trial = Rays(rays.origins[:, ::stride], rays.directions[:, ::stride])
     truth = render(field, trial, settings).rgb
     cache.num_queried += trial.origins.shape[1] * (settings.num_coarse + settings.num_surface + settings.num_fine)
-    psnr_db = 0.0
+    reached = 0.0
     for num in COLORS_TO_TRY:
         cache.num_colors = num
-        error = float((render(cache, trial, settings).rgb - truth).square().mean())
-        psnr_db = -10 * math.log10(max(error, 1e-12))
-        if psnr_db >= TRIAL_PSNR_DB:
+        reached = psnr_db(float((render(cache, trial, settings).rgb - truth).square().mean()), peak=1)
+        if reached >= TRIAL_PSNR_DB:
             break
-    return cache.num_colors, psnr_db
+    return cache.num_colors, reached

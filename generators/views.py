@@ -12,7 +12,8 @@ from torch import Tensor
 from common.files import npz_bytes, write_atomically
 from fields.interface import Field
 from generators.cameras import CameraPoses, Rays, camera_rays, mean_direction
-from generators.renderer import RenderOutput, RenderSettings, ray_points, render
+from generators.renderer import RenderSettings, image_colors, ray_points, render
+from generators.root_finding import Surface
 from settings.curriculum import Curriculum
 
 RAYS_PER_CHUNK = 1 << 15  # of all latents together; bounds the memory
@@ -140,26 +141,21 @@ def view_columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Te
     normals (B, R, 3), the others (B, R).
     """
     output = render(field, rays, settings)
-    if settings.background is not None:
-        output.rgb = torch.where(output.surface.hit_mask.unsqueeze(-1), output.rgb, settings.background)
-    is_root_only = settings.num_surface == 1 and settings.interval == 0
-    normals, surface_colors = surface_appearance(field, rays, output, output.rgb if is_root_only else None)
-    surface = output.surface
-    return output.rgb, output.depth, output.depth_over_far, surface.t, surface.hit_mask, normals, surface_colors
+    colors, surface = image_colors(output, settings), output.surface
+    normals, surface_colors = surface_appearance(field, rays, surface, colors if settings.is_root_only else None)
+    return colors, output.depth, output.depth_over_far, surface.t, surface.hit_mask, normals, surface_colors
 
 
-def surface_appearance(
-    field: Field, rays: Rays, output: RenderOutput, root_colors: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def surface_appearance(field: Field, rays: Rays, surface: Surface, root_colors: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Query normals (B, R, 3) and colors (B, R, 3) in [0, 1] at the roots. Both are 0 for rays without a root.
 
     ``root_colors``: the colors at the roots, if already known.
     """
-    hit = output.surface.hit_mask
+    hit = surface.hit_mask
     normals, colors = torch.zeros_like(rays.directions), torch.zeros_like(rays.directions)
     index = hit.any(dim=0).nonzero().squeeze(-1)  # query a ray for all latents if it hits the surface of any
     if len(index):
-        points = ray_points(rays, output.surface.t.unsqueeze(-1))[:, index]
+        points = ray_points(rays, surface.t.unsqueeze(-1))[:, index]
         keep = hit[:, index].unsqueeze(-1)
         known = None if root_colors is None else root_colors[:, index]
         colors[:, index] = keep * (field.logits_and_colors(points, rays.directions[:, index])[1] if known is None else known)

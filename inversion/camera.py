@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generators.cameras import CameraPoses, Rays, camera_to_world
+from generators.cameras import CameraPoses, Rays, camera_to_world, rays_from_cameras
+from metrics.shapes import normals_to_camera
 
 
 class Crop(NamedTuple):
@@ -51,16 +52,11 @@ def photo_rays(poses: CameraPoses, crop: Crop, size: int, full_size: int, fov_de
     plane_y = sin * x + cos * y + crop.shift_y.unsqueeze(1)
     depth = torch.full_like(plane_x, -1 / math.tan(math.radians(fov_degrees) / 2))
     directions = F.normalize(torch.stack([plane_x, plane_y, depth], dim=-1), dim=-1)  # (B, S * S, 3), camera axes
-    cam2world = camera_to_world(poses)
-    # Not as a matrix product: see generators/cameras.py, camera_rays.
-    world = (directions.unsqueeze(-2) * cam2world[:, None, :3, :3]).sum(dim=-1)
-    return Rays(cam2world[:, None, :3, 3].expand_as(world), world)
+    return rays_from_cameras(camera_to_world(poses), directions)
 
 
 def normals_in_photo(normals: Tensor, poses: CameraPoses, crop: Crop) -> Tensor:
     """Rotate normals (B, 3, H, W) from world axes to the photo's axes: x to its right, y up, z toward the camera."""
-    rotation = camera_to_world(poses)[:, :3, :3]
-    camera = torch.einsum("nji,njhw->nihw", rotation, normals)
     cos, sin = torch.cos(crop.roll)[:, None, None], torch.sin(crop.roll)[:, None, None]
-    x, y, z = camera.unbind(dim=1)
+    x, y, z = normals_to_camera(normals, poses).unbind(dim=1)
     return torch.stack([cos * x + sin * y, cos * y - sin * x, z], dim=1)

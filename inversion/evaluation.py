@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from common.errors import UserError
@@ -28,18 +27,6 @@ class Scores(NamedTuple):
     normal_mean_degrees: float
     normal_median_degrees: float
     mask_iou: float
-
-
-def read_poses(files: TruthFiles) -> CameraPoses:
-    """Read the true pitch and yaw of all photos, (N,) each, radians. Raises UserError, naming the file, for a damaged one."""
-    angles = []
-    for path in files.truths:
-        try:
-            with np.load(path, allow_pickle=False) as truth:
-                angles.append((float(truth["pitch"]), float(truth["yaw"])))
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"cannot read {path} ({type(error).__name__})") from None
-    return CameraPoses(*torch.tensor(angles).unbind(dim=1))
 
 
 def view_scores(view: PhotoView, truth: Geometry) -> Scores:
@@ -64,7 +51,7 @@ def evaluate(
     scene: Scene, files: TruthFiles, search: SearchSettings, tune: TuneSettings | None, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Invert every photo and yield its scores. Raises KeyboardInterrupt, without the current photo, if it is interrupted."""
-    data, poses = read_truth(files), read_poses(files)
+    data = read_truth(files)
     if data.images.shape[-1] != search.image_size:
         raise UserError(f"the photos have {data.images.shape[-1]} px; pass --image_size {data.images.shape[-1]}")
     for i, path in enumerate(files.images):
@@ -73,7 +60,7 @@ def evaluate(
         if inversion.was_interrupted:
             raise KeyboardInterrupt
         truth = Geometry(*(part[i : i + 1] for part in data.geometry))
-        true_pose = poses.part(slice(i, i + 1))
+        true_pose = data.poses.part(slice(i, i + 1))
         yield _photo_report(path.stem, inversion, truth, true_pose, time.monotonic() - started)
 
 

@@ -122,7 +122,7 @@ def photo_view(generator: ImplicitGenerator3d, scene: Scene, found: Candidates, 
 def _columns(field: Field, rays: Rays, settings: RenderSettings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return colors (B, R, 3) in [0, 1], surface depth and hit mask (B, R), and normals (B, R, 3) of rays (B, R)."""
     output = render(field, rays, settings)
-    normals, _ = surface_appearance(field, rays, output)
+    normals, _ = surface_appearance(field, rays, output.surface)
     return output.rgb, output.surface.t, output.surface.hit_mask, normals
 
 

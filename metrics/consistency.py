@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.psnr import psnr_db
 from fields.interface import Field
 from generators.cameras import CameraPoses, camera_rays, camera_to_world
 from generators.pose_prior import mean_poses
@@ -66,7 +67,7 @@ def compare_views(a: list[View], b: list[View], curriculum: Curriculum, fov_degr
     colors_a = torch.stack([v.image for v in a]).flatten(2)
     error = (colors_a - colors_b).square().mean(dim=1)[counted].mean()
     return {
-        "consistency_psnr_db": float(10 * torch.log10(4 / error.clamp_min(1e-12))),
+        "consistency_psnr_db": psnr_db(float(error), peak=2),
         "consistency_depth": float((t - depth_b)[counted].abs().mean()),
         "consistency_seen": seen,
     }

@@ -35,10 +35,11 @@ class TruthFiles(NamedTuple):
 
 
 class TruthSet(NamedTuple):
-    """``images`` (N, 3, H, W) uint8 and their geometry with normals in camera axes."""
+    """``images`` (N, 3, H, W) uint8, their ``geometry`` with normals in camera axes, and their ``poses`` (N,)."""
 
     images: Tensor
     geometry: Geometry
+    poses: CameraPoses
 
 
 def find_truth(folder: str | Path, limit: int) -> TruthFiles:
@@ -80,7 +81,7 @@ def read_truth(files: TruthFiles) -> TruthSet:
         yaws.append(yaw)
     poses = CameraPoses(torch.tensor(pitches), torch.tensor(yaws))
     geometry = Geometry(torch.stack(depths), normals_to_camera(torch.stack(normals), poses), torch.stack(masks))
-    return TruthSet(torch.stack(images), geometry)
+    return TruthSet(torch.stack(images), geometry, poses)
 
 
 def _check_sizes(path: Path, num_pixels: int) -> None:

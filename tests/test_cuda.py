@@ -122,7 +122,7 @@ SIREN = ("hidden_dim=64", "normal_lambda=0.05")
 def test_a_training_step_does_not_wait(tmp_path, amp_dtype, name, changes):
     curriculum = CURRICULUMS[name].with_overrides([*changes])
     state = RunState(curriculum, 0, CUDA, amp_dtype)
-    trainer = Trainer(state, RunOptions(tmp_path, "", ""), Processes(0, 1, CUDA))
+    trainer = Trainer(state, RunOptions(tmp_path, ""), Processes(0, 1, CUDA))
     stage = curriculum.stage_at(0)
     real = torch.rand(stage.batch_size, 3, stage.img_size, stage.img_size, device=CUDA) * 2 - 1
     for _ in range(3):

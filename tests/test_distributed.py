@@ -144,7 +144,7 @@ def gradients_and_scalars(weights: dict, processes: Processes, batch_split: int,
     state = RunState(small_curriculum(*HELD, *more), seed=3, device=CPU, amp_dtype=None)
     state.step, state.augment_p, state.is_held = LATE, torch.tensor(0.5), True
     state.generator.load_state_dict(weights)
-    trainer = Trainer(state, RunOptions(Path(), "", "Images"), processes)
+    trainer = Trainer(state, RunOptions(Path(), ""), processes)
     settings = StepSettings.at(state.curriculum, LATE)
     assert settings.topk_fraction < 1 and settings.lambda_ball_hold > 0
     kept: dict[str, torch.Tensor] = {}
@@ -209,7 +209,7 @@ def test_the_log_has_means_over_processes(gradients, world_size, request):
 def _count_exchanged(folder: str) -> None:
     processes = join_processes(CPU)
     state = RunState(small_curriculum(), seed=3, device=CPU, amp_dtype=None)
-    trainer = Trainer(state, RunOptions(Path(), "", "Images"), processes)
+    trainer = Trainer(state, RunOptions(Path(), ""), processes)
     real = torch.rand(2, 3, 8, 8) * 2 - 1
     found = []
     for step in (10, LATE):  # D is fading in, then not: other parameters take part

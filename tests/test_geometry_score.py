@@ -21,6 +21,7 @@ from metrics.truth import find_truth, read_truth
 from tools.eval_geometry import main
 from training.evaluation import Evaluator
 from training.options import RunOptions
+from training.run.recorder import Recorder
 
 SIZE, FOV, RADIUS = 32, 12.0, 0.07
 
@@ -189,15 +190,16 @@ def test_a_run_measures_its_shape_error_where_the_set_has_a_truth(ball_set, tiny
     monkeypatch.setattr("training.evaluation.cache_folder", lambda: tmp_path)
     monkeypatch.setattr("training.evaluation.NUM_SCORED_VIEWS", 8)
     loaded = load_generator(tiny_generator_path)
+    recorder = Recorder(tmp_path, 0, 1, use_tensorboard=False)
     for path in (ball_set, ball_set / "images"):
-        evaluator = Evaluator(RunOptions(tmp_path, str(path), "Heads"), ALONE)
-        parts = evaluator.parts(loaded.generator, SIZE, 1)
-        assert list(parts) == ["surfaces", "the variety of shapes", "the shape error"]
-        scores = parts["the shape error"]()
+        evaluator = Evaluator(RunOptions(tmp_path, str(path), eval_images=0), ALONE)
+        scores = evaluator.evaluate(loaded.generator, SIZE, 1, recorder)
+        assert {"bulge", "shape_correlation"} < scores.keys() and "fd" not in scores
         assert scores["depth_correlation"] > 0.7 and scores["mask_iou"] > 0.8 and 0 < scores["depth_error"] < 0.02
     (tmp_path / "photos").mkdir()
-    without = Evaluator(RunOptions(tmp_path, str(tmp_path / "photos"), "Heads"), ALONE)
-    assert list(without.parts(loaded.generator, SIZE, 1)) == ["surfaces", "the variety of shapes"]
+    without = Evaluator(RunOptions(tmp_path, str(tmp_path / "photos"), eval_images=0), ALONE)
+    scores = without.evaluate(loaded.generator, SIZE, 1, recorder)
+    assert {"bulge", "shape_correlation"} < scores.keys() and "depth_correlation" not in scores
 
 
 def test_bad_input(ball_set, tiny_generator_path, empty_generator_path, tmp_path):

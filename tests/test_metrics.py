@@ -21,8 +21,9 @@ from metrics.registry import METRICS, Evaluation, Metric
 from metrics.sampling import ALONE, generated_images
 from metrics.swd import laplacian_pyramid, sliced_distance, sliced_wasserstein
 from settings.registry import CURRICULUMS
-from training.evaluation import Evaluator
+from training.evaluation import KEPT, Evaluator
 from training.options import RunOptions
+from training.run.recorder import Recorder
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +140,10 @@ def test_a_run_measures_fid_where_the_weights_are(photo_dir, inception_file, tin
     generator = load_generator(tiny_generator_path).generator
     always = {"swd", "swd_real_halves", "fd", "fd_real_halves", "precision", "recall", "recall_real_halves"}
     for weights, expected in ((inception_file, {"fid", "kid"}), (None, set())):
-        options = RunOptions(tmp_path, str(photo_dir), "Images", eval_images=8, eval_weights=weights, use_cache=False)
-        results = Evaluator(options, ALONE).parts(generator, 16, 1)["image metrics"]()
+        options = RunOptions(tmp_path, str(photo_dir), eval_images=8, eval_weights=weights, use_cache=False)
+        recorder = Recorder(tmp_path, 0, 1, use_tensorboard=False)
+        scores = Evaluator(options, ALONE).evaluate(generator, 16, 1, recorder)
+        results = {name: value for name, value in scores.items() if name in KEPT}
         assert set(results) == always | expected
         may_be_zero = ("kid", "precision", "recall", "recall_real_halves")
         assert all(value > 0 for name, value in results.items() if name not in may_be_zero)

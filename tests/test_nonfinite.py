@@ -167,7 +167,7 @@ def run(photos: Path, folder: Path, poison: tuple, **options) -> tuple[Poisoned,
     folder.mkdir(exist_ok=True)
     state = RunState(small_curriculum(), 0, CPU, None)
     given = {"max_steps": 12, "save_interval": 4, "log_interval": 1, "sample_interval": 0, "max_bad_steps": 3}
-    settings = RunOptions(folder, str(photos), "Images", **{**given, "use_cache": False, **options})
+    settings = RunOptions(folder, str(photos), **{**given, "use_cache": False, **options})
     trainer = Poisoned(state, settings, ALONE)
     trainer.poison = poison
     newest = list_checkpoints(folder)

@@ -105,7 +105,7 @@ def flat_gradient(network: torch.nn.Module) -> Tensor:
 
 def trainer_step(state: RunState, monkeypatch: pytest.MonkeyPatch) -> Measured:
     """One step of the trainer in which the optimizers do nothing."""
-    trainer, kept = Trainer(state, RunOptions(Path(), "", "Images"), ALONE), {}
+    trainer, kept = Trainer(state, RunOptions(Path(), ""), ALONE), {}
 
     def keep(optimizer, scaler, network, results):
         kept[id(network)] = flat_gradient(network)
@@ -238,7 +238,7 @@ def adam(parameters: list[Tensor], gradients: list[list[Tensor]], lr: float, bet
 @pytest.mark.parametrize("mapping_factor", [1.0, 0.05])
 def test_gradients_are_clipped_and_adam_steps_as_the_settings_say(mapping_factor: float) -> None:
     state = make_state([*OCCUPANCY, *([REDUCED] if mapping_factor < 1 else [])])
-    c, trainer = state.curriculum, Trainer(state, RunOptions(Path(), "", "Images"), ALONE)
+    c, trainer = state.curriculum, Trainer(state, RunOptions(Path(), ""), ALONE)
     networks = {"G": state.generator, "D": state.discriminator}
     before = {name: copy.deepcopy(list(network.parameters())) for name, network in networks.items()}
     seen: dict[str, list[list[Tensor]]] = {"G": [], "D": []}
@@ -263,7 +263,7 @@ def test_gradients_are_clipped_and_adam_steps_as_the_settings_say(mapping_factor
 
 def test_averages_follow_with_their_warm_up() -> None:
     state = make_state(OCCUPANCY)
-    trainer = Trainer(state, RunOptions(Path(), "", "Images"), ALONE)
+    trainer = Trainer(state, RunOptions(Path(), ""), ALONE)
     with torch.no_grad():
         for moving in state.averages.values():
             for parameter in moving.generator.parameters():

@@ -43,7 +43,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_horizontal_flip(photos, flips):
     curriculum = small_curriculum(f"horizontal_flip={flips}")
     processes = Processes(0, 1, torch.device("cpu"))
-    options = RunOptions(Path(), str(photos), "Images", use_cache=False)
+    options = RunOptions(Path(), str(photos), use_cache=False)
     batches = StageBatches(options, curriculum.stages[0], fresh_state(curriculum), processes)
     try:
         batches.restart()

@@ -88,7 +88,7 @@ def gradients(network: torch.nn.Module) -> torch.Tensor:
 
 def step_gradients(state: RunState, batch_split: int, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of D and G after the trainer's step, with optimizers that do nothing."""
-    trainer = Trainer(state, RunOptions(Path(), "", "Images"), ALONE)
+    trainer = Trainer(state, RunOptions(Path(), ""), ALONE)
     kept = {}
 
     def keep(optimizer, scaler, network, results):
@@ -151,7 +151,7 @@ def test_D_learns_from_shared_images_before_it_judges_them():
     settings = StepSettings.at(c, LATE)
     inputs = draw_inputs(c, settings, 4, ALONE, seed=state.draw_seed, step=LATE, purpose="G")
     generated = generate(state.generator, inputs, settings)
-    scalars = Trainer(state, RunOptions(Path(), "", "Images"), ALONE)._step(real_images(), c.stage_at(LATE))
+    scalars = Trainer(state, RunOptions(Path(), ""), ALONE)._step(real_images(), c.stage_at(LATE))
     judged_by = {
         D: float(generator_losses(generated, D, c, None, inputs, settings).terms["gan"]) for D in (before, state.discriminator)
     }

@@ -27,6 +27,7 @@ from common.arguments import ArgumentParser, image_side, int_between, seed_numbe
 from common.errors import UserError
 from common.files import write_json
 from common.program import run_script
+from common.psnr import psnr_db
 from fields.interface import Field
 from generators.views import ViewSettings, make_pose, render_view
 from visualization.generator_scripts import add_generator_arguments, field_from_seed, open_generator
@@ -163,16 +164,11 @@ def summary(squared_errors: Sequence[Sequence[float]], num_faces: Sequence[int])
     """Return the PSNR of the mean squared error (colors in [0, 1]) over all views, for each seed, and of the worst view."""
     errors = np.array(squared_errors)
     return {
-        "psnr_db": psnr_db(errors.mean()),
-        "psnr_db_by_seed": [psnr_db(error) for error in errors.mean(axis=1)],
-        "psnr_db_lowest_view": psnr_db(errors.max()),
+        "psnr_db": psnr_db(errors.mean(), peak=1),
+        "psnr_db_by_seed": [psnr_db(error, peak=1) for error in errors.mean(axis=1)],
+        "psnr_db_lowest_view": psnr_db(errors.max(), peak=1),
         "num_faces": list(num_faces),
     }
-
-
-def psnr_db(mean_squared_error: float) -> float:
-    """Return the PSNR in dB of colors in [0, 1]."""
-    return -10 * math.log10(max(float(mean_squared_error), 1e-12))
 
 
 if __name__ == "__main__":

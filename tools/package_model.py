@@ -29,6 +29,7 @@ from common.arguments import ArgumentParser, positive_float
 from common.errors import UserError
 from common.files import make_output_dir, read_json, write_atomically
 from common.program import run_script
+from common.psnr import psnr_db
 from generators.generator import draw_latents
 from generators.pose_prior import draw_poses
 from generators.views import ViewSettings, render_views
@@ -98,8 +99,8 @@ def half_precision_psnr(loaded: LoadedGenerator) -> float:
     with tempfile.TemporaryDirectory(prefix="gof_package_") as folder:
         path = Path(folder) / "half.safetensors"
         save_inference(path, loaded.generator, loaded.step or 0, torch.float16)
-        error = (images(load_generator(path)) - images(loaded)).square().mean().clamp_min(1e-12)
-    return float(10 * torch.log10(4 / error))
+        error = (images(load_generator(path)) - images(loaded)).square().mean()
+    return psnr_db(float(error), peak=2)
 
 
 def training_record(folder: Path, minutes: float | None) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class StageBatches:
             if is_reading:
                 most = 1.0 if is_under_way else MAX_UNREADABLE
                 split = Split("train", state.curriculum.num_holdout)
-                spec = spec_over(options.dataset_preset, state.curriculum)
+                spec = spec_over(state.curriculum.dataset, state.curriculum)
                 cache_dir = "default" if options.use_cache else None
                 self.dataset = ImageDataset(path, stage.img_size, spec, cache_dir, max_unreadable=most, split=split)
 

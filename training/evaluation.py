@@ -6,7 +6,6 @@ variety of shapes (occupancy), FID and KID (Inception's weights), and fd, precis
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from checkpoints.loading import LoadedGenerator
 from common.cache_folder import cache_folder
 from common.errors import UserError
+from common.psnr import psnr_db
 from dataset import spec_over
 from distributed.processes import Processes
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
@@ -35,6 +35,7 @@ from metrics.shapes import compare, shape_statistics
 from metrics.truth import TruthFiles, find_truth, read_truth
 from metrics.weighted_variance import latent_variances
 from training.options import RunOptions
+from training.run.recorder import Recorder
 
 NUM_SEEDS = 8
 NUM_SCORED_VIEWS = 64  # views for the shape error
@@ -56,8 +57,6 @@ KEPT = {  # results of the metrics to log
     "recall_real_halves",
 }
 
-Part = Callable[[], dict[str, float]]
-
 
 class Evaluator:
     """Evaluate the averaged generator of a run. Results that do not change during the run are cached."""
@@ -69,25 +68,31 @@ class Evaluator:
         self._real_features: dict[int, Tensor] = {}
         self._true_variety: dict[int, dict[str, float]] = {}
 
-    def parts(self, generator: ImplicitGenerator3d, image_size: int, step: int) -> dict[str, Part]:
-        """Return the metrics to compute, by name, in the main process. Each may raise any exception.
+    def evaluate(self, generator: ImplicitGenerator3d, image_size: int, step: int, recorder: Recorder | None) -> dict[str, float]:
+        """Return the scores of a generator at ``step`` in the main process, and {} in the others.
 
-        Every process must call this: images are gathered here, so that no process waits for one whose metric fails later.
+        Every process must call this: images are gathered first, so that no process waits for one whose metric fails later.
+        ``recorder``, in the main process, reports metrics that fail, and the others are returned.
         """
         loaded = LoadedGenerator(generator, generator.curriculum, step, [])
         fake, failure = self._generated_images(loaded, image_size)
-        if not self._processes.is_main:
+        if recorder is None:
             return {}
-        parts: dict[str, Part] = {"surfaces": lambda: surface_metrics(generator, image_size)}
+        scores: dict[str, float] = {}
+        with recorder.tolerate_evaluation(step, "surfaces"):
+            scores |= surface_metrics(generator, image_size)
         if generator.curriculum.pred_occ:
-            parts["the variety of shapes"] = lambda: self._shape_variety(generator, image_size)
-        if generator.curriculum.pred_occ and self._truth:
-            parts["the shape error"] = lambda: self._shape_error(loaded)
-        if failure is not None:
-            parts["generated images"] = lambda: _raise(failure)
-        elif fake is not None:
-            parts["image metrics"] = lambda: self._image_metrics(fake, image_size, generator)
-        return parts
+            with recorder.tolerate_evaluation(step, "the variety of shapes"):
+                scores |= self._shape_variety(generator, image_size)
+            if self._truth:
+                with recorder.tolerate_evaluation(step, "the shape error"):
+                    scores |= self._shape_error(loaded)
+        with recorder.tolerate_evaluation(step, "image metrics"):
+            if failure is not None:
+                raise failure
+            if fake is not None:
+                scores |= self._image_metrics(fake, image_size, generator)
+        return scores
 
     def _generated_images(self, loaded: LoadedGenerator, image_size: int) -> tuple[Tensor | None, Exception | None]:
         """Return ``eval_images`` images in the main process, or the failure. All processes render a share.
@@ -154,7 +159,7 @@ class Evaluator:
     def _image_metrics(self, fake: Tensor, image_size: int, generator: ImplicitGenerator3d) -> dict[str, float]:
         options, weights = self._options, local_weights(EXTRACTOR, self._options.eval_weights)
         if image_size not in self._real:
-            spec = spec_over(options.dataset_preset, generator.curriculum)
+            spec = spec_over(generator.curriculum.dataset, generator.curriculum)
             num = generator.curriculum.num_holdout
             real = real_images(
                 options.dataset_path,
@@ -186,10 +191,6 @@ class Evaluator:
         return {name: value for name, value in results.items() if name in KEPT}
 
 
-def _raise(error: Exception) -> dict[str, float]:
-    raise error
-
-
 @torch.no_grad()
 def surface_metrics(generator: ImplicitGenerator3d, image_size: int) -> dict[str, float]:
     """Return surface metrics of fixed seeds at psi 1, from the mean pose.
@@ -215,6 +216,6 @@ def surface_metrics(generator: ImplicitGenerator3d, image_size: int) -> dict[str
         scalars["bulge"] = float(bulges.mean())
     if hit.any():
         difference = torch.stack([(view.image - view.surface_image).square().mean(dim=0) for view in views])[hit]
-        scalars["surface_psnr_db"] = float(10 * torch.log10(4 / difference.mean().clamp_min(1e-12)))
+        scalars["surface_psnr_db"] = psnr_db(float(difference.mean()), peak=2)
         scalars |= view_consistency(field, curriculum, image_size, device)
     return scalars

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 from common.errors import UserError
+from common.psnr import psnr_db
 from discriminators.base import NUM_POSE, Discriminator
 from generators.cameras import CameraPoses, mean_direction
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
@@ -35,6 +36,10 @@ class Mirroring(NamedTuple):
 
     invert: bool
     psnr_db: float
+
+    @property
+    def description(self) -> str:
+        return "mirrored in depth, inverted" if self.invert else "mirrored in depth"
 
 
 def reflection(curriculum: Curriculum) -> torch.Tensor:
@@ -68,8 +73,8 @@ def best_mirroring(generator: ImplicitGenerator3d, image_size: int) -> Mirroring
     for invert in (False, True):
         other = copy.deepcopy(generator)
         mirror_field(other, invert)
-        errors = (images(other, -1) - before).square().mean(dim=(0, 2, 3)).clamp_min(1e-12)
-        mirroring = Mirroring(invert, float(10 * torch.log10(4 / errors[:3].mean())))  # of the colors alone
+        errors = (images(other, -1) - before).square().mean(dim=(0, 2, 3))
+        mirroring = Mirroring(invert, psnr_db(float(errors[:3].mean()), peak=2))  # of the colors alone
         candidates.append((float(errors.mean()), mirroring))
     return min(candidates)[1]
 

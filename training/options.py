@@ -17,7 +17,6 @@ class RunOptions:
 
     output_dir: Path
     dataset_path: str
-    dataset_preset: str
     max_steps: int | None = None
     max_minutes: float | None = None
     num_epochs: int | None = None
@@ -27,7 +26,7 @@ class RunOptions:
     num_kept: int = 3
     max_bad_steps: int = 20
     eval_interval: int = 0
-    eval_images: int = 0
+    eval_images: int = 256
     eval_weights: Path | None = None
     log_interval: int = 20
     use_tensorboard: bool = True

@@ -59,10 +59,9 @@ class GeneratorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Settings of one step, determined by the step number, except for two that depend on the run and that the trainer sets.
+    """Settings of one step, determined by the step number and the two arguments of :meth:`at` that depend on the run.
 
-    ``augment_p`` (): probability of each augmentation, which adapts; None: no augmentation. ``lambda_ball_hold``: weight of the
-    ball hold, lower for a run that started from a trained shape.
+    ``augment_p`` (): probability of each augmentation; None: no augmentation. ``lambda_ball_hold``: weight of the ball hold.
     """
 
     image_size: int
@@ -76,11 +75,16 @@ class StepSettings:
     augment_p: Tensor | None = None
 
     @classmethod
-    def at(cls, curriculum: Curriculum, step: int) -> StepSettings:
-        """Evaluate the curriculum's schedules at ``step``."""
+    def at(cls, curriculum: Curriculum, step: int, *, augment_p: Tensor | None = None, is_held: bool = True) -> StepSettings:
+        """Evaluate the curriculum's schedules at ``step``.
+
+        ``augment_p``: the run's current probability of augmentation. ``is_held``: False for a run that started from a trained
+        shape, which is held to the ball by no more than the curriculum's floor.
+        """
         noise = schedules.density_noise_at(curriculum, step)
         settings = RenderSettings.from_curriculum(curriculum, schedules.interval_at(curriculum, step))
         penalties = schedules.penalty_weights_at(curriculum, step)
+        ball_hold = schedules.ball_hold_weight_at(curriculum, step)
         return cls(
             image_size=curriculum.stage_at(step).img_size,
             render=replace(settings, density_noise=noise),
@@ -89,7 +93,8 @@ class StepSettings:
             lambda_r1=penalties.r1,
             lambda_r2=penalties.r2,
             lambda_opacity_prior=schedules.opacity_prior_weight_at(curriculum, step),
-            lambda_ball_hold=schedules.ball_hold_weight_at(curriculum, step),
+            lambda_ball_hold=ball_hold if is_held else min(ball_hold, curriculum.ball_hold_floor),
+            augment_p=augment_p,
         )
 
 

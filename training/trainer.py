@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -69,6 +68,7 @@ class Trainer:
         self.evaluator = Evaluator(options, processes)
         reset_after = max(options.save_interval, 10 * options.max_bad_steps)
         self.recovery = Recovery(state, options.output_dir, processes, reset_after)
+        self.recorder: Recorder | None = None  # in the main process, while it trains
         self._batches: StageBatches | None = None
         self.stop_signals = StopSignals()
 
@@ -76,24 +76,25 @@ class Trainer:
         """Train, write a checkpoint of the last step, and return the reason why training stopped, for printing.
 
         Raises NotSaved if that checkpoint cannot be written, Diverged if recovery fails, and UserError if the images
-        disappear. In the last case, a checkpoint is written first.
+        disappear. In the last case, a checkpoint is written first. ``recorder``: None in all processes but the main one.
         """
+        self.recorder = recorder
         first_step = self.state.step
         with self.stop_signals:
             try:
                 while (stop := self._stop(first_step)) is None:
-                    stage, real = self._next_batch(recorder)
+                    stage, real = self._next_batch()
                     scalars = self._step(real, stage)
                     self.state.step += 1
                     self.state.images_seen += stage.batch_size * self.processes.world_size
-                    if not self._recover_if_bad(recorder):
-                        self._turn_outward(recorder, stage)
-                        self._record(recorder, scalars, stage)
-                self._save_last(recorder)  # before the sample grid, as the process may be killed soon after a stop signal
-                if recorder is not None:
-                    self._sample(recorder)
+                    if not self._recover_if_bad():
+                        self._turn_outward(stage)
+                        self._record(scalars, stage)
+                self._save_last()  # before the sample grid, as the process may be killed soon after a stop signal
+                if self.processes.is_main:
+                    self._sample()
                 if not stop.is_interrupted:
-                    self._evaluate_last(recorder, first_step)
+                    self._evaluate_last(first_step)
             finally:
                 if self._batches is not None:
                     self._batches.close()
@@ -111,7 +112,7 @@ class Trainer:
         if state.step < c.end_step:
             self._batches = StageBatches(options, c.stage_at(state.step), state, self.processes, is_under_way)
 
-    def _next_batch(self, recorder: Recorder | None) -> tuple[Stage, Tensor]:
+    def _next_batch(self) -> tuple[Stage, Tensor]:
         """Return the current stage and its next batch. Also set the learning rates."""
         stage, is_first = self.curriculum.stage_at(self.state.step), self._batches is None
         try:
@@ -120,7 +121,7 @@ class Trainer:
             real = self._batches.next()
         except UserError:
             if not is_first:  # the state is consistent between steps
-                self._save_last(recorder)
+                self._save_last()
             raise
         self.state.set_learning_rates(self.state.step)
         return stage, real
@@ -150,12 +151,9 @@ class Trainer:
         return scalars
 
     def _settings(self) -> StepSettings:
-        settings = StepSettings.at(self.curriculum, self.state.step)
-        if self.curriculum.augment_target:
-            settings = replace(settings, augment_p=self.state.augment_p)
-        if settings.lambda_ball_hold and not self.state.is_held:
-            settings = replace(settings, lambda_ball_hold=self.curriculum.ball_hold_floor)
-        return settings
+        state = self.state
+        augment_p = state.augment_p if self.curriculum.augment_target else None
+        return StepSettings.at(self.curriculum, state.step, augment_p=augment_p, is_held=state.is_held)
 
     def _draw_inputs(self, settings: StepSettings, stage: Stage, purpose: str) -> GeneratorInputs:
         seed, step = self.state.draw_seed, self.state.step
@@ -220,7 +218,7 @@ class Trainer:
 
     # -- recovery --------------------------------------------------------------------------------------------------
 
-    def _recover_if_bad(self, recorder: Recorder | None) -> bool:
+    def _recover_if_bad(self) -> bool:
         """Go back to a checkpoint after too many bad steps. Returns whether it did.
 
         On a GPU, the counts are read only when the log synchronizes with the device anyway.
@@ -230,33 +228,35 @@ class Trainer:
             return False
         state.bad_steps = self.guard.read()
         if state.bad_steps.in_a_row >= self.options.max_bad_steps:
-            self._go_back(recorder, state.bad_steps)
+            self._go_back(state.bad_steps)
             return True
         self.recovery.note_good_step()
         return False
 
-    def _go_back(self, recorder: Recorder | None, bad: BadSteps) -> None:
+    def _go_back(self, bad: BadSteps) -> None:
         """Recover from ``bad`` steps. Raises Diverged if recovery fails."""
         state, from_step, diagnosis = self.state, self.state.step, self.recovery.diagnosis(bad)
         try:
             path = self.recovery.go_back(bad)
         except Diverged as error:
-            if recorder is not None:
-                recorder.event(from_step, "diverged", reason=str(error), skipped_steps=bad.skipped)
+            if self.processes.is_main:
+                self.recorder.event(from_step, "diverged", reason=str(error), skipped_steps=bad.skipped)
             raise
         self.guard = Guard(self.processes.device, state.bad_steps)
         self.checkpoint_manager.forget()
         if self._batches.stage is self.curriculum.stage_at(state.step):
             self._batches.restart()
-        if recorder is not None:
-            recorder.go_back(state.step)
+        if self.processes.is_main:
+            self.recorder.go_back(state.step)
             attempt, skipped = state.attempt, bad.skipped
-            recorder.event(state.step, "went back", reason=diagnosis, from_step=from_step, attempt=attempt, skipped_steps=skipped)
-            recorder.warn(f"{diagnosis}: going back to {path} with different random numbers (attempt {attempt})")
+            self.recorder.event(
+                state.step, "went back", reason=diagnosis, from_step=from_step, attempt=attempt, skipped_steps=skipped
+            )
+            self.recorder.warn(f"{diagnosis}: going back to {path} with different random numbers (attempt {attempt})")
 
     # -- hollow shapes ---------------------------------------------------------------------------------------------
 
-    def _turn_outward(self, recorder: Recorder | None, stage: Stage) -> None:
+    def _turn_outward(self, stage: Stage) -> None:
         """Mirror the networks in depth if the shapes stay hollow. The main process decides for all."""
         c, state = self.curriculum, self.state
         if not c.hollow_check_interval or state.step % c.hollow_check_interval:
@@ -271,8 +271,8 @@ class Trainer:
             is_mold = self.processes.any(mirroring is not None and mirroring.psnr_db >= MIN_MIRROR_PSNR_DB)
             if is_mold:
                 state.mirror_depth(self.processes.any(mirroring is not None and mirroring.invert))
-            if recorder is not None:
-                recorder.log_mirroring(state.step, bulge.mean, mirroring, is_mold)
+            if self.processes.is_main:
+                self.recorder.log_mirroring(state.step, bulge.mean, mirroring, is_mold)
 
     # -- stopping, logging and saving -----------------------------------------------------------------------------
 
@@ -298,36 +298,36 @@ class Trainer:
         received = f"signal {signal.Signals(number).name}" if number is not None else "another process received a stop signal"
         return Stop(received, is_interrupted=True)
 
-    def _record(self, recorder: Recorder | None, scalars: dict[str, Tensor], stage: Stage) -> None:
+    def _record(self, scalars: dict[str, Tensor], stage: Stage) -> None:
         """Log, sample, evaluate, and save. Saving comes last, so that every checkpoint's step has been recorded."""
         step, options = self.state.step, self.options
         is_logged = step % options.log_interval == 0
         if is_logged:
             scalars = self.processes.mean(scalars)
-        if recorder is not None:
-            recorder.advance(stage.batch_size * self.processes.world_size)
+        if self.processes.is_main:
+            self.recorder.advance(stage.batch_size * self.processes.world_size)
             if is_logged:
-                recorder.log(step, self._readable(scalars))
+                self.recorder.log(step, self._readable(scalars))
             if options.sample_interval and step % options.sample_interval == 0:
-                self._sample(recorder)
+                self._sample()
         if options.eval_interval and step % options.eval_interval == 0:
-            self._evaluate(recorder, stage)
-        if recorder is not None and self.checkpoint_manager.is_due():
+            self._evaluate(stage)
+        if self.processes.is_main and self.checkpoint_manager.is_due():
             self.state.bad_steps = self.guard.read()
-            self.checkpoint_manager.save(recorder.warn)
+            self.checkpoint_manager.save(self.recorder.warn)
 
-    def _evaluate(self, recorder: Recorder | None, stage: Stage) -> None:
+    def _evaluate(self, stage: Stage) -> None:
         """Evaluate the averaged generator. Every process takes part. The main one logs the results."""
         step = self.state.step
-        parts = self.evaluator.parts(self.state.averages["ema"].generator, stage.img_size, step)
-        if recorder is not None:
-            recorder.log_evaluation(step, parts)
+        scores = self.evaluator.evaluate(self.state.averages["ema"].generator, stage.img_size, step, self.recorder)
+        if self.processes.is_main:
+            self.recorder.log_evaluation(step, scores)
 
-    def _evaluate_last(self, recorder: Recorder | None, first_step: int) -> None:
+    def _evaluate_last(self, first_step: int) -> None:
         """Evaluate the run's last step, unless it has been evaluated or is not new."""
         step, interval = self.state.step, self.options.eval_interval
         if interval and step % interval and step > first_step:
-            self._evaluate(recorder, self.curriculum.stage_at(step - 1))
+            self._evaluate(self.curriculum.stage_at(step - 1))
 
     def _readable(self, scalars: dict[str, Tensor]) -> dict[str, float]:
         """Return the scalars as numbers. This is the only place where the log synchronizes with the device."""
@@ -346,13 +346,13 @@ class Trainer:
             "skipped_steps": self.state.bad_steps.skipped,
         }
 
-    def _sample(self, recorder: Recorder) -> None:
+    def _sample(self) -> None:
         state = self.state
         interval = schedules.interval_at(self.curriculum, state.step)
         stage = self.curriculum.stage_at(min(state.step, self.curriculum.end_step - 1))
-        recorder.sample(state.step, state.averages["ema"].generator, max(32, stage.img_size), interval)
+        self.recorder.sample(state.step, state.averages["ema"].generator, max(32, stage.img_size), interval)
 
-    def _save_last(self, recorder: Recorder | None) -> None:
-        if recorder is not None:
+    def _save_last(self) -> None:
+        if self.processes.is_main:
             self.state.bad_steps = self.guard.read()
-            self.checkpoint_manager.save_last(recorder.warn)
+            self.checkpoint_manager.save_last(self.recorder.warn)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fields.interface import Field
 from generators.cameras import Rays
-from generators.renderer import RenderSettings, render
+from generators.renderer import RenderSettings, image_colors, render
 from generators.views import ViewSettings, surface_appearance
 from settings.curriculum import Curriculum
 from viewing.camera import Block, BrowserCamera, block_rays, visible_block, window_half_side
@@ -113,14 +113,12 @@ def _pixels(
     else:
         t = torch.where(output.weights.sum(dim=-1) > 0.5, output.depth, math.inf)
     if settings.quantity == "normals":
-        normals, _ = surface_appearance(field, rays, output, output.rgb)
+        normals, _ = surface_appearance(field, rays, output.surface, output.rgb)
         colors = torch.where(hit.unsqueeze(-1), (normals + 1) / 2, 1.0)
     elif settings.quantity == "depth":
         depth = t if settings.surface and curriculum.pred_occ else output.depth_over_far
         shown = depth_image(depth.nan_to_num(posinf=curriculum.ray_end).cpu(), curriculum.ray_start, curriculum.ray_end)
         colors = (shown.permute(1, 2, 0) + 1) / 2
-    elif render_settings.background is None:
-        colors = output.rgb
     else:
-        colors = torch.where(hit.unsqueeze(-1), output.rgb, render_settings.background)
+        colors = image_colors(output, render_settings)
     return colors[0].float().cpu(), t[0].float().cpu()

@@ -41,8 +41,9 @@ def serve(server: LocalServer, name: str, args: argparse.Namespace) -> None:
 
 def _read_latents(loaded: LoadedGenerator, args: argparse.Namespace) -> dict[str, Subject]:
     """Read the files of --latent, by label. Raises UserError for a latent of another generator."""
-    chosen = argparse.Namespace(path=args.path, latent=args.latent, direction=[], psi=args.psi)
-    subjects = [make_subject() for make_subject in open_subjects(loaded, [], chosen)] if args.latent else []
+    if not args.latent:
+        return {}
+    subjects = [make_subject() for make_subject in open_subjects(loaded, args.path, [], args.psi, args.latent)]
     return {subject.label: subject for subject in subjects}
 
 

@@ -19,6 +19,7 @@ from common.arguments import PRECISIONS, add_device_argument, finite_float, imag
 from common.errors import UserError
 from common.files import make_output_dir
 from common.output_folders import claim_folder
+from common.psnr import psnr_db
 from fields.interface import Field
 from generators.cameras import CameraPoses, mean_direction
 from generators.generator import Styles, latent_from_seed
@@ -81,6 +82,16 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--surface_only", action="store_true", help="a fast preview: one color per ray, at the surface")
     parser.add_argument("--plain", action="store_true", help="do not cache the field between views of a latent: slow but exact")
     parser.add_argument("--save_raw", action="store_true", help="also write raw_SEED_I.npz: the view's arrays and its pose")
+
+
+def view_settings(args: argparse.Namespace) -> ViewSettings:
+    """Return the settings of :func:`add_view_arguments`."""
+    return ViewSettings(
+        image_size=args.image_size,
+        ray_step_multiplier=args.ray_step_multiplier,
+        lock_view_dependence=args.lock_view_dependence,
+        surface_only=args.surface_only,
+    )
 
 
 def note_ignored_options(args: argparse.Namespace) -> None:
@@ -202,19 +213,28 @@ def given_seeds(args: argparse.Namespace, seeds: Sequence[int] | None, default: 
     return [] if args.latent else default
 
 
-def open_subjects(loaded: LoadedGenerator, seeds: Sequence[int], args: argparse.Namespace) -> list[Callable[[], Subject]]:
-    """Return a factory per subject: ``seeds`` at --psi, then the --latent files, all moved along --direction.
+def open_subjects(
+    loaded: LoadedGenerator,
+    path: str,
+    seeds: Sequence[int],
+    psi: float,
+    latent_files: Sequence[str] = (),
+    directions: Sequence[str] = (),
+) -> list[Callable[[], Subject]]:
+    """Return a factory per subject: ``seeds`` with truncation ``psi``, then latent files, all moved along ``directions``.
 
-    Files are read immediately. Raises UserError for latents or directions of another generator, and for duplicate file names.
+    ``path``: the generator's, as given by the user. ``directions``: FILE:K:AMOUNT each. Files are read immediately, while the
+    styles of seeds are computed by the factories, since there may be many. Raises UserError for latents or directions of another
+    generator, and for duplicate file names.
     """
-    name = GeneratorName.of(loaded.generator, args.path)
-    latents = {_label_of(path): load_latent(path, loaded.generator, name) for path in args.latent}
-    if len(latents) < len(args.latent):
+    name = GeneratorName.of(loaded.generator, path)
+    latents = {_label_of(file): load_latent(file, loaded.generator, name) for file in latent_files}
+    if len(latents) < len(latent_files):
         raise UserError("two files of --latent have the same name, so their outputs would collide; rename one")
-    step = sum(_direction_step(loaded, text, name) for text in args.direction)
+    step = sum(_direction_step(loaded, text, name) for text in directions)
 
     def of_seed(seed: int) -> Subject:
-        return Subject(str(seed), _moved(styles_from_seed(loaded, seed, args.psi), step))
+        return Subject(str(seed), _moved(styles_from_seed(loaded, seed, psi), step))
 
     def of_latent(label: str) -> Subject:
         return Subject(label, _moved(latents[label].styles, step), latents[label].weights)
@@ -249,22 +269,20 @@ def _moved(styles: Styles, step: Tensor | int) -> Styles:
     return unflatten_styles(flatten_styles(styles) + step, styles) if isinstance(step, Tensor) else styles
 
 
-def share_between_views(
-    loaded: LoadedGenerator, field: Field, poses: Sequence[TrajectoryPose], args: argparse.Namespace
-) -> Field:
+def share_between_views(loaded: LoadedGenerator, field: Field, poses: Sequence[TrajectoryPose], settings: ViewSettings) -> Field:
     """Return a field that caches queries common to these views (generators/view_cache.py), if that is faster."""
-    num_rays = len(poses) * args.image_size**2
+    num_rays = len(poses) * settings.image_size**2
     curriculum = loaded.curriculum
     num_products = 0 if curriculum.model == "TRIPLANE" else curriculum.num_layers * curriculum.hidden_dim**2
-    if args.plain or not curriculum.pred_occ or num_rays < MIN_RAYS_TO_CACHE or num_products < MIN_PRODUCTS_TO_CACHE:
+    if not curriculum.pred_occ or num_rays < MIN_RAYS_TO_CACHE or num_products < MIN_PRODUCTS_TO_CACHE:
         return field
-    if args.lock_view_dependence:
+    if settings.lock_view_dependence:
         field = LockedDirections(field, mean_direction(curriculum.h_mean, curriculum.v_mean))
     device = loaded.generator.device
     pitches, yaws = (torch.tensor([getattr(pose, name) for pose in poses], device=device) for name in ("pitch", "yaw"))
     rays = view_rays(CameraPoses(pitches, yaws), [pose.fov_degrees for pose in poses])
-    settings = replace(_view_settings(args, poses[0]), surface_only=False)  # a preview is compared with volume rendering
-    cache = build_cache(field, rays, settings.render_settings(curriculum))
+    volume = replace(settings, surface_only=False)  # a preview is compared with volume rendering
+    cache = build_cache(field, rays, volume.render_settings(curriculum))
     if cache.trial_psnr_db >= MIN_CACHE_PSNR_DB:
         return cache
     print(
@@ -274,28 +292,18 @@ def share_between_views(
     return field
 
 
-def render_pose(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, args: argparse.Namespace) -> View:
-    """Render a field from a trajectory pose, with the settings of :func:`add_view_arguments`."""
-    settings = _view_settings(args, pose)
+def render_pose(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, settings: ViewSettings) -> View:
+    """Render a field from a trajectory pose, with its field of view."""
+    settings = replace(settings, fov_degrees=pose.fov_degrees)
     if isinstance(field, CachedField):  # its colors are locked already
         settings = replace(settings, lock_view_dependence=False)
     device = loaded.generator.device
     return render_view(field, make_pose(pose.yaw, pose.pitch, device), loaded.curriculum, settings)
 
 
-def report_preview(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, view: View, args: argparse.Namespace) -> None:
-    """With --surface_only, print the PSNR of a view against its volume rendering."""
-    if args.surface_only:
-        volume = render_pose(loaded, field, pose, argparse.Namespace(**{**vars(args), "surface_only": False}))
+def report_preview(loaded: LoadedGenerator, field: Field, pose: TrajectoryPose, view: View, settings: ViewSettings) -> None:
+    """With ``surface_only``, print the PSNR of a view against its volume rendering."""
+    if settings.surface_only:
+        volume = render_pose(loaded, field, pose, replace(settings, surface_only=False))
         error = float((view.image - volume.image).square().mean())
-        print(f"surface only: {10 * math.log10(4 / max(error, 1e-12)):.1f} dB PSNR against the volume rendering, first view")
-
-
-def _view_settings(args: argparse.Namespace, pose: TrajectoryPose) -> ViewSettings:
-    return ViewSettings(
-        image_size=args.image_size,
-        ray_step_multiplier=args.ray_step_multiplier,
-        lock_view_dependence=args.lock_view_dependence,
-        fov_degrees=pose.fov_degrees,
-        surface_only=args.surface_only,
-    )
+        print(f"surface only: {psnr_db(error, peak=2):.1f} dB PSNR against the volume rendering, first view")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from checkpoints.loading import LoadedGenerator
 from common.arguments import positive_float, positive_int
 from fields.interface import Field
-from visualization.generator_scripts import render_pose, report_preview
+from visualization.generator_scripts import render_pose, report_preview, view_settings
 from visualization.images import QUANTITIES, view_image
 from visualization.trajectories import TrajectoryPose
 from visualization.videos import VideoWriter
@@ -55,6 +55,7 @@ def render_shots(
     shots: Sequence[Shot], name: str, loaded: LoadedGenerator, output_dir: Path, args: argparse.Namespace
 ) -> list[Path]:
     """Render every shot and write ``{name}.mp4`` (image) and ``{name}_{quantity}.mp4``. Returns the videos' paths."""
+    settings = view_settings(args)
     depth_range = loaded.curriculum.ray_start, loaded.curriculum.ray_end
     quantities = list(dict.fromkeys(args.quantities))
     paths = [output_dir / (f"{name}.mp4" if quantity == "image" else f"{name}_{quantity}.mp4") for quantity in quantities]
@@ -62,9 +63,9 @@ def render_shots(
         videos = [stack.enter_context(VideoWriter(path, args.fps)) for path in paths]
         for i, shot in enumerate(tqdm(shots, desc=name, unit="frame")):
             field = shot.field() if callable(shot.field) else shot.field
-            view = render_pose(loaded, field, shot.pose, args)
+            view = render_pose(loaded, field, shot.pose, settings)
             if i == 0:
-                report_preview(loaded, field, shot.pose, view, args)
+                report_preview(loaded, field, shot.pose, view, settings)
             for video, quantity in zip(videos, quantities, strict=True):
                 video.add(view_image(view, quantity, *depth_range))
             if args.save_raw:

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +68,15 @@ class Recorder:
         self._bar.set_postfix(shown, refresh=False)
         self._write(self._log_path, step, scalars)
 
-    def log_evaluation(self, step: int, parts: Mapping[str, Callable[[], dict[str, float]]]) -> None:
-        """Compute each part independently, and write the results as one line of metrics.jsonl."""
-        scalars: dict[str, float] = {}
-        for name, measure in parts.items():
-            with self._tolerate(f"evaluation at step {step}, {name},", key=f"evaluation, {name}"):
-                scalars |= measure()
-        if scalars:
-            self.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scalars.items()))
-            self._write(self._metrics_path, step, scalars, prefix="eval/")
+    def log_evaluation(self, step: int, scores: dict[str, float]) -> None:
+        """Write the scores, if any, as one line of metrics.jsonl."""
+        if scores:
+            self.note(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+            self._write(self._metrics_path, step, scores, prefix="eval/")
 
     def log_mirroring(self, step: int, bulge: float, mirroring: Mirroring, is_done: bool) -> None:
         """Log that hollow shapes (``bulge`` below 0) were mirrored in depth, or left unchanged, in metrics.jsonl."""
-        how = "mirrored in depth, inverted" if mirroring.invert else "mirrored in depth"
+        how = mirroring.description
         if not is_done:
             how = f"concave objects, not molds, because their images would change when {how}; left unchanged"
         self.note(
@@ -147,6 +143,10 @@ class Recorder:
             with contextlib.suppress(Exception):  # the same error may occur again
                 self._writer.close()
             self._writer = None
+
+    def tolerate_evaluation(self, step: int, name: str) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the metrics ``name`` may fail."""
+        return self._tolerate(f"evaluation at step {step}, {name},", key=f"evaluation, {name}")
 
     @contextlib.contextmanager
     def _tolerate(self, what: str, key: str) -> Iterator[None]:
