@@ -297,7 +297,7 @@ def train(arguments: argparse.Namespace, curriculum: Curriculum, options: RunOpt
     trainer = Trainer(state, options, processes)
     trainer.open_images()
     if state.is_fresh and curriculum.init_ball_radius:
-        fitting = "the field is" if curriculum.model == "TRIPLANE" else "fitting the field to"
+        fitting = "fitting the field to" if curriculum.is_siren else "the field is"
         stretch = curriculum.init_ball_stretch
         if processes.is_main:
             stretched = f", stretched by {stretch} along x, y and z" if stretch != (1, 1, 1) else ""
@@ -333,8 +333,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--load_dir starts a new run and --resume PATH continues one; give only one of them")
     crop = [f"dataset={arguments.dataset}"] if arguments.dataset else []  # saved with the weights: metrics need it
     curriculum = get_curriculum(arguments.curriculum).with_overrides([*arguments.set, *crop])
-    if arguments.compile and curriculum.model == "TRIPLANE":
-        raise UserError("--compile is for SIREN models, and this model is TRIPLANE; omit the option")
+    if arguments.compile and not curriculum.is_siren:
+        raise UserError(f"--compile is for SIREN models, and this model is {curriculum.model}; omit the option")
     device = resolve_device(arguments.device)
     output_dir = make_output_dir(arguments.output_dir)
     check_dataset(arguments, curriculum)

@@ -11,7 +11,7 @@ DATASET_PATH="$1"; shift
 [ "${DATASET_PATH#/}" != "$DATASET_PATH" ] || DATASET_PATH="$PWD/$DATASET_PATH" # globs are relative to the caller's directory too
 OUTPUT_DIR="$(dirname "${BASH_SOURCE[0]}")/../outputs/$CURRICULUM"
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then OUTPUT_DIR="$1"; shift; fi
-OUTPUT_DIR="$(realpath -m "$OUTPUT_DIR")"
+OUTPUT_DIR="$(python3 -c 'import os, sys; print(os.path.realpath(sys.argv[1]))' "$OUTPUT_DIR")"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source auto_bash/setup.sh
 NUM_GPUS="$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')"

@@ -20,7 +20,7 @@ if ! [[ "$MINUTES" =~ ^[0-9]+(\.[0-9]+)?$ && "$HEADS" =~ ^[1-9][0-9]*$ ]]; then
   echo "quickstart.sh: error: QUICKSTART_MINUTES=$MINUTES, QUICKSTART_HEADS=$HEADS: set them to a number of minutes and a positive integer" >&2
   exit 2
 fi
-OUT="$(realpath -m "${1:-"$(dirname "$0")/../quickstart"}")"
+OUT="$(python3 -c 'import os, sys; print(os.path.realpath(sys.argv[1]))' "${1:-"$(dirname "$0")/../quickstart"}")"
 cd "$(dirname "$0")/.."
 OUT="${OUT#"$PWD"/}" # a relative path in the printed commands, if it is inside the project
 if ! mkdir -p "$OUT/scores" 2>/dev/null; then echo "quickstart.sh: error: cannot write to $OUT; name another folder" >&2; exit 2; fi

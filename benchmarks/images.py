@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.measure import Gemm
 from benchmarks.networks import CountingField, Network, StraightforwardField
+from common import psnr
 from fields.interface import Field
 from generators.cameras import CameraPoses, Rays, camera_rays
 from generators.view_cache import CachedField, build_cache, view_rays
@@ -34,7 +34,7 @@ class Image:
 
 def psnr_db(rgb: Tensor, truth: Tensor) -> float:
     """Return the PSNR of images in [0, 1], at most 120."""
-    return -10 * math.log10(max(float((rgb - truth).square().mean()), 1e-12))
+    return psnr.psnr_db(float((rgb - truth).square().mean()), peak=1)
 
 
 # -- one view ------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from checkpoints.loading import load_generator
 from common.arguments import ArgumentParser
 from common.errors import UserError
 from common.program import run_script
+from common.psnr import psnr_db
 from generators.cameras import CameraPoses, camera_rays
 from generators.generator import ImplicitGenerator3d, latents_of_first_seeds
 from generators.renderer import RenderSettings, render
@@ -110,7 +111,7 @@ def measure(siren: FoldedSiren, curriculum: Curriculum, image_size: int) -> dict
             "logit_rms": float(logit_errors.square().mean().sqrt()),
             "t_median": float(t_errors.median()),
             "t_99": float(t_errors.quantile(0.99)),
-            "psnr_db": float(10 * torch.log10(1 / (output.rgb - truth.rgb).square().mean())),
+            "psnr_db": psnr_db(float((output.rgb - truth.rgb).square().mean()), peak=1),
             "mask_changed": float((hit != output.surface.hit_mask).float().mean()),
         }
     return results

@@ -40,9 +40,9 @@ class Rays(NamedTuple):
     origins: Tensor
     directions: Tensor
 
-    def split(self, num: int) -> list[Rays]:
-        """Split into parts of at most ``num`` rays per image, and at least 1."""
-        origins, directions = (rays.split(max(1, num), dim=1) for rays in self)
+    def split(self, num_rays: int) -> list[Rays]:
+        """Split into parts of at most max(1, ``num_rays``) rays per image."""
+        origins, directions = (rays.split(max(1, num_rays), dim=1) for rays in self)
         return [Rays(o, d) for o, d in zip(origins, directions, strict=True)]
 
 

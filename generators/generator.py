@@ -45,16 +45,16 @@ class ImplicitGenerator3d(nn.Module):
     def __init__(self, curriculum: Curriculum) -> None:
         super().__init__()
         self.curriculum = curriculum
-        if curriculum.model == "TRIPLANE":
-            self.triplane = Triplane(curriculum)
-        else:
+        if curriculum.is_siren:
             self.siren = Siren(curriculum)
+        else:
+            self.triplane = Triplane(curriculum)
         self.truncation_mean: Styles | None = None
 
     @property
     def network(self) -> Siren | Triplane:
         """The module that holds all weights: ``siren`` or ``triplane``."""
-        return self.triplane if self.curriculum.model == "TRIPLANE" else self.siren
+        return self.siren if self.curriculum.is_siren else self.triplane
 
     @property
     def device(self) -> torch.device:

@@ -65,7 +65,7 @@ class RenderSettings:
     @property
     def is_root_only(self) -> bool:
         """True if the only sample of a ray that is composited is its root."""
-        return self.num_surface == 1 and self.interval == 0
+        return self.num_surface == 1 and self.num_fine == 0 and self.interval == 0
 
     def multiply_steps(self, factor: int) -> RenderSettings:
         """Return settings with all sample counts multiplied by ``factor`` (``ray_step_multiplier``)."""

@@ -54,6 +54,6 @@ def feature_loss(rendered: Tensor, photo: Tensor, features: Features) -> Tensor:
     return total
 
 
-def psnr_db(rendered: Tensor, photo: Tensor) -> Tensor:
+def image_psnr_db(rendered: Tensor, photo: Tensor) -> Tensor:
     """Peak signal-to-noise ratio (B,), decibels."""
     return -10 * torch.log10((rendered - photo).square().mean(dim=(1, 2, 3)).clamp_min(1e-10))

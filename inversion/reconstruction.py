@@ -18,7 +18,7 @@ from generators.renderer import RenderSettings, render
 from generators.styles import with_weights
 from generators.views import RAYS_PER_CHUNK, surface_appearance
 from inversion.camera import normals_in_photo, photo_rays
-from inversion.losses import psnr_db
+from inversion.losses import image_psnr_db
 from inversion.search import Candidates, Progress, Scene, Search, SearchSettings
 from inversion.tuning import TuneSettings, Tuning
 from settings.curriculum import Curriculum
@@ -115,7 +115,7 @@ def photo_view(generator: ImplicitGenerator3d, scene: Scene, found: Candidates, 
     rgb, depth, mask, normals = rows
     image = rgb.permute(2, 0, 1)
     turned = normals_in_photo(normals.permute(2, 0, 1).unsqueeze(0), found.poses(), found.crop())[0]
-    psnr = float(psnr_db(image.unsqueeze(0), photo.unsqueeze(0).to(image.device)))
+    psnr = float(image_psnr_db(image.unsqueeze(0), photo.unsqueeze(0).to(image.device)))
     return PhotoView(image.cpu(), depth.cpu(), turned.cpu(), mask.cpu(), psnr)
 
 

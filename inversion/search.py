@@ -29,7 +29,7 @@ from generators.renderer import RenderSettings, as_images, render
 from generators.styles import StyleDistribution, style_distribution
 from generators.views import RAYS_PER_CHUNK
 from inversion.camera import Crop, no_crop, photo_rays
-from inversion.losses import Features, feature_loss, gradient_loss, psnr_db, pyramid_loss
+from inversion.losses import Features, feature_loss, gradient_loss, image_psnr_db, pyramid_loss
 from settings.curriculum import Curriculum
 
 BANK_SIZE = 16  # pixels
@@ -247,7 +247,7 @@ class Search:
             values.sum().backward()
             better = values.detach() < best_values
             best_values = torch.where(better, values.detach(), best_values)
-            best_psnr = torch.where(better, psnr_db(images.detach(), target), best_psnr)
+            best_psnr = torch.where(better, image_psnr_db(images.detach(), target), best_psnr)
             best = Candidates(
                 *(torch.where(better.unsqueeze(1), new.detach(), old) for new, old in zip(parts, best, strict=True))
             )

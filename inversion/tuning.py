@@ -23,7 +23,7 @@ from generators.cameras import CameraPoses, Rays, camera_positions, camera_rays,
 from generators.pose_prior import mean_poses
 from generators.renderer import RenderSettings, as_images, draw_noise, ray_points, render
 from inversion.camera import photo_rays
-from inversion.losses import psnr_db
+from inversion.losses import image_psnr_db
 from inversion.search import Candidates, Progress, Scene, SearchSettings, falling_rate, image_loss
 from visualization.meshes import occupancy_of
 
@@ -101,7 +101,7 @@ class Tuning:
             image = as_images(render(field, rays, rendering, noise).rgb, size)
             loss = image_loss(image, self.photo, scene.features, self.search).sum() + self._hold(field, pivot_field, pool)
             if float(loss.detach()) < best:
-                best, best_psnr = float(loss.detach()), float(psnr_db(image.detach(), self.photo))
+                best, best_psnr = float(loss.detach()), float(image_psnr_db(image.detach(), self.photo))
                 self.weights = {name: value.detach().clone() for name, value in tuned.items()}
             optimizer.zero_grad()
             loss.backward()

@@ -145,8 +145,13 @@ class Curriculum:
             raise UserError(f"curriculum {self.name}: {problem}")
 
     @property
+    def is_siren(self) -> bool:
+        """True if ``model`` is one of the SIRENs."""
+        return self.model != "TRIPLANE"
+
+    @property
     def ray_reach(self) -> float:
-        """How far the rays reach from the origin, at most: half the side of the cube that holds them, seen head-on."""
+        """How far the central ray reaches from the origin, in front of it or behind."""
         return max(1 - self.ray_start, self.ray_end - 1)
 
     @property

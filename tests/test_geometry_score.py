@@ -199,6 +199,7 @@ def test_a_run_measures_its_shape_error_where_the_set_has_a_truth(ball_set, tiny
     (tmp_path / "photos").mkdir()
     without = Evaluator(RunOptions(tmp_path, str(tmp_path / "photos"), eval_images=0), ALONE)
     scores = without.evaluate(loaded.generator, SIZE, 1, recorder)
+    recorder.close()
     assert {"bulge", "shape_correlation"} < scores.keys() and "depth_correlation" not in scores
 
 

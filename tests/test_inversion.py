@@ -37,7 +37,7 @@ from generators.views import ViewSettings, make_pose, render_view
 from inversion import features, outputs
 from inversion.camera import Crop, no_crop, normals_in_photo, photo_rays, pixel_centers
 from inversion.evaluation import pose_error_degrees, summarize, view_scores
-from inversion.losses import feature_loss, gradient_loss, image_pyramid, psnr_db, pyramid_loss
+from inversion.losses import feature_loss, gradient_loss, image_psnr_db, image_pyramid, pyramid_loss
 from inversion.reconstruction import photo_view
 from inversion.search import Candidates, Scene, Search, SearchSettings, best_of_bank, open_scene, render_candidates
 from inversion.tuning import SurfacePool, TuneSettings, Tuning, tune_settings_of
@@ -153,7 +153,7 @@ def test_pyramid_and_gradients_against_loops() -> None:
             differences.append(np.abs(np.diff(error, axis=1)).mean() + np.abs(np.diff(error, axis=2)).mean())
         assert float(pyramid_loss(a, b)[i]) == pytest.approx(np.mean(squares), rel=1e-4)
         assert float(gradient_loss(a, b)[i]) == pytest.approx(np.mean(differences), rel=1e-4)
-    assert float(psnr_db(a, a + 0.1)[0]) == pytest.approx(20, abs=1e-3)
+    assert float(image_psnr_db(a, a + 0.1)[0]) == pytest.approx(20, abs=1e-3)
 
 
 def test_features_of_the_discriminator_are_those_of_the_size_it_was_trained_on(

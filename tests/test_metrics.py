@@ -143,6 +143,7 @@ def test_a_run_measures_fid_where_the_weights_are(photo_dir, inception_file, tin
         options = RunOptions(tmp_path, str(photo_dir), eval_images=8, eval_weights=weights, use_cache=False)
         recorder = Recorder(tmp_path, 0, 1, use_tensorboard=False)
         scores = Evaluator(options, ALONE).evaluate(generator, 16, 1, recorder)
+        recorder.close()
         results = {name: value for name, value in scores.items() if name in KEPT}
         assert set(results) == always | expected
         may_be_zero = ("kid", "precision", "recall", "recall_real_halves")

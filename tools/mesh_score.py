@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             errors = [float((drawn - true).square().mean()) / 4 for drawn, true in zip(rows[-1], references, strict=True)]
             squared_errors.setdefault(name, []).append(errors)
             num_faces.setdefault(name, []).append(faces)
-            print(f"seed {seed}, {name}: {faces} faces, {psnr_db(np.mean(errors)):.2f} dB")
+            print(f"seed {seed}, {name}: {faces} faces, {psnr_db(np.mean(errors), peak=1):.2f} dB")
         if args.sheet:
             save_image(output_dir / f"{seed}_compared.png", image_grid(rows))
     scores = {name: summary(errors, num_faces[name]) for name, errors in squared_errors.items()}

@@ -78,7 +78,7 @@ def set_ball_slope(loaded: LoadedGenerator, slope: float) -> None:
 
     The sign is kept: it is negative in a generator that was mirrored and inverted.
     """
-    if loaded.curriculum.model != "TRIPLANE":
+    if loaded.curriculum.is_siren:
         raise UserError(f"--ball_slope needs a tri-plane generator, but the model is {loaded.curriculum.model}; leave it out")
     ball_slope = loaded.generator.triplane.ball_slope
     ball_slope.copy_(slope * ball_slope.sign())
@@ -131,7 +131,7 @@ def _command(arguments: dict[str, Any]) -> str:
 def model_card(args: Any, loaded: LoadedGenerator, run_dir: Path | None, dtype: str, psnr: float) -> dict[str, Any]:
     card: dict[str, Any] = {"name": args.name, "curriculum": loaded.curriculum.name, "step": loaded.step, "precision": dtype}
     card["half_precision_psnr_db"] = round(psnr, 1)
-    if loaded.curriculum.model == "TRIPLANE":
+    if not loaded.curriculum.is_siren:
         card["ball_slope"] = float(loaded.generator.triplane.ball_slope)
     if args.note:
         card["note"] = args.note

@@ -72,11 +72,11 @@ class Evaluator:
         """Return the scores of a generator at ``step`` in the main process, and {} in the others.
 
         Every process must call this: images are gathered first, so that no process waits for one whose metric fails later.
-        ``recorder``, in the main process, reports metrics that fail, and the others are returned.
+        ``recorder``, None in the other processes, reports metrics that fail, and the others are returned.
         """
         loaded = LoadedGenerator(generator, generator.curriculum, step, [])
         fake, failure = self._generated_images(loaded, image_size)
-        if recorder is None:
+        if not self._processes.is_main:
             return {}
         scores: dict[str, float] = {}
         with recorder.tolerate_evaluation(step, "surfaces"):
@@ -87,9 +87,10 @@ class Evaluator:
             if self._truth:
                 with recorder.tolerate_evaluation(step, "the shape error"):
                     scores |= self._shape_error(loaded)
-        with recorder.tolerate_evaluation(step, "image metrics"):
+        with recorder.tolerate_evaluation(step, "generated images"):
             if failure is not None:
                 raise failure
+        with recorder.tolerate_evaluation(step, "image metrics"):
             if fake is not None:
                 scores |= self._image_metrics(fake, image_size, generator)
         return scores

@@ -98,7 +98,7 @@ def mirror_moments(generator: ImplicitGenerator3d, optimizer: torch.optim.Optimi
 
     Second moments are unchanged, which is exact if the :func:`reflection` only changes signs.
     """
-    if generator.curriculum.model == "TRIPLANE":  # mirroring changes the lookup, not the weights of the planes
+    if not generator.curriculum.is_siren:  # mirroring changes the lookup, not the weights of the planes
         decoder = generator.triplane.decoder
         for moment in (m for p in (decoder.output_weight, decoder.output_bias) for m in _moments(optimizer, p, "exp_avg")):
             moment[0].mul_(-1 if invert else 1)

@@ -273,7 +273,7 @@ def share_between_views(loaded: LoadedGenerator, field: Field, poses: Sequence[T
     """Return a field that caches queries common to these views (generators/view_cache.py), if that is faster."""
     num_rays = len(poses) * settings.image_size**2
     curriculum = loaded.curriculum
-    num_products = 0 if curriculum.model == "TRIPLANE" else curriculum.num_layers * curriculum.hidden_dim**2
+    num_products = curriculum.num_layers * curriculum.hidden_dim**2 if curriculum.is_siren else 0
     if not curriculum.pred_occ or num_rays < MIN_RAYS_TO_CACHE or num_products < MIN_PRODUCTS_TO_CACHE:
         return field
     if settings.lock_view_dependence:

@@ -84,7 +84,7 @@ def check_exportable(name: str, curriculum: Curriculum) -> None:
         raise UserError(f"{name} is a {c.model}, for which the page has no shader ({', '.join(MODELS)}); use view.py")
     if not c.pred_occ:
         raise UserError(f"{name} is a radiance field and has no surface for the page to find; use render_video.py or view.py")
-    if c.model == "TRIPLANE":
+    if not c.is_siren:
         _check_triplane(name, c)
     elif c.hidden_dim > MAX_HIDDEN_DIM or c.num_layers > MAX_LAYERS or c.hidden_dim % 4:
         raise UserError(
@@ -179,7 +179,7 @@ def page_settings(generator: ImplicitGenerator3d) -> dict[str, Any]:
 
 def _network_settings(generator: ImplicitGenerator3d) -> dict[str, Any]:
     c = generator.curriculum
-    if c.model != "TRIPLANE":
+    if c.is_siren:
         sizes = {"network": "siren", "hiddenDim": c.hidden_dim, "numLayers": c.num_layers}
         return {**sizes, "viewDependent": c.view_dependent, "pointScale": generator.siren.point_scale}
     num_resolutions = len(c.backbone_channels)

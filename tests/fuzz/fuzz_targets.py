@@ -65,8 +65,8 @@ def read_generator(folder: Path, name: str, curriculum: str | None, weights: str
     chosen = None if curriculum is None else {**CURRICULUMS, "SMALL": SMALL}[curriculum]
     loaded = load_generator(folder / name, chosen, weights=weights)
     with torch.no_grad():
-        film = loaded.generator.styles(torch.zeros(1, loaded.curriculum.latent_dim))
-        loaded.generator.field(film).occupancy_logits(torch.zeros(1, 1, 3))
+        field = loaded.generator.field_of_latents(torch.zeros(1, loaded.curriculum.latent_dim))
+        field.occupancy_logits(torch.zeros(1, 1, 3))
 
 
 def read_any_torch_file(folder: Path, name: str) -> None:

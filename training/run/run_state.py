@@ -63,7 +63,7 @@ class RunState:
     def start_outward(self) -> None:
         """Fit a new generator and its averages to the curriculum's ball. Tri-planes are initialized as a ball already."""
         self.is_held = True
-        if self.curriculum.model == "TRIPLANE":
+        if not self.curriculum.is_siren:
             return
         fit_to_ball(self.generator, Ball.of(self.curriculum), self.seed)
         for average in self.averages.values():
