@@ -90,7 +90,7 @@ COMMON = {
     # Initial shape
     "init_ball_radius": 0.0,  # radius of the initial ball; 0: none (TRIPLANE: half of the rays' shorter reach from the origin)
     "init_ball_stretch": (1.0, 1.0, 1.0),  # factors on that radius along x (right), y (up), z (front); needs init_ball_radius
-    "ball_hold_steps": 0,  # steps in which the weight of the loss for leaving the ball falls to its lowest; needs init_ball_radius
+    "ball_hold_steps": 0,  # steps until the weight of the loss for leaving the ball is at its lowest; needs init_ball_radius
     "ball_hold_lambda": 0.1,  # weight of that loss at step 0; needs init_ball_radius and ball_hold_steps
     "ball_hold_floor": 0.0,  # lowest weight of that loss, for the rest of the run; needs init_ball_radius
     "hollow_check_interval": 0,  # steps between checks for hollow shapes, which are mirrored if they persist; 0: never
