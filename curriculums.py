@@ -59,6 +59,7 @@ COMMON = {
     "last_back": False,  # whether the last sample gets the remaining weight, in training
     "eval_last_back": None,  # the same in images of the trained generator; None: True unless white_back
     "white_back": False,  # whether the remaining weight and the background of transparent photos are white, not black
+    "random_back": False,  # whether both get a random color per image in training; for photos with transparent backgrounds
     # Losses
     "gan_loss": "non_saturating",  # non_saturating, or relativistic: D compares pairs of real and generated images (R3GAN)
     "r1_lambda": 1.0,  # weight of R1, D's gradient penalty on real images
@@ -414,7 +415,7 @@ CATS_TRIPLANE = {  # on a GPU: --set batch_size=64
 SYNTH_TRIPLANE = {
     0: {"batch_size": 16, "img_size": 32, "gen_lr": 2e-3, "disc_lr": 3e-4},
     2_500: {"batch_size": 16, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
-    16_400: {"batch_size": 16, "img_size": 64, "gen_lr": 5e-4, "disc_lr": 7.5e-5},
+    19_400: {"batch_size": 16, "img_size": 64, "gen_lr": 5e-4, "disc_lr": 7.5e-5},
     40_000: {},
     "dataset": "Heads",
     # Cameras and rays: as in SYNTH
@@ -434,6 +435,7 @@ SYNTH_TRIPLANE = {
     "decay_beta": 1e-3,
     "interval_eval": 0.012,  # narrower than in training: sharper images, and views agree better
     "eval_last_back": False,  # the background of the images is black, like the remaining weight
+    "random_back": True,  # on black, dark space around a head would be invisible
     # Losses
     "gan_loss": "relativistic",
     "r1_lambda": 0.5,
@@ -457,10 +459,10 @@ SYNTH_TRIPLANE = {
     "num_eval_imgs": 512,
 }
 
-# Heads of 128 px: continues a run of SYNTH_TRIPLANE (--load_dir RUN --set_step 17252) with planes of 128 texels.
+# Heads of 128 px: continues a run of SYNTH_TRIPLANE (--load_dir RUN --set_step 20400) with planes of 128 texels.
 SYNTH128_TRIPLANE = SYNTH_TRIPLANE | {
-    17_252: {"batch_size": 8, "img_size": 128, "gen_lr": 1.5e-3, "disc_lr": 3e-4},
-    18_951: {"batch_size": 8, "img_size": 128, "gen_lr": 5e-4, "disc_lr": 1e-4},
+    20_400: {"batch_size": 8, "img_size": 128, "gen_lr": 1.5e-3, "disc_lr": 3e-4},
+    22_100: {"batch_size": 8, "img_size": 128, "gen_lr": 5e-4, "disc_lr": 1e-4},
     "backbone_channels": (128, 128, 96, 48, 32, 16),
     "normal_lambda": 1.0,
 }

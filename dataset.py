@@ -59,6 +59,7 @@ __all__ = [
     "get_dataset_spec",
     "part_of",
     "spec_over",
+    "training_spec",
 ]
 
 MAX_SIZE = 8192  # pixels, of a square
@@ -83,6 +84,11 @@ def get_dataset_spec(preset: str) -> DatasetSpec:
     return DATASETS[preset]
 
 
+def training_spec(curriculum: Curriculum) -> DatasetSpec:
+    """Return the preset of ``curriculum`` for training: with opacity as a fourth channel if its background is random."""
+    return replace(spec_over(curriculum.dataset, curriculum), keep_alpha=curriculum.random_back)
+
+
 def spec_over(preset: str, curriculum: Curriculum, nearest: bool = False) -> DatasetSpec:
     """Return a preset that composites transparent images over the ``curriculum``'s background color. Raises UserError.
 
@@ -97,7 +103,8 @@ class ImageDataset(torch.utils.data.Dataset):
     ``preset``: a name in DATASETS, or a DatasetSpec. ``cache_dir``: ``"default"``, a folder, or None to decode into memory
     without a cache file. ``split``: the part of the images to use. Unreadable images are skipped and listed in
     ``unreadable`` with the reason. A fraction above ``max_unreadable`` (and more than one image) raises UserError, as does
-    a path without images. ``remarks``: remark on how images were read -> number of images.
+    a path without images. ``remarks``: remark on how images were read -> number of images. Images have C = 3 channels, or 4 if
+    the DatasetSpec keeps alpha.
     """
 
     def __init__(
@@ -133,11 +140,11 @@ class ImageDataset(torch.utils.data.Dataset):
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return an image (3, size, size) uint8."""
+        """Return an image (C, size, size) uint8."""
         return torch.from_numpy(np.array(self.pixels[index])).permute(2, 0, 1).contiguous()
 
     def gather(self, indices: Tensor) -> Tensor:
-        """Return images (B, 3, size, size) uint8 at ``indices`` (B,)."""
+        """Return images (B, C, size, size) uint8 at ``indices`` (B,)."""
         return torch.from_numpy(np.ascontiguousarray(self.pixels[indices.numpy()])).permute(0, 3, 1, 2)
 
     def notes(self, left_out: bool = True) -> list[str]:

@@ -29,12 +29,13 @@ _BLOCK_POINTS = 65_536  # per evaluation, so that its data fits in the CPU cache
 class HeadImages(NamedTuple):
     """Images of B heads with their geometry.
 
-    ``images`` (B, 3, H, W) in [-1, 1], background -1 (black); ``depth`` (B, H, W): t along the unit ray, background 0;
-    ``normals`` (B, 3, H, W): world axes, unit, outward, background 0; ``mask`` (B, H, W) bool, True where the ray through
-    the pixel's center hits the head.
+    ``images`` (B, 3, H, W) in [-1, 1], background -1 (black); ``alpha`` (B, H, W) in [0, 1]: the pixel's opacity;
+    ``depth`` (B, H, W): t along the unit ray, background 0; ``normals`` (B, 3, H, W): world axes, unit, outward,
+    background 0; ``mask`` (B, H, W) bool, True where the ray through the pixel's center hits the head.
     """
 
     images: Tensor
+    alpha: Tensor
     depth: Tensor
     normals: Tensor
     mask: Tensor
@@ -129,8 +130,8 @@ def _normals(params: HeadParameters, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return gradient / ((gradient * gradient).sum(-1, keepdim=True) + 1e-20).sqrt()
 
 
-def _color_rays(params: HeadParameters, rays: _RayBundle, t_start: Tensor, t_end: Tensor) -> Tensor:
-    """Return colors (B, N, 3) in [0, 1], black where a ray misses the head."""
+def _color_rays(params: HeadParameters, rays: _RayBundle, t_start: Tensor, t_end: Tensor) -> tuple[Tensor, Tensor]:
+    """Return colors (B, N, 3) in [0, 1], black where a ray misses the head, and hit (B, N), False there."""
     t, hit = _trace(params, rays, t_start, t_end)
     colors = torch.zeros(*t.shape, 3, device=t.device)
     index = _compact(hit)
@@ -143,7 +144,7 @@ def _color_rays(params: HeadParameters, rays: _RayBundle, t_start: Tensor, t_end
 
     shaded = _in_blocks(shade, *x.shape)
     colors.scatter_(1, index.unsqueeze(-1).expand_as(shaded), shaded)
-    return torch.where(hit.unsqueeze(-1), colors, 0)
+    return torch.where(hit.unsqueeze(-1), colors, 0), hit
 
 
 @torch.no_grad()
@@ -168,10 +169,11 @@ def render_heads(params: HeadParameters, poses: CameraPoses, size: int, fov_degr
     between = [_rays(poses, size, fov_degrees, offset) for offset in offsets]
     between = _RayBundle(rays.origin, torch.cat([bundle.directions for bundle in between], dim=2))
     entry, exit_ = _ball_span(between)
-    colors = _color_rays(params, between, torch.maximum(entry, nearest.repeat(1, 4) - _START_BEFORE), exit_)
+    colors, is_head = _color_rays(params, between, torch.maximum(entry, nearest.repeat(1, 4) - _START_BEFORE), exit_)
     colors = colors.view(num, 4, size * size, 3).mean(1)
     return HeadImages(
         images=colors.transpose(1, 2).reshape(num, 3, size, size) * 2 - 1,
+        alpha=is_head.view(num, 4, size, size).float().mean(1),
         depth=torch.where(hit, t, 0).view(num, size, size),
         normals=torch.where(hit.unsqueeze(-1), normals, 0).transpose(1, 2).reshape(num, 3, size, size),
         mask=mask,

@@ -25,7 +25,7 @@ class Gatherable(Protocol):
     def __len__(self) -> int: ...
 
     def gather(self, indices: Tensor) -> Tensor:
-        """Return images (B, 3, H, W) uint8 at indices (B,)."""
+        """Return images (B, C, H, W) uint8 at indices (B,)."""
         ...
 
 
@@ -71,7 +71,7 @@ def _slice_of_stream(
 
 
 class BatchStream(Iterator[Tensor]):
-    """Endless batches (B, 3, H, W) float32 in [-1, 1] on ``device``, starting at position ``images_seen``.
+    """Endless batches (B, C, H, W) float32 in [-1, 1] on ``device``, starting at position ``images_seen``.
 
     A background thread reads NUM_AHEAD batches ahead (and pins memory for a GPU). ``next`` raises the thread's exception.
     ``images_seen`` is the position after the last batch returned; store it in checkpoints. ``close`` stops the thread.
@@ -99,7 +99,7 @@ class BatchStream(Iterator[Tensor]):
         self._ahead = deque(self._thread.submit(self._read, position) for position in positions)
 
     def _read(self, position: int) -> Tensor:
-        """Read this process's part (B, 3, H, W) uint8 of the batch at ``position``."""
+        """Read this process's part (B, C, H, W) uint8 of the batch at ``position``."""
         start = position + self._rank * self._batch_size
         indices, flips = _slice_of_stream(len(self._dataset), start, self._batch_size, self._seed, self._epochs)
         images = self._dataset.gather(indices)

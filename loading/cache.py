@@ -58,7 +58,7 @@ class Findings:
 
 
 class CachedImages:
-    """Images (N, size, size, 3) uint8 in an .npy file: ``images[i]``, or ``images[indices]`` for several.
+    """Images (N, size, size, C) uint8 in an .npy file: ``images[i]``, or ``images[indices]`` for several. C: 3, or 4 with alpha.
 
     An image that can no longer be read from the file is decoded again from its source. If its source is missing too, it is
     replaced by the next available image. Each case prints a one-line notice. Raises OSError if no image is left.
@@ -69,7 +69,7 @@ class CachedImages:
         self._path = path
         self._source, self._spec, self._size = source, spec, size
         self._members = [i for i in range(len(source.names)) if i not in skip]
-        self.shape = (len(self._members), size, size, 3)
+        self.shape = (len(self._members), size, size, spec.num_channels)
         self._is_lost = False  # True once the file could not be read and a notice was printed
         self._missing: set[int] = set()  # members that can no longer be decoded
         self._file: BinaryIO | None = None  # opened when it is first read
@@ -131,6 +131,8 @@ def _cache_key(source: ImageSource, spec: DatasetSpec, size: int) -> str:
     what = [_VERSION, FORMATS, source.zip_path, source.names, source.stamps, spec.resize, spec.center_crop, size]
     if spec.background or spec.nearest:  # keeps the keys of existing caches without these settings
         what += [spec.background, spec.nearest]
+    if spec.keep_alpha:
+        what += ["alpha"]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
 
 
@@ -138,7 +140,7 @@ def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -
     """Open the cached images and findings; None if there is no valid cache."""
     try:
         found = Findings.from_json(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")), len(source.names))
-        expected = (len(source.names) - len(found.unreadable), size, size, 3)
+        expected = (len(source.names) - len(found.unreadable), size, size, spec.num_channels)
         with path.open("rb") as file:
             header, num_bytes = file.read(_HEADER_BYTES), os.fstat(file.fileno()).st_size
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # an invalid cache is rebuilt
@@ -153,7 +155,7 @@ def _read_cache(path: Path, source: ImageSource, spec: DatasetSpec, size: int) -
 def build_cache(
     source: ImageSource, spec: DatasetSpec, size: int, cache_dir: str | Path | None, num_workers: int | None = None
 ) -> tuple[np.ndarray | CachedImages, Findings]:
-    """Return the readable images (N, size, size, 3) uint8, and the findings of decoding them.
+    """Return the readable images (N, size, size, C) uint8, and the findings of decoding them. C: 3, or 4 with alpha.
 
     Read them from ``cache_dir`` if it has a valid cache of exactly these files. Otherwise, decode them and write the cache
     atomically. If ``cache_dir`` is None or not writable, decode into memory.
@@ -168,7 +170,7 @@ def build_cache(
         except OSError as error:
             print_notice(f"cannot write the image cache {path.parent} ({error.strerror or error}); decoding into memory")
     num, found = len(source.names), Findings()
-    pixels = np.empty((num, size, size, 3), np.uint8)
+    pixels = np.empty((num, size, size, spec.num_channels), np.uint8)
     for place, image in enumerate(_readable(decode_all(source, spec, size, num_workers), found)):
         pixels[place] = image
     return pixels[: num - len(found.unreadable)], found
@@ -195,7 +197,7 @@ def _write_cache(
         for image in _readable(decode_all(source, spec, size, num_workers), found):
             file.write(image.tobytes())
         file.seek(0)
-        file.write(_npy_header((num - len(found.unreadable), size, size, 3)))
+        file.write(_npy_header((num - len(found.unreadable), size, size, spec.num_channels)))
         with atomic_file(path.with_suffix(".json"), sync=False) as listing:
             listing.write(json.dumps({"path": source.path, **found.to_json()}).encode())
     written = _read_cache(path, source, spec, size)

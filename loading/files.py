@@ -44,13 +44,18 @@ class DatasetSpec:
     """Preprocessing of a data set: resize the short side to ``resize`` pixels (None: keep it), crop the central square of
     ``center_crop`` pixels (None: the largest possible), then resize to the requested size. ``background``: gray level, 0 to
     255, behind transparent images. ``nearest``: resize as the published code resizes real images, bilinear to ``resize``,
-    then nearest neighbor; otherwise antialiased."""
+    then nearest neighbor; otherwise antialiased. ``keep_alpha``: return opacity as a fourth channel, after colors over black."""
 
     resize: int | None
     center_crop: int | None
     description: str
     background: int = 0
     nearest: bool = False
+    keep_alpha: bool = False
+
+    @property
+    def num_channels(self) -> int:
+        return 4 if self.keep_alpha else 3
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class ImageSource:
 
 
 class Decoded(NamedTuple):
-    """One decoded image: ``pixels`` (size, size, 3) uint8, or None if it cannot be read.
+    """One decoded image: ``pixels`` (size, size, 3) uint8, or 4 channels with ``keep_alpha``; None if it cannot be read.
 
     ``remark``: the reason if it cannot be read, a text that completes "it is ..."; otherwise a remark on how it was read, or "".
     """
@@ -264,7 +269,7 @@ def to_rgb(image: Image.Image, background: int = 0) -> Image.Image:
             shares = np.nan_to_num(values[rows].astype(np.float64) / (top or 1), nan=0.0)
             scaled[rows] = (shares.clip(0, 1) * 255).round()
         return Image.fromarray(scaled).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
+    if _has_alpha(image):
         laid = Image.new("RGB", image.size)
         for rows in _strips(image):
             part = image.crop((0, rows.start, image.width, rows.stop)).convert("RGBA")
@@ -274,6 +279,20 @@ def to_rgb(image: Image.Image, background: int = 0) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def alpha_of(image: Image.Image) -> Image.Image:
+    """Return the opacity of an upright image as mode L, 255 where it is opaque."""
+    alpha = Image.new("L", image.size, 255)
+    if _has_alpha(image):
+        for rows in _strips(image):
+            part = image.crop((0, rows.start, image.width, rows.stop)).convert("RGBA")
+            alpha.paste(part.getchannel("A"), (0, rows.start))
+    return alpha
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "transparency" in image.info
+
+
 def _strips(image: Image.Image) -> list[slice]:
     """Split the rows into strips of about a million pixels."""
     step = max(1, (1 << 20) // max(1, image.width))
@@ -281,7 +300,7 @@ def _strips(image: Image.Image) -> list[slice]:
 
 
 def to_square(image: Image.Image, spec: DatasetSpec, size: int) -> Image.Image:
-    """Resize and crop an RGB ``image`` as specified by ``spec``, to ``size`` pixels square."""
+    """Resize and crop an ``image`` of mode RGB or L as specified by ``spec``, to ``size`` pixels square."""
     if spec.resize is not None:
         scale = spec.resize / min(image.size)
         width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
@@ -339,6 +358,9 @@ def decode(source: ImageSource, index: int, spec: DatasetSpec, size: int) -> Dec
         with warnings.catch_warnings(), open_image(file) as image:
             warnings.simplefilter("ignore")
             remark = value_range(image)[1] if image.mode in ("I", "F") else ""
-            return Decoded(np.asarray(to_square(to_rgb(image, spec.background), spec, size)), remark)
+            pixels = np.asarray(to_square(to_rgb(image, spec.background), spec, size))
+            if spec.keep_alpha:
+                pixels = np.dstack([pixels, np.asarray(to_square(alpha_of(image), spec, size))])
+            return Decoded(pixels, remark)
     except Exception as error:  # decoders can raise any exception on a damaged file; the caller counts and reports it
         return Decoded(None, why_unreadable(error, head))

@@ -20,7 +20,7 @@ from checkpoints.safe_pickle import printable
 from common.errors import UserError
 from common.files import read_json, require_file
 from generators.cameras import CameraPoses
-from loading.files import FORMATS
+from loading.files import FORMATS, to_rgb
 from metrics.shapes import Geometry, normals_to_camera
 
 NPY_HEADER_BYTES = 4096
@@ -35,7 +35,7 @@ class TruthFiles(NamedTuple):
 
 
 class TruthSet(NamedTuple):
-    """``images`` (N, 3, H, W) uint8, their ``geometry`` with normals in camera axes, and their ``poses`` (N,)."""
+    """``images`` (N, 3, H, W) uint8 over black, their ``geometry`` with normals in camera axes, and their ``poses`` (N,)."""
 
     images: Tensor
     geometry: Geometry
@@ -65,7 +65,7 @@ def read_truth(files: TruthFiles) -> TruthSet:
     for image_path, truth_path in zip(files.images, files.truths, strict=True):
         try:
             with Image.open(require_file(image_path), formats=FORMATS) as image:
-                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+                pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
             _check_sizes(require_file(truth_path), pixels.shape[1] * pixels.shape[2])
             with np.load(truth_path, allow_pickle=False) as truth:
                 depth, mask = torch.from_numpy(truth["depth"]).float(), torch.from_numpy(truth["mask"]).bool()

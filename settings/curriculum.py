@@ -97,6 +97,7 @@ class Curriculum:
     last_back: bool
     eval_last_back: bool | None
     white_back: bool
+    random_back: bool
 
     # Losses
     gan_loss: str

@@ -81,6 +81,8 @@ def test_pixels_outside_the_mask_are_black_and_empty(scene) -> None:
     assert (heads.images.transpose(0, 1)[:, ~around] == -1).all()
     inside = torch.nn.functional.avg_pool2d(heads.mask.float().unsqueeze(1), 3, 1, 1).squeeze(1) > 0.99
     assert heads.images.amax(1)[inside].min() > -0.95  # no part of a head is as dark as the background
+    assert (heads.alpha[~around] == 0).all() and (heads.alpha[inside] == 1).all()
+    assert set(heads.alpha.unique().tolist()) == {0, 0.25, 0.5, 0.75, 1}
 
 
 def test_heads_fill_the_image_and_stay_in_the_ball() -> None:
@@ -205,8 +207,11 @@ def test_files_hold_what_is_documented_and_load_as_a_data_set(tmp_path: Path) ->
         }
         assert np.array_equal(truth["depth"], heads.depth[2].numpy()) and truth["yaw"] == poses.yaw[2].numpy()
     with Image.open(tmp_path / "set" / "images" / "000002.png") as image:
-        pixels = np.asarray(image).astype(float)
-    assert np.abs(pixels.transpose(2, 0, 1) / 127.5 - 1 - heads.images[2].numpy()).max() < 0.5 / 127.5 + 1e-6
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    assert torch.allclose(pixels[3], heads.alpha[2], atol=0.5 / 255 + 1e-6)
+    opaque, colors = pixels[3] == 1, (heads.images[2] + 1) / 2
+    assert torch.allclose(pixels[:3, opaque], colors[:, opaque], atol=0.5 / 255 + 1e-6)
+    assert torch.allclose(pixels[:3] * pixels[3], colors, atol=1 / 255 + 1e-6)
     meta = json.loads((tmp_path / "set" / "meta.json").read_text())
     assert meta["num_images"] == 3 and meta["camera"]["fov"] == 12.0
     for place in ("set", "set/images"):

@@ -5,7 +5,7 @@
 writes
 
     DIR/meta.json                  seed, curriculum, count, size, camera
-    DIR/images/000000.png          the image, on black
+    DIR/images/000000.png          the image, with a transparent background
     DIR/ground_truth/000000.npz    depth (H, W) float32: t along the unit ray, 0 where it hits nothing
                                    normals (3, H, W) float32: unit, outward, world axes, 0 where the ray hits nothing
                                    mask (H, W) bool: True where the ray through the pixel's center hits the head
@@ -51,7 +51,7 @@ __all__ = ["HeadImages", "HeadParameters", "generate", "head_poses", "head_sdf",
 BLOCK = 32  # heads rendered together
 _CAMERA_FIELDS = ("fov", "h_mean", "v_mean", "h_stddev", "v_stddev", "sample_dist")
 MAX_IMAGES, MAX_SIZE = 10_000_000, 8192
-_VERSION = 1  # increase it when the same seed gives different images
+_VERSION = 2  # increase it when the same seed gives different images
 
 
 def head_poses(indices: Iterable[int], seed: int, curriculum: Curriculum) -> CameraPoses:
@@ -70,7 +70,9 @@ def _truth_path(output_dir: Path, index: int) -> Path:
 
 def _write(output_dir: Path, index: int, heads: HeadImages, row: int, poses: CameraPoses) -> None:
     """Write a head's two files, each atomically."""
-    pixels = ((heads.images[row] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    alpha = heads.alpha[row]
+    colors = (heads.images[row] + 1) / 2 / alpha.clamp(min=0.25)  # alpha is 0 or at least a quarter: four rays per pixel
+    pixels = (torch.cat([colors, alpha.unsqueeze(0)]) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     truth = {
         "depth": heads.depth[row].numpy(),
         "normals": heads.normals[row].numpy(),

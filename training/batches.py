@@ -5,21 +5,25 @@ from __future__ import annotations
 import socket
 import time
 
+import numpy as np
 from torch import Tensor
 
 from common.errors import UserError, first_few, print_notice
-from dataset import MAX_UNREADABLE, ImageDataset, Split, spec_over
+from dataset import MAX_UNREADABLE, ImageDataset, Split, training_spec
 from distributed.processes import Processes
 from loading.batches import BatchStream
 from settings.curriculum import Stage
 from training.options import RunOptions
 from training.run.run_state import RunState
 
+NUM_CHECKED = 100  # images checked for transparency
 RESTART_PAUSES = (0.0, 2.0, 10.0)  # seconds before the first, second and third restart of the reader in a row
 
 
 class StageBatches:
-    """Batches (B, 3, H, W) in [-1, 1] at the stage's size. Raises UserError if the images cannot be read.
+    """Batches (B, C, H, W) in [-1, 1] at the stage's size. C: 3, or 4 with opacity if the background is random.
+
+    Raises UserError if the images cannot be read, or have no transparency although the background is random.
 
     ``is_under_way``: the run has already read its images, and continues with those that are still readable.
     """
@@ -36,13 +40,15 @@ class StageBatches:
             if is_reading:
                 most = 1.0 if is_under_way else MAX_UNREADABLE
                 split = Split("train", state.curriculum.num_holdout)
-                spec = spec_over(state.curriculum.dataset, state.curriculum)
+                spec = training_spec(state.curriculum)
                 cache_dir = "default" if options.use_cache else None
                 self.dataset = ImageDataset(path, stage.img_size, spec, cache_dir, max_unreadable=most, split=split)
 
         # One process per machine decodes the images; the others read its cache.
         processes.all_or_none(lambda: read(processes.is_first_on_machine))
         processes.all_or_none(lambda: read(not processes.is_first_on_machine))
+        if state.curriculum.random_back:
+            processes.all_or_none(lambda: self._check_transparency(path))
         num_on_main = int(processes.broadcast_text(str(len(self.dataset))))
         processes.all_or_none(lambda: self._check_num_images(path, num_on_main))
         if processes.is_main:
@@ -57,6 +63,14 @@ class StageBatches:
             raise UserError(
                 f"{path} has {len(self.dataset)} images for {where}, but {num_on_main} for rank 0;"
                 " make the same files available to all processes"
+            )
+
+    def _check_transparency(self, path: str) -> None:
+        """Check that one of the first NUM_CHECKED images has a transparent pixel."""
+        if (self.dataset.pixels[np.arange(min(len(self.dataset), NUM_CHECKED))][..., 3] == 255).all():
+            raise UserError(
+                f"random_back needs images with transparent backgrounds, but those in {path} are opaque;"
+                " use such images, or add --set random_back=False"
             )
 
     def _report_images(self, path: str) -> None:

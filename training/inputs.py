@@ -51,7 +51,7 @@ def draw_inputs(
     poses = sample_prior_poses(total, curriculum, random)
     device, num_rays = processes.device, settings.image_size**2
     with_neighbors = purpose == "G" and curriculum.with_normal_loss and bool(curriculum.normal_lambda)
-    noises, directions, points, augmentations = [], [], [], []
+    noises, directions, points, augmentations, backgrounds = [], [], [], [], []
     for index in range(local.start, local.stop):
         image_random = seeded_generator(device, seed, step, purpose, index)
         noises.append(draw_noise(1, num_rays, settings.render, device, image_random))
@@ -61,6 +61,8 @@ def draw_inputs(
             points.append(draw_points(1, NUM_HOLD_POINTS, curriculum, image_random))
         if curriculum.augment_target:
             augmentations.append(torch.rand(1, 2, NUM_UNIFORMS, generator=image_random, device=device))
+        if curriculum.random_back:
+            backgrounds.append(torch.rand(1, 2, 3, generator=image_random, device=device) * 2 - 1)
     return GeneratorInputs(
         z=_to_device(z, device),
         poses=CameraPoses(_to_device(poses.pitch[local], device), _to_device(poses.yaw[local], device)),
@@ -68,6 +70,7 @@ def draw_inputs(
         neighbors=F.normalize(torch.cat(directions), dim=-1) if directions else None,
         ball_points=torch.cat(points) if points else None,
         augmentation=torch.cat(augmentations) if augmentations else None,
+        backgrounds=torch.cat(backgrounds) if backgrounds else None,
     )
 
 

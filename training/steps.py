@@ -30,7 +30,7 @@ class GeneratorInputs(NamedTuple):
     ``z`` (B, latent_dim): latents. ``poses`` (B,): camera poses. ``noise``: the renderer's random numbers. ``neighbors``
     (B, R, 3): unit directions to the neighbors of the normal loss. ``ball_points`` (B, N, 3): points at which the field is
     held to a ball. ``augmentation`` (B, 2, NUM_UNIFORMS) in [0, 1): random numbers to augment generated and real images.
-    The last three are None if unused.
+    ``backgrounds`` (B, 2, 3) in [-1, 1]: colors behind generated and real images. The last four are None if unused.
     """
 
     z: Tensor
@@ -39,6 +39,7 @@ class GeneratorInputs(NamedTuple):
     neighbors: Tensor | None = None
     ball_points: Tensor | None = None
     augmentation: Tensor | None = None
+    backgrounds: Tensor | None = None
 
     def split(self, num_parts: int) -> list[GeneratorInputs]:
         """Split the batch into equal parts, in order."""
@@ -54,6 +55,7 @@ class GeneratorInputs(NamedTuple):
             neighbors=None if self.neighbors is None else self.neighbors[s],
             ball_points=None if self.ball_points is None else self.ball_points[s],
             augmentation=None if self.augmentation is None else self.augmentation[s],
+            backgrounds=None if self.backgrounds is None else self.backgrounds[s],
         )
 
 
@@ -120,7 +122,25 @@ def generate(generator: ImplicitGenerator3d, inputs: GeneratorInputs, settings: 
     rays = camera_rays(inputs.poses, settings.image_size, generator.curriculum.fov)
     output = render(field, rays, settings.render, inputs.noise)
     images = as_images(output.rgb, settings.image_size) * 2 - 1
+    if inputs.backgrounds is not None:
+        alpha = as_images(output.weights.sum(dim=-1, keepdim=True), settings.image_size)
+        images = over_color(images, alpha, inputs.backgrounds[:, GENERATED])
     return Generated(images, field, rays, output)
+
+
+def over_color(images: Tensor, alpha: Tensor, colors: Tensor) -> Tensor:
+    """Replace the black behind images (B, 3, H, W) by colors (B, 3), both in [-1, 1]. alpha: opacity (B, 1, H, W) in [0, 1]."""
+    return images + (1 - alpha) * (colors[:, :, None, None] + 1)
+
+
+def over_backgrounds(real: Tensor, inputs: GeneratorInputs) -> Tensor:
+    """Composite real images (B, 4, H, W), whose opacity is the last channel in [-1, 1], over the backgrounds of ``inputs``.
+
+    Without backgrounds, return ``real`` (B, 3, H, W) unchanged.
+    """
+    if inputs.backgrounds is None:
+        return real
+    return over_color(real[:, :3], (real[:, 3:] + 1) / 2, inputs.backgrounds[:, REAL])
 
 
 def judge(

@@ -35,6 +35,7 @@ from training.steps import (
     generate,
     generator_losses,
     judge,
+    over_backgrounds,
 )
 
 CHECK_STOP_EVERY = 10  # steps, with several GPUs, which must synchronize to agree on it
@@ -129,11 +130,15 @@ class Trainer:
     # -- one step --------------------------------------------------------------------------------------------------
 
     def _step(self, real: Tensor, stage: Stage) -> dict[str, Tensor]:
-        """Take one step of D, then one of G, on ``real`` (B, 3, H, W). Returns scalars for the log, on the device."""
+        """Take one step of D, then one of G, on ``real`` (B, 3, H, W), or 4 channels if the background is random.
+
+        Returns scalars for the log, on the device.
+        """
         c, state, num_parts = self.curriculum, self.state, stage.batch_split
         settings = self._settings()
         inputs_G = self._draw_inputs(settings, stage, "G")
         inputs_D = inputs_G if c.share_images else self._draw_inputs(settings, stage, "D")
+        real = over_backgrounds(real, inputs_D)
         # Shared images are generated once, and their graph is kept for G during D's step. A batch in parts is generated
         # twice, because D's step must finish on all parts before G's step starts on the first.
         shared = generate(state.generator, inputs_G, settings) if c.share_images and num_parts == 1 else None
