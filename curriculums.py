@@ -57,7 +57,7 @@ COMMON = {
     "interval_eval": None,  # Delta in images of the trained generator; None: interval_min
     "clamp_mode": "relu",  # activation of the densities of a radiance field: relu or softplus; no effect with pred_occ
     "last_back": False,  # whether the last sample gets the remaining weight, in training
-    "eval_last_back": None,  # the same in images of the trained generator; None: True unless white_back
+    "eval_last_back": None,  # the same in images of the trained generator; None: True unless white_back or random_back
     "white_back": False,  # whether the remaining weight and the background of transparent photos are white, not black
     "random_back": False,  # whether both get a random color per image in training; for photos with transparent backgrounds
     # Losses

@@ -31,7 +31,9 @@ def background_is_white(data: TruthSet) -> bool:
 
 def over_background(curriculum: Curriculum, is_white: bool) -> Curriculum:
     """Return the curriculum with the set's background color, unchanged if it uses ``last_back``."""
-    return curriculum if curriculum.last_back else replace(curriculum, white_back=is_white, eval_last_back=None)
+    if curriculum.last_back:
+        return curriculum
+    return replace(curriculum, white_back=is_white, random_back=False, eval_last_back=None)
 
 
 def geometry_settings(curriculum: Curriculum, image_size: int) -> ViewSettings:

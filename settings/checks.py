@@ -245,9 +245,9 @@ def _contradictions(c: Any) -> Iterator[str]:
     if c.white_back and (c.last_back or c.eval_last_back):
         which = "last_back" if c.last_back else "eval_last_back"
         yield f"white_back has no effect with {which}, which leaves no remaining weight; set one of them to False"
-    if c.random_back and (c.last_back or c.white_back):
-        which = "last_back" if c.last_back else "white_back"
-        yield f"random_back and {which} both set the background of training; set one of them to False"
+    if c.random_back and (c.white_back or c.last_back or c.eval_last_back):
+        which = next(name for name in ("white_back", "last_back", "eval_last_back") if getattr(c, name))
+        yield f"random_back and {which} both determine what is behind the object; set one of them to False"
     if c.hollow_check_interval:
         yield from _hollow_problems(c)
     axes = [c.init_ball_radius * factor for factor in c.init_ball_stretch]

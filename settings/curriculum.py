@@ -163,7 +163,7 @@ class Curriculum:
     @property
     def view_last_back(self) -> bool:
         """True if views give a ray's remaining weight to its last sample."""
-        return not self.white_back if self.eval_last_back is None else self.eval_last_back
+        return not (self.white_back or self.random_back) if self.eval_last_back is None else self.eval_last_back
 
     @property
     def view_interval(self) -> float:
@@ -199,8 +199,8 @@ class Curriculum:
         _reject_unknown(label, settings, [field.name for field in dataclasses.fields(cls)], "setting")
         _reject_missing(label, settings, ("dataset", "stages", "end_step"))
         settings["stages"] = _stages(label, settings["stages"])
-        if settings["eval_last_back"] is (not settings["white_back"]):  # what None stands for; published dictionaries say it
-            settings["eval_last_back"] = None
+        if settings["eval_last_back"] is (not settings["white_back"]) and not settings["random_back"]:
+            settings["eval_last_back"] = None  # which stands for it; published dictionaries state it
         return cls(**_with_types(cls, settings))
 
     def with_overrides(self, assignments: Iterable[str]) -> Curriculum:

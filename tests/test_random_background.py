@@ -15,6 +15,7 @@ from distributed.processes import Processes
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import image_colors
 from generators.views import ViewSettings, render_views
+from metrics.geometry import over_background
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
 from train import main as train
@@ -161,12 +162,24 @@ def test_opaque_photos_are_refused_by_name_and_one_transparent_pixel_is_enough(c
     run(folder, "mixed")
 
 
-@pytest.mark.parametrize("other", ["last_back", "white_back"])
+@pytest.mark.parametrize("other", ["last_back", "white_back", "eval_last_back"])
 def test_only_one_setting_decides_the_background(other: str) -> None:
-    more = ["eval_last_back=None"] if other == "white_back" else []
-    with pytest.raises(UserError, match=f"random_back and {other} both set the background of training"):
-        curriculum_of(*more, f"{other}=True")
-    assert curriculum_of(*more, f"{other}=True", "random_back=False")
+    with pytest.raises(UserError, match=f"random_back and {other} both determine what is behind the object"):
+        curriculum_of(f"{other}=True")
+    assert curriculum_of(f"{other}=True", "random_back=False")
+
+
+def test_views_do_not_fill_the_background_although_eval_last_back_is_not_set() -> None:
+    photos = CURRICULUMS["CATS_TRIPLANE"]
+    cut_out = photos.with_overrides(["random_back=True", "last_back=False"])
+    assert photos.view_last_back and cut_out.eval_last_back is None and not cut_out.view_last_back
+    assert Curriculum.from_dict(curriculum_of().to_dict()).with_overrides(["random_back=False"]).view_last_back is False
+
+
+@pytest.mark.parametrize("is_white", [True, False])
+def test_scored_views_lie_on_the_background_of_the_set(is_white: bool) -> None:
+    curriculum = over_background(curriculum_of(), is_white)
+    assert curriculum.white_back == is_white and not curriculum.random_back
 
 
 def test_colors_do_not_change_the_other_random_numbers_and_differ_between_images() -> None:
