@@ -59,7 +59,7 @@ COMMON = {
     "last_back": False,  # whether the last sample gets the remaining weight, in training
     "eval_last_back": None,  # the same in images of the trained generator; None: True unless white_back or random_back
     "white_back": False,  # whether the remaining weight and the background of transparent photos are white, not black
-    "random_back": False,  # whether both get a random color per image in training; for photos with transparent backgrounds
+    "random_back": False,  # training: whether the remaining weight, and what is behind transparent photos, has random colors
     # Losses
     "gan_loss": "non_saturating",  # non_saturating, or relativistic: D compares pairs of real and generated images (R3GAN)
     "r1_lambda": 1.0,  # weight of R1, D's gradient penalty on real images
@@ -435,7 +435,7 @@ SYNTH_TRIPLANE = {
     "decay_beta": 1e-3,
     "interval_eval": 0.012,  # narrower than in training: sharper images, and views agree better
     "eval_last_back": False,  # the background of the images is black, like the remaining weight
-    "random_back": True,  # on black, dark space around a head would be invisible
+    "random_back": True,  # on black, solid dark space around a head would be invisible
     # Losses
     "gan_loss": "relativistic",
     "r1_lambda": 0.5,

@@ -49,7 +49,8 @@ def measure(network: Network, size: int, batch: int, rounds: int) -> dict[str, A
     torch.set_flush_denormal(True)
     trainer_, stage = _trainer(network, size, batch)
     curriculum, step = trainer_.curriculum, trainer_.state.step
-    real = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    channels = 4 if curriculum.random_back else 3
+    real = torch.rand(batch, channels, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with _phases() as clock:
         trainer_._step(real, stage)
     gemm, rows = Gemm(), []

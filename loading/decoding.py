@@ -22,7 +22,7 @@ CRASHED = Decoded(None, "crashing the decoder: the process that decoded it died;
 
 
 def decode_all(source: ImageSource, spec: DatasetSpec, size: int, workers: int | None) -> Iterator[Decoded]:
-    """Yield images (size, size, 3) uint8 in order and show progress.
+    """Yield images (size, size, C) uint8 in order and show progress.
 
     If a worker process dies (out of memory, or an image that crashes the decoder), its images are decoded again one by one.
     Only an image that also crashes its own process is lost.

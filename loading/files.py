@@ -1,7 +1,7 @@
 """Find images in a folder, glob or zip, and decode any mode and size to a square RGB image.
 
 Gray, palette, CMYK and 16-bit images are converted to RGB. Transparent images are composited over the background color of
-free space, black or white. The EXIF orientation is applied.
+free space, black or white; with ``keep_alpha``, their opacity is kept as a fourth channel. The EXIF orientation is applied.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class DatasetSpec:
     """Preprocessing of a data set: resize the short side to ``resize`` pixels (None: keep it), crop the central square of
     ``center_crop`` pixels (None: the largest possible), then resize to the requested size. ``background``: gray level, 0 to
     255, behind transparent images. ``nearest``: resize as the published code resizes real images, bilinear to ``resize``,
-    then nearest neighbor; otherwise antialiased. ``keep_alpha``: return opacity as a fourth channel, after colors over black."""
+    then nearest neighbor; otherwise antialiased. ``keep_alpha``: return opacity as a fourth channel, after colors over
+    ``background``."""
 
     resize: int | None
     center_crop: int | None
@@ -290,7 +291,9 @@ def alpha_of(image: Image.Image) -> Image.Image:
 
 
 def _has_alpha(image: Image.Image) -> bool:
-    return "A" in image.getbands() or "transparency" in image.info
+    """Return whether the image has transparency. That of gray images of more than 8 bits is ignored."""
+    is_deep = image.mode.startswith("I") or image.mode == "F"
+    return not is_deep and ("A" in image.getbands() or "transparency" in image.info)
 
 
 def _strips(image: Image.Image) -> list[slice]:

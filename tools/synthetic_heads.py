@@ -117,7 +117,7 @@ def _open_set(output_dir: Path, meta: dict[str, Any]) -> None:
         if not same or count > meta["num_images"]:
             differs = [key for key in meta if found.get(key) != meta[key]]
             raise UserError(
-                f"{output_dir} already holds another set of heads (different {', '.join(differs)}); choose another --output_dir"
+                f"{output_dir} already holds another set of heads (different {', '.join(differs)}); choose another folder"
             )
     elif any(path.name not in ("images", "ground_truth") or any(path.iterdir()) for path in output_dir.iterdir()):
         raise UserError(f"{output_dir} is not empty and is not a set of heads; choose another folder with --output_dir")

@@ -67,10 +67,11 @@ class StageBatches:
 
     def _check_transparency(self, path: str) -> None:
         """Check that one of the first NUM_CHECKED images has a transparent pixel."""
-        if (self.dataset.pixels[np.arange(min(len(self.dataset), NUM_CHECKED))][..., 3] == 255).all():
+        num = min(len(self.dataset), NUM_CHECKED)
+        if (self.dataset.pixels[np.arange(num)][..., 3] == 255).all():
             raise UserError(
-                f"random_back needs images with transparent backgrounds, but those in {path} are opaque;"
-                " use such images, or add --set random_back=False"
+                f"random_back needs images with transparent backgrounds, but the first {num} in {path} are opaque; use others"
+                " (draw heads of an earlier version again), or add --set random_back=False"
             )
 
     def _report_images(self, path: str) -> None:

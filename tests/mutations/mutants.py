@@ -358,6 +358,13 @@ COMPOSITING = [
         ("random_background",),
     ),
     Mutant(
+        "opacity without a gradient",
+        "training/steps.py",
+        "images = over_color(images, alpha, inputs",
+        "images = over_color(images, alpha.detach(), inputs",
+        ("random_background",),
+    ),
+    Mutant(
         "real images on the colors of generated ones",
         "training/steps.py",
         "(real[:, 3:] + 1) / 2, inputs.backgrounds[:, REAL]",
