@@ -183,7 +183,7 @@ def check_background(image: np.ndarray, combination: Combination, what: str) -> 
     empty = np.concatenate([empty[..., :CORNER], empty[..., -CORNER:]], axis=2)
     if combination.background == "white":
         require(empty.min() > BRIGHT, f"{what}: a white background is {empty.min():.2f}")
-    if combination.background == "black":
+    if combination.background in ("black", "random"):
         require(empty.max() < DIM, f"{what}: a black background is {empty.max():.2f}")
 
 
@@ -490,7 +490,7 @@ def check_page(case: Case) -> None:
     require(bool((middle - reach >= low - 1e-4).all() and (middle + reach <= high + 1e-4).all()), f"limits {reach} of the page")
     inside = np.abs(training_poses(case.curriculum) - middle) <= reach + 1e-6
     require(inside.mean() > 0.9, f"{inside.mean():.0%} of training's poses are within the page's limits")
-    white = {"white": 1.0, "black": 0.0, "last": 0.0}[case.combination.background]
+    white = float(case.combination.background == "white")
     require(settings["background"] == white, f"background {settings['background']} of the page")
     require(settings["fillsWithFarEnd"] == (case.combination.background == "last"), "the page fills free space otherwise")
 

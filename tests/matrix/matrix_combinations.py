@@ -11,7 +11,7 @@ from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
 
 FIELDS = ("occupancy", "volume", "radiance")  # volume: an occupancy field that is sampled without finding its surface
-BACKGROUNDS = ("black", "white", "last", "white and last")
+BACKGROUNDS = ("black", "white", "last", "random", "white and last")
 VALUES: tuple[tuple[str | None, ...], ...] = (MODELS, FIELDS, SAMPLE_DISTS, BACKGROUNDS)
 TINY = (
     *("hidden_dim=64", "num_layers=2", "latent_dim=8", "w_dim=8", "backbone_channels=(12,8,8)", "decoder_dim=8"),
@@ -50,12 +50,12 @@ class Combination:
         unused = {*(SIREN_KEYS if is_triplane else TRIPLANE_KEYS), *(() if self.field == "occupancy" else ("num_steps_surface",))}
         found = [text for text in TINY if text.partition("=")[0] not in unused]
         found += [f"model={self.model}", f"view_dependent={not is_triplane}", f"sample_dist={self.sample_dist}"]
-        found += [f"white_back={'white' in self.background}", f"last_back={'last' in self.background}"]
+        found += [f"{name}_back={name in self.background}" for name in ("white", "last", "random")]
         found += [f"surface_sample={self.field == 'occupancy'}", f"pred_occ={has_surface}"]
         found.append("z_dist=uniform" if self.sample_dist == "uniform" else "z_dist=gaussian")
         if not has_surface:
             found.append("clamp_mode=softplus" if self.sample_dist == "hybrid" else "clamp_mode=relu")
-        found.append(f"eval_last_back={True if self.background == 'last' else None if 'white' in self.background else False}")
+        found.append(f"eval_last_back={'False' if self.background == 'black' else self.background == 'last' or None}")
         if not has_surface:
             return [text for text in found if not text.startswith("ball_hold")] + list(WITHOUT_SURFACE)
         return found + (["hollow_check_interval=0"] if self.sample_dist == "spherical_uniform" else [])
