@@ -59,7 +59,7 @@ COMMON = {
     "last_back": False,  # whether the last sample gets the remaining weight, in training
     "eval_last_back": None,  # the same in images of the trained generator; None: True unless white_back or random_back
     "white_back": False,  # whether the remaining weight and the background of transparent photos are white, not black
-    "random_back": False,  # training: whether the remaining weight, and what is behind transparent photos, has random colors
+    "random_back": False,  # whether the background of transparent photos and the remaining weight have random colors in training
     # Losses
     "gan_loss": "non_saturating",  # non_saturating, or relativistic: D compares pairs of real and generated images (R3GAN)
     "r1_lambda": 1.0,  # weight of R1, D's gradient penalty on real images

@@ -199,8 +199,9 @@ class Curriculum:
         _reject_unknown(label, settings, [field.name for field in dataclasses.fields(cls)], "setting")
         _reject_missing(label, settings, ("dataset", "stages", "end_step"))
         settings["stages"] = _stages(label, settings["stages"])
+        # Published dictionaries state what None stands for. With random_back, False is kept: it also holds without it.
         if settings["eval_last_back"] is (not settings["white_back"]) and not settings["random_back"]:
-            settings["eval_last_back"] = None  # which stands for it; published dictionaries state it
+            settings["eval_last_back"] = None
         return cls(**_with_types(cls, settings))
 
     def with_overrides(self, assignments: Iterable[str]) -> Curriculum:

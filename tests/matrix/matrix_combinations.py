@@ -12,6 +12,7 @@ from settings.registry import CURRICULUMS
 
 FIELDS = ("occupancy", "volume", "radiance")  # volume: an occupancy field that is sampled without finding its surface
 BACKGROUNDS = ("black", "white", "last", "random", "white and last")
+EVAL_LAST_BACK = {"black": False, "last": True}  # of these backgrounds; the others leave it to the default, None
 VALUES: tuple[tuple[str | None, ...], ...] = (MODELS, FIELDS, SAMPLE_DISTS, BACKGROUNDS)
 TINY = (
     *("hidden_dim=64", "num_layers=2", "latent_dim=8", "w_dim=8", "backbone_channels=(12,8,8)", "decoder_dim=8"),
@@ -55,7 +56,7 @@ class Combination:
         found.append("z_dist=uniform" if self.sample_dist == "uniform" else "z_dist=gaussian")
         if not has_surface:
             found.append("clamp_mode=softplus" if self.sample_dist == "hybrid" else "clamp_mode=relu")
-        found.append(f"eval_last_back={'False' if self.background == 'black' else self.background == 'last' or None}")
+        found.append(f"eval_last_back={EVAL_LAST_BACK.get(self.background)}")
         if not has_surface:
             return [text for text in found if not text.startswith("ball_hold")] + list(WITHOUT_SURFACE)
         return found + (["hollow_check_interval=0"] if self.sample_dist == "spherical_uniform" else [])
