@@ -23,14 +23,15 @@ from settings.curriculum import Curriculum
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """Settings for rendering a batch. ``interval`` is Delta, the half width around the surface; others as in the curriculum."""
+    """Settings for rendering a batch. ``interval`` is Delta, the half width around the surface, a number or a
+    tensor (); others as in the curriculum."""
 
     t_near: float
     t_far: float
     num_coarse: int
     num_surface: int
     num_fine: int
-    interval: float
+    interval: float | Tensor
     pred_occ: bool = True
     surface_sample: bool = True
     tau: float = 0.5

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from generators.volume_rendering import scan
+
 
 class RenderNoise(NamedTuple):
     """Random numbers for one rendered batch. Parts that the settings do not need are None.
@@ -73,7 +75,7 @@ def importance_samples(t: Tensor, weights: Tensor, num: int, uniform: Tensor | N
     """
     bins = (t[..., 1:] + t[..., :-1]) / 2
     pdf = weights[..., 1:-1] + 1e-5
-    cdf = torch.cumsum(pdf / pdf.sum(dim=-1, keepdim=True), dim=-1)
+    cdf = scan(torch.cumsum, pdf / pdf.sum(dim=-1, keepdim=True))
     cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf], dim=-1)
     if uniform is None:
         quantiles = (torch.arange(num, device=t.device, dtype=t.dtype) + 0.5) / num

@@ -9,6 +9,8 @@ weight_i  = alpha_i * transmittance_i,  transmittance_i = prod_{j<i} (1 - alpha_
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,19 +36,29 @@ def compute_transmittance(alphas: Tensor) -> Tensor:
     return _RunningProduct.apply(torch.cat([torch.ones_like(alphas[..., :1]), survival[..., :-1]], dim=-1))
 
 
+def scan(operation: Callable[..., Tensor], values: Tensor) -> Tensor:
+    """Apply torch.cumsum or torch.cumprod along the last dimension of values (..., S).
+
+    PyTorch's kernels for GPUs are slow along a short last dimension, and fast along the first.
+    """
+    if not values.is_cuda:
+        return operation(values, dim=-1)
+    return operation(values.movedim(-1, 0).contiguous(), dim=0).movedim(0, -1).contiguous()
+
+
 class _RunningProduct(torch.autograd.Function):
     """torch.cumprod of positive factors (..., S). PyTorch's gradient checks for zeros, which synchronizes with a GPU."""
 
     @staticmethod
     def forward(ctx, factors: Tensor) -> Tensor:  # type: ignore[override]
-        products = torch.cumprod(factors, dim=-1)
+        products = scan(torch.cumprod, factors)
         ctx.save_for_backward(factors, products)
         return products
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
         factors, products = ctx.saved_tensors
-        return (grad * products).flip(-1).cumsum(dim=-1).flip(-1) / factors
+        return scan(torch.cumsum, (grad * products).flip(-1)).flip(-1) / factors
 
 
 def compute_weights(alphas: Tensor) -> Tensor:
@@ -62,7 +74,8 @@ def add_remainder_to_last(weights: Tensor) -> Tensor:
 
 def composite_colors(weights: Tensor, colors: Tensor, white_back: bool = False) -> Tensor:
     """Composite colors (B, R, S, 3) in [0, 1] with weights (B, R, S) to (B, R, 3). ``white_back``: remaining weight is white."""
-    color = (weights.unsqueeze(-2) @ colors).squeeze(-2)
+    # a GPU's products of such small matrices are slow
+    color = (weights.unsqueeze(-1) * colors).sum(dim=-2) if weights.is_cuda else (weights.unsqueeze(-2) @ colors).squeeze(-2)
     if white_back:
         color = color + 1 - weights.sum(dim=-1, keepdim=True)
     return color

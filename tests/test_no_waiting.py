@@ -32,7 +32,7 @@ from training.augmentation import NUM_UNIFORMS, adapted
 from training.ema import MovingAverage
 from training.losses import topk_image_weights
 from training.run.nonfinite import BadSteps, Guard, are_finite, nan_unless_finite
-from training.steps import GeneratorInputs, StepSettings, discriminator_losses, generate, generator_losses
+from training.steps import GeneratorInputs, Schedule, StepSettings, discriminator_losses, generate, generator_losses
 
 BATCH, SIZE = 4, 16
 META = torch.device("meta")
@@ -84,6 +84,10 @@ def meta_noise(settings: StepSettings) -> RenderNoise:
     return RenderNoise(*(torch.empty(BATCH, rays, num, device=META) if num else None for num in sizes))
 
 
+def number() -> Tensor:
+    return torch.empty((), device=META)
+
+
 @pytest.fixture(autouse=True)
 def no_autocast(monkeypatch):
     """The meta device has none; it would change dtypes alone."""
@@ -107,7 +111,8 @@ def parts(curriculum):
     poses = CameraPoses(torch.empty(BATCH, device=META), torch.empty(BATCH, device=META))
     neighbors = torch.empty(BATCH, SIZE * SIZE, 3, device=META)
     ball_points = torch.empty(BATCH, 5, 3, device=META)
-    settings = replace(settings, augment_p=torch.empty((), device=META))
+    schedule = Schedule(number(), number(), number(), [], [], [])  # tensors, as in a CUDA graph, which may not read them either
+    settings = settings.with_numbers_of(schedule, augment_p=number())
     changes = torch.empty(BATCH, 2, NUM_UNIFORMS, device=META)
     inputs = GeneratorInputs(torch.empty(BATCH, 16, device=META), poses, meta_noise(settings), neighbors, ball_points, changes)
     return generator, discriminator, settings, inputs
@@ -128,7 +133,7 @@ def test_a_generator_step(parts):
         result = generator_losses(generated, discriminator, generator.curriculum, real, inputs, settings)
         nan_unless_finite(result.total).backward()
         norm = finish(generator)
-        average.update(generator, are_finite(generator.parameters()))
+        average.update(generator, are_finite(generator.parameters()), number())
         guard.watch(0, {"D/grad_norm": norm, **result.terms, "G/grad_norm": norm})
     assert {"gan", "pose", "opacity_prior", "normal", "ball_hold"} <= set(result.terms)
     assert all(parameter.grad is not None for parameter in generator.parameters())

@@ -143,7 +143,8 @@ def test_averages_ignore_weights_that_are_not_finite():
     before = {name: value.clone() for name, value in average.generator.state_dict().items()}
     with torch.no_grad():
         next(generator.parameters()).flatten()[0] = math.nan
-    average.update(generator, are_finite(generator.parameters()))
+    for rate in (average.next_rate(), torch.tensor(average.next_rate())):
+        average.update(generator, are_finite(generator.parameters()), rate)
     assert all(torch.equal(value, before[name]) for name, value in average.generator.state_dict().items())
 
 

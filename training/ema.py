@@ -19,15 +19,26 @@ class MovingAverage:
         self.decay = decay
         self.num_updates = 0
 
-    @torch.no_grad()
-    def update(self, generator: ImplicitGenerator3d, is_finite: Tensor) -> None:
-        """Average in the weights of ``generator``, unless ``is_finite`` () bool is False: some of them are not finite."""
+    def next_rate(self) -> float:
+        """Count an update, and return 1 - decay for it."""
         self.num_updates += 1
-        rate = 1 - ema_decay_at(self.decay, self.num_updates)
+        self.generator.truncation_mean = None
+        return 1 - ema_decay_at(self.decay, self.num_updates)
+
+    @torch.no_grad()
+    def update(self, generator: ImplicitGenerator3d, is_finite: Tensor, rate: float | Tensor) -> None:
+        """Average in the weights of ``generator``, unless ``is_finite`` () bool is False: some of them are not finite.
+
+        ``rate``: that of :meth:`next_rate`, a number or a tensor ().
+        """
         own, weights = list(self.generator.parameters()), list(generator.parameters())
         if is_finite.device.type != "cpu":  # do not synchronize with the GPU
             weights = [torch.where(is_finite, new, old) for new, old in zip(weights, own, strict=True)]
         elif not is_finite:
             weights = own
-        torch._foreach_lerp_(own, weights, rate)
-        self.generator.truncation_mean = None
+        if isinstance(rate, Tensor):
+            differences = torch._foreach_sub(weights, own)
+            torch._foreach_mul_(differences, rate)
+            torch._foreach_add_(own, differences)
+        else:
+            torch._foreach_lerp_(own, weights, rate)

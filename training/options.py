@@ -31,4 +31,5 @@ class RunOptions:
     log_interval: int = 20
     use_tensorboard: bool = True
     use_cache: bool = True
+    use_graphs: bool = True
     started: float = field(default_factory=time.monotonic)

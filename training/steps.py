@@ -61,7 +61,7 @@ class GeneratorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Settings of one step, determined by the step number and the two arguments of :meth:`at` that depend on the run.
+    """Settings of one step, determined by the step number and the run's ``is_held``.
 
     ``augment_p`` (): probability of each augmentation; None: no augmentation. ``lambda_ball_hold``: weight of the ball hold.
     """
@@ -72,15 +72,15 @@ class StepSettings:
     topk_fraction: float
     lambda_r1: float
     lambda_r2: float
-    lambda_opacity_prior: float
-    lambda_ball_hold: float
+    lambda_opacity_prior: float | Tensor
+    lambda_ball_hold: float | Tensor
     augment_p: Tensor | None = None
 
     @classmethod
-    def at(cls, curriculum: Curriculum, step: int, *, augment_p: Tensor | None = None, is_held: bool = True) -> StepSettings:
+    def at(cls, curriculum: Curriculum, step: int, *, is_held: bool = True) -> StepSettings:
         """Evaluate the curriculum's schedules at ``step``.
 
-        ``augment_p``: the run's current probability of augmentation. ``is_held``: False for a run that started from a trained
+        ``is_held``: False for a run that started from a trained
         shape, which is held to the ball by no more than the curriculum's floor.
         """
         noise = schedules.density_noise_at(curriculum, step)
@@ -96,8 +96,46 @@ class StepSettings:
             lambda_r2=penalties.r2,
             lambda_opacity_prior=schedules.opacity_prior_weight_at(curriculum, step),
             lambda_ball_hold=ball_hold if is_held else min(ball_hold, curriculum.ball_hold_floor),
+        )
+
+    def with_numbers_of(self, schedule: Schedule, augment_p: Tensor | None) -> StepSettings:
+        """Return these settings with the numbers of ``schedule`` and the run's current ``augment_p``."""
+        return replace(
+            self,
+            render=replace(self.render, interval=schedule.interval),
+            lambda_opacity_prior=schedule.lambda_opacity_prior,
+            lambda_ball_hold=schedule.lambda_ball_hold,
             augment_p=augment_p,
         )
+
+
+class Schedule(NamedTuple):
+    """The numbers of a step that change from step to step. In a CUDA graph, they are tensors ().
+
+    ``interval``, ``lambda_opacity_prior``, ``lambda_ball_hold``: as in :class:`StepSettings`. ``rates_G``, ``rates_D``: learning
+    rates of the optimizers' groups. ``average_rates``: 1 - decay of the averages.
+    """
+
+    interval: float | Tensor
+    lambda_opacity_prior: float | Tensor
+    lambda_ball_hold: float | Tensor
+    rates_G: list[float | Tensor]
+    rates_D: list[float | Tensor]
+    average_rates: list[float | Tensor]
+
+
+class StepInputs(NamedTuple):
+    """All inputs of a step.
+
+    ``real`` (B, C, H, W) in [-1, 1]: real images. ``inputs_D``, ``inputs_G``: random inputs; the first is None if both networks
+    train on the same generated images. ``augment_p`` (): probability of augmentation.
+    """
+
+    real: Tensor
+    inputs_D: GeneratorInputs | None
+    inputs_G: GeneratorInputs
+    schedule: Schedule
+    augment_p: Tensor
 
 
 class StepResult(NamedTuple):
@@ -215,7 +253,7 @@ def generator_losses(
         image_weights = losses.topk_image_weights(output_D.score, settings.topk_fraction)
     weighted = {"gan": (1.0, gan_loss.of_G(output_D.score, real_scores, image_weights))}
     weighted |= _prediction_losses(output_D, inputs, c)
-    if settings.lambda_opacity_prior:
+    if c.with_opacprior:
         weighted["opacity_prior"] = (settings.lambda_opacity_prior, losses.opacity_prior_loss(output.alphas))
     if inputs.neighbors is not None:
         weighted["normal"] = (c.normal_lambda, _normal_loss(field, rays, output.surface, inputs.neighbors, c.h_sample))

@@ -15,6 +15,7 @@ from settings import schedules
 from settings.curriculum import Curriculum, Stage
 from training.augmentation import GENERATED, adapted
 from training.batches import StageBatches
+from training.cuda_graphs import StepGraphs, can_use_graphs, step_kind
 from training.evaluation import Evaluator
 from training.hollow import MIN_MIRROR_PSNR_DB, PATIENCE, measure_bulge
 from training.inputs import draw_inputs
@@ -30,6 +31,8 @@ from training.run.stop_signals import StopSignals
 from training.steps import (
     Generated,
     GeneratorInputs,
+    Schedule,
+    StepInputs,
     StepSettings,
     discriminator_losses,
     generate,
@@ -46,6 +49,12 @@ class Stop(NamedTuple):
 
     reason: str
     is_interrupted: bool = False
+
+
+def _set_rates(optimizer: torch.optim.Adam, rates: list[float | Tensor]) -> None:
+    """Set the learning rates of the optimizer's groups."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 class Trainer:
@@ -71,6 +80,9 @@ class Trainer:
         self.recovery = Recovery(state, options.output_dir, processes, reset_after)
         self.recorder: Recorder | None = None  # in the main process, while it trains
         self._batches: StageBatches | None = None
+        self._graphs: StepGraphs | None = None
+        if options.use_graphs and can_use_graphs(state, processes):
+            self._graphs = StepGraphs(processes.device, (state.optimizer_D, state.optimizer_G))
         self.stop_signals = StopSignals()
 
     def run(self, recorder: Recorder | None) -> str:
@@ -110,6 +122,8 @@ class Trainer:
         is_under_way = self._batches is not None
         if is_under_way:
             self._batches.close()
+        if self._graphs:
+            self._graphs.clear()  # those of the previous stage, with their memory
         if state.step < c.end_step:
             self._batches = StageBatches(options, c.stage_at(state.step), state, self.processes, is_under_way)
 
@@ -134,11 +148,38 @@ class Trainer:
 
         Returns scalars for the log, on the device.
         """
-        c, state, num_parts = self.curriculum, self.state, stage.batch_split
-        settings = self._settings()
+        state, settings = self.state, self._settings()
+        inputs_D = None if self.curriculum.share_images else self._draw_inputs(settings, stage, "D")
         inputs_G = self._draw_inputs(settings, stage, "G")
-        inputs_D = inputs_G if c.share_images else self._draw_inputs(settings, stage, "D")
-        real = over_backgrounds(real, inputs_D)
+        rates_G, rates_D = ([group["lr"] for group in o.param_groups] for o in (state.optimizer_G, state.optimizer_D))
+        average_rates = [average.next_rate() for average in state.averages.values()]
+        schedule = Schedule(
+            settings.render.interval, settings.lambda_opacity_prior, settings.lambda_ball_hold, rates_G, rates_D, average_rates
+        )
+        inputs = StepInputs(real, inputs_D, inputs_G, schedule, state.augment_p)
+        kind = step_kind(self.curriculum, settings, stage) if self._graphs else None
+        if kind is None:
+            scalars = self._update(inputs, settings, stage.batch_split)
+        else:
+            scalars = self._graphs.run(kind, lambda given: self._update(given, settings, stage.batch_split), inputs)
+            state.set_learning_rates(state.step)  # numbers, not the graph's tensors
+        if self.curriculum.augment_target:
+            state.augment_p = scalars["D/augment_p"]
+        self.guard.watch(state.step, scalars)
+        return scalars
+
+    def _update(self, given: StepInputs, settings: StepSettings, num_parts: int) -> dict[str, Tensor]:
+        """Take the step of D and G that ``given`` determines, and average G. Returns scalars for the log, on the device.
+
+        This method can be recorded as a CUDA graph: all that differs between steps of a kind is in ``given``.
+        """
+        c, state, schedule = self.curriculum, self.state, given.schedule
+        settings = settings.with_numbers_of(schedule, given.augment_p if c.augment_target else None)
+        _set_rates(state.optimizer_G, schedule.rates_G)
+        _set_rates(state.optimizer_D, schedule.rates_D)
+        inputs_G = given.inputs_G
+        inputs_D = given.inputs_D or inputs_G
+        real = over_backgrounds(given.real, inputs_D)
         # Shared images are generated once, and their graph is kept for G during D's step. A batch in parts is generated
         # twice, because D's step must finish on all parts before G's step starts on the first.
         shared = generate(state.generator, inputs_G, settings) if c.share_images and num_parts == 1 else None
@@ -146,19 +187,15 @@ class Trainer:
         terms_G = self._train_generator(real, inputs_G, settings, num_parts, shared)
         if c.augment_target:
             mean_sign = self.processes.mean({"real_sign": terms_D["real_sign"]})["real_sign"]
-            state.augment_p = adapted(state.augment_p, mean_sign, c.augment_target, len(real) * self.processes.world_size)
-            terms_D["augment_p"] = state.augment_p
+            num_images = len(real) * self.processes.world_size
+            terms_D["augment_p"] = adapted(given.augment_p, mean_sign, c.augment_target, num_images)
         is_finite = are_finite(state.generator.parameters())
-        for average in state.averages.values():
-            average.update(state.generator, is_finite)
-        scalars = {**{f"D/{k}": v for k, v in terms_D.items()}, **{f"G/{k}": v for k, v in terms_G.items()}}
-        self.guard.watch(state.step, scalars)
-        return scalars
+        for average, rate in zip(state.averages.values(), schedule.average_rates, strict=True):
+            average.update(state.generator, is_finite, rate)
+        return {**{f"D/{k}": v for k, v in terms_D.items()}, **{f"G/{k}": v for k, v in terms_G.items()}}
 
     def _settings(self) -> StepSettings:
-        state = self.state
-        augment_p = state.augment_p if self.curriculum.augment_target else None
-        return StepSettings.at(self.curriculum, state.step, augment_p=augment_p, is_held=state.is_held)
+        return StepSettings.at(self.curriculum, self.state.step, is_held=self.state.is_held)
 
     def _draw_inputs(self, settings: StepSettings, stage: Stage, purpose: str) -> GeneratorInputs:
         seed, step = self.state.draw_seed, self.state.step
@@ -248,6 +285,8 @@ class Trainer:
                 self.recorder.event(from_step, "diverged", reason=str(error), skipped_steps=bad.skipped)
             raise
         self.guard = Guard(self.processes.device, state.bad_steps)
+        if self._graphs:
+            self._graphs.clear()
         self.checkpoint_manager.forget()
         if self._batches.stage is self.curriculum.stage_at(state.step):
             self._batches.restart()
@@ -276,6 +315,8 @@ class Trainer:
             is_mold = self.processes.any(mirroring is not None and mirroring.psnr_db >= MIN_MIRROR_PSNR_DB)
             if is_mold:
                 state.mirror_depth(self.processes.any(mirroring is not None and mirroring.invert))
+                if self._graphs:
+                    self._graphs.clear()
             if self.processes.is_main:
                 self.recorder.log_mirroring(state.step, bulge.mean, mirroring, is_mold)
 

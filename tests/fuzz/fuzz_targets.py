@@ -103,7 +103,7 @@ def _one_step(state: RunState) -> None:
                 parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
     for average in state.averages.values():
-        average.update(state.generator, torch.tensor(True))
+        average.update(state.generator, torch.tensor(True), average.next_rate())
 
 
 def start_from(folder: Path, name: str) -> None:

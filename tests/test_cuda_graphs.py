@@ -1,0 +1,148 @@
+"""Training steps as CUDA graphs: what can be tested without a GPU. tests/test_cuda.py compares the graphs themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from distributed.processes import Processes
+from settings.curriculum import Curriculum
+from settings.registry import CURRICULUMS
+from training.cuda_graphs import can_use_graphs, step_kind
+from training.options import RunOptions
+from training.run.run_state import RunState
+from training.steps import StepSettings
+from training.trainer import Trainer
+
+CPU = torch.device("cpu")
+FIRST_STEP = 22
+# The learning rates, the interval and the weights change with every step, and top-k after some.
+SMALL = (
+    "batch_size=4",
+    "img_size=32",
+    "lr_warmup_steps=40",
+    "topk_interval=1",
+    "topk_v=0.5",
+    "decay_beta=0.05",
+    "opacprior_growth_rate=0.1",
+)
+SIREN = (*SMALL, "fade_steps=1", "hidden_dim=16", "num_layers=2", "normal_lambda=0.05")
+
+
+class TensorsForNumbers:
+    """Replaces StepGraphs: takes every step directly, with tensors for numbers as in a graph."""
+
+    def __init__(self) -> None:
+        self.kinds: list[object] = []
+
+    def run(self, kind, update, inputs):
+        self.kinds.append(kind)
+        leaves, structure = pytree.tree_flatten(inputs)
+        leaves = [torch.tensor(float(leaf)) if isinstance(leaf, (int, float)) else leaf for leaf in leaves]
+        return update(pytree.tree_unflatten(leaves, structure))
+
+    def clear(self) -> None:
+        self.kinds.clear()
+
+
+def run_steps(curriculum: Curriculum, graphs: TensorsForNumbers | None) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Take 12 steps. Returns the weights of G, of D and of the average of G, and the probability of augmentation."""
+    state = RunState(curriculum, 0, CPU, None)
+    state.step, state.is_held = FIRST_STEP, True
+    trainer = Trainer(state, RunOptions(Path(), ""), Processes(0, 1, CPU))
+    trainer._graphs = graphs
+    stage = curriculum.stage_at(FIRST_STEP)
+    num_channels = 4 if curriculum.random_back else 3
+    real = torch.rand(4, num_channels, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    for _ in range(12):
+        state.set_learning_rates(state.step)
+        trainer._step(real, stage)
+        state.step += 1
+        assert all(isinstance(group["lr"], float) for group in state.optimizer_G.param_groups)
+    networks = (state.generator, state.discriminator, state.averages["ema"].generator)
+    return *(torch.nn.utils.parameters_to_vector(network.parameters()).detach() for network in networks), float(state.augment_p)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("SYNTH_TINY", (*SIREN, "r1_interval=2", "mapping_lr_factor=0.5")),
+        ("SYNTH_TINY", (*SIREN, "share_images=False", "augment_target=0.6")),
+        ("SYNTH_TINY", (*SIREN, "batch_split=2")),
+        ("SYNTH_TRIPLANE", (*SMALL, "backbone_channels=(16,16,16)", "disc_widths=(8,8,8,8)")),
+    ],
+)
+def test_tensors_for_numbers_give_the_same_steps(name: str, changes: tuple[str, ...]) -> None:
+    curriculum = CURRICULUMS[name].with_overrides([*changes])
+    graphs = TensorsForNumbers()
+    with_tensors, with_numbers = run_steps(curriculum, graphs), run_steps(curriculum, None)
+    assert len(graphs.kinds) == 12, "a step could not be a graph"
+    assert 2 <= len(set(graphs.kinds)) <= 6  # top-k of 4 or 3 images, and with or without penalties
+    for value, expected in zip(with_tensors[:3], with_numbers[:3], strict=True):
+        assert torch.allclose(value, expected, rtol=1e-6, atol=1e-6)
+    assert with_tensors[3] == with_numbers[3]
+
+
+def test_the_kind_of_a_step() -> None:
+    curriculum = CURRICULUMS["CATS_TRIPLANE"]
+    stage = curriculum.stage_at(4000)
+    settings = StepSettings.at(curriculum, 4000)
+    kind = step_kind(curriculum, settings, stage)
+    schedule = replace(settings, render=replace(settings.render, interval=0.05), lambda_opacity_prior=0.3, lambda_ball_hold=0.01)
+    assert step_kind(curriculum, schedule, stage) == kind and hash(step_kind(curriculum, schedule, stage)) == hash(kind)
+    other = [
+        replace(settings, image_size=32),
+        replace(settings, lambda_r1=2.0),
+        replace(settings, topk_fraction=0.7),
+        replace(settings, lambda_ball_hold=0.0),  # without points at which the field is held
+        replace(settings, render=replace(settings.render, num_coarse=9)),
+    ]
+    kinds = {step_kind(curriculum, changed, stage) for changed in other}
+    assert len(kinds) == len(other) and kind not in kinds
+    assert step_kind(curriculum, replace(settings, topk_fraction=0.93), stage) == step_kind(  # 15 of 16 images
+        curriculum, replace(settings, topk_fraction=0.92), stage
+    )
+
+
+def test_steps_that_cannot_be_graphs() -> None:
+    progressive = CURRICULUMS["SYNTH"]
+    fading = StepSettings.at(progressive, 8_100)
+    assert fading.fade_alpha < 1 and step_kind(progressive, fading, progressive.stage_at(8_100)) is None
+    radiance = CURRICULUMS["PIGAN_CelebA"]
+    assert step_kind(radiance, replace(StepSettings.at(radiance, 15_000), fade_alpha=1.0), radiance.stage_at(15_000)) is not None
+    assert step_kind(radiance, replace(StepSettings.at(radiance, 100), fade_alpha=1.0), radiance.stage_at(100)) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "world_size", "amp", "is_possible"),
+    [
+        ("cuda", 1, torch.bfloat16, True),
+        ("cuda", 1, None, True),
+        ("cuda", 1, torch.float16, False),
+        ("cuda", 2, torch.bfloat16, False),
+        ("cpu", 1, None, False),
+    ],
+)
+def test_where_steps_can_be_graphs(device: str, world_size: int, amp: torch.dtype | None, is_possible: bool) -> None:
+    state = RunState(CURRICULUMS["SYNTH_TINY"].with_overrides(["hidden_dim=16"]), 0, CPU, None)
+    state.scaler_G = torch.amp.GradScaler("cpu", enabled=amp == torch.float16)
+    assert can_use_graphs(state, Processes(0, world_size, torch.device(device))) == is_possible
+
+
+def test_compiled_fields_and_deterministic_runs_are_no_graphs() -> None:
+    state = RunState(CURRICULUMS["SYNTH_TINY"].with_overrides(["hidden_dim=16"]), 0, CPU, None)
+    alone = Processes(0, 1, torch.device("cuda"))
+    state.generator.siren.is_compiled = True
+    assert not can_use_graphs(state, alone)
+    state.generator.siren.is_compiled = False
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not can_use_graphs(state, alone)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert can_use_graphs(state, alone)
