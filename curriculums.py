@@ -412,6 +412,18 @@ CATS_TRIPLANE = {  # on a GPU: --set batch_size=64
     "num_eval_imgs": 800,
 }
 
+# For a GPU: larger networks, and planes of 128 texels. Trained from scratch to step 22949 in 8.9 minutes on an H200.
+CATS_TRIPLANE_LARGE = {key: value for key, value in CATS_TRIPLANE.items() if not isinstance(key, int)} | {
+    0: {"batch_size": 32, "img_size": 32, "gen_lr": 2e-3, "disc_lr": 3e-4},
+    2_000: {"batch_size": 32, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
+    14_000: {"batch_size": 64, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},
+    20_500: {"batch_size": 64, "img_size": 64, "gen_lr": 5e-4, "disc_lr": 7.5e-5},
+    40_000: {},
+    "backbone_channels": (192, 192, 160, 128, 64, 32),
+    "disc_widths": (64, 128, 192, 256),
+    "normal_lambda": 1.0,
+}
+
 SYNTH_TRIPLANE = {
     0: {"batch_size": 16, "img_size": 32, "gen_lr": 2e-3, "disc_lr": 3e-4},
     2_500: {"batch_size": 16, "img_size": 64, "gen_lr": 2e-3, "disc_lr": 3e-4},

@@ -5,9 +5,9 @@
 
 Needs torch, triton, numpy and safetensors. Times are medians between device events after a warm-up. Rates are compared with
 that of the bf16 matrix product, measured in the same process. The network is the pretrained one, widened and deepened to the
-size of the published curricula (networks.py), so that there is a surface to find. Training of tri-planes is measured with the
-pretrained `cats`. FLOP are two per multiply-add of linear layers and convolutions (see flops.py and training_step.py); in an
-iteration, recomputation is not counted.
+size of the published curricula (networks.py), so that there is a surface to find. FLOP are two per multiply-add of linear layers
+and convolutions (see flops.py and training_step.py); in an iteration, recomputation is not counted. gpu_training.py measures
+training of tri-planes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from torch import nn
 
 from benchmarks.flops import flops_of_D, flops_of_images, flops_per_hit
 from benchmarks.networks import PSI, Network, flops_per_point, full_network, shipped_network
-from checkpoints.loading import load_generator
 from common.arguments import ArgumentParser, add_device_argument, resolve_device
 from common.errors import UserError
 from common.program import run_script
@@ -46,7 +45,6 @@ from training.outward_start import NUM_HOLD_POINTS, draw_points
 from training.run.nonfinite import step_if_finite
 from training.run.run_state import RunState
 from training.steps import GeneratorInputs, StepSettings, discriminator_losses, generate, generator_losses
-from triplane import gpu_lookup
 from visualization.meshes import fill_occupancy, fill_occupancy_near_surface
 
 STEP = 5000  # halfway through BFM's first stage
@@ -308,50 +306,6 @@ def training_rates(bench: Bench, network: Network, deadline: float) -> list[Row]
     return rows
 
 
-# -- training of tri-planes ----------------------------------------------------------------------------------------------
-
-
-def triplane_rates(bench: Bench, deadline: float) -> list[Row]:
-    """Measure iterations of CATS_TRIPLANE with the pretrained `cats`, with and without the kernels for lookups."""
-    size, batches = (32, (2,)) if bench.quick else (64, (16, 64, 128))
-    rows = []
-    for batch in batches:
-        for with_penalties in (False, True):
-            for with_kernels in (True, False):
-                row = {"size": size, "batch": batch, "with_penalties": with_penalties, "with_kernels": with_kernels}
-                if time.monotonic() > deadline:
-                    rows.append({**row, "error": "skipped: out of time"})
-                    continue
-                call = lambda row=row: triplane_seconds(bench, **row)  # noqa: E731
-                rows.append({**row, **bench.with_peak(call)})
-    return rows
-
-
-def triplane_seconds(bench: Bench, size: int, batch: int, with_penalties: bool, with_kernels: bool) -> Row:
-    """Measure the seconds of an iteration. ``lookup``: the implementation used. Training has penalties in every fourth step."""
-    torch.set_float32_matmul_precision("high")
-    loaded = load_generator("cats")
-    network = Network(loaded.generator.to(bench.device), loaded.curriculum, "pretrained cats")
-    iteration = Iteration(bench, network, size, batch, channels_last=False)
-    if not with_penalties:
-        iteration.settings = replace(iteration.settings, lambda_r1=0.0, lambda_r2=0.0)
-    enabled_before = gpu_lookup.ENABLED
-    gpu_lookup.ENABLED = gpu_lookup.ENABLED and with_kernels
-    try:
-        hit_rate = float(iteration())
-        seconds = bench.seconds(iteration)
-        lookup = _lookup(network, iteration.inputs.z)
-    finally:
-        gpu_lookup.ENABLED = enabled_before
-    return {"seconds": seconds, "images_per_s": batch / seconds, "hit_rate": hit_rate, "lookup": lookup}
-
-
-def _lookup(network: Network, z: torch.Tensor) -> str:
-    """Return the name of the implementation of tri-plane lookups."""
-    field = network.generator.field_of_latents(z[:1])
-    return field.implementation(z.new_zeros(1, 1, 3)).__name__.removeprefix("triplane.")
-
-
 # -- the report ----------------------------------------------------------------------------------------------------------
 
 
@@ -390,12 +344,6 @@ def markdown(report: Row) -> str:
             lines.append(f"| {row['variant']} | {row['size']} | " + " | ".join(f"{cell:.4g}" for cell in cells) + " |")
         else:
             lines.append(f"| {row['variant']} | {row['size']} | {row.get('error', '')} | | | |")
-    lines += ["", "| tri-planes: lookup | R1 and R2 | px | batch | ms | images/s | peak MB |", "|---|---|---|---|---|---|---|"]
-    for row in report["triplane_training"]:
-        cells = [row.get("lookup", ""), "yes" if row["with_penalties"] else "no", row["size"], row["batch"], row.get("error", "")]
-        if "seconds" in row:
-            cells[4:] = (f"{value:.4g}" for value in (row["seconds"] * 1000, row["images_per_s"], row["peak_mb"] or 0))
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -419,7 +367,6 @@ def run(bench: Bench, network: Network, max_minutes: float) -> Row:
         print(f"{name} ...", file=sys.stderr, flush=True)
         report[name] = bench.with_peak(lambda part=part: part(bench, network))
     print("training ...", file=sys.stderr, flush=True)
-    report["triplane_training"] = triplane_rates(bench, deadline)
     report["training"] = training_rates(bench, network, deadline)
     report["targets"] = verdicts(report)
     return report
