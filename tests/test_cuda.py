@@ -16,6 +16,8 @@ from generators.cameras import CameraPoses, camera_rays
 from generators.extraction import LatticeSpec, surface_slabs
 from generators.generator import ImplicitGenerator3d
 from generators.renderer import RenderSettings, render
+from generators.samplers import importance_samples
+from generators.volume_rendering import composite_colors, compute_weights
 from settings.registry import CURRICULUMS
 from siren.backends import fused
 from training import cuda_graphs
@@ -199,6 +201,21 @@ def test_a_gpu_gives_the_gradients_of_a_cpu():
         render(field, rays, replace(settings.render, num_fine=0)).rgb.square().mean().backward()
         gradients.append(torch.cat([p.grad.flatten().cpu() for p in generator.parameters() if p.grad is not None]))
     assert relative_error(gradients[1], gradients[0]) < 1e-2  # a ray at the silhouette may flip
+
+
+def test_compositing_on_a_gpu_agrees_with_a_cpu():
+    random = torch.Generator().manual_seed(0)
+    alphas, t = torch.rand(2, 50, 8, generator=random), torch.rand(2, 50, 8, generator=random).sort(dim=-1).values
+    colors, uniform = torch.rand(2, 50, 8, 3, generator=random), torch.rand(2, 50, 4, generator=random)
+    results = []
+    for device in ("cpu", CUDA):
+        given = alphas.to(device).requires_grad_(True)
+        weights = compute_weights(given)
+        color = composite_colors(weights, colors.to(device))
+        samples = importance_samples(t.to(device), weights.detach(), 4, uniform.to(device))
+        color.square().sum().backward()
+        results.append([value.detach().cpu() for value in (weights, color, samples, given.grad)])
+    assert all(relative_error(value, expected) < 1e-5 for value, expected in zip(results[1], results[0], strict=True))
 
 
 @pytest.mark.parametrize("plane_reduce", ["sum", "product"])

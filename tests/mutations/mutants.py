@@ -339,8 +339,8 @@ COMPOSITING = [
     Mutant(
         "gradient of the transmittance from the front",
         "generators/volume_rendering.py",
-        "(grad * products).flip(-1).cumsum(dim=-1).flip(-1) / factors",
-        "(grad * products).cumsum(dim=-1) / factors",
+        "scan(torch.cumsum, (grad * products).flip(-1)).flip(-1) / factors",
+        "scan(torch.cumsum, grad * products) / factors",
         ("rendering",),
     ),
     Mutant(
@@ -464,6 +464,43 @@ LOSSES = [
         ("losses",),
     ),
 ]
+GRAPHS = [
+    Mutant(
+        "the rate of an average is left out in a graph",
+        "training/ema.py",
+        "            torch._foreach_mul_(differences, rate)\n",
+        "",
+        ("cuda_graphs",),
+    ),
+    Mutant(
+        "a graph keeps the interval of its first step",
+        "training/steps.py",
+        "interval=schedule.interval)",
+        "interval=0.1)",
+        ("cuda_graphs", "oracle"),
+    ),
+    Mutant(
+        "steps with and without the ball hold share a graph",
+        "training/cuda_graphs.py",
+        "lambda_ball_hold=float(settings.lambda_ball_hold > 0)",
+        "lambda_ball_hold=0.0",
+        ("cuda_graphs",),
+    ),
+    Mutant(
+        "steps with different top-k counts share a graph",
+        "training/cuda_graphs.py",
+        "topk_fraction=num_kept / stage.batch_size",
+        "topk_fraction=1.0",
+        ("cuda_graphs",),
+    ),
+    Mutant(
+        "several processes use graphs",
+        "training/cuda_graphs.py",
+        "return is_cuda and processes.world_size == 1 and not others",
+        "return is_cuda and not others",
+        ("cuda_graphs",),
+    ),
+]
 AVERAGES = [
     Mutant(
         "a longer warm-up",
@@ -473,7 +510,7 @@ AVERAGES = [
         ORACLE,
     ),
     Mutant("updates are not counted", "training/ema.py", "self.num_updates += 1", "self.num_updates += 0", ORACLE),
-    Mutant("the average is the last weights", "training/ema.py", "rate = 1 - ema_decay_at(", "rate = ema_decay_at(", ORACLE),
+    Mutant("the average is the last weights", "training/ema.py", "return 1 - ema_decay_at(", "return ema_decay_at(", ORACLE),
     Mutant("the averages' decays are one", "training/run/run_state.py", '"ema2": 0.9999}', '"ema2": 0.999}', ORACLE),
 ]
 FIELD = [
@@ -536,4 +573,4 @@ MESHES = [
     ),
 ]
 
-MUTANTS = [*REVIEWED, *CAMERAS, *SAMPLERS, *ROOTS, *COMPOSITING, *LOSSES, *AVERAGES, *FIELD, *MESHES]
+MUTANTS = [*REVIEWED, *CAMERAS, *SAMPLERS, *ROOTS, *COMPOSITING, *LOSSES, *GRAPHS, *AVERAGES, *FIELD, *MESHES]
