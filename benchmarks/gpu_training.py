@@ -1,10 +1,11 @@
-"""Measure training steps of tri-planes on a GPU: as CUDA graphs, one operation after the other, and with plain lookups.
+"""Measure training steps of tri-planes on a GPU: as CUDA graphs, operation by operation, and with plain lookups.
 
     python benchmarks/gpu_training.py --json gpu_training.json            # expected: about 2 minutes on an H200
     python benchmarks/gpu_training.py --device cpu --quick                # only tests that this script runs
 
 Steps are whole ones, by training/trainer.py, on the same random images of 64 px, from untrained weights: draws of random numbers,
-D, G, averages, R1 and R2 in every fourth step. Seconds are those of the clock, from and to a synchronization.
+D, G, averages, and R1 and R2 in every fourth step. Times are wall-clock times between two synchronizations. Memory is the most
+that PyTorch reserved, graphs included.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from common.errors import UserError
 from common.program import run_script
 from distributed.processes import Processes
 from settings.registry import get_curriculum
+from training.cuda_graphs import NUM_WARM_UP
 from training.options import RunOptions
 from training.run.run_state import RunState
 from training.trainer import Trainer
 from triplane import gpu_lookup
 
-WARM_UP_STEPS = 20  # enough for both kinds of steps, with and without penalties, to be recorded
 Row = dict[str, Any]
 
 
 class Variant(NamedTuple):
-    """How steps are taken: as CUDA graphs or one operation after the other, with or without the kernels for lookups."""
+    """How steps are taken: as CUDA graphs or operation by operation, with or without the kernels for lookups."""
 
     name: str
     use_graphs: bool
@@ -45,13 +46,16 @@ class Variant(NamedTuple):
 
 VARIANTS = (
     Variant("graphs", True, True),
-    Variant("one by one", False, True),
-    Variant("one by one, plain lookups", False, False),
+    Variant("operation by operation", False, True),
+    Variant("operation by operation, plain lookups", False, False),
 )
 
 
 def seconds_of_a_step(device: torch.device, name: str, batch_size: int, variant: Variant, num_steps: int) -> Row:
-    """Measure ``num_steps`` steps of the curriculum ``name`` in its stage of 64 px, or on a CPU in its first."""
+    """Measure ``num_steps`` steps of the curriculum ``name`` in its stage of 64 px, or on a CPU in its first.
+
+    Raises UserError if no graph was recorded on a GPU, as while a layer of a progressive discriminator fades in.
+    """
     curriculum = get_curriculum(name).with_overrides([f"batch_size={batch_size}"])
     first_step = next((s.start_step for s in curriculum.stages if s.img_size == 64), 0) if device.type == "cuda" else 0
     state = RunState(curriculum, 0, device, torch.bfloat16 if device.type == "cuda" else None)
@@ -61,7 +65,8 @@ def seconds_of_a_step(device: torch.device, name: str, batch_size: int, variant:
     try:
         trainer = Trainer(state, RunOptions(Path(), "", use_graphs=variant.use_graphs), Processes(0, 1, device))
         stage = curriculum.stage_at(first_step)
-        real = torch.rand(batch_size, 3, stage.img_size, stage.img_size, device=device) * 2 - 1
+        num_channels = 4 if curriculum.random_back else 3
+        real = torch.rand(batch_size, num_channels, stage.img_size, stage.img_size, device=device) * 2 - 1
 
         def take(num: int) -> None:
             for _ in range(num):
@@ -69,7 +74,12 @@ def seconds_of_a_step(device: torch.device, name: str, batch_size: int, variant:
                 trainer._step(real, stage)
                 state.step += 1
 
-        take(WARM_UP_STEPS if device.type == "cuda" else 0)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+            take((NUM_WARM_UP + 2) * curriculum.r1_interval)  # until steps with and without penalties are recorded
+            if variant.use_graphs and not trainer._graphs._recorded:
+                raise UserError(f"no step of {name} became a graph; use a curriculum with a ResidualDiscriminator")
         _wait(device)
         started = time.perf_counter()
         take(num_steps)
@@ -78,7 +88,8 @@ def seconds_of_a_step(device: torch.device, name: str, batch_size: int, variant:
     finally:
         gpu_lookup.ENABLED = enabled_before
     row = {"curriculum": name, "variant": variant.name, "size": stage.img_size, "batch_size": batch_size}
-    return {**row, "seconds": seconds, "images_per_s": batch_size / seconds}
+    reserved = torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else None
+    return {**row, "seconds": seconds, "images_per_s": batch_size / seconds, "reserved_gib": reserved}
 
 
 def _wait(device: torch.device) -> None:

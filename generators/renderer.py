@@ -23,8 +23,7 @@ from settings.curriculum import Curriculum
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """Settings for rendering a batch. ``interval`` is Delta, the half width around the surface, a number or a
-    tensor (); others as in the curriculum."""
+    """Settings for rendering a batch. ``interval`` is Delta, the half width around the surface; others as in the curriculum."""
 
     t_near: float
     t_far: float

@@ -37,12 +37,12 @@ def compute_transmittance(alphas: Tensor) -> Tensor:
 
 
 def scan(operation: Callable[..., Tensor], values: Tensor) -> Tensor:
-    """Apply torch.cumsum or torch.cumprod along the last dimension of values (..., S).
+    """Apply torch.cumsum or torch.cumprod along the last dimension of values (..., S)."""
+    return scan_by_columns(operation, values) if values.is_cuda else operation(values, dim=-1)
 
-    PyTorch's kernels for GPUs are slow along a short last dimension, and fast along the first.
-    """
-    if not values.is_cuda:
-        return operation(values, dim=-1)
+
+def scan_by_columns(operation: Callable[..., Tensor], values: Tensor) -> Tensor:
+    """Compute :func:`scan` along the first dimension of a copy: PyTorch's kernels for GPUs are slow along a short last one."""
     return operation(values.movedim(-1, 0).contiguous(), dim=0).movedim(0, -1).contiguous()
 
 
@@ -72,10 +72,14 @@ def add_remainder_to_last(weights: Tensor) -> Tensor:
     return torch.cat([weights[..., :-1], weights[..., -1:] + rest], dim=-1)
 
 
+def weighted_sum(weights: Tensor, colors: Tensor) -> Tensor:
+    """Sum weights (..., S) times colors (..., S, 3) over samples. On a GPU, this is faster than products of small matrices."""
+    return (weights.unsqueeze(-1) * colors).sum(dim=-2)
+
+
 def composite_colors(weights: Tensor, colors: Tensor, white_back: bool = False) -> Tensor:
     """Composite colors (B, R, S, 3) in [0, 1] with weights (B, R, S) to (B, R, 3). ``white_back``: remaining weight is white."""
-    # a GPU's products of such small matrices are slow
-    color = (weights.unsqueeze(-1) * colors).sum(dim=-2) if weights.is_cuda else (weights.unsqueeze(-2) @ colors).squeeze(-2)
+    color = weighted_sum(weights, colors) if weights.is_cuda else (weights.unsqueeze(-2) @ colors).squeeze(-2)
     if white_back:
         color = color + 1 - weights.sum(dim=-1, keepdim=True)
     return color

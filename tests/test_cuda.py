@@ -4,6 +4,7 @@ tests/test_triton.py test what is possible on a CPU."""
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 from dataclasses import replace
 
@@ -116,6 +117,7 @@ SIREN = ("hidden_dim=64", "normal_lambda=0.05")
     ("name", "changes"),
     [
         ("SYNTH_TINY", SIREN),
+        ("SYNTH_TINY", (*SIREN, "fade_steps=1")),  # as a graph after the first step
         ("SYNTH_TINY", (*SIREN, "share_images=False", "augment_target=0.6")),
         ("SYNTH_TINY", (*SIREN, "gan_loss=relativistic", "r2_lambda=0.02")),
         ("SYNTH_TRIPLANE", ("r1_interval=1",)),
@@ -128,62 +130,81 @@ def test_a_training_step_does_not_wait(tmp_path, amp_dtype, name, changes):
     trainer = Trainer(state, RunOptions(tmp_path, ""), Processes(0, 1, CUDA))
     stage = curriculum.stage_at(0)
     real = real_images(curriculum, stage)
-    for _ in range(cuda_graphs.NUM_WARM_UP + 1):
+    for _ in range(cuda_graphs.NUM_WARM_UP + 2):
+        state.set_learning_rates(state.step)
         trainer._step(real, stage)
+        state.step += 1
     with no_waiting():
         scalars = trainer._step(real, stage)
     assert all(torch.isfinite(scalars[name]) for name in ("D/gan", "G/gan"))  # fp16 leaves out its first steps
 
 
-def real_images(curriculum, stage):
-    """Images (B, C, H, W) in [-1, 1] of random colors, with opacity if the background is random."""
-    num_channels = 4 if curriculum.random_back else 3
-    return torch.rand(stage.batch_size, num_channels, stage.img_size, stage.img_size, device=CUDA) * 2 - 1
-
-
-# Batches of 8 images. The top-k fraction, the learning rates and the interval change within the steps compared.
-CHANGING = ("batch_size=8", "lr_warmup_steps=20", "topk_interval=1", "topk_v=0.5", "decay_beta=0.05")
+# Batches of 8 images. The learning rates, the interval and the weights change with every step, and the top-k count once.
+CHANGING = ("batch_size=8", "r1_interval=2", "lr_warmup_steps=60", "topk_interval=2", "topk_v=0.5", "decay_beta=0.05")
 CHANGING_SIREN = (*CHANGING, "fade_steps=1", "normal_lambda=0.05")
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"),
+    ("name", "changes", "tolerance"),
     [
-        ("SYNTH_TINY", (*CHANGING_SIREN, "r1_interval=2")),
-        ("SYNTH_TINY", (*CHANGING_SIREN, "share_images=False", "augment_target=0.6")),
-        ("SYNTH_TINY", (*CHANGING_SIREN, "batch_split=2")),
-        ("CATS_TRIPLANE", CHANGING),
-        ("SYNTH_TRIPLANE", CHANGING),
+        ("SYNTH_TINY", CHANGING_SIREN, 1e-4),
+        ("SYNTH_TINY", (*CHANGING_SIREN, "share_images=False", "augment_target=0.6"), 1e-4),
+        ("SYNTH_TINY", (*CHANGING_SIREN, "batch_split=2"), 1e-4),
+        ("CATS_TRIPLANE", CHANGING, 0.03),  # kernels add gradients in any order, and D rounds images to bf16
+        ("SYNTH_TRIPLANE", CHANGING, 0.03),
     ],
 )
-def test_graphs_take_the_same_steps(tmp_path, name, changes):
+def test_graphs_take_the_same_steps(tmp_path, name, changes, tolerance):
     curriculum = CURRICULUMS[name].with_overrides([*changes])
-    by_graphs, one_by_one, again = (changes_of_weights(curriculum, use_graphs, tmp_path) for use_graphs in (True, False, False))
-    for value, expected, repeated in zip(by_graphs, one_by_one, again, strict=True):
-        # some kernels add in any order, and Adam and the GAN amplify the differences
-        assert relative_error(value, expected) < 1e-5 + 3 * relative_error(repeated, expected)
+    with_graphs, one_by_one = (trainer_at(curriculum, 16, use_graphs, tmp_path) for use_graphs in (True, False))
+    stage = curriculum.stage_at(16)
+    real = real_images(curriculum, stage)
+    kinds = set()
+    for _ in range(32):
+        copy_state(with_graphs.state, one_by_one.state)
+        kinds.add(cuda_graphs.step_kind(curriculum, with_graphs._settings(), stage))
+        ends = [changes_by_a_step(trainer, real, stage) for trainer in (with_graphs, one_by_one)]
+        assert all(relative_error(value, expected) < tolerance for value, expected in zip(*ends, strict=True))
+        assert all(isinstance(group["lr"], float) for group in with_graphs.state.optimizer_G.param_groups)
+    assert len(kinds) == 4 and set(with_graphs._graphs._recorded) == kinds, "a kind of step was not recorded"
 
 
-def changes_of_weights(curriculum, use_graphs, output_dir, first_step=5, num_steps=16):
-    """Train for 16 steps, and return by how much the weights of G, of D and of the average of G change."""
+def trainer_at(curriculum, step, use_graphs, output_dir):
+    """Return a trainer at ``step`` whose field has a surface on most rays."""
     state = RunState(curriculum, 0, CUDA, torch.bfloat16)
-    state.step, state.is_held = first_step, True
-    trainer = Trainer(state, RunOptions(output_dir, "", use_graphs=use_graphs), Processes(0, 1, CUDA))
-    stage = curriculum.stage_at(first_step)
+    state.step, state.is_held = step, True
+    if curriculum.is_siren:
+        with torch.no_grad():
+            state.generator.siren.final_layer.weight.mul_(40)
+    return Trainer(state, RunOptions(output_dir, "", use_graphs=use_graphs), Processes(0, 1, CUDA))
+
+
+def copy_state(source, target):
+    """Copy all that a step changes."""
+    for name in ("generator", "discriminator", "optimizer_G", "optimizer_D"):
+        getattr(target, name).load_state_dict(copy.deepcopy(getattr(source, name).state_dict()))
+    for name, average in target.averages.items():
+        average.generator.load_state_dict(source.averages[name].generator.state_dict())
+        average.num_updates = source.averages[name].num_updates
+    target.step, target.augment_p = source.step, source.augment_p.clone()
+
+
+def changes_by_a_step(trainer, real, stage):
+    """Take a step. Return by how much it changes the weights of G, of D and of the average of G."""
+    state = trainer.state
     networks = (state.generator, state.discriminator, state.averages["ema"].generator)
-    torch.manual_seed(0)
-    real, before = real_images(curriculum, stage), [vector_of(network) for network in networks]
-    for _ in range(num_steps):
-        state.set_learning_rates(state.step)
-        trainer._step(real, stage)
-        state.step += 1
-        assert all(isinstance(group["lr"], float) for group in state.optimizer_G.param_groups)
-    assert bool(use_graphs and trainer._graphs._recorded) == use_graphs, "no step was recorded"
-    return [vector_of(network) - start for network, start in zip(networks, before, strict=True)]
+    before = [torch.nn.utils.parameters_to_vector(network.parameters()).detach() for network in networks]
+    state.set_learning_rates(state.step)
+    trainer._step(real, stage)
+    state.step += 1
+    after = [torch.nn.utils.parameters_to_vector(network.parameters()).detach() for network in networks]
+    return [new - old for new, old in zip(after, before, strict=True)]
 
 
-def vector_of(network):
-    return torch.nn.utils.parameters_to_vector(network.parameters()).detach()
+def real_images(curriculum, stage):
+    """Return images (B, C, H, W) in [-1, 1] of random colors, with opacity if the background is random."""
+    num_channels = 4 if curriculum.random_back else 3
+    return torch.rand(stage.batch_size, num_channels, stage.img_size, stage.img_size, device=CUDA) * 2 - 1
 
 
 def test_a_gpu_gives_the_gradients_of_a_cpu():
@@ -209,7 +230,7 @@ def test_compositing_on_a_gpu_agrees_with_a_cpu():
     colors, uniform = torch.rand(2, 50, 8, 3, generator=random), torch.rand(2, 50, 4, generator=random)
     results = []
     for device in ("cpu", CUDA):
-        given = alphas.to(device).requires_grad_(True)
+        given = alphas.clone().to(device).requires_grad_(True)
         weights = compute_weights(given)
         color = composite_colors(weights, colors.to(device))
         samples = importance_samples(t.to(device), weights.detach(), 4, uniform.to(device))

@@ -15,6 +15,7 @@ import torch
 from benchmarks import gpu, gpu_training
 from common.errors import UserError
 from training import steps
+from triplane import gpu_lookup
 
 ABSENT = ("tqdm", "tensorboard", "trimesh", "skimage", "scipy", "PIL", "imageio_ffmpeg", "torchvision", "torch_fidelity")
 RUN_WITHOUT = """
@@ -67,9 +68,21 @@ def test_without_a_gpu_it_says_so():
             module.main(["--device", "cpu"])
 
 
-def test_a_quick_run_measures_training(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("name", ["CATS_TRIPLANE", "SYNTH_TRIPLANE"])
+def test_a_quick_run_measures_training(tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
-    gpu_training.main(["--device", "cpu", "--quick", "--json", str(tmp_path / "training.json")])
+    monkeypatch.setattr(gpu_lookup, "ENABLED", True)
+    used, make = [], gpu_training.Trainer
+
+    def watched(state, options, processes):
+        used.append((options.use_graphs, gpu_lookup.ENABLED))
+        return make(state, options, processes)
+
+    monkeypatch.setattr(gpu_training, "Trainer", watched)
+    arguments = ["--device", "cpu", "--quick", "--curriculum", name, "--json", str(tmp_path / "training.json")]
+    gpu_training.main(arguments)
+    assert used == [(variant.use_graphs, variant.use_kernels) for variant in gpu_training.VARIANTS]
+    assert gpu_lookup.ENABLED
     rows = json.loads((tmp_path / "training.json").read_text())["rows"]
     assert [row["variant"] for row in rows] == [variant.name for variant in gpu_training.VARIANTS]
     assert all(row["seconds"] > 0 and row["batch_size"] == 2 for row in rows)

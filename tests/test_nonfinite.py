@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,6 +208,22 @@ def test_recovery_continues_with_other_random_numbers_and_is_reproducible(photos
     assert (tmp_path / "b" / "checkpoint_0000012.pt").read_bytes() == expected
     undisturbed = load_training_checkpoint(tmp_path / "undisturbed" / "checkpoint_0000012.pt")
     assert not torch.equal(undisturbed["generator"]["siren.final_layer.weight"], final["generator"]["siren.final_layer.weight"])
+
+
+def test_going_back_forgets_the_graphs_of_steps(photos, tmp_path, monkeypatch):
+    """After it, Adam's moments are in other tensors, which graphs would not change."""
+    cleared_at = []
+    graphs = SimpleNamespace(run=lambda kind, update, inputs: update(inputs))
+
+    def open_images(self):
+        self._graphs = graphs
+        graphs.clear = lambda: cleared_at.append((self.state.attempt, self.state.step))
+        original(self)
+
+    original = Trainer.open_images
+    monkeypatch.setattr(Trainer, "open_images", open_images)
+    trainer, _ = run(photos, tmp_path, ((6, range(1)),))
+    assert trainer.state.attempt == 1 and (1, 4) in cleared_at
 
 
 def test_a_run_that_keeps_diverging_ends_with_a_diagnosis_and_intact_checkpoints(photos, tmp_path):

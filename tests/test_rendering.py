@@ -247,3 +247,13 @@ def test_straight_ahead_is_the_mean_direction_of_view():
         assert torch.allclose(view.surface_image[:, 4, 4], -ahead, atol=1e-5)
     usual = render_view(Directed(0.08), make_pose(1.8, 1.4), CURRICULUMS["CelebA"], settings)
     assert torch.allclose(usual.surface_image[:, 4, 4], torch.tensor([0.0, 0.0, -1.0]), atol=1e-6)
+
+
+def test_the_forms_for_a_gpu_are_the_same() -> None:
+    random = torch.Generator().manual_seed(0)
+    values, colors = torch.rand(2, 5, 7, generator=random), torch.rand(2, 5, 7, 3, generator=random)
+    for operation in (torch.cumsum, torch.cumprod):
+        scanned = volume_rendering.scan_by_columns(operation, values)
+        assert torch.allclose(scanned, operation(values, dim=-1)) and scanned.is_contiguous()
+    expected = torch.einsum("brs,brsc->brc", values, colors)
+    assert torch.allclose(volume_rendering.weighted_sum(values, colors), expected)

@@ -1,7 +1,7 @@
 """Training steps as CUDA graphs: a GPU gets the operations of a whole step with one command.
 
-A step consists of a few thousand small operations. Launching them one by one takes a CPU several times as long as computing them
-takes a GPU. A graph records the operations once, with their addresses in memory, and replays them. So everything that differs
+A step consists of a few thousand small operations. Launching them one by one takes the CPU several times as long as the GPU takes
+to compute them. A graph records the operations once, with their addresses in memory, and replays them. So everything that differs
 between steps must be a tensor at a fixed address: numbers of the schedules become tensors too, and the inputs are copied to where
 the graph reads them. Whatever decides which operations a step consists of belongs to the step's kind, which has its own graph.
 """
@@ -32,7 +32,8 @@ Update = Callable[[Any], dict[str, Tensor]]
 def can_use_graphs(state: RunState, processes: Processes) -> bool:
     """Return whether steps of this run can be graphs: on one CUDA GPU, without fp16, ``--compile`` and ``--deterministic``.
 
-    Loss scaling for fp16 decides on the CPU, and a graph's steps differ from others in the last bits.
+    Loss scaling for fp16 decides on the CPU. A graph's averages differ from others in the last bits, since their rates are
+    float32, so a resumed run, whose first steps are not graphs, would differ. Compiled code in graphs has not been tested.
     """
     is_cuda = processes.device.type == "cuda" and torch.version.hip is None
     is_compiled = state.curriculum.is_siren and state.generator.siren.is_compiled
@@ -41,7 +42,7 @@ def can_use_graphs(state: RunState, processes: Processes) -> bool:
 
 
 def step_kind(curriculum: Curriculum, settings: StepSettings, stage: Stage) -> Hashable | None:
-    """Return what determines the operations of a step: all settings but the numbers of its schedule.
+    """Return what determines the operations of a step: the batch, and all settings but the numbers of the schedule.
 
     None if another number changes with every step: the blend of a layer of D that fades in, or the noise of densities.
     """
@@ -49,7 +50,7 @@ def step_kind(curriculum: Curriculum, settings: StepSettings, stage: Stage) -> H
     if is_fading or settings.render.density_noise:
         return None
     num_kept = math.ceil(settings.topk_fraction * stage.batch_size)
-    return replace(
+    fixed = replace(
         settings,
         render=replace(settings.render, interval=0.0),
         fade_alpha=1.0,
@@ -57,6 +58,7 @@ def step_kind(curriculum: Curriculum, settings: StepSettings, stage: Stage) -> H
         lambda_opacity_prior=0.0,
         lambda_ball_hold=float(settings.lambda_ball_hold > 0),
     )
+    return stage.batch_size, stage.batch_split, fixed
 
 
 class _Recorded:
@@ -80,9 +82,10 @@ class StepGraphs:
         self._num_steps: Counter[Hashable] = Counter()
 
     def run(self, kind: Hashable, update: Update, inputs: Any) -> dict[str, Tensor]:
-        """Return the scalars of ``update(inputs)``, a step of this kind: computed step by step at first, then by its graph.
+        """Return the scalars of ``update(inputs)``, a step of this kind: operation by operation at first, then by its graph.
 
-        ``inputs``: nested tuples of tensors on the device, numbers, and None. ``update`` gets the numbers as tensors ().
+        ``inputs``: nested tuples and lists of tensors on the device, numbers, and None. ``update`` gets the numbers as tensors
+        (). The graph keeps the ``update`` with which it was recorded.
         """
         leaves, structure = pytree.tree_flatten(inputs)
         leaves = self._as_tensors(leaves)
@@ -107,6 +110,7 @@ class StepGraphs:
         return [next(tensors) if isinstance(leaf, (int, float)) else leaf for leaf in leaves]
 
     def _warm_up(self, update: Update, inputs: Any) -> dict[str, Tensor]:
+        """Take a step on the stream that records, for which libraries allocate their own working memory."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             scalars = update(inputs)

@@ -20,7 +20,7 @@ class MovingAverage:
         self.num_updates = 0
 
     def next_rate(self) -> float:
-        """Count an update, and return 1 - decay for it."""
+        """Count an update, and return 1 - decay for it. Also forget the truncation mean, which the update changes."""
         self.num_updates += 1
         self.generator.truncation_mean = None
         return 1 - ema_decay_at(self.decay, self.num_updates)

@@ -61,7 +61,7 @@ class GeneratorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Settings of one step, determined by the step number and the run's ``is_held``.
+    """Settings of one step. :meth:`at` determines them, and :meth:`with_numbers_of` replaces the numbers of a schedule.
 
     ``augment_p`` (): probability of each augmentation; None: no augmentation. ``lambda_ball_hold``: weight of the ball hold.
     """
@@ -80,8 +80,8 @@ class StepSettings:
     def at(cls, curriculum: Curriculum, step: int, *, is_held: bool = True) -> StepSettings:
         """Evaluate the curriculum's schedules at ``step``.
 
-        ``is_held``: False for a run that started from a trained
-        shape, which is held to the ball by no more than the curriculum's floor.
+        ``is_held``: False for a run that started from a trained shape, which is held to the ball by no more than the
+        curriculum's floor.
         """
         noise = schedules.density_noise_at(curriculum, step)
         settings = RenderSettings.from_curriculum(curriculum, schedules.interval_at(curriculum, step))
@@ -98,27 +98,28 @@ class StepSettings:
             lambda_ball_hold=ball_hold if is_held else min(ball_hold, curriculum.ball_hold_floor),
         )
 
-    def with_numbers_of(self, schedule: Schedule, augment_p: Tensor | None) -> StepSettings:
-        """Return these settings with the numbers of ``schedule`` and the run's current ``augment_p``."""
+    def with_numbers_of(self, schedule: Schedule) -> StepSettings:
+        """Return these settings with the numbers of ``schedule``."""
         return replace(
             self,
             render=replace(self.render, interval=schedule.interval),
             lambda_opacity_prior=schedule.lambda_opacity_prior,
             lambda_ball_hold=schedule.lambda_ball_hold,
-            augment_p=augment_p,
+            augment_p=schedule.augment_p,
         )
 
 
 class Schedule(NamedTuple):
     """The numbers of a step that change from step to step. In a CUDA graph, they are tensors ().
 
-    ``interval``, ``lambda_opacity_prior``, ``lambda_ball_hold``: as in :class:`StepSettings`. ``rates_G``, ``rates_D``: learning
-    rates of the optimizers' groups. ``average_rates``: 1 - decay of the averages.
+    ``interval``, ``lambda_opacity_prior``, ``lambda_ball_hold``, ``augment_p``: as in :class:`StepSettings`. ``rates_G``,
+    ``rates_D``: learning rates of the optimizers' groups. ``average_rates``: 1 - decay of the averages.
     """
 
     interval: float | Tensor
     lambda_opacity_prior: float | Tensor
     lambda_ball_hold: float | Tensor
+    augment_p: Tensor | None
     rates_G: list[float | Tensor]
     rates_D: list[float | Tensor]
     average_rates: list[float | Tensor]
@@ -128,14 +129,13 @@ class StepInputs(NamedTuple):
     """All inputs of a step.
 
     ``real`` (B, C, H, W) in [-1, 1]: real images. ``inputs_D``, ``inputs_G``: random inputs; the first is None if both networks
-    train on the same generated images. ``augment_p`` (): probability of augmentation.
+    train on the same generated images.
     """
 
     real: Tensor
     inputs_D: GeneratorInputs | None
     inputs_G: GeneratorInputs
     schedule: Schedule
-    augment_p: Tensor
 
 
 class StepResult(NamedTuple):

@@ -152,17 +152,23 @@ class Trainer:
         inputs_D = None if self.curriculum.share_images else self._draw_inputs(settings, stage, "D")
         inputs_G = self._draw_inputs(settings, stage, "G")
         rates_G, rates_D = ([group["lr"] for group in o.param_groups] for o in (state.optimizer_G, state.optimizer_D))
-        average_rates = [average.next_rate() for average in state.averages.values()]
         schedule = Schedule(
-            settings.render.interval, settings.lambda_opacity_prior, settings.lambda_ball_hold, rates_G, rates_D, average_rates
+            interval=settings.render.interval,
+            lambda_opacity_prior=settings.lambda_opacity_prior,
+            lambda_ball_hold=settings.lambda_ball_hold,
+            augment_p=state.augment_p if self.curriculum.augment_target else None,
+            rates_G=rates_G,
+            rates_D=rates_D,
+            average_rates=[average.next_rate() for average in state.averages.values()],
         )
-        inputs = StepInputs(real, inputs_D, inputs_G, schedule, state.augment_p)
+        inputs = StepInputs(real, inputs_D, inputs_G, schedule)
         kind = step_kind(self.curriculum, settings, stage) if self._graphs else None
         if kind is None:
             scalars = self._update(inputs, settings, stage.batch_split)
         else:
             scalars = self._graphs.run(kind, lambda given: self._update(given, settings, stage.batch_split), inputs)
-            state.set_learning_rates(state.step)  # numbers, not the graph's tensors
+            _set_rates(state.optimizer_G, rates_G)  # numbers again, not the graph's tensors
+            _set_rates(state.optimizer_D, rates_D)
         if self.curriculum.augment_target:
             state.augment_p = scalars["D/augment_p"]
         self.guard.watch(state.step, scalars)
@@ -174,7 +180,7 @@ class Trainer:
         This method can be recorded as a CUDA graph: all that differs between steps of a kind is in ``given``.
         """
         c, state, schedule = self.curriculum, self.state, given.schedule
-        settings = settings.with_numbers_of(schedule, given.augment_p if c.augment_target else None)
+        settings = settings.with_numbers_of(schedule)
         _set_rates(state.optimizer_G, schedule.rates_G)
         _set_rates(state.optimizer_D, schedule.rates_D)
         inputs_G = given.inputs_G
@@ -188,7 +194,7 @@ class Trainer:
         if c.augment_target:
             mean_sign = self.processes.mean({"real_sign": terms_D["real_sign"]})["real_sign"]
             num_images = len(real) * self.processes.world_size
-            terms_D["augment_p"] = adapted(given.augment_p, mean_sign, c.augment_target, num_images)
+            terms_D["augment_p"] = adapted(schedule.augment_p, mean_sign, c.augment_target, num_images)
         is_finite = are_finite(state.generator.parameters())
         for average, rate in zip(state.averages.values(), schedule.average_rates, strict=True):
             average.update(state.generator, is_finite, rate)
@@ -286,7 +292,7 @@ class Trainer:
             raise
         self.guard = Guard(self.processes.device, state.bad_steps)
         if self._graphs:
-            self._graphs.clear()
+            self._graphs.clear()  # the optimizers' states are in other tensors now
         self.checkpoint_manager.forget()
         if self._batches.stage is self.curriculum.stage_at(state.step):
             self._batches.restart()
@@ -315,8 +321,6 @@ class Trainer:
             is_mold = self.processes.any(mirroring is not None and mirroring.psnr_db >= MIN_MIRROR_PSNR_DB)
             if is_mold:
                 state.mirror_depth(self.processes.any(mirroring is not None and mirroring.invert))
-                if self._graphs:
-                    self._graphs.clear()
             if self.processes.is_main:
                 self.recorder.log_mirroring(state.step, bulge.mean, mirroring, is_mold)
 

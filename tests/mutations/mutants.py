@@ -475,9 +475,9 @@ GRAPHS = [
     Mutant(
         "a graph keeps the interval of its first step",
         "training/steps.py",
-        "interval=schedule.interval)",
-        "interval=0.1)",
-        ("cuda_graphs", "oracle"),
+        "render=replace(self.render, interval=schedule.interval)",
+        "render=self.render",
+        ("cuda_graphs",),
     ),
     Mutant(
         "steps with and without the ball hold share a graph",
@@ -492,6 +492,20 @@ GRAPHS = [
         "topk_fraction=num_kept / stage.batch_size",
         "topk_fraction=1.0",
         ("cuda_graphs",),
+    ),
+    Mutant(
+        "graphs are kept when a run goes back",
+        "training/trainer.py",
+        "self._graphs.clear()  # the optimizers' states are in other tensors now",
+        "pass",
+        ("nonfinite",),
+    ),
+    Mutant(
+        "scans for a GPU run along the wrong dimension",
+        "generators/volume_rendering.py",
+        ".contiguous(), dim=0)",
+        ".contiguous(), dim=1)",
+        ("rendering",),
     ),
     Mutant(
         "several processes use graphs",
