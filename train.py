@@ -124,7 +124,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--cuda_graphs",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="on one GPU: launch each training step as one CUDA graph; much faster, but needs memory of its own",
+        help="on one GPU: replay training steps as CUDA graphs; faster, but needs more memory"
+        " (no effect with fp16, --compile or --deterministic)",
     )
     parser.add_argument("--compile", action="store_true", help="on a GPU: compile the field's training passes with torch.compile")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Measure training steps of tri-planes on a GPU: as CUDA graphs, operation by operation, and with plain lookups.
+"""Measure training steps of tri-planes on a GPU: as CUDA graphs, eager, and with plain lookups.
 
     python benchmarks/gpu_training.py --json gpu_training.json            # expected: about 2 minutes on an H200
     python benchmarks/gpu_training.py --device cpu --quick                # only tests that this script runs
@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 
 class Variant(NamedTuple):
-    """How steps are taken: as CUDA graphs or operation by operation, with or without the kernels for lookups."""
+    """How steps are taken: as CUDA graphs or eager, with or without the kernels for lookups."""
 
     name: str
     use_graphs: bool
@@ -46,8 +46,8 @@ class Variant(NamedTuple):
 
 VARIANTS = (
     Variant("graphs", True, True),
-    Variant("operation by operation", False, True),
-    Variant("operation by operation, plain lookups", False, False),
+    Variant("eager", False, True),
+    Variant("eager, plain lookups", False, False),
 )
 
 

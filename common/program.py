@@ -52,7 +52,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except RuntimeError as error:
         if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        on_gpu = ", or train.py --no-cuda_graphs" if "CUDA" in str(error) else ""
+        on_gpu = "; for train.py, also try --no-cuda_graphs" if "CUDA" in str(error) else ""
         _exit_with_error(f"not enough memory ({str(error)[:200]}); use smaller images, batches or networks{on_gpu}", 2)
     if is_interrupted:  # outside of the handler, where nothing of main is left: its pools release their semaphores first
         gc.collect()

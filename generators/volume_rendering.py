@@ -42,7 +42,7 @@ def scan(operation: Callable[..., Tensor], values: Tensor) -> Tensor:
 
 
 def scan_by_columns(operation: Callable[..., Tensor], values: Tensor) -> Tensor:
-    """Compute :func:`scan` along the first dimension of a copy: PyTorch's kernels for GPUs are slow along a short last one."""
+    """Compute :func:`scan` along the first dimension of a copy: on a GPU, PyTorch is slow along a short last one."""
     return operation(values.movedim(-1, 0).contiguous(), dim=0).movedim(0, -1).contiguous()
 
 

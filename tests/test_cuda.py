@@ -117,7 +117,7 @@ SIREN = ("hidden_dim=64", "normal_lambda=0.05")
     ("name", "changes"),
     [
         ("SYNTH_TINY", SIREN),
-        ("SYNTH_TINY", (*SIREN, "fade_steps=1")),  # as a graph after the first step
+        ("SYNTH_TINY", (*SIREN, "fade_steps=1")),  # as a graph after the fade-in and three warm-up steps
         ("SYNTH_TINY", (*SIREN, "share_images=False", "augment_target=0.6")),
         ("SYNTH_TINY", (*SIREN, "gan_loss=relativistic", "r2_lambda=0.02")),
         ("SYNTH_TRIPLANE", ("r1_interval=1",)),

@@ -35,7 +35,7 @@ SIREN = (*SMALL, "fade_steps=1", "hidden_dim=16", "num_layers=2", "normal_lambda
 
 
 class TensorsForNumbers:
-    """Takes steps like StepGraphs, without graphs: with tensors for numbers, and the first ``update`` of each kind."""
+    """Takes steps like StepGraphs, but eagerly: with tensors for numbers, and the first ``update`` of each kind."""
 
     def __init__(self) -> None:
         self.kinds: list[object] = []

@@ -1,9 +1,9 @@
 """Training steps as CUDA graphs: a GPU gets the operations of a whole step with one command.
 
-A step consists of a few thousand small operations. Launching them one by one takes the CPU several times as long as the GPU takes
-to compute them. A graph records the operations once, with their addresses in memory, and replays them. So everything that differs
-between steps must be a tensor at a fixed address: numbers of the schedules become tensors too, and the inputs are copied to where
-the graph reads them. Whatever decides which operations a step consists of belongs to the step's kind, which has its own graph.
+A step consists of a few thousand small operations. Launching them one at a time takes the CPU longer than the GPU needs to
+compute them (benchmarks/NOTES.md). A graph stores the operations with their memory addresses, so all values that change between
+steps must be tensors at fixed addresses: scheduled values become tensors too, and the inputs are copied to where the graph reads
+them. Whatever decides which operations a step consists of belongs to the step's kind, which has its own graph.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ Update = Callable[[Any], dict[str, Tensor]]
 def can_use_graphs(state: RunState, processes: Processes) -> bool:
     """Return whether steps of this run can be graphs: on one CUDA GPU, without fp16, ``--compile`` and ``--deterministic``.
 
-    Loss scaling for fp16 decides on the CPU. A graph's averages differ from others in the last bits, since their rates are
-    float32, so a resumed run, whose first steps are not graphs, would differ. Compiled code in graphs has not been tested.
+    Loss scaling for fp16 decides on the CPU. Compiled code in graphs has not been tested. In a graph, the rates of averages are
+    float32, so averages differ in the last bits, and the first steps of a resumed run are no graphs: a deterministic run
+    could not be resumed exactly.
     """
     is_cuda = processes.device.type == "cuda" and torch.version.hip is None
     is_compiled = state.curriculum.is_siren and state.generator.siren.is_compiled
@@ -42,9 +43,9 @@ def can_use_graphs(state: RunState, processes: Processes) -> bool:
 
 
 def step_kind(curriculum: Curriculum, settings: StepSettings, stage: Stage) -> Hashable | None:
-    """Return what determines the operations of a step: the batch, and all settings but the numbers of the schedule.
+    """Return what determines the operations of a step: the batch, and all settings but the scheduled values.
 
-    None if another number changes with every step: the blend of a layer of D that fades in, or the noise of densities.
+    None if the step depends on another value that changes: the fade-in weight of a layer of D, or density noise.
     """
     is_fading = settings.fade_alpha < 1 and curriculum.discriminator == "ProgressiveEncoderDiscriminator"
     if is_fading or settings.render.density_noise:

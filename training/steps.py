@@ -61,7 +61,7 @@ class GeneratorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Settings of one step. :meth:`at` determines them, and :meth:`with_numbers_of` replaces the numbers of a schedule.
+    """Settings of one step. :meth:`at` determines them, and :meth:`with_values_of` replaces the scheduled values.
 
     ``augment_p`` (): probability of each augmentation; None: no augmentation. ``lambda_ball_hold``: weight of the ball hold.
     """
@@ -98,8 +98,8 @@ class StepSettings:
             lambda_ball_hold=ball_hold if is_held else min(ball_hold, curriculum.ball_hold_floor),
         )
 
-    def with_numbers_of(self, schedule: Schedule) -> StepSettings:
-        """Return these settings with the numbers of ``schedule``."""
+    def with_values_of(self, schedule: Schedule) -> StepSettings:
+        """Return these settings with the values of ``schedule``."""
         return replace(
             self,
             render=replace(self.render, interval=schedule.interval),
@@ -110,7 +110,7 @@ class StepSettings:
 
 
 class Schedule(NamedTuple):
-    """The numbers of a step that change from step to step. In a CUDA graph, they are tensors ().
+    """Values that can change at every step. In a CUDA graph, they are scalar tensors.
 
     ``interval``, ``lambda_opacity_prior``, ``lambda_ball_hold``, ``augment_p``: as in :class:`StepSettings`. ``rates_G``,
     ``rates_D``: learning rates of the optimizers' groups. ``average_rates``: 1 - decay of the averages.

@@ -180,7 +180,7 @@ class Trainer:
         This method can be recorded as a CUDA graph: all that differs between steps of a kind is in ``given``.
         """
         c, state, schedule = self.curriculum, self.state, given.schedule
-        settings = settings.with_numbers_of(schedule)
+        settings = settings.with_values_of(schedule)
         _set_rates(state.optimizer_G, schedule.rates_G)
         _set_rates(state.optimizer_D, schedule.rates_D)
         inputs_G = given.inputs_G
