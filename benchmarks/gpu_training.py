@@ -54,7 +54,7 @@ VARIANTS = (
 def seconds_of_a_step(device: torch.device, name: str, batch_size: int, variant: Variant, num_steps: int) -> Row:
     """Measure ``num_steps`` steps of the curriculum ``name`` in its stage of 64 px, or on a CPU in its first.
 
-    Raises UserError if no graph was recorded on a GPU, as while a layer of a progressive discriminator fades in.
+    Raises UserError if no graph was recorded on a GPU.
     """
     curriculum = get_curriculum(name).with_overrides([f"batch_size={batch_size}"])
     first_step = next((s.start_step for s in curriculum.stages if s.img_size == 64), 0) if device.type == "cuda" else 0
@@ -77,9 +77,9 @@ def seconds_of_a_step(device: torch.device, name: str, batch_size: int, variant:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
-            take((NUM_WARM_UP + 2) * curriculum.r1_interval)  # until steps with and without penalties are recorded
+            take((NUM_WARM_UP + 1) * curriculum.r1_interval)  # until steps with and without penalties are recorded
             if variant.use_graphs and not trainer._graphs._recorded:
-                raise UserError(f"no step of {name} became a graph; use a curriculum with a ResidualDiscriminator")
+                raise UserError(f"no step of {name} became a graph (see can_use_graphs in training/cuda_graphs.py)")
         _wait(device)
         started = time.perf_counter()
         take(num_steps)

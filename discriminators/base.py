@@ -30,7 +30,7 @@ class Discriminator(nn.Module):
     final_layer: nn.Conv2d | nn.Linear
     latent_dim: int
 
-    def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
+    def forward(self, images: Tensor, fade_alpha: float | Tensor = 1.0) -> DiscriminatorOutput:
         """Score images (B, 3, H, H) in [-1, 1]. ``fade_alpha`` in [0, 1]: blend weight of the layers of a new size."""
         raise NotImplementedError
 

@@ -72,7 +72,7 @@ class ProgressiveEncoderDiscriminator(Discriminator):
         self.fromRGB = nn.ModuleList([FromRGB(num) for num in channels])
         self.final_layer = nn.Conv2d(channels[-1], 1 + self.latent_dim + NUM_POSE, kernel_size=2)
 
-    def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
+    def forward(self, images: Tensor, fade_alpha: float | Tensor = 1.0) -> DiscriminatorOutput:
         """Score images (B, 3, H, H) in [-1, 1], H a power of two from 4 to 512.
 
         ``fade_alpha`` below 1 blends with the image at half the size (nearest neighbor), which enters at the next block.
@@ -80,7 +80,7 @@ class ProgressiveEncoderDiscriminator(Discriminator):
         start = entry_block(images.shape[-1])
         x = self.fromRGB[start](images)
         x = self.layers[start](x)
-        if fade_alpha < 1:
+        if isinstance(fade_alpha, Tensor) or fade_alpha < 1:
             halved = F.interpolate(images, scale_factor=0.5, mode="nearest")
             x = fade_alpha * x + (1 - fade_alpha) * self.fromRGB[start + 1](halved)
         for layer in self.layers[start + 1 :]:

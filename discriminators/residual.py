@@ -92,7 +92,7 @@ class ResidualDiscriminator(Discriminator):
         _kaiming(self.basis)
         _init_at_mean_pose(self.final_layer, curriculum)
 
-    def forward(self, images: Tensor, fade_alpha: float = 1.0) -> DiscriminatorOutput:
+    def forward(self, images: Tensor, fade_alpha: float | Tensor = 1.0) -> DiscriminatorOutput:
         """Score images (B, 3, H, H) in [-1, 1], H the base size times a power of two, up to 512. ``fade_alpha`` has no effect.
 
         Raises ValueError for other sizes.

@@ -37,7 +37,7 @@ class RenderSettings:
     root_method: str = "secant"
     num_root_steps: int = 4
     clamp_mode: str = "relu"
-    density_noise: float = 0.0
+    density_noise: float | Tensor = 0.0
     last_back: bool = False
     white_back: bool = False
     background: float | None = None  # color of rays without a surface, for image_colors; None: the composited color

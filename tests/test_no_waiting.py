@@ -111,7 +111,7 @@ def parts(curriculum):
     poses = CameraPoses(torch.empty(BATCH, device=META), torch.empty(BATCH, device=META))
     neighbors = torch.empty(BATCH, SIZE * SIZE, 3, device=META)
     ball_points = torch.empty(BATCH, 5, 3, device=META)
-    schedule = Schedule(number(), number(), number(), number(), [], [], [])  # as in a CUDA graph: the host cannot read them
+    schedule = Schedule(*(number() for _ in range(6)), [], [], [])  # as in a CUDA graph: the host cannot read them
     settings = settings.with_values_of(schedule)
     changes = torch.empty(BATCH, 2, NUM_UNIFORMS, device=META)
     inputs = GeneratorInputs(torch.empty(BATCH, 16, device=META), poses, meta_noise(settings), neighbors, ball_points, changes)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from distributed.processes import Processes
-from settings.curriculum import Curriculum, Stage
+from settings.curriculum import Stage
 from training.run.run_state import RunState
 from training.steps import StepSettings
 
@@ -42,19 +42,16 @@ def can_use_graphs(state: RunState, processes: Processes) -> bool:
     return is_cuda and processes.world_size == 1 and not others
 
 
-def step_kind(curriculum: Curriculum, settings: StepSettings, stage: Stage) -> Hashable | None:
+def step_kind(settings: StepSettings, stage: Stage) -> Hashable:
     """Return what determines the operations of a step: the batch, and all settings but the scheduled values.
 
-    None if the step depends on another value that changes: the fade-in weight of a layer of D, or density noise.
+    Of these, only whether there is a fade, a noise or a ball hold counts.
     """
-    is_fading = settings.fade_alpha < 1 and curriculum.discriminator == "ProgressiveEncoderDiscriminator"
-    if is_fading or settings.render.density_noise:
-        return None
     num_kept = math.ceil(settings.topk_fraction * stage.batch_size)
     fixed = replace(
         settings,
-        render=replace(settings.render, interval=0.0),
-        fade_alpha=1.0,
+        render=replace(settings.render, interval=0.0, density_noise=float(settings.render.density_noise > 0)),
+        fade_alpha=0.0 if settings.fade_alpha < 1 else 1.0,
         topk_fraction=num_kept / stage.batch_size,
         lambda_opacity_prior=0.0,
         lambda_ball_hold=float(settings.lambda_ball_hold > 0),

@@ -68,7 +68,7 @@ class StepSettings:
 
     image_size: int
     render: RenderSettings
-    fade_alpha: float
+    fade_alpha: float | Tensor
     topk_fraction: float
     lambda_r1: float
     lambda_r2: float
@@ -99,10 +99,12 @@ class StepSettings:
         )
 
     def with_values_of(self, schedule: Schedule) -> StepSettings:
-        """Return these settings with the values of ``schedule``."""
+        """Return these settings with the values of ``schedule``, except for a fade and a noise that are over."""
+        noise = schedule.density_noise if self.render.density_noise else 0.0
         return replace(
             self,
-            render=replace(self.render, interval=schedule.interval),
+            render=replace(self.render, interval=schedule.interval, density_noise=noise),
+            fade_alpha=schedule.fade_alpha if self.fade_alpha < 1 else 1.0,
             lambda_opacity_prior=schedule.lambda_opacity_prior,
             lambda_ball_hold=schedule.lambda_ball_hold,
             augment_p=schedule.augment_p,
@@ -112,11 +114,14 @@ class StepSettings:
 class Schedule(NamedTuple):
     """Values that can change at every step. In a CUDA graph, they are scalar tensors.
 
-    ``interval``, ``lambda_opacity_prior``, ``lambda_ball_hold``, ``augment_p``: as in :class:`StepSettings`. ``rates_G``,
-    ``rates_D``: learning rates of the optimizers' groups. ``average_rates``: 1 - decay of the averages.
+    ``interval``, ``density_noise``: as in :class:`RenderSettings`. ``fade_alpha``, ``lambda_opacity_prior``,
+    ``lambda_ball_hold``, ``augment_p``: as in :class:`StepSettings`. ``rates_G``, ``rates_D``: learning rates of the optimizers'
+    groups. ``average_rates``: 1 - decay of the averages.
     """
 
     interval: float | Tensor
+    density_noise: float | Tensor
+    fade_alpha: float | Tensor
     lambda_opacity_prior: float | Tensor
     lambda_ball_hold: float | Tensor
     augment_p: Tensor | None

@@ -154,6 +154,8 @@ class Trainer:
         rates_G, rates_D = ([group["lr"] for group in o.param_groups] for o in (state.optimizer_G, state.optimizer_D))
         schedule = Schedule(
             interval=settings.render.interval,
+            density_noise=settings.render.density_noise,
+            fade_alpha=settings.fade_alpha,
             lambda_opacity_prior=settings.lambda_opacity_prior,
             lambda_ball_hold=settings.lambda_ball_hold,
             augment_p=state.augment_p if self.curriculum.augment_target else None,
@@ -162,10 +164,10 @@ class Trainer:
             average_rates=[average.next_rate() for average in state.averages.values()],
         )
         inputs = StepInputs(real, inputs_D, inputs_G, schedule)
-        kind = step_kind(self.curriculum, settings, stage) if self._graphs else None
-        if kind is None:
+        if self._graphs is None:
             scalars = self._update(inputs, settings, stage.batch_split)
         else:
+            kind = step_kind(settings, stage)
             scalars = self._graphs.run(kind, lambda given: self._update(given, settings, stage.batch_split), inputs)
             _set_rates(state.optimizer_G, rates_G)  # numbers again, not the graph's tensors
             _set_rates(state.optimizer_D, rates_D)

@@ -475,8 +475,8 @@ GRAPHS = [
     Mutant(
         "a graph keeps the interval of its first step",
         "training/steps.py",
-        "render=replace(self.render, interval=schedule.interval)",
-        "render=self.render",
+        "interval=schedule.interval, density_noise=noise)",
+        "density_noise=noise)",
         ("cuda_graphs",),
     ),
     Mutant(
@@ -491,6 +491,20 @@ GRAPHS = [
         "training/cuda_graphs.py",
         "topk_fraction=num_kept / stage.batch_size",
         "topk_fraction=1.0",
+        ("cuda_graphs",),
+    ),
+    Mutant(
+        "a graph keeps the fade of its first step",
+        "training/steps.py",
+        "fade_alpha=schedule.fade_alpha if self.fade_alpha < 1 else 1.0",
+        "fade_alpha=self.fade_alpha",
+        ("cuda_graphs",),
+    ),
+    Mutant(
+        "steps with and without a fade share a graph",
+        "training/cuda_graphs.py",
+        "fade_alpha=0.0 if settings.fade_alpha < 1 else 1.0",
+        "fade_alpha=1.0",
         ("cuda_graphs",),
     ),
     Mutant(
