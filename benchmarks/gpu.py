@@ -41,6 +41,7 @@ from generators.views import ViewSettings, make_pose, render_view
 from settings.curriculum import Curriculum
 from siren.backends import fused
 from siren.field import SirenField
+from training.cuda_graphs import NUM_WARM_UP, StepGraphs
 from training.outward_start import NUM_HOLD_POINTS, draw_points
 from training.run.nonfinite import step_if_finite
 from training.run.run_state import RunState
@@ -276,19 +277,15 @@ def iteration_seconds(bench: Bench, network: Network, size: int, batch: int, var
 
 def _captured(iteration: Iteration) -> Callable[[], Any]:
     """Capture the iteration as one CUDA graph with fixed settings, to show the launch overhead. Raises if capturing fails."""
-    for optimizer in (iteration.state.optimizer_D, iteration.state.optimizer_G):
-        for group in optimizer.param_groups:
-            group["capturable"] = True
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            iteration()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        iteration()
-    return graph.replay
+    state = iteration.state
+    graphs = StepGraphs(state.device, (state.optimizer_D, state.optimizer_G))
+
+    def call() -> Any:
+        return graphs.run("iteration", lambda _: {"hit_rate": iteration()}, ())
+
+    for _ in range(NUM_WARM_UP + 1):
+        call()
+    return call
 
 
 def training_rates(bench: Bench, network: Network, deadline: float) -> list[Row]:

@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from common.arguments import ArgumentParser, add_device_argument, resolve_device
+from common.arguments import ArgumentParser, add_device_argument, positive_int, resolve_device
 from common.errors import UserError
 from common.program import run_script
+from dataset import training_spec
 from distributed.processes import Processes
 from settings.registry import get_curriculum
 from training.cuda_graphs import NUM_WARM_UP
@@ -65,7 +66,7 @@ def seconds_of_a_step(device: torch.device, name: str, batch_size: int, variant:
     try:
         trainer = Trainer(state, RunOptions(Path(), "", use_graphs=variant.use_graphs), Processes(0, 1, device))
         stage = curriculum.stage_at(first_step)
-        num_channels = 4 if curriculum.random_back else 3
+        num_channels = training_spec(curriculum).num_channels
         real = torch.rand(batch_size, num_channels, stage.img_size, stage.img_size, device=device) * 2 - 1
 
         def take(num: int) -> None:
@@ -100,7 +101,7 @@ def _wait(device: torch.device) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--curriculum", default="CATS_TRIPLANE", help="a name or a .json file (default: CATS_TRIPLANE)")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[16, 64], help="images per step (default: 16 64)")
+    parser.add_argument("--batch_sizes", type=positive_int, nargs="+", default=[16, 64], help="images per step (default: 16 64)")
     parser.add_argument("--quick", action="store_true", help="one step each, only to test this script")
     parser.add_argument("--json", type=Path, help="write the results as JSON")
     add_device_argument(parser)

@@ -30,6 +30,7 @@ from benchmarks.flops import flops_of_D, flops_of_images, flops_per_hit
 from benchmarks.measure import Gemm
 from benchmarks.networks import Network
 from common.program import keep_freed_memory
+from dataset import training_spec
 from distributed.processes import Processes
 from settings.curriculum import Stage
 from training import trainer
@@ -49,8 +50,9 @@ def measure(network: Network, size: int, batch: int, rounds: int) -> dict[str, A
     torch.set_flush_denormal(True)
     trainer_, stage = _trainer(network, size, batch)
     curriculum, step = trainer_.curriculum, trainer_.state.step
-    channels = 4 if curriculum.random_back else 3
-    real = torch.rand(batch, channels, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    real = (
+        torch.rand(batch, training_spec(curriculum).num_channels, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    )
     with _phases() as clock:
         trainer_._step(real, stage)
     gemm, rows = Gemm(), []

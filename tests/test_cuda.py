@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from dataset import training_spec
 from distributed.processes import Processes
 from generators.cameras import CameraPoses, camera_rays
 from generators.extraction import LatticeSpec, surface_slabs
@@ -204,7 +205,7 @@ def changes_by_a_step(trainer, real, stage):
 
 def real_images(curriculum, stage):
     """Return images (B, C, H, W) in [-1, 1] of random colors, with opacity if the background is random."""
-    num_channels = 4 if curriculum.random_back else 3
+    num_channels = training_spec(curriculum).num_channels
     return torch.rand(stage.batch_size, num_channels, stage.img_size, stage.img_size, device=CUDA) * 2 - 1
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from dataset import training_spec
 from distributed.processes import Processes
 from settings.curriculum import Curriculum
 from settings.registry import CURRICULUMS
@@ -46,17 +47,12 @@ class TensorsForNumbers:
     def __init__(self) -> None:
         self.kinds: list[object] = []
         self.updates: dict[object, object] = {}
-        self.num_cleared = 0
 
     def run(self, kind, update, inputs):
         self.kinds.append(kind)
         leaves, structure = pytree.tree_flatten(inputs)
         leaves = [torch.tensor(float(leaf)) if isinstance(leaf, (int, float)) else leaf for leaf in leaves]
         return self.updates.setdefault(kind, update)(pytree.tree_unflatten(leaves, structure))
-
-    def clear(self) -> None:
-        self.updates.clear()
-        self.num_cleared += 1
 
 
 def run_steps(curriculum: Curriculum, graphs: TensorsForNumbers | None) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -66,7 +62,7 @@ def run_steps(curriculum: Curriculum, graphs: TensorsForNumbers | None) -> tuple
     trainer = Trainer(state, RunOptions(Path(), ""), Processes(0, 1, CPU))
     trainer._graphs = graphs
     stage = curriculum.stage_at(FIRST_STEP)
-    num_channels = 4 if curriculum.random_back else 3
+    num_channels = training_spec(curriculum).num_channels
     real = torch.rand(4, num_channels, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     for _ in range(12):
         state.set_learning_rates(state.step)
@@ -83,7 +79,7 @@ def run_steps(curriculum: Curriculum, graphs: TensorsForNumbers | None) -> tuple
         ("SYNTH_TINY", (*SIREN, "r1_interval=2", "mapping_lr_factor=0.5"), 4),
         ("SYNTH_TINY", (*SIREN, "share_images=False", "augment_target=0.6"), 2),
         ("SYNTH_TINY", (*SIREN, "batch_split=2"), 2),
-        ("SYNTH_TINY", (*SIREN, "fade_steps=30"), 3),  # the fade ends before top-k changes
+        ("SYNTH_TINY", (*SIREN, "fade_steps=30"), 3),  # the fade ends after top-k has changed
         ("PIGAN_CelebA", (*RADIANCE, "fade_steps=1"), 2),
         ("SYNTH_TRIPLANE", (*SMALL, "backbone_channels=(16,16,16)", "disc_widths=(8,8,8,8)"), 4),
     ],

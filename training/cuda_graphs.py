@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,11 +59,13 @@ def step_kind(settings: StepSettings, stage: Stage) -> Hashable:
     return stage.batch_size, stage.batch_split, fixed
 
 
-class _Recorded:
-    """A recorded step: its graph, the tensors that it reads, and the scalars (N,) that it computes, with their names."""
+class _Recorded(NamedTuple):
+    """A recorded step: its graph, the inputs that it reads, and the scalars (N,) that it computes, with their names."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, read: list[Tensor], names: list[str], scalars: Tensor) -> None:
-        self.graph, self.read, self.names, self.scalars = graph, read, names, scalars
+    graph: torch.cuda.CUDAGraph
+    read: list[Tensor | None]
+    names: list[str]
+    scalars: Tensor
 
 
 class StepGraphs:
