@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,9 @@ from tools.interpolate_weights import main
 SMALL = ["backbone_channels=(8,8,8)", "plane_channels=16", "latent_dim=8", "w_dim=8", "decoder_dim=8"]
 
 
-def save_random(path: Path, curriculum: Curriculum, seed: int, step: int, ball_slope: float | None = None) -> Path:
+def save_random(
+    path: Path, curriculum: Curriculum, seed: int, step: int, ball_slope: float | None = None, is_mirrored: bool = False
+) -> Path:
     """Write a generator with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -30,6 +31,8 @@ def save_random(path: Path, curriculum: Curriculum, seed: int, step: int, ball_s
                 parameter.add_(0.1 * torch.randn_like(parameter))
     if ball_slope is not None:
         generator.triplane.ball_slope.fill_(ball_slope)
+    if is_mirrored:
+        generator.triplane.mirror(torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)), double_level=None)
     save_inference(path, generator, step)
     return path
 
@@ -40,8 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     curriculum = get_curriculum("CATS_TRIPLANE").with_overrides(SMALL)
     save_random(folder / "first.safetensors", curriculum, 0, 10)
     save_random(folder / "second.safetensors", curriculum, 1, 20, ball_slope=50)
+    save_random(folder / "finer.safetensors", curriculum.with_overrides(["backbone_channels=(8,8,8,8)"]), 1, 20)
     save_random(folder / "wide.safetensors", curriculum.with_overrides(["decoder_dim=16"]), 0, 10)
-    save_random(folder / "larger_planes.safetensors", replace(curriculum, plane_extent=0.2), 0, 10)
+    save_random(folder / "mirrored.safetensors", curriculum, 0, 10, is_mirrored=True)
     save_random(folder / "siren.safetensors", tiny_curriculum(), 0, 10)
     return folder
 
@@ -84,6 +88,16 @@ def test_coarse_layers_move_by_their_own_amount(folder: Path, tmp_path: Path) ->
 
 
 @torch.no_grad()
+def test_coarse_layers_may_come_from_a_generator_with_fewer_texels(folder: Path, tmp_path: Path) -> None:
+    mixed = run(folder, tmp_path / "mixed.safetensors", "--coarse_amount", "0", second="finer")
+    first = dict(load_generator(folder / "first.safetensors").generator.named_parameters())
+    finer = dict(load_generator(folder / "finer.safetensors").generator.named_parameters())
+    for name, value in mixed.named_parameters():
+        is_coarse = "mapping" in name or "start" in name or "blocks.0." in name or "blocks.1." in name
+        assert torch.equal(value, (first if is_coarse else finer)[name]), name
+
+
+@torch.no_grad()
 def test_truncation_means_are_those_of_the_result(folder: Path, tmp_path: Path) -> None:
     mixed = run(folder, tmp_path / "mixed.safetensors", "--amount", "0.5")
     z = draw_latents(2, mixed.curriculum, torch.Generator().manual_seed(0))
@@ -96,9 +110,15 @@ def test_truncation_means_are_those_of_the_result(folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     "first, second, options, message",
     [
-        ("first", "wide", [], "have different networks; use two checkpoints of one run"),
-        ("first", "siren", [], "have different networks"),
-        ("first", "larger_planes", [], "fields of different size or orientation"),
+        ("first", "second", [], "second.safetensors unchanged; use --coarse_amount 0"),
+        (
+            "first",
+            "wide",
+            ["--amount", "0.5"],
+            r"different networks \(triplane.decoder.hidden_weight\); use two checkpoints of one run",
+        ),
+        ("first", "siren", ["--amount", "0.5"], "have different networks"),
+        ("mirrored", "second", ["--amount", "0.5"], "was mirrored, but not the other; use checkpoints after that step"),
         ("siren", "siren", ["--coarse_amount", "0"], "needs tri-plane generators, but the model is SPATIALSIRENBASELINE"),
         ("first", "second", ["--coarse_amount", "0", "--coarse_resolutions", "4"], "the backbone has 3"),
     ],

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from checkpoints.files import save_inference
 from checkpoints.loading import load_generator
@@ -36,7 +35,7 @@ from generators.generator import ImplicitGenerator3d
 def parse_arguments(argv: Sequence[str] | None) -> Any:
     parser = ArgumentParser(__doc__)
     parser.add_argument("first", help="a generator file, or the name of a pretrained generator")
-    parser.add_argument("second", help="another one, which has the same networks")
+    parser.add_argument("second", help="a later one of the same run, or of a run that continues it")
     parser.add_argument("--output", required=True, help="output file, .safetensors")
     parser.add_argument("--amount", type=finite_float, default=1.0, help="0: the first; 1: the second (default: %(default)s)")
     parser.add_argument("--coarse_amount", type=finite_float, help="amount for the coarse layers (default: --amount)")
@@ -63,33 +62,30 @@ def coarse_parameters(generator: ImplicitGenerator3d, num_resolutions: int) -> s
     return {name for name, _ in generator.named_parameters() if name.startswith(prefixes)}
 
 
-def check_same_network(first: ImplicitGenerator3d, second: ImplicitGenerator3d, names: tuple[str, str]) -> None:
-    """Raise UserError unless both have equal parameter shapes, and equal buffers but for the slope of the ball.
-
-    Other buffers define the field, such as its orientation, so their mean has no meaning.
-    """
-    shapes = [{name: value.shape for name, value in generator.named_parameters()} for generator in (first, second)]
-    if shapes[0] != shapes[1]:
-        raise UserError(f"{names[0]} and {names[1]} have different networks; use two checkpoints of one run")
-    a, b = field_buffers(first), field_buffers(second)
-    if a.keys() != b.keys() or not all(torch.equal(a[name], b[name]) for name in a):
-        raise UserError(f"{names[0]} and {names[1]} have fields of different size or orientation; use two checkpoints of one run")
-
-
-def field_buffers(generator: ImplicitGenerator3d) -> dict[str, Tensor]:
-    """Return all buffers but the slope of the ball, which has no effect on what the weights mean."""
-    return {name: value for name, value in generator.named_buffers() if not name.endswith("ball_slope")}
+def check_same_orientation(first: ImplicitGenerator3d, second: ImplicitGenerator3d, names: tuple[str, str]) -> None:
+    """Raise UserError if one of two tri-plane generators was mirrored after they parted (triplane/network.py)."""
+    a, b = (dict(generator.named_buffers()).get("triplane.orientation") for generator in (first, second))
+    if a is not None and b is not None and not torch.equal(a, b):
+        raise UserError(f"one of {names[0]} and {names[1]} was mirrored, but not the other; use checkpoints after that step")
 
 
 @torch.no_grad()
-def interpolate(first: ImplicitGenerator3d, second: ImplicitGenerator3d, amount: float, coarse: dict[str, float]) -> None:
-    """Replace each parameter of ``second`` by first + amount (second - first); ``coarse`` has amounts of single parameters.
+def interpolate(
+    first: ImplicitGenerator3d, second: ImplicitGenerator3d, amounts: dict[str, float], names: tuple[str, str]
+) -> None:
+    """Replace parameters of ``second`` by first + amount (second - first); ``amounts`` has the amount of each.
 
-    The slope of the ball and the truncation means stay those of ``second``; compute the latter anew.
+    Parameters with an amount of 1 stay as they are, and the first generator need not have them. So the coarse layers may come
+    from a generator whose planes had fewer texels. The slope of the ball stays that of ``second``, too.
+    Raises UserError if the first generator lacks a parameter, or has it in another shape.
     """
     start = dict(first.named_parameters())
     for name, parameter in second.named_parameters():
-        parameter.copy_(torch.lerp(start[name], parameter, coarse.get(name, amount)))
+        if amounts[name] == 1:
+            continue
+        if name not in start or start[name].shape != parameter.shape:
+            raise UserError(f"{names[0]} and {names[1]} have different networks ({name}); use two checkpoints of one run")
+        parameter.copy_(torch.lerp(start[name], parameter, amounts[name]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -97,17 +93,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(args.output)
     if output.exists():
         raise UserError(f"{output} already exists; choose another --output")
+    if args.amount == 1 and args.coarse_amount in (None, 1):
+        raise UserError(f"these amounts give {args.second} unchanged; use --coarse_amount 0, for instance")
     first, loaded = load_generator(args.first), load_generator(args.second)
-    generator = loaded.generator
-    check_same_network(first.generator, generator, (args.first, args.second))
-    coarse = {}
+    generator, names = loaded.generator, (args.first, args.second)
+    amounts = {name: args.amount for name, _ in generator.named_parameters()}
+    coarse: set[str] = set()
     if args.coarse_amount is not None:
-        coarse = dict.fromkeys(coarse_parameters(generator, args.coarse_resolutions), args.coarse_amount)
-    interpolate(first.generator, generator, args.amount, coarse)
-    generator.truncation_mean = None
+        coarse = coarse_parameters(generator, args.coarse_resolutions)
+        amounts |= dict.fromkeys(coarse, args.coarse_amount)
+    check_same_orientation(first.generator, generator, names)
+    interpolate(first.generator, generator, amounts, names)
+    generator.truncation_mean = None  # computed anew
     save_inference(output, generator, loaded.step or 0)
-    print(f"{output}: {len(list(generator.parameters())) - len(coarse)} tensors with an amount of {args.amount:g}, ", end="")
-    print(f"{len(coarse)} coarse ones" + (f" with {args.coarse_amount:g}" if coarse else ""))
+    print(f"{output}: {len(amounts) - len(coarse)} tensors with an amount of {args.amount:g}", end="")
+    print(f", {len(coarse)} coarse ones with {args.coarse_amount:g}" if coarse else "")
 
 
 if __name__ == "__main__":
