@@ -5,6 +5,7 @@
 
 An amount of 0 is the first generator, 1 the second, and more than 1 goes beyond the second. Both must come from one run, or one
 must have been trained on from the other: weights of unrelated runs have nothing in common, and their mean generates noise.
+If a SIREN was mirrored between the two (docs/hollow.md), its weights changed sign, which is not detected.
 
 The coarse layers of a tri-plane generator are its mapping network, its constant, and the convolutions of the first resolutions
 of its backbone (--coarse_resolutions: 4 and 8 texels by default). They set the shape and the layout, the others the details.
