@@ -386,7 +386,7 @@ CATS_TRIPLANE = {  # on a GPU: --set batch_size=64
     "num_steps_surface": 5,
     "num_steps_fine": 3,
     "decay_beta": 1e-3,
-    "interval_eval": 0.009,  # narrower than in training: views agree better, and images are about as good (docs/results.md)
+    "interval_eval": 0.009,  # narrower than in training: views agree better, but fd is 3% higher (docs/results.md)
     "last_back": True,  # as in CATS64
     # Losses
     "gan_loss": "relativistic",  # as in CATS64
